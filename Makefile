@@ -1,0 +1,47 @@
+# Every target sets up what it needs: a virtual environment in .venv with the tested versions (constraints.txt).
+#
+#   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
+#   make test                                   all tests: no GPU, no network
+#   make check                                  lint, format, types, direction of imports
+#
+# On Linux, PyPI's torch brings CUDA (several GB). Without an NVIDIA GPU:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+SEED ?= 0
+OUT ?= runs/demo-seed-$(SEED)
+
+BIN := .venv/bin
+READY := .venv/installed
+# The built-in models are so small that more threads only wait for each other.
+export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help demo test check
+
+help:
+	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+
+demo: $(READY)
+	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
+	@echo
+	@echo "A complete Hugging Face checkpoint: $(BIN)/autolayer merge $(OUT) --out $(OUT)/merged"
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest tests/test_imports.py
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "autolayer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
+	@touch $@

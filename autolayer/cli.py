@@ -1,0 +1,299 @@
+"""The command line: options in, one library call, report out.
+
+Every option of `pick` and `train` is a field of `config.Config`: its name, type, default and help text are read from
+there. What can be checked cheaply is checked before torch is imported, so a mistyped name is answered at once.
+
+Exit codes: 0 for every verdict, 2 for what the user can mend (one sentence on stderr), 1 for a bug of ours, 130 for
+Ctrl-C. stdout carries the report, or with --json exactly result.json; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import errno
+import functools
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from autolayer import __version__, config, runs
+from autolayer.errors import AutolayerError, ConfigError, RunFolderError, unknown
+from autolayer.progress import Progress, only_stderr
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from autolayer.pipeline import Until
+    from autolayer.results import PickResult
+
+HELP = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+NO_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # the machine's doing, not ours
+
+
+class Commands(click.Group):
+    """Answers a mistyped command with the nearest one and the list of all."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+class RateType(click.ParamType):
+    """A learning rate, or 'auto' for the searched one (None)."""
+
+    name = "auto|number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        return None if value in (None, "auto") else click.FLOAT.convert(value, param, ctx)
+
+
+class ConfigOption(click.Option):
+    """An option made from a field of Config; its help is read from there when somebody asks for it."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        (field,) = [f for f in dataclasses.fields(config.Config) if f.name == self.name]
+        self.help = field_docs()[field.name]
+        if field.default is dataclasses.MISSING:
+            self.help += "  [required]"
+        elif field.default is not None:
+            self.help += f"  [default: {field.default}]"
+        return super().get_help_record(ctx)
+
+
+@functools.cache
+def field_docs() -> dict[str, str]:
+    """The line of explanation under every field of Config."""
+    (definition,) = ast.parse(inspect.getsource(config.Config)).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        line.target.id: inspect.cleandoc(below.value.value)
+        for line, below in pairwise(definition.body)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Gives a command one option per field of Config."""
+    types = {"str": click.STRING, "int": click.INT, "float": click.FLOAT}
+
+    def add(command: Callable) -> Callable:
+        for field in reversed(dataclasses.fields(config.Config)):
+            if field.name in ("probe", "search", *leave_out):  # the tables of a --config file
+                continue
+            name, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
+            if kind == "bool":
+                command = click.option(f"{name}/--no-{name[2:]}", cls=ConfigOption, default=None)(command)
+            else:
+                kind = RateType() if field.name == "learning_rate" else types[kind]
+                command = click.option(name, cls=ConfigOption, type=kind)(command)
+        tables = "TOML file with any of these settings, [probe] and [search]."
+        return click.option("--config", "toml", metavar="FILE", help=tables)(command)
+
+    return add
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout, all else on stderr.")
+debug_option = click.option("--debug", is_flag=True, is_eager=True, expose_value=False, help="Show tracebacks.",
+                            callback=lambda ctx, _, value: ctx.ensure_object(dict).update(debug=value))  # fmt: skip
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings=HELP)
+@click.version_option(__version__, message="autolayer %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Finds the transformer layer that RL post-training improves most, and trains it.
+
+    \b
+    Start here (minutes on a laptop, nothing is downloaded):
+      autolayer pick --model tiny --task math:arith
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command(
+    epilog="""Where no default is shown, the model's preset or the task decides; --dry-run shows the values.
+
+    \b
+    Examples:
+      autolayer pick --model tiny --task math:arith
+      autolayer pick --model Qwen/Qwen3-8B --task math --dry-run
+      autolayer pick --model ./my-model --data prompts.jsonl --reward reward.py:score
+      autolayer pick --model tiny --task math:arith --until probe --json
+    """
+)
+@config_options()
+@click.option("--until", type=click.Choice(["calibrate", "probe", "search"]), help="Stop after this stage.")
+@click.option("--dry-run", is_flag=True, help="Print plan, cost and memory, and stop.")
+@json_option
+@debug_option
+@click.pass_context
+def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, **_: Any) -> None:
+    """Find the layer that RL improves most, and train it.
+
+    Runs calibrate, probe, search and train. The same command resumes a run that was interrupted.
+    """
+    settings = _settings(ctx)
+    if dry_run:
+        with only_stderr():
+            from autolayer import dryrun
+
+            plan = dryrun.dry_run(settings)
+        return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+    with only_stderr():
+        from autolayer import pipeline
+
+        result = pipeline.pick(settings, until=until, progress=Progress())
+    _show(result, Path(settings.out or ""), as_json)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer train --model tiny --task math:arith --layers 2\n"
+             "  autolayer train --model Qwen/Qwen3-8B --task math --layers 16-18 --learning-rate 3e-6")  # fmt: skip
+@config_options(leave_out=("budget", "regret", "storage"))  # they steer the search, and here is none
+@json_option
+@debug_option
+@click.pass_context
+def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
+    """Train the layers you name, without searching."""
+    settings = _settings(ctx)
+    if settings.layers is None:
+        raise ConfigError("--layers is missing: name what is trained (16, 10-14 or 8,16), or let `pick` find it.")
+    with only_stderr():
+        from autolayer import pipeline
+
+        result = pipeline.train_layer(settings, progress=Progress())
+    _show(result, Path(settings.out or ""), as_json)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")
+@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the one-file report here.")
+@json_option
+@debug_option
+def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
+    """Show the result of a run again."""
+    from autolayer.report import write_html
+    from autolayer.results import from_dict
+
+    folder = runs.RunFolder(run_folder)
+    values = folder.read(runs.RESULT)
+    if values is None:
+        raise RunFolderError(_why_no_result(folder))
+    result = from_dict(values)
+    if html is not None:
+        write_html(result, html)
+        click.echo(f"wrote {html}", err=True)
+    _show(result, run_folder, as_json, show_all)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer merge runs/demo-seed-0 --out merged\n"
+             "  autolayer merge layer.safetensors --model ./copy-of-the-base --out merged")  # fmt: skip
+@click.argument("source", metavar="RUN_FOLDER_OR_PATCH", type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help="The base model, where it is not where the patch says.")
+@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@debug_option
+def merge(source: Path, model: str | None, out: Path) -> None:
+    """Write a complete Hugging Face checkpoint with the trained layer in it."""
+    path = source / runs.PATCH if source.is_dir() else source
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: give a run folder whose training has finished, or a patch file.")
+    with only_stderr():
+        from autolayer import patch
+
+        written = patch.merge(model or patch.load_patch(path).base, path, out)
+    click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
+
+
+@cli.command()
+@debug_option
+def tasks() -> None:
+    """List the built-in tasks."""
+    from autolayer.tasks import TASKS
+
+    width = max(map(len, TASKS))
+    for name, task in TASKS.items():
+        click.echo(f"{name:{width}}  {task.description}")
+    click.echo("\nYour own: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: runs a command and leaves with its exit code."""
+    state = {"debug": False}
+    try:
+        code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)
+    except Exception as error:
+        code, sentence = _explain(error)
+        if state["debug"] and code != 130:
+            traceback.print_exc()
+        click.echo(f"autolayer: {sentence}", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the sentence for whatever ended a command."""
+    if isinstance(error, click.Abort):  # Ctrl-C
+        return 130, "interrupted: the same command resumes where it stopped"
+    if isinstance(error, AutolayerError | click.ClickException):
+        return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
+    if isinstance(error, OSError) and error.errno in NO_DISK:
+        return 2, f"error: {error.filename or 'a file'}: {error.strerror}. Make room, or give another --out."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
+        return 2, "error: the device ran out of memory: give a smaller --prompts-per-step or --max-new-tokens."
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return 1, f"this is a bug of autolayer ({what}): run the same command with --debug to see where."
+
+
+def _settings(ctx: click.Context) -> config.Config:
+    """Options given on the command line before --config before defaults. Names are checked, the folder is named."""
+    values: dict[str, Any] = {}
+    options = {option.name: option for option in ctx.command.params if isinstance(option, ConfigOption)}
+    if ctx.params["toml"] is not None:
+        for name, value in config.read_toml(ctx.params["toml"]).items():
+            # The option's type checks the file's value as well, and names the option in its error.
+            values[name] = options[name].type_cast_value(ctx, value) if name in options else value
+    given = [name for name in options if name and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    values |= {name: ctx.params[name] for name in given}
+    if "model" not in values:
+        raise ConfigError("--model is missing: give 'tiny', a local folder, or a Hugging Face name.")
+    settings = config.from_dict(values)
+    # Imported here: both refuse an unknown name without the seconds that importing torch takes.
+    from autolayer import models, tasks
+
+    models.check_name(settings.model)
+    packaged = models.EMBEDDED.get(settings.model)
+    tasks.check_name(settings, packaged.forms if packaged else None)
+    return dataclasses.replace(settings, out=str(runs.open_run(settings, verb=str(ctx.command.name)).path))
+
+
+def _show(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:
+    from autolayer.report import Report
+
+    _print(result.to_json(), Report(result, folder=folder, show_all=show_all), as_json)
+
+
+def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
+    if as_json:
+        return click.echo(text)
+    import rich
+
+    rich.print(renderable)
+
+
+def _why_no_result(folder: runs.RunFolder) -> str:
+    if (calibration := folder.read(runs.CALIBRATION)) is None:
+        return f"{folder.path} has no {runs.RESULT}: give the folder of a run, or repeat its command to finish it."
+    if calibration.get("status") == "no_signal":
+        return f"{folder.path} found no training signal: {calibration.get('message') or 'see ' + runs.CALIBRATION}"
+    return f"{folder.path} is not finished: repeat the command that made it, and it goes on."

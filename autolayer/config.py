@@ -1,0 +1,158 @@
+"""Every setting, its default and its one line of explanation, in one place.
+
+`Config` holds what the command line shows; `ProbeConfig` and `SearchConfig` hold the rest, reachable through
+`--config run.toml`. A field that is None is filled from the model's preset or the task (`pipeline.resolve`),
+and the resolved values are written to the run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autolayer.errors import ConfigError, unknown
+
+ALGORITHMS = ("grpo", "dr_grpo")
+
+NOT_SIGNED = ("out", "storage", "hours", "device")
+"""Fields that may change between two runs of one folder: they change no decision and no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the cheap signals are measured."""
+
+    share: float = 0.3
+    """Share of the finding budget that the probes may spend."""
+    num_folds: int = 3
+    """Parts of the shared batch: a direction is taken on all but one and judged on that one."""
+    num_prompts: int = 64
+    """Prompts in each fold, at most; fewer where the budget asks for it."""
+    burst_steps: int = 2
+    """Optimizer steps per layer of the `rl_burst` probe, at most; 0 leaves the probe out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How the race confirms the prediction."""
+
+    num_select: int = 128
+    """Items of the `select` split on which every rung compares its arms."""
+    rate_span: float = 4.0
+    """A layer's learning rate is searched between the equal-KL rate divided and multiplied by this."""
+    confidence: float = 0.95
+    """The leader is clear when it is best with at least this probability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of one run."""
+
+    model: str
+    """Base model: 'tiny', a local folder, or a Hugging Face name."""
+    task: str = "math"
+    """Task: a built-in name (see `autolayer tasks`) or FILE.py:NAME."""
+    data: str | None = None
+    """Your own prompts: a .jsonl file with a 'prompt' column; needs --reward."""
+    reward: str | None = None
+    """Your own reward: FILE.py:function with TRL's signature."""
+    algorithm: str = "grpo"
+    """RL algorithm: grpo or dr_grpo."""
+    layers: str | None = None
+    """Candidate layers, such as 16, 10-14 or 8,16; in `train`, the layers that are trained. Default: all."""
+    budget: float = 0.25
+    """What finding the layer may cost, as a share of one full run of the final training."""
+    regret: float = 0.05
+    """Contribution one is ready to lose: the search stops when no more than this is at stake."""
+    hours: float | None = None
+    """Deadline for the whole run, on top of the budget."""
+    steps: int | None = None
+    """Optimizer steps of the final training run."""
+    prompts_per_step: int | None = None
+    """Prompts per optimizer step."""
+    group_size: int = 8
+    """Completions per prompt: the group that rewards are compared in."""
+    max_new_tokens: int | None = None
+    """Longest completion, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature of rollouts and evaluation."""
+    learning_rate: float | None = None
+    """Learning rate of the trained layers; default: searched."""
+    beta: float = 0.0
+    """Weight of the KL term against the base model."""
+    thinking: bool | None = None
+    """Thinking switch of the chat template, where it has one."""
+    num_eval: int | None = None
+    """Items of the `eval` split that base and trained model are compared on; default: the task's own."""
+    seed: int = 0
+    """Fixes every random choice of the run."""
+    out: str | None = None
+    """Run folder; default: runs/MODEL-TASK-SIGNATURE."""
+    storage: str | None = None
+    """Optuna storage of the search; default: study.db in the run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise unknown("algorithm", self.algorithm, ALGORITHMS)
+        problems = [text for field_name, valid, text in self._checks() if not valid and field_name]
+        if problems:
+            raise ConfigError("; ".join(problems) + ".")
+
+    def _checks(self) -> list[tuple[str, bool, str]]:
+        def positive(name: str, whole: bool = False) -> tuple[str, bool, str]:
+            value = getattr(self, name)
+            option = "--" + name.replace("_", "-")
+            valid = value is None or value > 0
+            return name, valid, f"{option} {value} cannot work: give a {'whole ' if whole else ''}number above 0"
+
+        return [
+            *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens", "num_eval")),
+            *(positive(name) for name in ("budget", "hours", "temperature", "learning_rate", "regret")),
+            ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
+             "inside a group, give at least 2"),
+            ("beta", self.beta >= 0, f"--beta {self.beta} cannot work: give 0 or a number above"),
+            ("data", (self.data is None) == (self.reward is None),
+             f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, "
+             "or a --task"),
+        ]  # fmt: skip
+
+    @property
+    def signature(self) -> str:
+        """Ten characters that two configurations share only if they would do the same."""
+        signed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SIGNED}
+        return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Builds a Config from nested plain values; unknown names are refused with the nearest valid one."""
+    return _build(Config, values)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Reads a `--config` file. The keys are the fields of `Config`, with [probe] and [search] as tables."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path} does not exist: give the path of a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {path} is not valid TOML ({error}): mend that line.") from None
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    nested = {"probe": ProbeConfig, "search": SearchConfig}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise unknown("setting", name, fields)
+        arguments[name] = _build(nested[name], value) if name in nested and isinstance(value, dict) else value
+    return cls(**arguments)

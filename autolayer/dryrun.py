@@ -1,0 +1,127 @@
+"""`--dry-run`: what a run would do and cost, from the model's configuration alone. Nothing is loaded or written.
+
+Completion lengths are not known before calibration, so costs are given for completions that use all of
+`max_new_tokens`: shares stay about right, absolute numbers are upper bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from autolayer import plan
+from autolayer.config import Config
+from autolayer.costs import Cost, CostModel
+from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
+from autolayer.models import empty_model, read_tokenizer
+from autolayer.plan import ProbePlan, UnitCosts
+from autolayer.prepare import check_names, resolve
+from autolayer.rollouts import encode_prompts
+from autolayer.tasks import load_task
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """The plan of a run."""
+
+    config: Config
+    """Resolved: every open field filled."""
+    num_layers: int
+    candidates: tuple[int, ...]
+    calibration_prompts: int
+    probes: ProbePlan
+    full_run: Cost
+    finding_budget: Cost
+    device_bytes: dict[str, int]
+    """What the device holds while one layer is trained, activations and key-value cache apart."""
+    host_bytes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return asdict(self)
+
+    def render(self) -> RenderableType:
+        """A table for the terminal."""
+        from rich.table import Table
+
+        config, table = self.config, Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="dim")
+        table.add_column()
+        table.add_row("model", f"{config.model}: {self.num_layers} layers, {len(self.candidates)} candidates")
+        table.add_row(
+            "final run",
+            f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions, at most "
+            f"{_amount(self.full_run.generated_tokens)} tokens",
+        )
+        table.add_row(
+            "finding",
+            f"at most {config.budget:.0%} of one full run: {_amount(self.finding_budget.generated_tokens)} generated "
+            f"tokens and {_amount(self.finding_budget.layer_tokens)} layer-tokens",
+        )
+        table.add_row("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions")
+        sizes = self.probes
+        table.add_row(
+            "probe",
+            f"{config.probe.num_folds} folds of {sizes.fold_prompts} prompts; line search on "
+            f"{sizes.line_search_prompts}; bursts of {sizes.burst_steps} steps x {sizes.burst_prompts} prompts",
+        )
+        table.add_row("search", "the rest of the budget, by successive halving of short runs")
+        table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
+        for where, amounts in (("device memory", self.device_bytes), ("host memory", self.host_bytes)):
+            parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
+            table.add_row(where, f"{_bytes(sum(amounts.values()))}: {parts}")
+        for note in sizes.notes:
+            table.add_row("note", note)
+        return table
+
+
+def dry_run(config: Config) -> DryRun:
+    """Works out the plan.
+
+    Raises:
+        AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
+    """
+    check_names(config)
+    tokenizer, model = read_tokenizer(config.model), empty_model(config.model)
+    task = load_task(config, chat=tokenizer.chat_template is not None)
+    config = resolve(config, task)
+    num_layers = len(find_layers(model))
+    candidates = parse_layers(config.layers, num_layers, config.model)
+    assert candidates != "full"
+    some = encode_prompts(tokenizer, task.splits["probe"][:64], dict(task.chat_template_kwargs))
+    units = UnitCosts(
+        costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
+        group_size=config.group_size,
+        prompt_tokens=sum(map(len, some)) / len(some),
+        completion_tokens=task.max_new_tokens,
+    )
+    budget = plan.finding_budget(config, units, candidates)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    layer = sum(p.numel() for p in layer_parameters(model, candidates[:1]).values())
+    all_layers = sum(p.numel() for p in layer_parameters(model, candidates).values())
+    return DryRun(
+        config=config,
+        num_layers=num_layers,
+        candidates=candidates,
+        calibration_prompts=plan.calibration_prompts(config),
+        probes=plan.plan_probes(config, units, candidates, budget),
+        full_run=plan.full_run(config, units, (max(candidates),)),
+        finding_budget=budget,
+        device_bytes={"weights": weights, "float32 master, gradient and Adam of one layer": 16 * layer},
+        host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
+    )
+
+
+def _amount(value: float) -> str:
+    """12345678 as 12.3 M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float) -> str:
+    return f"{_amount(value)}B"

@@ -1,0 +1,81 @@
+"""The whole flow, top to bottom. The same verbs serve the command line and somebody's own pipeline."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from autolayer.arms import Arm
+from autolayer.config import Config, from_dict
+from autolayer.prepare import prepare
+from autolayer.probes.run import joint_rate
+from autolayer.progress import Progress
+from autolayer.results import PickResult
+from autolayer.summary import Summary
+
+Until = Literal["calibrate", "probe", "search"]
+
+
+def pick(
+    config: Config | None = None, *, until: Until | None = None, progress: Progress | None = None, **options: Any
+) -> PickResult:
+    """Finds the layer that RL improves most, and trains it.
+
+    Args:
+        config: The settings; or give them as keywords, named like the command's options.
+        until: Stop after this stage; the same call without it goes on from there.
+        progress: Where to show progress; default: nowhere.
+
+    Returns:
+        What was found. The run folder holds it as result.json, and the trained layer as layer.safetensors.
+
+    Raises:
+        AutolayerError: Something in the settings, the model, the data or the reward cannot work; among them
+            NoSignalError, where the base model's rewards do not vary.
+
+    Example:
+        result = autolayer.pick(model="tiny", task="math:arith", seed=1)
+        print(result.best_layers, result.gain.value)
+    """
+    stages = prepare(config or from_dict(options), progress)
+    if done := stages.finished():
+        return done
+    summary = Summary(stages)
+
+    calibration = summary.add_calibration(*stages.calibrate())
+    if until == "calibrate":
+        return summary.result()
+
+    probed = summary.add_probes(*stages.probe(calibration))
+    if until == "probe":
+        return summary.result()
+
+    outcome = summary.add_search(*stages.search(calibration, probed, summary.spent))
+    if until == "search":
+        return summary.result()
+
+    trained = summary.add_training(*stages.train(outcome.winner))
+    return stages.keep(summary.result(), trained)
+
+
+def train_layer(config: Config | None = None, *, progress: Progress | None = None, **options: Any) -> PickResult:
+    """Trains the layers that `layers` names, without searching; "full" trains all parameters.
+
+    Without a `learning_rate` the probes' equal-KL rate is taken.
+
+    Raises:
+        AutolayerError: As `pick`.
+
+    Example:
+        autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
+    """
+    stages = prepare(config or from_dict(options), progress, verb="train")
+    if done := stages.finished():
+        return done
+    summary = Summary(stages)
+    calibration = summary.add_calibration(*stages.calibrate())
+    rate = stages.config.learning_rate
+    if rate is None:
+        rate = joint_rate(summary.add_probes(*stages.probe(calibration)))
+    arm = Arm(layers=stages.trained_layers, learning_rate=rate, seed=stages.config.seed)
+    trained = summary.add_training(*stages.train(arm))
+    return stages.keep(summary.result(), trained)

@@ -1,0 +1,134 @@
+"""The plan: how large calibration and probes may be, so that finding the layer fits its budget. Pure arithmetic.
+
+The budget is a share of one full run of the final training, in generated tokens and in layer-tokens alike. It is
+planned with the cheapest full run among the candidates, so that the share holds whichever layer wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autolayer.config import Config
+from autolayer.costs import Cost, CostModel
+
+MARGIN = 0.95
+"""Of the budget, what is planned for: completions get longer or shorter while a model trains."""
+PROBE_SHARES = {"shared batch": 0.5, "step response": 0.15, "line search": 0.15, "burst": 0.2}
+"""How the probes' part of the budget is divided; the shared batch serves all gradient probes."""
+LINE_SIZES, RESPONSE_SIZES = 4, 2
+"""Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
+MIN_BURST_PROMPTS = 8
+"""Prompts per step below which a burst measures nothing but noise; its part of the budget then goes to the search."""
+MIN_PROMPTS = 4
+"""Prompts below which a fold of the shared batch says nothing at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCosts:
+    """Costs of one prompt, a whole group of completions each."""
+
+    costs: CostModel
+    group_size: int
+    prompt_tokens: float
+    completion_tokens: float
+
+    @property
+    def tokens(self) -> float:
+        return self.group_size * (self.prompt_tokens + self.completion_tokens)
+
+    @property
+    def generate(self) -> Cost:
+        prefill = self.costs.forward(self.group_size * self.prompt_tokens)
+        return prefill + Cost(generated_tokens=self.group_size * self.completion_tokens)
+
+    @property
+    def generate_one(self) -> Cost:
+        """One completion: an evaluation item."""
+        return self.generate * (1 / self.group_size)
+
+    @property
+    def forward(self) -> Cost:
+        return self.costs.forward(self.tokens)
+
+    def step(self, layers: tuple[int, ...]) -> Cost:
+        """Rollouts and one update of these layers."""
+        return self.generate + self.costs.train(self.tokens, layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """Sizes of the probes, in prompts with `group_size` completions each. 0 leaves a probe out."""
+
+    fold_prompts: int
+    response_prompts: int
+    line_search_prompts: int
+    burst_steps: int
+    burst_prompts: int
+    burst_items: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def full_run(config: Config, units: UnitCosts, layers: tuple[int, ...]) -> Cost:
+    """Cost of the final training from start to end, evaluation apart."""
+    assert config.steps is not None and config.prompts_per_step is not None
+    return units.step(layers) * (config.steps * config.prompts_per_step)
+
+
+def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
+    """What calibration, probes and search may cost together."""
+    return full_run(config, units, (max(candidates),)) * (config.budget * MARGIN)
+
+
+def calibration_prompts(config: Config) -> int:
+    """Prompts for calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
+    assert config.steps is not None and config.prompts_per_step is not None
+    affordable = int(0.1 * config.budget * config.steps * config.prompts_per_step)
+    return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
+
+
+def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
+    """Sizes each probe to its part of `config.probe.share` of the budget."""
+    num_layers, folds = len(candidates), config.probe.num_folds
+    part = {name: budget * (config.probe.share * share) for name, share in PROBE_SHARES.items()}
+    all_layers = tuple(range(units.costs.num_layers))
+
+    def shared(prompts: int) -> Cost:
+        return (units.generate + units.costs.train(units.tokens, all_layers)) * (folds * prompts)
+
+    fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
+    response = largest(
+        lambda n: units.forward * (num_layers * folds * (1 + RESPONSE_SIZES) * n), part["step response"], fold_prompts
+    )
+    line = largest(lambda n: units.forward * (num_layers * (1 + LINE_SIZES) * n), part["line search"], fold_prompts)
+    assert config.prompts_per_step is not None
+    steps = config.probe.burst_steps
+
+    def burst(prompts: int) -> Cost:
+        items = prompts * units.group_size
+        return (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
+
+    burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
+    notes = []
+    if fold_prompts < MIN_PROMPTS:
+        fold_prompts = MIN_PROMPTS
+        notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
+    if line < 2:
+        notes.append("line_search left out: it does not fit the budget")
+    if burst_prompts < MIN_BURST_PROMPTS:
+        burst_prompts = 0
+        notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
+    return ProbePlan(
+        fold_prompts=fold_prompts,
+        response_prompts=min(fold_prompts, max(MIN_PROMPTS, response)),
+        line_search_prompts=line if line >= 2 else 0,
+        burst_steps=steps if burst_prompts else 0,
+        burst_prompts=burst_prompts,
+        burst_items=burst_prompts * units.group_size,
+        notes=tuple(notes),
+    )
+
+
+def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
+    """The largest whole number up to `at_most` whose cost fits, 0 if none does."""
+    return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)

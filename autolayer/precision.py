@@ -1,0 +1,74 @@
+"""One block in true float32 inside a model of another dtype.
+
+A wrapped forward, not a pair of hooks: autocast must be off in between even if the block raises, and other people's
+hooks on the block go on seeing the model's own dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def fp32_block(block: nn.Module, *, keep: bool = False) -> Iterator[None]:
+    """Runs one block in float32; nothing happens to a block that is float32 already.
+
+    Args:
+        block: Its floating inputs, keyword arguments included, are cast up; its outputs are cast back.
+        keep: Round the weights back into the original tensors on leaving, instead of dropping their changes.
+    """
+    tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
+    narrow = [t for t in tensors if t.dtype != torch.float32]
+    with ExitStack() as undo:
+        if narrow:
+            undo.callback(restore_forward, block, block.__dict__.get("forward"))
+            block.forward = _in_float32(block.forward, narrow[0].dtype)
+        for tensor in narrow:
+            undo.callback(_restore_data, tensor, tensor.data, tensor.grad, keep)
+            tensor.grad = None  # its dtype would no longer fit
+            tensor.data = tensor.data.float()
+        yield
+
+
+def restore_forward(module: nn.Module, forward: Any) -> None:
+    """Puts back what `module.__dict__.get("forward")` was: an override of the instance, or None for the class's own."""
+    if forward is not None:
+        module.forward = forward
+    else:
+        module.__dict__.pop("forward", None)
+
+
+def _in_float32(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        with torch.autocast(next(tensors).device.type, enabled=False):
+            output = forward(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
+        return _cast(output, dtype)
+
+    return wrapped
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Casts the floating tensors in nested tuples, lists and dicts; other objects (caches) pass untouched."""
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(item, dtype) for item in value)
+    if type(value) is dict:
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    return value
+
+
+def _restore_data(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None, keep: bool) -> None:
+    if keep:
+        data.copy_(tensor.data)
+    tensor.grad = None
+    tensor.data = data
+    tensor.grad = grad

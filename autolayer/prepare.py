@@ -1,0 +1,98 @@
+"""From settings to a workbench: names checked, open fields filled, model and task loaded, run folder claimed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from autolayer import models, tasks
+from autolayer.config import NOT_SIGNED, Config
+from autolayer.layers import layer_parameters, parse_layers
+from autolayer.patch import check_room
+from autolayer.progress import Progress, Silent
+from autolayer.runs import PATCH, open_run
+from autolayer.stages import Stages
+from autolayer.tasks.base import Task
+from autolayer.workbench import TrainSettings, Workbench
+
+DEFAULTS = {"steps": 400, "prompts_per_step": 64}
+"""Where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
+NUM_EVAL = 512
+
+
+def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Stages:
+    """Checks everything that can be checked before work begins, cheap things first.
+
+    Raises:
+        AutolayerError: Something in the settings, the model, the data or the run folder cannot work. Nothing has
+            been written then.
+    """
+    started = time.monotonic()
+    check_names(config)
+    progress = progress or Silent()
+    with progress.stage("load", None):
+        loaded = models.load_model(config.model, config.device)
+        task = tasks.load_task(config, chat=loaded.chat)
+    config = resolve(config, task)
+    candidates = parse_layers(
+        config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
+    )
+    trained = layer_parameters(loaded.model, candidates)
+    folder = open_run(config, verb)
+    check_room(folder / PATCH, trained.values())
+    resolved = {"verb": verb, **signed(config), "base_hash": loaded.weight_hash, **_content(config)}
+    signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+    folder.claim(resolved, signature)
+    settings = TrainSettings(
+        algorithm=config.algorithm,
+        prompts_per_step=config.prompts_per_step or 0,
+        group_size=config.group_size,
+        beta=config.beta,
+    )
+    return Stages(
+        config=config,
+        bench=Workbench(loaded, task, settings, folder, temperature=config.temperature),
+        candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
+        trained_layers=candidates,
+        progress=progress,
+        signature=signature,
+        started=started,
+    )
+
+
+def check_names(config: Config) -> None:
+    """Refuses unknown models and tasks without importing anything heavy."""
+    models.check_name(config.model)
+    embedded = models.EMBEDDED.get(config.model)
+    tasks.check_name(config, embedded.forms if embedded else None)
+
+
+def resolve(config: Config, task: Task) -> Config:
+    """Fills what the user left open: the embedded model's preset first, then the task, then the defaults."""
+    embedded = models.EMBEDDED.get(config.model)
+    preset = {**DEFAULTS, "num_eval": task.num_eval or NUM_EVAL, **(embedded.preset if embedded else {})}
+    preset["max_new_tokens"] = task.max_new_tokens
+    open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
+    config = dataclasses.replace(config, **open_fields)
+    rows = len(task.splits["eval"])
+    return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
+
+
+def signed(config: Config) -> dict[str, Any]:
+    """The settings that decide what a run does."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SIGNED}
+
+
+def _content(config: Config) -> dict[str, str]:
+    """Hashes of the user's own files: an edited file is another configuration."""
+    named = {"data": config.data, "reward": config.reward, "task": config.task if ".py:" in config.task else None}
+    hashes = {}
+    for name, reference in named.items():
+        if reference is not None:
+            path = Path(reference.rsplit(":", 1)[0] if name != "data" else reference)
+            hashes[f"{name}_hash"] = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+    return hashes

@@ -1,0 +1,252 @@
+"""Rollouts: prompts in, sampled completions out, and the log-probabilities a policy gives them.
+
+Sampling adds one request's own Gumbel noise to the logits and takes the largest (the Gumbel-max trick), which is
+exact sampling at the given temperature. Two policies that answer one request with one seed therefore differ only
+where their probabilities do, and paired comparisons need far fewer items. Left out on purpose: top-p and top-k,
+which cut the tail that RL learns from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from trl.trainer.utils import add_fused_lm_head
+
+from autolayer.tasks.base import Row
+
+# P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width.
+
+
+def request_seed(*words: object) -> int:
+    """A 63-bit seed from words such as (run seed, "train", step, index): the same on every machine."""
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """Sampled completions of P prompts, G each, in prompt order: lists of length B = P * G."""
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    texts: list[str]
+    """Completions decoded without special tokens."""
+    rewards: list[float]
+    finished: list[bool]
+    """Ended by itself, not by the token limit."""
+    group_size: int
+
+    @property
+    def num_generated(self) -> int:
+        return sum(map(len, self.completion_ids))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_generated + sum(map(len, self.prompt_ids))
+
+    def rewards_P_G(self) -> torch.Tensor:
+        return torch.tensor(self.rewards, dtype=torch.float64).view(-1, self.group_size)
+
+    def __add__(self, other: Rollouts) -> Rollouts:
+        lists = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
+        joined = {name: getattr(self, name) + getattr(other, name) for name in lists}
+        return Rollouts(**joined, group_size=self.group_size)
+
+    def __getitem__(self, prompts: slice) -> Rollouts:
+        """The rollouts of a slice of the prompts, whole groups."""
+        start, stop, _ = prompts.indices(len(self.rewards) // self.group_size)
+        rows = slice(start * self.group_size, stop * self.group_size)
+        return Rollouts(
+            prompt_ids=self.prompt_ids[rows],
+            completion_ids=self.completion_ids[rows],
+            texts=self.texts[rows],
+            rewards=self.rewards[rows],
+            finished=self.finished[rows],
+            group_size=self.group_size,
+        )
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: dict) -> list[list[int]]:
+    """Token ids of plain-text prompts, or of message lists through the chat template, as TRL makes them."""
+    prompts = [row["prompt"] for row in rows]
+    if not isinstance(prompts[0], str):
+        encoded = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
+        )
+        return [list(ids) for ids in encoded["input_ids"]]  # pyright: ignore
+    return [list(ids) for ids in tokenizer(text=prompts)["input_ids"]]  # pyright: ignore
+
+
+class TransformersEngine:
+    """Generates with the model itself: always in step with the weights, no second copy."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        max_sequences: int = 512,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.max_sequences = max_sequences
+        """Sequences generated at once: what the key-value cache has room for."""
+        self.seconds, self.tokens = 0.0, 0
+        """Time spent and tokens generated so far: the measured price of a generated token."""
+        declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+        declared = [declared] if isinstance(declared, int) else list(declared or [])
+        self.eos_token_ids = sorted({tokenizer.eos_token_id, *declared})
+        # Every field that a model's own generation config could change is set here: RL samples from the policy itself.
+        self.config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=self.eos_token_ids,
+            bos_token_id=tokenizer.bos_token_id,
+            disable_compile=True,
+        )
+
+    def generate(self, prompt_ids: list[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        """Samples one completion per prompt, the end-of-text token included where it ended by itself.
+
+        Args:
+            prompt_ids: Token ids, one list per request.
+            seeds: One seed per request: equal prompt, weights and seed give the same completion.
+        """
+        started = time.perf_counter()
+        completions: list[list[int]] = []
+        for start in range(0, len(prompt_ids), self.max_sequences):
+            stop = start + self.max_sequences
+            completions += self._generate_batch(prompt_ids[start:stop], seeds[start:stop])
+        self.seconds += time.perf_counter() - started
+        self.tokens += sum(map(len, completions))
+        return completions
+
+    def _generate_batch(self, prompt_ids: list[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+        device = self.model.device
+        width = max(map(len, prompt_ids))
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
+        noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device)])
+        with _generation_mode(self.model, self.config), torch.no_grad():
+            output = self.model.generate(
+                input_ids=input_ids, attention_mask=mask, generation_config=self.config, logits_processor=noise
+            )
+        return [self._until_end(ids) for ids in output[:, width:].tolist()]  # pyright: ignore
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """Cuts the padding after the first end-of-text token, which stays."""
+        for position, token in enumerate(ids):
+            if token in self.eos_token_ids:
+                return ids[: position + 1]
+        return ids
+
+    def finished(self, completion_ids: list[int]) -> bool:
+        return bool(completion_ids) and completion_ids[-1] in self.eos_token_ids
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Logits over temperature plus each request's own noise: the largest is a sample of the softmax."""
+
+    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / self.temperature - noise.log_()
+
+
+@contextlib.contextmanager
+def _generation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Evaluation mode and our generation config; `generate` fills whatever is unset from the model's own."""
+    training, own = model.training, model.generation_config
+    try:
+        model.eval()
+        model.generation_config = config
+        yield
+    finally:
+        model.generation_config = own
+        model.train(training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBatch:
+    """Prompt and completion of B sequences, padded on the right, ready to be scored."""
+
+    input_ids: torch.Tensor
+    """(B, T)"""
+    attention_mask: torch.Tensor
+    """(B, T), 1 at real tokens."""
+    completion_mask: torch.Tensor
+    """(B, T), 1 at completion tokens."""
+
+    @classmethod
+    def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
+        pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
+        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+
+        def padded(fill: int, make) -> torch.Tensor:
+            rows = [make(prompt, completion) for prompt, completion in pairs]
+            return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+
+        return cls(
+            input_ids=padded(pad_token_id, lambda p, c: p + c),
+            attention_mask=padded(0, lambda p, c: [1] * (len(p) + len(c))),
+            completion_mask=padded(0, lambda p, c: [0] * len(p) + [1] * len(c)),
+        )
+
+    def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:
+        """Micro-batches, each with the rows it covers."""
+        for start in range(0, len(self.input_ids), max_sequences):
+            rows = slice(start, min(start + max_sequences, len(self.input_ids)))
+            yield (
+                rows,
+                ScoreBatch(
+                    input_ids=self.input_ids[rows],
+                    attention_mask=self.attention_mask[rows],
+                    completion_mask=self.completion_mask[rows],
+                ),
+            )
+
+
+@contextlib.contextmanager
+def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
+    """Lets `log_probs` run on the model: TRL's fused head, which never holds all logits, put on and taken off."""
+    before = model.__dict__.get("forward")
+    training = model.training
+    try:
+        add_fused_lm_head(model, temperature=temperature)
+        model.eval()
+        yield
+    finally:
+        model.train(training)
+        if before is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.__dict__["forward"] = before
+
+
+def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
+    """Log-probability of every completion token under the model, shape (B, T - 1), zero elsewhere.
+
+    Works inside `scoring(model, temperature)` only.
+    """
+    labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)
+    return output.log_probs

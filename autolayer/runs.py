@@ -1,0 +1,112 @@
+"""The run folder: what every stage leaves for the next, and how a run is resumed or refused.
+
+Files are written to a temporary name and moved into place, so a crash leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autolayer.config import Config
+from autolayer.errors import RunFolderError
+
+CONFIG, CALIBRATION, PROBE, SEARCH, RESULT = (
+    f"{stage}.json" for stage in ("config", "calibration", "probe", "search", "result")
+)
+PATCH, REPORT = "layer.safetensors", "report.html"
+
+
+class RunFolder:
+    """One run on disk. Opening it creates nothing; the first write does."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Returns a stage's JSON, or None if that stage has not finished.
+
+        Raises:
+            RunFolderError: The file is there but is not JSON: somebody or something damaged it.
+        """
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            value = json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(
+                f"{file} is damaged ({error}): delete that file to redo its stage, or choose another --out."
+            ) from None
+        if not isinstance(value, dict):
+            raise RunFolderError(f"{file} is damaged (no JSON object): delete it, or choose another --out.")
+        return value
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
+        text = json.dumps(value, indent=1, allow_nan=False)
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary.write_text(text + "\n")
+        temporary.replace(self.path / name)
+
+    def keep_only(self, name: str, value: dict[str, Any]) -> None:
+        """Writes one file and gives up the claim: a run that found nothing leaves just the reason."""
+        self.write(name, value)
+        (self.path / CONFIG).unlink(missing_ok=True)
+
+    def claim(self, resolved: dict[str, Any], signature: str) -> None:
+        """Makes the folder this configuration's, or checks that it already is.
+
+        Raises:
+            RunFolderError: The folder belongs to another configuration, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"--out {self.path} is a file: give a folder.")
+        before = self.read(CONFIG)
+        if before is None:
+            calibration = self.path / CALIBRATION
+            inside = list(self.path.iterdir()) if self.path.is_dir() else []
+            if inside == [calibration]:
+                calibration.unlink()  # what `keep_only` left: there was nothing to lose
+            elif inside:
+                raise RunFolderError(
+                    f"--out {self.path} is not empty and is no run folder (it has no {CONFIG}): give a new folder."
+                )
+            self.write(CONFIG, {"signature": signature, **resolved})
+        elif before.get("signature") != signature:
+            differing = _differences(before, resolved)
+            raise RunFolderError(
+                f"--out {self.path} belongs to another configuration ({'; '.join(differing) or 'signature'}): "
+                "choose another --out, or repeat the command that made it to resume it."
+            )
+
+    def free_bytes(self) -> int:
+        """Bytes free on the disk that holds (or will hold) the folder."""
+        existing = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
+        return shutil.disk_usage(existing).free
+
+
+def open_run(config: Config, verb: str = "pick") -> RunFolder:
+    """The folder of a configuration: `--out`, or a name made from model, task and signature."""
+    if config.out is not None:
+        return RunFolder(config.out)
+    task = Path(config.data).stem if config.data else config.task
+    words = [Path(config.model).name if Path(config.model).exists() else config.model, task, config.signature]
+    words = words if verb == "pick" else [verb, *words]
+    return RunFolder(Path("runs") / "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in w) for w in words))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """'steps: 300 there, 200 here' for every setting that differs."""
+    return [
+        f"{name}: {before.get(name)} there, {now.get(name)} here"
+        for name in now
+        if name != "signature" and before.get(name) != json.loads(json.dumps(now[name]))
+    ]

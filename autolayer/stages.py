@@ -1,0 +1,254 @@
+"""The stages of a run, each of which leaves a file and takes up what an earlier, interrupted run left.
+
+calibrate -> calibration.json, probe -> probe.json, search -> search.json and study.db, train -> arms/. A stage reads
+only the files of the stages before it; `pipeline.pick` strings them together.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+from autolayer import checkpoints, plan, results, runs
+from autolayer.arms import Arm, Layers, RungResult
+from autolayer.calibrate import Calibration, calibrate, refuse
+from autolayer.config import Config
+from autolayer.costs import Cost
+from autolayer.errors import ConfigError
+from autolayer.patch import LayerPatch
+from autolayer.plan import UnitCosts
+from autolayer.probes import PROBES
+from autolayer.probes.run import ProbeReport, run_probes
+from autolayer.progress import Progress
+from autolayer.report import write_html
+from autolayer.results import PickResult
+from autolayer.search.records import Candidate, Outcome, RaceConfig
+from autolayer.search.study import run_search
+from autolayer.workbench import Workbench
+
+SEGMENT_STEPS = 25
+"""Steps of the final run between two checkpoints: what an interruption can lose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """What all stages of one run share."""
+
+    config: Config
+    """Resolved: no field is open that a stage needs."""
+    bench: Workbench
+    candidates: tuple[int, ...]
+    progress: Progress
+    trained_layers: Layers
+    """What `train` trains; `pick` has it chosen among the candidates."""
+    signature: str
+    started: float
+    """`time.monotonic()` when the run began, for the deadline."""
+
+    @property
+    def folder(self) -> runs.RunFolder:
+        return self.bench.folder
+
+    # Calibrate
+
+    def calibrate(self) -> tuple[Calibration, Cost]:
+        """Samples the base model.
+
+        Raises:
+            NoSignalError: Its rewards do not vary; then only calibration.json is left.
+        """
+        found = self.folder.read(runs.CALIBRATION)
+        if found is None:
+            prompts = plan.calibration_prompts(self.config)
+            with self.progress.stage("calibrate", None) as bar:
+                before = self.bench.spent
+                calibration, _ = calibrate(self.bench, prompts, self.config.seed)
+                cost = self.bench.spent - before
+                bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
+            found = {**calibration.to_dict(), "num_prompts": prompts, "cost": asdict(cost)}
+            if calibration.status != "ok":
+                error = refuse(calibration, self.bench.task.name)
+                self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
+                raise error
+            self.folder.write(runs.CALIBRATION, found)
+        cost = Cost(**found.pop("cost"))
+        found.pop("num_prompts")
+        return Calibration(**found), cost
+
+    def units(self, calibration: Calibration) -> UnitCosts:
+        return UnitCosts(
+            costs=self.bench.costs,
+            group_size=self.config.group_size,
+            prompt_tokens=calibration.mean_prompt_tokens,
+            completion_tokens=calibration.mean_completion_tokens,
+        )
+
+    # Probe
+
+    def probe(self, calibration: Calibration) -> tuple[ProbeReport, Cost]:
+        """Scores every candidate."""
+        found = self.folder.read(runs.PROBE)
+        if found is None:
+            config, units = self.config, self.units(calibration)
+            budget = plan.finding_budget(config, units, self.candidates)
+            sizes = plan.plan_probes(config, units, self.candidates, budget)
+            with self.progress.stage("probe", len(PROBES)) as bar:
+                # Sampled again rather than stored: the seeds give the very same completions, already paid for.
+                _, rollouts = calibrate(self.bench, plan.calibration_prompts(config), config.seed)
+                before = self.bench.spent
+                report = run_probes(
+                    self.bench,
+                    self.candidates,
+                    rollouts,
+                    sizes,
+                    num_folds=config.probe.num_folds,
+                    seed=config.seed,
+                    on_probe=lambda name: bar.advance(1, name),
+                )
+            found = {**report.to_dict(), "cost": asdict(self.bench.spent - before)}
+            self.folder.write(runs.PROBE, found)
+        cost = Cost(**found.pop("cost"))
+        return ProbeReport.from_dict(found), cost
+
+    # Search
+
+    def search(self, calibration: Calibration, probed: ProbeReport, spent: Cost) -> tuple[Outcome, Cost]:
+        """Races the candidates.
+
+        Args:
+            calibration: For the planned costs.
+            probed: The prediction, which is the race's prior, and the equal-KL rates.
+            spent: What calibration and probes have cost.
+        """
+        config, units, bench = self.config, self.units(calibration), self.bench
+        base, base_cost = self._base_on_select()
+        budget = plan.finding_budget(config, units, self.candidates) - spent - base_cost
+        race = RaceConfig(
+            seed=config.seed,
+            num_layers=len(bench.layers),
+            total_steps=config.steps or 0,
+            budget=budget,
+            step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
+            eval_cost=units.generate_one * len(base),
+            regret=config.regret,
+            confidence=config.search.confidence,
+            rate_span=config.search.rate_span,
+            fixed_rate=config.learning_rate is not None,
+        )
+        with self.progress.stage("search", 1.0) as bar:
+            done = Cost()
+
+            def run(arm: Arm, to_step: int) -> RungResult:
+                result = self._rung(arm, to_step, len(base))
+                nonlocal done
+                done += result.cost
+                share = min(1.0, done.layer_tokens / max(1.0, budget.layer_tokens))
+                bar.advance(max(0.0, share - bar.completed), f"layer {_name(arm)} to step {to_step}")
+                return result
+
+            outcome = run_search(
+                race,
+                _candidates(config, probed),
+                base,
+                run,
+                storage=config.storage or f"sqlite:///{self.folder / 'study.db'}",
+                deadline=self._search_deadline(),
+            )
+        return outcome, outcome.spent + base_cost
+
+    def _base_on_select(self) -> tuple[tuple[float, ...], Cost]:
+        """The base model's rewards on the items that every decision is made on."""
+        found = self.folder.read(runs.SEARCH)
+        if found is None:
+            before = self.bench.spent
+            rewards = self.bench.evaluate("select", self.config.search.num_select, seed=self.config.seed)
+            found = {"base_select_rewards": list(rewards), "cost": asdict(self.bench.spent - before)}
+            self.folder.write(runs.SEARCH, found)
+        return tuple(found["base_select_rewards"]), Cost(**found["cost"])
+
+    def _rung(self, arm: Arm, to_step: int, num_items: int) -> RungResult:
+        before = self.bench.spent
+        segment = self.bench.train(arm, to_step)
+        rewards = self.bench.evaluate("select", num_items, seed=self.config.seed, arm=segment.arm)
+        return RungResult(
+            arm=segment.arm,
+            select_rewards_I=rewards,
+            train_rewards_P=segment.train_rewards_P,
+            cost=self.bench.spent - before,
+        )
+
+    def _search_deadline(self) -> float | None:
+        """The search may use the share of --hours that it would use of the whole run's cost."""
+        if self.config.hours is None:
+            return None
+        return self.started + self.config.hours * 3600 * self.config.budget / (1 + self.config.budget)
+
+    # Train
+
+    def train(self, arm: Arm) -> tuple[Arm, tuple[float, ...], tuple[float, ...], Cost]:
+        """Takes the arm through the full run from wherever it stands, then reads `eval`, for the only time.
+
+        Returns:
+            The trained arm; reward per `eval` item of the base and of the trained model; what this has cost.
+        """
+        steps, deadline = self.config.steps or 0, self.started + (self.config.hours or 1e9) * 3600
+        arm, before = checkpoints.latest(self.folder.path, arm), self.bench.spent
+        with self.progress.stage("train", steps) as bar:
+            bar.advance(arm.step, f"layer {_name(arm)}")
+            while arm.step < steps and time.monotonic() < deadline:
+                to_step = min(steps, (arm.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
+                arm = self.bench.train(
+                    arm, to_step, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}")
+                ).arm
+        with self.progress.stage("evaluate", 2) as bar:
+            base_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed)
+            bar.advance(1, "base")
+            trained_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed, arm=arm)
+            bar.advance(1, "trained")
+        return arm, base_I, trained_I, self.bench.spent - before
+
+    # Keep
+
+    def finished(self) -> PickResult | None:
+        """The result, if an earlier run of the same command came to its end."""
+        found = self.folder.read(runs.RESULT)
+        return None if found is None else results.from_dict(found)
+
+    def keep(self, result: PickResult, trained: Arm) -> PickResult:
+        """Saves the trained layers, the result and the report; result.json comes last and says that all is there."""
+        config, loaded = self.config, self.bench.loaded
+        LayerPatch(
+            tensors=self.bench.arm_weights(trained) or self.bench.base(trained.layers),
+            base=loaded.name,
+            base_hash=loaded.weight_hash,
+            layers=trained.layers,
+            task=self.bench.task.name,
+            algorithm=config.algorithm,
+            steps=trained.step,
+        ).save(self.folder / runs.PATCH)
+        write_html(result, self.folder / runs.REPORT)
+        values = result.to_dict()
+        results.validate(values)
+        self.folder.write(runs.RESULT, values)
+        return result
+
+
+def _candidates(config: Config, probed: ProbeReport) -> list[Candidate]:
+    """The race's arms. A layer that moves nothing cannot be trained, so it does not race."""
+    candidates = [
+        Candidate(
+            layers=(layer,),
+            predicted=predicted,
+            predicted_sd=probed.deviation,
+            learning_rate=config.learning_rate or rate,
+        )
+        for layer, predicted, rate in zip(probed.layers, probed.predicted, probed.learning_rates, strict=True)
+        if rate is not None
+    ]
+    if not candidates:
+        raise ConfigError(f"no candidate layer moves the policy at all ({list(probed.layers)}): give other --layers.")
+    return candidates
+
+
+def _name(arm: Arm) -> str:
+    return arm.layers if arm.layers == "full" else ",".join(map(str, arm.layers))

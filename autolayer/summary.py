@@ -1,0 +1,206 @@
+"""Collects what the stages found into one PickResult."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autolayer import plan
+from autolayer.arms import Arm
+from autolayer.calibrate import Calibration
+from autolayer.costs import Cost
+from autolayer.probes import PROBES
+from autolayer.probes.run import ProbeReport
+from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost
+from autolayer.search import records
+from autolayer.stages import Stages
+from autolayer.stats import paired_interval
+
+PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "scikit-learn", "numpy")
+FINDING = ("calibrate", "probe", "search")
+"""The stages that `--budget` pays for."""
+
+
+@dataclass
+class Summary:
+    """Filled stage by stage; `result` may be asked for after any of them."""
+
+    stages: Stages
+    costs: dict[str, Cost] = field(default_factory=dict)
+    full_run: Cost = field(default_factory=Cost)
+    """Cost of one full run of the final training: planned, and as measured once it is over."""
+    found: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def spent(self) -> Cost:
+        """What finding the layer has cost so far."""
+        return sum((self.costs[name] for name in FINDING if name in self.costs), Cost())
+
+    def add_calibration(self, calibration: Calibration, cost: Cost) -> Calibration:
+        self.costs["calibrate"] = cost
+        units = self.stages.units(calibration)
+        self.full_run = plan.full_run(self.stages.config, units, (max(self.stages.candidates),))
+        if calibration.truncated > 0.2:
+            self.notes.append(f"{calibration.truncated:.0%} of the base model's completions hit the token limit")
+        return calibration
+
+    def add_probes(self, probed: ProbeReport, cost: Cost) -> ProbeReport:
+        self.costs["probe"] = cost
+        self.notes += probed.notes
+        rows = [
+            RankingRow(layer=layer, predicted=predicted, predicted_low=low, predicted_high=high)
+            for layer, predicted, low, high in zip(
+                probed.layers, probed.predicted, probed.low, probed.high, strict=True
+            )
+        ]
+        rows.sort(key=lambda row: -(row.predicted or 0.0))
+        depth = len(self.stages.bench.layers)
+        self.found |= {
+            "ranking": tuple(rows),
+            "best_layers": (rows[0].layer,),
+            "probes": {
+                name: [dict(zip(probed.layers, scores, strict=True)).get(layer) for layer in range(depth)]
+                for name, scores in probed.scores.items()
+            },
+            "baselines": _baselines(probed, rows),
+        }
+        self._probed = probed
+        return probed
+
+    def add_search(self, outcome: records.Outcome, cost: Cost) -> records.Outcome:
+        self.costs["search"] = cost
+        best_at = _best_gains(outcome)
+        rows = tuple(_row(row, best_at) for row in outcome.ranking)
+        raced = {row.layer for row in rows}
+        rows += tuple(row for row in self.found["ranking"] if row.layer not in raced)
+        self.notes += [
+            f"layer {row.layers[0]}: a short run failed ({row.failed})" for row in outcome.ranking if row.failed
+        ]
+        if any(row.measured_steps and row.measured is None for row in rows):
+            self.notes.append("no layer gained in its short runs, so they say nothing about contribution")
+        self.found |= {
+            "ranking": rows,
+            "best_layers": outcome.best,
+            "tied_layers": tuple(sorted({*(layers[0] for layers in outcome.tied), *outcome.best}))
+            if outcome.tied
+            else (),
+            "verdict": outcome.verdict,
+            "stop_reason": outcome.stop_reason,
+            "expected_regret": outcome.expected_regret,
+            "learning_rate": outcome.winner.learning_rate,
+            "contribution_reference": "best" if any(row.measured is not None for row in rows) else None,
+            "baselines": _baselines(self._probed, rows),
+        }
+        return outcome
+
+    def add_training(self, arm: Arm, base_I: Sequence[float], trained_I: Sequence[float], cost: Cost) -> Arm:
+        self.costs["train"] = cost
+        self.full_run = self.stages.bench.training_cost(arm)
+        steps = self.stages.config.steps or 0
+        if arm.step < steps:
+            self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps")
+            self.full_run *= steps / max(1, arm.step)
+        interval = paired_interval(trained_I, base_I)
+        layers = tuple(range(len(self.stages.bench.layers))) if arm.layers == "full" else arm.layers
+        self.found |= {
+            "trained_layers": layers,
+            "best_layers": self.found.get("best_layers") if self._searched else layers,
+            "learning_rate": arm.learning_rate,
+            "base_score": sum(base_I) / len(base_I),
+            "trained_score": sum(trained_I) / len(trained_I),
+            "gain": Gain(
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                level=interval.level,
+                num_items=interval.num_items,
+            ),
+        }
+        return arm
+
+    @property
+    def _searched(self) -> bool:
+        return "verdict" in self.found
+
+    def result(self) -> PickResult:
+        """The result so far; fields of later stages are None."""
+        stages, bench = self.stages, self.stages.bench
+        rate = bench.exchange_rate()
+        full = bench.costs.total(self.full_run, rate)
+        return PickResult(
+            status="ok" if "gain" in self.found else "incomplete",
+            model=stages.config.model,
+            task=bench.task.name,
+            algorithm=stages.config.algorithm,
+            num_layers=len(bench.layers),
+            candidates=stages.candidates,
+            cost={
+                name: StageCost(
+                    generated_tokens=cost.generated_tokens,
+                    layer_tokens=bench.costs.total(cost, rate),
+                    seconds=cost.seconds,
+                )
+                for name, cost in self.costs.items()
+            },
+            cost_share_of_full_run=bench.costs.total(self.spent, rate) / full if full else None,
+            seed=stages.config.seed,
+            signature=stages.signature,
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            notes=tuple(self.notes),
+            **self.found,
+        )
+
+
+def _best_gains(outcome: records.Outcome) -> dict[int, float]:
+    """The largest short-run gain at each step: the unit of contribution among runs of that length."""
+    best: dict[int, float] = {}
+    for row in outcome.ranking:
+        if row.measured is not None and row.measured_steps:
+            best[row.measured_steps] = max(best.get(row.measured_steps, 0.0), row.measured)
+    return best
+
+
+def _row(row: records.RankingRow, best_at: dict[int, float]) -> RankingRow:
+    """A row of the race in contribution: gains relative to the best one after equally many steps."""
+    unit = best_at.get(row.measured_steps or 0, 0.0)
+
+    def share(gain: float | None) -> float | None:
+        return gain / unit if gain is not None and unit > 0 else None
+
+    return RankingRow(
+        layer=row.layers[0],
+        predicted=row.predicted,
+        predicted_low=row.predicted_low,
+        predicted_high=row.predicted_high,
+        measured=share(row.measured),
+        measured_low=share(row.measured_low),
+        measured_high=share(row.measured_high),
+        measured_steps=row.measured_steps,
+        probability_best=row.probability_best,
+        rungs=tuple(
+            Rung(
+                steps=rung.steps,
+                learning_rate=rung.learning_rate,
+                seed=rung.seed,
+                gain=rung.gain,
+                low=rung.low,
+                high=rung.high,
+            )
+            for rung in row.rungs
+        ),
+    )
+
+
+def _baselines(probed: ProbeReport, rows: Sequence[RankingRow]) -> dict[str, Baseline]:
+    """The layer each baseline would have taken, and what is known about it."""
+    by_layer = {row.layer: row for row in rows}
+    found = {}
+    for name, probe in PROBES.items():
+        if probe.is_baseline:
+            scores = probed.scores[name]
+            row = by_layer[probed.layers[scores.index(max(scores))]]
+            found[name] = Baseline(layer=row.layer, predicted=row.predicted, measured=row.measured)
+    return found

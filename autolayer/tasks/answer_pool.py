@@ -1,0 +1,200 @@
+"""A few processes that compare answers with math-verify, and that can be killed.
+
+math-verify calls sympy, which can run for ever or eat all memory on what a model makes up (`9^{9^{9^9}}`), and its own
+time limit is `signal.alarm`, which works in a main thread only: trainers that caught the error scored 0 in silence.
+Its processes are started as plain `python -c` and speak JSON lines, which needs no `__main__` guard in the caller's
+script and no pickling.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from autolayer.errors import RewardError
+
+TIME_LIMIT = 5.0  # seconds for one comparison; they take milliseconds
+START_LIMIT = 120.0  # seconds for importing sympy, on a machine that is busy
+MEMORY_LIMIT = 4 << 30  # bytes of address space for a process, where the system can limit it
+
+FAILURES = ("timeout", "crash", "error")
+"""Outcomes that are no judgement: killed after the time limit, died, or an exception inside math-verify."""
+
+
+def compare(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """How each (answer, right answer) compares: 'equal', 'different', 'bad gold' or one of `FAILURES`.
+
+    Safe to call from any thread.
+
+    Raises:
+        RewardError: The processes cannot be started.
+    """
+    return _pool().compare(pairs)
+
+
+class _Worker:
+    """One process that judges; it is killed when it takes too long."""
+
+    def __init__(self) -> None:
+        # A file, not a pipe: nobody reads it while the process runs. It lives as long as the worker.
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        package_root = str(Path(__file__).resolve().parents[2])
+        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from autolayer.tasks import answer_pool; answer_pool.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": search_path},
+            encoding="utf-8",
+        )
+        if self._read(START_LIMIT) != "ready":
+            self._errors.seek(0)
+            last = self._errors.read().strip().splitlines()[-1:] or ["no message"]
+            self.close()
+            raise RewardError(
+                f"the process that checks answers did not start ({last[0]}): `pip install math-verify` "
+                f"into {sys.executable}, or see `autolayer doctor`."
+            )
+
+    def ask(self, answer: str, gold: str) -> str:
+        """How they compare; after 'timeout' and 'crash' this worker is dead."""
+        assert self._process.stdin is not None, "it was opened with a pipe"
+        try:
+            self._process.stdin.write(json.dumps({"answer": answer, "gold": gold}) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            return "crash"
+        return self._read(TIME_LIMIT)
+
+    def _read(self, limit: float) -> str:
+        assert self._process.stdout is not None, "it was opened with a pipe"
+        late = threading.Event()
+        timer = threading.Timer(limit, lambda: (late.set(), self._process.kill()))
+        timer.start()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        # A line that came with the kill still counts as late: the worker is gone.
+        return "timeout" if late.is_set() else json.loads(line) if line else "crash"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            try:
+                stream.close() if stream is not None else None
+            except OSError:  # the pipe of a dead process, with a request still in it
+                continue
+
+
+class _Pool:
+    """A few workers, started when first needed."""
+
+    def __init__(self, size: int) -> None:
+        self.owner = os.getpid()
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="autolayer-answers")
+        self._workers: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        for _ in range(size):
+            self._workers.put(None)
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        return list(self._threads.map(lambda pair: self._compare(*pair), pairs))
+
+    def _compare(self, answer: str, gold: str) -> str:
+        worker, reason = self._workers.get(), ""
+        try:
+            # Once more in a fresh process: the first may have died of something else.
+            for _ in range(2):
+                worker = worker or _Worker()
+                reason = worker.ask(answer, gold)
+                if reason not in ("timeout", "crash"):
+                    break
+                worker.close()
+                worker = None
+        finally:
+            self._workers.put(worker)
+        return reason
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._workers.empty():
+            if worker := self._workers.get():
+                worker.close()
+
+
+_pools: list[_Pool] = []
+_pools_lock = threading.Lock()
+
+
+def _pool() -> _Pool:
+    """This process's pool. After a fork the parent's is left alone: its pipes cannot be shared."""
+    with _pools_lock:
+        if not _pools or _pools[-1].owner != os.getpid():
+            _pools.append(_Pool(min(4, os.cpu_count() or 1)))
+            atexit.register(_pools[-1].close)
+        return _pools[-1]
+
+
+def serve() -> None:
+    """What a worker does: reads pairs from stdin and writes reasons to stdout until stdin ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    from math_verify import parse, verify
+
+    logging.disable(logging.WARNING)  # math-verify warns that its own time limit is off, which is the point
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+
+    def value(text: str) -> list:
+        return parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+
+    def reason(answer: str, gold: str) -> str:
+        if not (wanted := value(gold)):
+            return "bad gold"
+        correct = verify(wanted, value(answer), timeout_seconds=None, raise_on_error=True)
+        return "equal" if correct else "different"
+
+    def send(word: str) -> None:
+        channel.write(json.dumps(word) + "\n")
+        channel.flush()
+
+    _limit_memory()
+    send("ready")
+    for line in sys.stdin:
+        _limit_seconds()
+        try:
+            send(reason(**json.loads(line)))
+        except Exception:  # what it raises for depends on the text: the parent counts it by name
+            send("error")
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    except (ImportError, OSError, ValueError):  # Windows and macOS cannot: the time limit has to do
+        return
+
+
+def _limit_seconds() -> None:
+    """Ends this process by itself if the parent was killed while it waited and nobody can kill us."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = int(usage.ru_utime + usage.ru_stime + 2 * TIME_LIMIT) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -1,0 +1,126 @@
+r"""Final answers of mathematical texts: finding them, and checking them with math-verify.
+
+Plain numbers, nearly all of GSM8K, are compared here; everything else by math-verify in processes of its own
+(`answer_pool`). What cannot be judged in time, twice, counts as incorrect, is logged and counted in `unjudged`; when
+that happens often it is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from autolayer.errors import RewardError
+from autolayer.tasks.answer_pool import FAILURES, compare
+from autolayer.tasks.rewards import show
+
+logger = logging.getLogger(__name__)
+
+MAX_ANSWER = 300  # characters; nobody writes a longer answer, and sympy's time grows with it
+MAX_UNJUDGED = 0.05  # share of a batch
+
+unjudged: Counter[str] = Counter()
+"""Answers that could not be judged in this process, by reason: 'timeout', 'crash' or 'error'."""
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+_PHRASE = re.compile(r"answer is:?|final answer:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one answer compares with the right one."""
+
+    correct: bool
+    reason: str
+    """'equal', 'different', 'no answer', 'too long', or why it was not judged: 'timeout', 'crash', 'error'."""
+
+
+def final_answer(text: str) -> str | None:
+    r"""The answer that a text commits itself to, or None.
+
+    The last `\boxed{}`, else what follows the last `####`, else what follows the last "answer is". With thinking, only
+    what comes after it counts; thinking that never ends has no answer.
+    """
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:
+        return None
+    if (start := text.rfind(r"\boxed{")) >= 0:
+        return _braced(text[start + len(r"\boxed{") :])
+    if "####" in text:
+        return _first_line(text.rpartition("####")[2])
+    if phrases := list(_PHRASE.finditer(text)):
+        # The end of the sentence, but not the point of 0.5.
+        return _first_line(re.split(r"\.(?:\s|$)", text[phrases[-1].end() :].lstrip(" :*"), maxsplit=1)[0])
+    return None
+
+
+def has_answer(text: str) -> bool:
+    """Whether a text ends in something that can be checked, right or wrong."""
+    return final_answer(text) is not None
+
+
+def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
+    """Compares final answers with the right ones, 1/2 being 0.5.
+
+    Raises:
+        RewardError: A right answer is not mathematics, or too many answers could not be judged.
+    """
+    pairs = list(zip(answers, golds, strict=True))
+    verdicts = {pair: _judge_here(*pair) for pair in pairs}
+    # One group often agrees on one answer: each pair is asked about once.
+    asked = [(answer, gold) for (answer, gold), verdict in verdicts.items() if answer is not None and verdict is None]
+    if asked:
+        for pair, reason in zip(asked, compare(asked), strict=True):
+            if reason == "bad gold":
+                raise RewardError(f"the right answer {show(pair[1])} is not mathematics: mend the 'answer' column.")
+            verdicts[pair] = Verdict(reason == "equal", reason)
+    result = [verdict for pair in pairs if (verdict := verdicts[pair]) is not None]
+    failed = [i for i, verdict in enumerate(result) if verdict.reason in FAILURES]
+    for i in failed:
+        unjudged[result[i].reason] += 1
+        logger.warning("%s is counted as incorrect: judging it ended in a %s.", show(answers[i]), result[i].reason)
+    if len(failed) > max(2, MAX_UNJUDGED * len(result)):
+        reasons = Counter(result[i].reason for i in failed)
+        raise RewardError(
+            f"{len(failed)} of {len(result)} answers could not be judged "
+            f"({', '.join(f'{n} {reason}' for reason, n in reasons.items())}), the first {show(answers[failed[0]])} "
+            f"against {show(golds[failed[0]])}: the rewards would mean nothing. If the machine is overloaded, "
+            "give it fewer jobs; else look at what the model writes."
+        )
+    return result
+
+
+def _judge_here(answer: str | None, gold: str) -> Verdict | None:
+    """The cheap cases; None if math-verify has to decide."""
+    if answer is None:
+        return Verdict(False, "no answer")
+    wanted, number = as_number(gold), as_number(answer)
+    if wanted is not None and number is not None:
+        return Verdict(number == wanted, "equal" if number == wanted else "different")
+    return Verdict(False, "too long") if len(answer) > MAX_ANSWER else None
+
+
+def as_number(text: str) -> Decimal | None:
+    """The value of a plain number such as `-1,234.50`, with or without dollar signs; None for anything else."""
+    text = text.replace("\\$", "").replace("$", "").replace("\\!", "").replace("{,}", ",").strip().rstrip(".")
+    return Decimal(text.replace(",", "")) if text.lstrip("+-") and _NUMBER.fullmatch(text) else None
+
+
+def _braced(text: str) -> str | None:
+    r"""What stands before the brace that closes `\boxed{`; None if it is never closed or nothing stands there."""
+    depth = 1
+    for i, character in enumerate(text):
+        escaped = i > 0 and text[i - 1] == "\\"
+        depth += 0 if escaped else (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:i].strip() or None
+    return None
+
+
+def _first_line(text: str) -> str | None:
+    lines = text.strip().splitlines()
+    return lines[0].strip(" *$") or None if lines else None

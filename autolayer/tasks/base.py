@@ -1,0 +1,183 @@
+"""What a task is: prompts in four disjoint splits, and a reward in TRL's signature.
+
+`train` feeds RL, `probe` the probes, `select` every decision of the search, `eval` is read once, for the base and the
+trained score. A split that leaked into another would make a number look better than it is, so it is checked here,
+for built-in tasks and for the user's own alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autolayer.errors import DataError, RewardError
+from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "probe", "select", "eval")
+ADVISED_ROWS = 128
+"""Rows of a split below which its numbers are noise: the race compares arms on this many prompts."""
+
+Row = dict[str, Any]
+"""`prompt` (a text or a list of messages) and any further columns, which go to the reward."""
+
+TRL_NAMES = frozenset(
+    ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+)
+"""Columns that could not reach the reward, because TRL passes something else under that name or drops them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Prompts and the reward that judges what a model makes of them.
+
+    Example:
+        def reward(prompts, completions, answer, **kwargs):
+            return [float(text.strip() == wanted) for text, wanted in zip(completions, answer)]
+
+        rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(1000)]
+        SUCCESSOR = Task(name="successor", splits=split_rows(rows), reward=reward, max_new_tokens=8)
+
+    Raises:
+        DataError: A split is missing, empty or shares a prompt with another, or a row is not usable.
+        RewardError: The reward cannot be called with these columns.
+    """
+
+    name: str
+    splits: Mapping[str, Sequence[Row]]
+    """One sequence of rows for each of `SPLITS`. The order is kept: whoever needs fewer rows takes the first ones."""
+    reward: Callable[..., Any]
+    """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion."""
+    max_new_tokens: int
+    is_well_formed: Callable[[str], bool] | None = None
+    """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
+    num_eval: int | None = None
+    """Rows of `eval` that are read; None means all."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_splits(self.name, self.splits)
+        for name in ("max_new_tokens", "num_eval"):
+            value = getattr(self, name)
+            if not (value is None and name == "num_eval") and (not isinstance(value, int) or value < 1):
+                raise DataError(f"task '{self.name}': {name} is {value!r}; give a whole number above 0.")
+        check_signature(self.reward, [name for name in self.splits["train"][0] if name != "prompt"])
+        if small := [
+            f"{split} {len(self.splits[split])}" for split in SPLITS if len(self.splits[split]) < ADVISED_ROWS
+        ]:
+            logger.warning(
+                "task '%s' has few rows (%s): expect wide intervals; %d in each split are advised.",
+                self.name, ", ".join(small), ADVISED_ROWS,
+            )  # fmt: skip
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the prompts are message lists, to which a chat template is applied."""
+        return not isinstance(self.splits["train"][0]["prompt"], str)
+
+    def score(
+        self, rows: Sequence[Row], texts: Sequence[str], completion_ids: Sequence[Sequence[int]] | None = None
+    ) -> list[float]:
+        """Rewards of completions, called and checked as in training.
+
+        Args:
+            rows: The row of each completion, so a row repeats for every completion of its group.
+            texts: The completions.
+            completion_ids: Their tokens, for rewards that look at these.
+
+        Raises:
+            RewardError: The reward raised, or returned something other than one finite number per completion.
+        """
+        if len(rows) != len(texts):
+            raise RewardError(f"{len(texts)} completions for {len(rows)} rows: pass one row per completion.")
+        if not rows:
+            return []
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+        return call_reward(
+            self.reward,
+            prompts=[row["prompt"] for row in rows],
+            completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
+            completion_ids=[[] for _ in rows] if completion_ids is None else list(completion_ids),
+            **columns,
+        )
+
+
+def split_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """The split of a prompt, 70/10/10/10, for ever: it depends on nothing but the prompt.
+
+    So a file that grows never moves a prompt from `train` to `eval`.
+    """
+    return SPLITS[max(0, prompt_hash(prompt) % 10 - 6)]
+
+
+def split_rows(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Distributes rows by `split_of`, each split in the order of the hash.
+
+    A file is often sorted by source or difficulty, and whoever needs fewer rows takes the first ones.
+    """
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row in sorted(rows, key=lambda row: prompt_hash(row["prompt"])):
+        splits[split_of(row["prompt"])].append(row)
+    return splits
+
+
+def prompt_hash(prompt: Any) -> int:
+    """64 bits of the prompt, the same on every machine and in every process."""
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def prompt_problem(prompt: Any) -> str | None:
+    """What is wrong with a prompt, or None."""
+    if isinstance(prompt, str):
+        return None if prompt.strip() else "its 'prompt' is empty"
+    if not isinstance(prompt, list):
+        return f"its 'prompt' is a {type(prompt).__name__}, neither a text nor a list of messages"
+    if not prompt:
+        return "its 'prompt' is an empty list"
+    for message in prompt:
+        fields = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        if not all(isinstance(value, str) for value in fields):
+            return f"its 'prompt' holds {show(message, 60)}, no message such as {{'role': 'user', 'content': '...'}}"
+    return None
+
+
+def _check_splits(task: str, splits: Mapping[str, Sequence[Row]]) -> None:
+    if not isinstance(splits, Mapping) or set(splits) != set(SPLITS):
+        found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
+        raise DataError(f"task '{task}' needs the splits {', '.join(SPLITS)}; it has: {found or 'none'}.")
+    counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
+    if empty := [name for name in SPLITS if not len(splits[name])]:
+        raise DataError(
+            f"task '{task}' has no row in {' and '.join(empty)} ({counts}): give more rows ({ADVISED_ROWS} in each "
+            f"split are advised), or say in a 'split' column which row is {', '.join(SPLITS)}."
+        )
+    home: dict[int, str] = {}
+    columns = set(splits["train"][0]) if isinstance(splits["train"][0], Mapping) else set()
+    is_text = isinstance(splits["train"][0].get("prompt"), str) if columns else True
+    for name in SPLITS:
+        for index, row in enumerate(splits[name]):
+            where = f"task '{task}', row {index} of '{name}'"
+            if not isinstance(row, Mapping) or "prompt" not in row:
+                raise DataError(f"{where} is {show(row)}: a row is a dictionary with a 'prompt'.")
+            if problem := prompt_problem(row["prompt"]):
+                raise DataError(f"{where}: {problem}.")
+            if isinstance(row["prompt"], str) != is_text:
+                raise DataError(f"{where}: texts and message lists are mixed; make every 'prompt' the same kind.")
+            if set(row) != columns:
+                differing = ", ".join(sorted(map(str, set(row) ^ columns)))
+                raise DataError(
+                    f"{where} differs from the first row in the columns {differing}: give all rows the same."
+                )
+            if (other := home.setdefault(prompt_hash(row["prompt"]), name)) != name:
+                raise DataError(
+                    f"task '{task}': the prompt {show(row['prompt'])} is in '{other}' and in '{name}'. The splits must "
+                    "be disjoint, or a result would be measured on what it was fitted to: keep it in one of them."
+                )
+    if taken := sorted(columns & TRL_NAMES):
+        raise DataError(f"task '{task}': TRL uses the column name {', '.join(taken)} itself: rename it.")

@@ -1,0 +1,134 @@
+"""The user's own Python: `--task FILE.py:NAME` and `--reward FILE.py:function`.
+
+A file is imported under a name of its own, so that `rewards.py` cannot shadow, or be shadowed by, a module of the
+same name. Its folder goes to the end of `sys.path`, so that it can import what lies beside it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autolayer.config import Config
+from autolayer.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
+from autolayer.tasks.base import Task
+from autolayer.tasks.rewards import show
+
+
+def is_reference(text: str) -> bool:
+    """Whether a `--task` means a file rather than a built-in name."""
+    return text.endswith(".py") or text.rpartition(":")[0].endswith(".py")
+
+
+def parse_reference(option: str, text: str) -> tuple[Path, str]:
+    """Splits FILE.py:NAME and checks that the file is there; imports nothing.
+
+    Args:
+        option: `--task` or `--reward`, for the message.
+        text: What the user wrote.
+    """
+    wanted = "function" if option == "--reward" else "NAME"
+    file, _, name = text.rpartition(":")  # from the right: C:\tasks.py:NAME
+    if text.endswith(".py") or not file:
+        example = f"{text}:{wanted}" if text.endswith(".py") else f"path/to/file.py:{wanted}"
+        raise ConfigError(f"{option} {text} does not say what to use of which file: write {example}.")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise ConfigError(f"{option} {text} is not of the form FILE.py:{wanted}.")
+    path = Path(file)
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else f"does not exist (looked for {path.absolute()})"
+        raise ConfigError(f"{option} {text}: the file {file} {reason}: give the path of a Python file.")
+    return path, name
+
+
+def load_custom_task(config: Config, *, chat: bool) -> Task:
+    """The task of `--task FILE.py:NAME`.
+
+    NAME is a `Task`, or a function or class that makes one. It may take `config` (the run's `Config`) and `chat`
+    (whether the model has a chat template).
+    """
+    path, name = parse_reference("--task", config.task)
+    value = _attribute("--task", path, name)
+    if not isinstance(value, Task) and callable(value):
+        value = _make(value, config.task, {"config": config, "chat": chat})
+    if not isinstance(value, Task):
+        raise DataError(
+            f"--task {config.task} is {show(value)}, a {type(value).__name__}: it must be an "
+            "autolayer.tasks.base.Task, or a function that returns one."
+        )
+    return value
+
+
+def load_reward(reference: str) -> Callable[..., Any]:
+    """The function of `--reward FILE.py:function`."""
+    path, name = parse_reference("--reward", reference)
+    function = _attribute("--reward", path, name)
+    if inspect.isclass(function) or not callable(function):
+        kind = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"
+        raise RewardError(f"--reward {reference} is {kind}: it must be a function in TRL's signature.")
+    return function
+
+
+def _make(factory: Callable[..., Any], reference: str, offered: dict[str, Any]) -> Any:
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if missing := [p.name for p in required if p.name not in offered]:
+        raise DataError(f"--task {reference} asks for {', '.join(missing)}: it can have config and chat, or nothing.")
+    try:
+        return factory(**{p.name: offered[p.name] for p in parameters if p.name in offered})
+    except AutolayerError:
+        raise
+    except Exception as error:
+        raise DataError(f"--task {reference} raised {type(error).__name__}: {error}{_line(error)}.") from error
+
+
+def _attribute(option: str, path: Path, name: str) -> Any:
+    module = _import(option, path)
+    if hasattr(module, name):
+        return getattr(module, name)
+    names = [key for key, value in vars(module).items() if not key.startswith("_") and _is_offered(value, module)]
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    raise UnknownNameError(f"{option}: {path} has no '{name}'.{guess} It has: {', '.join(names) or 'nothing to use'}.")
+
+
+def _is_offered(value: Any, module: types.ModuleType) -> bool:
+    return isinstance(value, Task) or (callable(value) and getattr(value, "__module__", None) == module.__name__)
+
+
+def _import(option: str, path: Path) -> types.ModuleType:
+    """Imports a file once; a file that changed is another module."""
+    content = path.resolve().as_posix().encode() + b"\n" + path.read_bytes()
+    module_name = f"autolayer_custom_{path.stem}_{hashlib.sha256(content).hexdigest()[:10]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    assert spec is not None and spec.loader is not None, "a path that ends in .py has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # before running it: dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        text = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{option}: importing {path} failed with {text}{_line(error)}. Mend that file.") from error
+    return module
+
+
+def _line(error: BaseException) -> str:
+    """' (file:line)' where the innermost frame stands; nothing for a syntax error, which names its own line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return "" if isinstance(error, SyntaxError) or not frames else f" ({frames[-1].filename}:{frames[-1].lineno})"

@@ -1,0 +1,195 @@
+"""Calling a reward function the way TRL does, and refusing what is no reward.
+
+A reward that fails must never become a number: a None or NaN that slips into a group shifts every advantage in it.
+Knows nothing of tasks, so that the user's own pipeline can use `call_reward` as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import numbers
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from autolayer.errors import RewardError
+
+LARGEST = 3.4e38  # TRL keeps rewards in float32; what exceeds it would become infinite there
+
+PASSED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def as_completion(prompt: Any, text: str) -> Any:
+    """A completion in the form TRL gives it: a text for a text, one assistant message for messages."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion in either form, for rewards that work with both."""
+    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
+
+
+def call_reward(
+    function: Callable[..., Any],
+    *,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    trainer_state: Any = None,
+    log_extra: Callable[..., None] | None = None,
+    log_metric: Callable[..., None] | None = None,
+    **columns: Sequence[Any],
+) -> list[float]:
+    """Calls a reward function and returns one finite number per completion.
+
+    Coroutines are awaited, as TRL does.
+
+    Raises:
+        RewardError: With the first offending sample and what to return instead.
+    """
+    check_signature(function, columns)
+    try:
+        result = function(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids,
+            trainer_state=trainer_state,
+            log_extra=log_extra or _ignore,
+            log_metric=log_metric or _ignore,
+            **columns,
+        )
+        if inspect.isawaitable(result):
+            result = _wait_for(result)
+        # Inside the `try`: a generator runs the user's code only now.
+        values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
+    except RewardError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
+            f"{_sample(0, prompts, completions)}. Mend the function; for a completion that it cannot read it should "
+            "return 0.0."
+        ) from error
+    if values is None:
+        raise RewardError(
+            f"reward function {describe(function)} returned {show(result)}, a {type(result).__name__}: return a list "
+            f"with one number per completion ({len(completions)} here)."
+        )
+    if len(values) != len(completions):
+        raise RewardError(
+            f"reward function {describe(function)} returned {len(values)} numbers for {len(completions)} completions "
+            f"(prompts repeat, one for each completion). The batch began with {_sample(0, prompts, completions)}. "
+            "Return one number per completion, in their order."
+        )
+    rewards = [_as_number(value) for value in values]
+    for index, reward in enumerate(rewards):
+        if reward is None:
+            raise RewardError(
+                f"reward function {describe(function)} returned {show(values[index])} for "
+                f"{_sample(index, prompts, completions)}. Return a finite number for every completion: 0.0 where it "
+                "earns nothing."
+            )
+    return [reward for reward in rewards if reward is not None]
+
+
+def check_signature(function: Callable[..., Any], columns: Iterable[str]) -> None:
+    """Refuses a function that TRL could not call with these columns, before anything is loaded.
+
+    Raises:
+        RewardError: It lacks `**kwargs`, or asks for a column that the data do not have.
+    """
+    if not callable(function):
+        raise RewardError(f"the reward is {show(function)}, a {type(function).__name__}: give a function.")
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some builtins have no signature: the call itself will tell
+        return
+    columns = list(columns)
+    passed = [*PASSED_BY_TRL, *columns]
+    taken = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()) and (left := set(passed) - set(taken)):
+        raise RewardError(
+            f"reward function {describe(function)} does not take {', '.join(n for n in passed if n in left)}, which "
+            "TRL passes by name: add **kwargs to its parameters."
+        )
+    needed = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if name not in passed or p.kind is p.POSITIONAL_ONLY
+    ]
+    if needed:
+        raise RewardError(
+            f"reward function {describe(function)} asks for {', '.join(needed)}, which is not there by that name. "
+            f"It can have: {', '.join(passed)}; add the column to the data, or rename the parameter."
+        )
+
+
+def describe(function: Callable[..., Any], error: BaseException | None = None) -> str:
+    """'name' (file:line): where the function stands or, with an error, the line of its file that raised."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    inner = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(inner, "__code__", None) or getattr(vars(type(inner)).get("__call__"), "__code__", None)
+    if code is None:
+        return f"'{name}'"
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
+    return f"'{name}' ({code.co_filename}:{lines[-1] if lines else code.co_firstlineno})"
+
+
+def show(value: Any, width: int = 120) -> str:
+    """A value in one short line."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
+        value = value[-1]["content"]
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
+
+
+def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
+    if not completions:
+        return "no sample: it is empty"
+    return f"sample {index}: prompt {show(prompts[index])}, completion {show(completions[index])}"
+
+
+def _as_number(value: Any) -> float | None:
+    """A finite float, or None for what is no reward."""
+    if not isinstance(value, numbers.Real) and hasattr(value, "item"):
+        try:
+            value = value.item()  # scalars of numpy and torch
+        except (RuntimeError, TypeError, ValueError):  # more than one element
+            return None
+    if not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        return None
+    return number if math.isfinite(number) and abs(number) <= LARGEST else None
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands for TRL's log_extra and log_metric outside a training run."""
+
+
+def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    async def wait() -> Any:
+        return await awaitable
+
+    return asyncio.run_coroutine_threadsafe(wait(), _event_loop()).result()
+
+
+@functools.lru_cache(maxsize=1)
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for the whole process, in a thread of its own.
+
+    A reward may keep a client that belongs to the loop it was made in, and a notebook already runs a loop of its own.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="autolayer-rewards", daemon=True).start()
+    return loop

@@ -1,0 +1,241 @@
+"""The one trainer: TRL's GRPOTrainer, subclassed once, for bursts, rungs, final and full-parameter runs alike.
+
+What the subclass changes: rollouts come from the injected engine with one seed per request; the KL reference is
+the same model with the base weights swapped in; every step reseeds, so a step depends on nothing but the
+checkpoint it starts from; activation checkpointing is off, so the backward pass stops at the lowest trained layer.
+Left out on purpose: warm-up and decay. An arm may be paused after any step and must not know where its run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from autolayer.arms import Arm
+from autolayer.optimizer import MasterAdamW
+from autolayer.rollouts import Rollouts, TransformersEngine, encode_prompts, request_seed
+from autolayer.tasks.base import Row, Task
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (reads the variable above)
+
+LOSS = {
+    "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
+    "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+}
+"""GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783; no deviation, constant length. TRL's default is DAPO."""
+
+MICRO_BATCH_TOKENS = 32_768
+"""Tokens, padding included, in one forward and backward pass."""
+
+
+class LayerGRPOTrainer(GRPOTrainer):
+    """Trains whatever requires gradients for a number of steps, starting at `first_step` of the arm's run.
+
+    Args:
+        rows: The prompts of these steps in order, `prompts_per_step` for each.
+        swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
+        on_rollouts: Called with every step's rollouts, after they are rewarded.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        rows: Sequence[Row],
+        arm: Arm,
+        num_steps: int,
+        group_size: int,
+        algorithm: str,
+        beta: float,
+        engine: TransformersEngine,
+        optimizer: MasterAdamW,
+        swap_in_base: Callable[[], AbstractContextManager[None]],
+        on_rollouts: Callable[[Rollouts], None],
+    ) -> None:
+        self.task = task
+        self.rows = list(rows)
+        self.arm = arm
+        self.engine = engine
+        self.swap_in_base = swap_in_base
+        self.on_rollouts = on_rollouts
+        self.group_size = group_size
+        self.pending: dict[str, Any] = {}
+        prompts_per_step = len(self.rows) // num_steps
+        batch = prompts_per_step * group_size
+        prompt_ids = encode_prompts(tokenizer, self.rows, dict(task.chat_template_kwargs))
+        longest = max(map(len, prompt_ids)) + task.max_new_tokens
+        self.ids_by_index = prompt_ids
+        micro_batch = largest_divisor(batch, max(1, MICRO_BATCH_TOKENS // longest))
+        self._scratch = tempfile.TemporaryDirectory()
+        arguments = GRPOConfig(
+            output_dir=self._scratch.name,
+            max_steps=num_steps,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=batch // micro_batch,
+            steps_per_generation=batch // micro_batch,
+            num_generations=group_size,
+            max_completion_length=task.max_new_tokens,
+            temperature=engine.temperature,
+            learning_rate=arm.learning_rate,
+            beta=0.0,
+            max_grad_norm=0.0,
+            shuffle_dataset=False,
+            gradient_checkpointing=False,
+            disable_dropout=True,
+            use_cpu=model.device.type == "cpu",
+            bf16=False,
+            fp16=False,
+            seed=arm.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            router_aux_loss_coef=0.0,
+            **LOSS[algorithm],
+        )
+        super().__init__(
+            model=model,
+            reward_funcs=self._reward,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": [row["prompt"] for row in self.rows], "row": range(len(rows))}),
+            processing_class=tokenizer,
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, _constant)),
+            rollout_func=self._rollout,
+        )
+        self.remove_callback(PrinterCallback)
+        # Set after construction: TRL would load a second model from disk for the reference.
+        self.beta = beta
+        self.ref_model = _BASE if beta else None
+
+    def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
+        """TRL's rollout hook: prompts come repeated, group by group; one seed per completion."""
+        step = self.arm.step + self.state.global_step
+        # Everything random in this step follows from (seed, step): resuming replays it bitwise.
+        seed_everything(request_seed(self.arm.seed, "step", step) % 2**32)
+        first = self.state.global_step * len(prompts) // self.group_size
+        prompt_ids = [self.ids_by_index[first + i // self.group_size] for i in range(len(prompts))]
+        seeds = [request_seed(self.arm.seed, "train", step, i) for i in range(len(prompts))]
+        completion_ids = self.engine.generate(prompt_ids, seeds)
+        self.pending = {"prompt_ids": prompt_ids, "completion_ids": completion_ids}
+        return {**self.pending, "logprobs": None}
+
+    def _reward(self, prompts: list, completions: list, completion_ids: list, row: list[int], **kwargs: Any) -> list:
+        """The task's reward, checked, with the row's own columns (a Dataset would change their types)."""
+        texts = self.engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        rewards = self.task.score([self.rows[index] for index in row], texts, completion_ids)
+        self.on_rollouts(
+            Rollouts(
+                **self.pending,
+                texts=texts,
+                rewards=rewards,
+                finished=[self.engine.finished(ids) for ids in completion_ids],
+                group_size=self.group_size,
+            )
+        )
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if model is _BASE:
+            with self.swap_in_base():
+                return super()._get_per_token_logps_and_entropies(self.model, *args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def close(self) -> None:
+        """Removes the scratch folder that TRL asks for."""
+        self._scratch.cleanup()
+
+
+class EachStep(TrainerCallback):
+    """Calls back after every optimizer step."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.call()
+
+
+class _Base:
+    """Stands where TRL expects a reference model; the base weights are swapped into the policy instead."""
+
+
+_BASE: Any = _Base()
+
+
+def _constant(_: int) -> float:
+    return 1.0
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most`."""
+    return next(d for d in range(min(number, max(1, at_most)), 0, -1) if number % d == 0)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Gives the caller's random state back: TRL reseeds Python, numpy and torch."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Gives the model's mode and settings back: trainers turn the cache off, add end tokens and take dropout out."""
+    modes = [(module, module.training) for module in model.modules()]
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    settings = [(held, dict(vars(held))) for held in (model.config, model.generation_config) if held is not None]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, share in dropouts:
+            module.p = share
+        for held, values in settings:
+            vars(held).clear()
+            vars(held).update(values)
+
+
+@contextlib.contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Keeps TRL's and accelerate's advice about defaults off the terminal; errors still raise."""
+    names = ("transformers", "trl", "accelerate")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,282 @@
+"""The workbench: sole owner of the model, its rollout engine, the base weights and the bill.
+
+Outside a `weights(...)` block the model holds the base, bit for bit, so one arm cannot leak into another.
+Everything random follows from seeds that name what it is for; nothing here depends on what ran before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from autolayer import checkpoints
+from autolayer.arms import Arm, Layers
+from autolayer.costs import Cost, CostModel
+from autolayer.layers import find_layers, head_ratio, layer_parameters, train_only
+from autolayer.models import LoadedModel
+from autolayer.optimizer import MasterAdamW
+from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
+from autolayer.runs import RunFolder
+from autolayer.tasks.base import Row, Task
+from autolayer.trainer import EachStep, LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What every training segment of a run shares."""
+
+    algorithm: str
+    prompts_per_step: int
+    group_size: int
+    beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """What a training segment left behind."""
+
+    arm: Arm
+    train_rewards_P: tuple[float, ...]
+    """Mean reward of each training group of the segment, in order."""
+    cost: Cost
+    """Of this segment alone."""
+
+
+class Workbench:
+    """One model, one engine, any number of arms."""
+
+    def __init__(
+        self, loaded: LoadedModel, task: Task, settings: TrainSettings, folder: RunFolder, *, temperature: float
+    ) -> None:
+        self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self.model.requires_grad_(False)
+        self.engine = TransformersEngine(
+            self.model, self.tokenizer, max_new_tokens=task.max_new_tokens, temperature=temperature
+        )
+        self.layers = find_layers(self.model)
+        self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
+        self.version = 0
+        """Counts every change of the weights: what a rollout engine with its own copy has to follow."""
+        self.spent = Cost()
+        self.training_seconds = self.training_layer_tokens = 0.0
+        self._base: dict[str, torch.Tensor] = {}
+
+    # Weights
+
+    def parameters(self, layers: Layers) -> dict[str, torch.nn.Parameter]:
+        return layer_parameters(self.model, layers)
+
+    def base(self, layers: Layers) -> dict[str, torch.Tensor]:
+        """Host copies of the base weights of these layers, made before they are first changed."""
+        for name, parameter in self.parameters(layers).items():
+            if name not in self._base:
+                self._base[name] = parameter.detach().to("cpu", copy=True)
+        return {name: self._base[name] for name in self.parameters(layers)}
+
+    def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes weights into the model. Nothing else does, but the optimizer inside `train`."""
+        self.version += 1
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.model.get_parameter(name).copy_(tensor)
+
+    @contextlib.contextmanager
+    def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
+        """The given weights inside, the base again outside, whatever happens."""
+        base = self.base(layers)
+        try:
+            if tensors is not None:
+                self.copy_in(tensors)
+            yield
+        finally:
+            self.copy_in(base)
+
+    def arm_weights(self, arm: Arm) -> dict[str, torch.Tensor] | None:
+        """An arm's trained weights in the module's dtype; None at step 0, which is the base."""
+        if arm.checkpoint is None:
+            return None
+        dtypes = {name: parameter.dtype for name, parameter in self.parameters(arm.layers).items()}
+        tensors, _ = checkpoints.read(self.folder.path, arm)
+        return {name: tensors[f"master:{name}"].to(dtype) for name, dtype in dtypes.items()}
+
+    # Rollouts
+
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
+        """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
+        started = time.perf_counter()
+        encoded = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
+        prompt_ids = [ids for ids in encoded for _ in range(group_size)]
+        completion_ids = self.engine.generate(prompt_ids, seeds)
+        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        repeated = [row for row in rows for _ in range(group_size)]
+        rollouts = Rollouts(
+            prompt_ids=prompt_ids,
+            completion_ids=completion_ids,
+            texts=texts,
+            rewards=self.task.score(repeated, texts, completion_ids),
+            finished=[self.engine.finished(ids) for ids in completion_ids],
+            group_size=group_size,
+        )
+        self.charge(self._generation_cost(rollouts), time.perf_counter() - started)
+        return rollouts
+
+    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
+        """Reward per item of a split, one completion each; base and arms get the same items and noise."""
+        rows = self.task.splits[split][:num_items]
+        seeds = [request_seed(seed, split, index) for index in range(len(rows))]
+        if arm is None or arm.checkpoint is None:
+            return tuple(self.sample(rows, seeds).rewards)
+        with self.weights(arm.layers, self.arm_weights(arm)):
+            return tuple(self.sample(rows, seeds).rewards)
+
+    def score_batch(self, rollouts: Rollouts) -> ScoreBatch:
+        return ScoreBatch.of(rollouts, self.tokenizer.pad_token_id, self.model.device)
+
+    def log_probs(self, batch: ScoreBatch) -> torch.Tensor:
+        """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward."""
+        started = time.perf_counter()
+        result = log_probs(self.model, batch)
+        self.charge(self.costs.forward(int(batch.attention_mask.sum())), time.perf_counter() - started)
+        return result
+
+    def forget(self, arm: Arm) -> None:
+        """Deletes an arm's checkpoints: a burst has said what it had to say."""
+        checkpoints.delete(self.folder.path, arm)
+
+    # Training
+
+    def train(
+        self,
+        arm: Arm,
+        to_step: int,
+        *,
+        prompts_per_step: int | None = None,
+        on_step: Callable[[float], None] | None = None,
+    ) -> Segment:
+        """Trains an arm on from its checkpoint, and saves the next one.
+
+        Args:
+            arm: What to train, from which step.
+            to_step: Optimizer steps done when this returns.
+            prompts_per_step: Fewer prompts than the run's, for cheap bursts.
+            on_step: Called with each step's mean training reward.
+
+        Returns:
+            The advanced arm. A segment cut in two gives the same arm, bit for bit (on one machine).
+        """
+        started, generating = time.perf_counter(), self.engine.seconds
+        num_steps = to_step - arm.step
+        rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step or self.settings.prompts_per_step)
+        seen: list[Rollouts] = []
+        parameters = self.parameters(arm.layers)
+        with (
+            self.weights(arm.layers, self.arm_weights(arm)),
+            own_randomness(),
+            own_settings(self.model),
+            quiet_trainer(),
+            train_only(self.model, arm.layers, quiet=True) as freeze,
+        ):
+            optimizer = MasterAdamW(parameters, lr=arm.learning_rate)
+            trainer = None
+            try:
+                before = Cost()
+                if arm.checkpoint is not None:
+                    tensors, before = checkpoints.read(self.folder.path, arm)
+                    optimizer.load_tensors(tensors)
+                trainer = LayerGRPOTrainer(
+                    model=self.model,
+                    tokenizer=self.tokenizer,
+                    task=self.task,
+                    rows=rows,
+                    arm=arm,
+                    num_steps=num_steps,
+                    group_size=self.settings.group_size,
+                    algorithm=self.settings.algorithm,
+                    beta=self.settings.beta,
+                    engine=self.engine,
+                    optimizer=optimizer,
+                    swap_in_base=lambda: self._swapped_to_base(arm.layers),
+                    on_rollouts=seen.append,
+                )
+                if on_step is not None:
+                    trainer.add_callback(EachStep(lambda: on_step(_mean(seen[-1].rewards))))
+                trainer.train()
+            finally:
+                optimizer.close()
+                if trainer is not None:
+                    trainer.close()
+            # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
+            freeze.expect_gradient = any(bool(rollouts.rewards_P_G().var(1).any()) for rollouts in seen)
+            cost = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
+            self.spent += cost
+            self._time_training(cost, self.engine.seconds - generating)
+            advanced = replace(arm, step=to_step)
+            advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
+            checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + cost)
+        groups = [float(mean) for rollouts in seen for mean in rollouts.rewards_P_G().mean(1)]
+        return Segment(arm=advanced, train_rewards_P=tuple(groups), cost=cost)
+
+    def train_rows(self, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
+        """The prompts of some steps: a new seeded order of the train split every epoch."""
+        rows = self.task.splits["train"]
+        wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
+        orders: dict[int, list[int]] = {}
+        chosen = []
+        for position in wanted:
+            epoch, index = divmod(position, len(rows))
+            if epoch not in orders:
+                orders[epoch] = random.Random(request_seed(seed, "order", epoch)).sample(range(len(rows)), len(rows))
+            chosen.append(rows[orders[epoch][index]])
+        return chosen
+
+    @contextlib.contextmanager
+    def _swapped_to_base(self, layers: Layers) -> Iterator[None]:
+        current = {name: parameter.detach().clone() for name, parameter in self.parameters(layers).items()}
+        try:
+            self.copy_in(self.base(layers))
+            yield
+        finally:
+            self.copy_in(current)
+
+    def training_cost(self, arm: Arm) -> Cost:
+        """What all training steps of an arm have cost, generation included."""
+        return Cost() if arm.checkpoint is None else checkpoints.read(self.folder.path, arm)[1]
+
+    # The bill
+
+    def charge(self, cost: Cost, seconds: float) -> None:
+        self.spent += replace(cost, seconds=seconds)
+
+    def _time_training(self, cost: Cost, generating: float) -> None:
+        self.training_seconds += cost.seconds - generating
+        self.training_layer_tokens += cost.layer_tokens
+
+    def exchange_rate(self) -> float:
+        """What a generated token costs, in forward passes over one token, as measured in this process."""
+        if not self.engine.tokens or not self.training_layer_tokens:
+            return 1.0
+        per_generated = self.engine.seconds / self.engine.tokens
+        per_layer_token = self.training_seconds / self.training_layer_tokens
+        return per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio))
+
+    def _generation_cost(self, rollouts: Rollouts) -> Cost:
+        prompts = self.costs.forward(rollouts.num_tokens - rollouts.num_generated)
+        return prompts + Cost(generated_tokens=rollouts.num_generated)
+
+    def _training_cost(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
+        cost = Cost()
+        for rollouts in steps:
+            cost += self._generation_cost(rollouts) + self.costs.train(rollouts.num_tokens, layers)
+            if self.settings.beta:
+                cost += self.costs.forward(rollouts.num_tokens)
+        return cost
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,26 @@
+"""One file per signal, the baselines, and the predictor.
+
+`PROBES` is the whole registry: every entry is run, shown and held to one contract (tests/test_probes.py).
+"""
+
+from __future__ import annotations
+
+from autolayer.probes.base import Probe
+from autolayer.probes.baselines import FIRST, LAST, MIDDLE, Random
+from autolayer.probes.gain_per_kl import GainPerKL
+from autolayer.probes.gradient_norm import GradientNorm
+from autolayer.probes.line_search import LineSearch
+from autolayer.probes.representation_change import RepresentationChange
+from autolayer.probes.rl_burst import RLBurst
+
+PROBES: dict[str, Probe] = {
+    "gradient_norm": GradientNorm(),
+    "representation_change": RepresentationChange(),
+    "gain_per_kl": GainPerKL(),
+    "line_search": LineSearch(),
+    "rl_burst": RLBurst(),
+    "random": Random(),
+    "first": FIRST,
+    "middle": MIDDLE,
+    "last": LAST,
+}

@@ -1,0 +1,171 @@
+"""What all probes share: one batch in folds, one backward pass over it, and the response to a small step.
+
+A direction is never judged on the fold that it was taken from: there every layer would look good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from autolayer.layers import fp32_layers
+from autolayer.plan import ProbePlan
+from autolayer.probes.gradient import Gradient, streamed_gradient
+from autolayer.rollouts import Rollouts, ScoreBatch, scoring
+from autolayer.workbench import Workbench
+
+# P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width, L candidate layers.
+
+UNIT_STEP = 1e-4
+"""First trial step, as a share of the layer's root mean square weight."""
+DEVIATION = 0.1
+"""Deviation of the sequence log-ratio (nats) at which responses are measured: a KL of .005."""
+MAX_SIZES, MAX_GROWTH = 4, 1000.0
+"""Trial steps, and the factor between two of them. In bf16 rounding hides a small step, so it takes several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One part of the shared batch."""
+
+    rollouts: Rollouts
+    batch: ScoreBatch
+    advantages_B: torch.Tensor
+    """Unbiased group advantages, (r - mean) * G / (G - 1): their gradient is that of the expected reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """How the policy answers, on one fold, a small step along the direction that the other folds give."""
+
+    deviation: float
+    """Standard deviation over sequences of the log-ratio per unit of step. For a small step the KL divergence is half
+    the square of step times deviation."""
+    movement_B_D: torch.Tensor
+    """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
+    fold: Fold
+
+
+@dataclass
+class ProbeContext:
+    """Everything a probe may look at."""
+
+    bench: Workbench
+    layers: tuple[int, ...]
+    """Candidates, in the order of every score array."""
+    folds: list[Fold]
+    plan: ProbePlan
+    seed: int
+    _responses: dict[int, list[Response]] = field(default_factory=dict)
+
+    @cached_property
+    def gradients(self) -> list[Gradient]:
+        """Gradient of the expected reward by each fold alone: one backward pass over the shared batch in all."""
+        return [streamed_gradient(self.bench, fold.batch, fold.advantages_B, self.layers) for fold in self.folds]
+
+    def direction(self, layer: int, without: int) -> dict[str, torch.Tensor]:
+        """Sign of the gradient by all folds but one: what Adam's first step does (arXiv 1412.6980)."""
+        others = [gradient[layer] for index, gradient in enumerate(self.gradients) if index != without]
+        return {name: sum((other[name] for other in others[1:]), others[0][name]).sign() for name in others[0]}
+
+    def is_dead(self, layer: int) -> bool:
+        """No gradient at all reaches this layer: no step can move it, and every score is 0 by definition."""
+        return all(not bool(g.any()) for gradient in self.gradients for g in gradient[layer].values())
+
+    @contextlib.contextmanager
+    def stepped(self, layer: int, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
+        """The model with `layer` moved by size * direction; inside `fp32_layers` of that layer only.
+
+        A bf16 layer would swallow most of such a step (shown in arXiv 2511.08567 and for 5e-6 sign steps).
+        """
+        model = self.bench.model
+        before = {name: model.get_parameter(name).detach().clone() for name in direction}
+        try:
+            with torch.no_grad():
+                for name, step in direction.items():
+                    parameter = model.get_parameter(name)
+                    parameter.add_(step.to(parameter.device, parameter.dtype), alpha=size)
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    model.get_parameter(name).copy_(tensor)
+
+    def sequence_log_probs(self, batch: ScoreBatch) -> torch.Tensor:
+        """Log-probability of each whole completion, (B,), in float64."""
+        return self.bench.log_probs(batch).double().sum(1)
+
+    def responses(self, layer: int) -> list[Response]:
+        """The response of a layer to a small step, on every fold; nothing for a dead layer."""
+        if layer not in self._responses:
+            folds = range(0 if self.is_dead(layer) else len(self.folds))
+            self._responses[layer] = [self._respond(layer, fold) for fold in folds]
+        return self._responses[layer]
+
+    def _respond(self, layer: int, fold: int) -> Response:
+        """Looks for the step that moves the policy by `DEVIATION`, so that rounding below and curvature above it
+        matter little, and takes the part of the log-ratios on which the last two sizes agree."""
+        bench, direction = self.bench, self.direction(layer, without=fold)
+        judged = self.first_prompts(fold, self.plan.response_prompts)
+        size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
+        ratios: list[torch.Tensor] = []
+        with (
+            fp32_layers(bench.model, (layer,)),
+            scoring(bench.model, bench.engine.temperature),
+            torch.no_grad(),
+            final_hidden_states(bench.model) as hidden,
+        ):
+            before_B, state = self.sequence_log_probs(judged.batch), hidden.pop()
+            while True:
+                with self.stepped(layer, direction, size):
+                    change_B, moved = self.sequence_log_probs(judged.batch) - before_B, hidden.pop() - state
+                ratios.append(change_B / size)
+                reached = float(change_B.std())
+                if (reached > DEVIATION / 2 and len(ratios) > 1) or reached == 0 or len(ratios) == MAX_SIZES:
+                    break
+                size *= min(MAX_GROWTH, DEVIATION / reached)
+        # The state at position t chooses token t + 1, so the mask is shifted by one.
+        mask = judged.batch.completion_mask[:, 1:].double().unsqueeze(-1)
+        movement_B_D = (moved[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1) / size
+        agreed = float(torch.cov(torch.stack(ratios[-2:]))[0, -1]) if len(ratios) > 1 else 0.0
+        return Response(deviation=max(0.0, agreed) ** 0.5, movement_B_D=movement_B_D, fold=judged)
+
+    def first_prompts(self, fold: int, prompts: int) -> Fold:
+        """A fold cut to its first prompts."""
+        return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
+
+
+def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
+    """Batch and advantages of some rollouts."""
+    rewards_P_G = rollouts.rewards_P_G()
+    scale = rollouts.group_size / (rollouts.group_size - 1)
+    advantages_P_G = (rewards_P_G - rewards_P_G.mean(1, keepdim=True)) * scale
+    return Fold(rollouts=rollouts, batch=bench.score_batch(rollouts), advantages_B=advantages_P_G.flatten())
+
+
+def rms(tensors) -> float:
+    """Root mean square over all entries of some tensors."""
+    squares, count = 0.0, 0
+    for tensor in tensors:
+        squares += float(tensor.detach().double().square().sum())
+        count += tensor.numel()
+    return (squares / max(1, count)) ** 0.5
+
+
+@contextlib.contextmanager
+def final_hidden_states(model) -> Iterator[list[torch.Tensor]]:
+    """Collects what the decoder hands to the output head, one (B, T, D) tensor per forward pass."""
+    collected: list[torch.Tensor] = []
+
+    def keep(module, arguments, output) -> None:
+        collected.append(output[0].detach())
+
+    handle = model.get_decoder().register_forward_hook(keep)
+    try:
+        yield collected
+    finally:
+        handle.remove()

@@ -1,0 +1,45 @@
+"""Reward gained for each unit by which the policy moves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autolayer.probes.base import Probe, Scores
+from autolayer.probes.context import DEVIATION, ProbeContext
+from autolayer.probes.gradient import inner
+
+
+class GainPerKL(Probe):
+    """First-order gain of a sign step, per square root of the KL divergence it causes.
+
+    Formula: d = sign(sum of g over the other folds), score_l = mean_k <d, g_k> / [sd_i(log pi(y_i; w + e d) -
+    log pi(y_i; w)) / e]. Shape (candidates,), in reward per nat of deviation.
+    Cost: a few small forwards per layer and fold. Source: natural-gradient reasoning (arXiv 1503.05671); measured on
+    six small environments: mean regret .02 where `last` has .10 and `middle` .41.
+    Known to fail: picks well but ranks the rest poorly (Spearman .26 to .83), and sees only the first step, so it is
+    weak where the gain comes late.
+    """
+
+    def score(self, context: ProbeContext) -> Scores:
+        return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
+
+    def _samples(self, context: ProbeContext, layer: int) -> list[float]:
+        samples = [0.0] * len(context.folds)
+        for fold, response in enumerate(context.responses(layer)):
+            gain = inner(context.direction(layer, without=fold), context.gradients[fold][layer])
+            samples[fold] = gain / response.deviation if response.deviation > 0 else 0.0
+        return samples
+
+
+def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:
+    """The learning rate at which one Adam step moves the policy equally far, whichever layer takes it.
+
+    None for a layer that moves nothing. Adam's first step is its rate times the gradient's sign, so the rate is the
+    size of the sign step whose log-ratio deviates by `DEVIATION`.
+    """
+    rates: dict[int, float | None] = {}
+    for layer in context.layers:
+        deviations = [response.deviation for response in context.responses(layer)]
+        mean = float(np.mean(deviations)) if deviations else 0.0
+        rates[layer] = DEVIATION / mean if mean > 0 else None
+    return rates

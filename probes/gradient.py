@@ -1,0 +1,84 @@
+"""The shared gradient: one backward pass for all layers, of which the device never holds more than one layer's.
+
+Each parameter's gradient leaves for host memory the moment it is complete and is added up there in float32, so
+the device needs no room for gradients and micro-batches lose nothing to rounding. Host memory: four bytes for
+each parameter of the candidate layers, once per fold of the shared batch.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from autolayer.layers import layer_parameters
+from autolayer.rollouts import ScoreBatch, log_probs, scoring
+from autolayer.trainer import MICRO_BATCH_TOKENS
+from autolayer.workbench import Workbench
+
+Gradient = dict[int, dict[str, torch.Tensor]]
+"""layer -> parameter name -> gradient on the host, float32."""
+
+
+def streamed_gradient(
+    bench: Workbench,
+    batch: ScoreBatch,
+    advantages_B: torch.Tensor,
+    layers: tuple[int, ...],
+    *,
+    max_sequences: int | None = None,
+) -> Gradient:
+    """Gradient of the expected reward, (1/B) sum_i A_i grad log pi(completion_i | prompt_i), for each layer.
+
+    REINFORCE with the group's mean as baseline (the on-policy gradient of GRPO without its scalings, arXiv
+    2402.03300): its inner product with a step is the reward gained to first order.
+
+    Args:
+        bench: With the base weights in.
+        batch: B sequences sampled from these weights.
+        advantages_B: Shape (B,).
+        layers: Whose gradients are kept; all must be blocks of the model.
+        max_sequences: Sequences in a micro-batch; default: as many as the trainer would take.
+    """
+    started = time.perf_counter()
+    model, tokens = bench.model, int(batch.attention_mask.sum())
+    owner = {name: layer for layer in layers for name in layer_parameters(model, (layer,))}
+    parameters = {name: model.get_parameter(name) for name in owner}
+    gradient: Gradient = {layer: {} for layer in layers}
+
+    def collector(name: str):
+        def collect(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            arrived = parameter.grad.to("cpu", torch.float32)
+            held = gradient[owner[name]]
+            held[name] = arrived.clone() if name not in held else held[name].add_(arrived)
+            parameter.grad = None
+
+        return collect
+
+    handles = []
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(collector(name)))
+        with scoring(model, bench.engine.temperature):
+            width = batch.input_ids.shape[1]
+            for rows, part in batch.split(max_sequences or max(1, MICRO_BATCH_TOKENS // width)):
+                log_probs_B = log_probs(model, part).sum(1)
+                advantages = advantages_B[rows].to(log_probs_B.device, log_probs_B.dtype)
+                ((log_probs_B * advantages).sum() / len(batch.input_ids)).backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
+    for name, layer in owner.items():  # an expert that no token was routed to gets no gradient: it is zero
+        gradient[layer].setdefault(name, torch.zeros_like(parameters[name], dtype=torch.float32, device="cpu"))
+    return gradient
+
+
+def inner(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Inner product over all parameters of a layer, in float64."""
+    return float(sum((left[name].double() * right[name].double()).sum() for name in left))

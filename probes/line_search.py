@@ -1,0 +1,66 @@
+"""How much reward the best step along the shared gradient would bring, without new rollouts."""
+
+from __future__ import annotations
+
+import torch
+
+from autolayer.layers import fp32_layers
+from autolayer.plan import LINE_SIZES
+from autolayer.probes.base import Probe, Scores
+from autolayer.probes.context import Fold, ProbeContext
+from autolayer.rollouts import scoring
+
+DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
+"""Step sizes, as the deviation of the sequence log-ratio (nats) each should make; beyond 1 reweighting is noise."""
+assert len(DEVIATIONS) == LINE_SIZES
+
+
+class LineSearch(Probe):
+    """Reward gained at the best of four sizes of a sign step, estimated by reweighting each prompt's group.
+
+    Formula: R(e) = mean over groups of sum_i softmax_i(log pi(y_i; w + e d) - log pi(y_i; w)) r_i - mean_i r_i, with
+    d the direction of the other folds. The size is chosen on the even groups and its gain read on the
+    odd ones, and the other way round, so the maximum over sizes is not paid for with bias.
+    Shape (candidates,), in reward. Cost: four forwards of some prompts per layer. Source: self-normalised importance
+    sampling; as measured on six small environments: Spearman .3 to 1.0 after averaging several batches.
+    Known to fail: a true gain of .02 reads .016 +- .015 with 64 x 8 completions; long completions are worse, and a
+    gain that comes only after several steps is not seen.
+    """
+
+    def score(self, context: ProbeContext) -> Scores | None:
+        if not context.plan.line_search_prompts:
+            return None
+        return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
+
+    def _samples(self, context: ProbeContext, layer: int) -> list[float]:
+        """The gain on the even groups at the size that suits the odd ones, and the other way round."""
+        responses = context.responses(layer)
+        if not responses or responses[0].deviation == 0:
+            return [0.0, 0.0]
+        fold = context.first_prompts(0, context.plan.line_search_prompts)
+        sizes = [deviation / responses[0].deviation for deviation in DEVIATIONS]
+        gains_S_P = reweighted_gains(context, layer, context.direction(layer, without=0), sizes, fold)
+        even_S, odd_S = gains_S_P[:, 0::2].mean(1), gains_S_P[:, 1::2].mean(1)
+        return [float(odd_S[even_S.argmax()]), float(even_S[odd_S.argmax()])]
+
+
+def reweighted_gains(
+    context: ProbeContext, layer: int, direction: dict[str, torch.Tensor], sizes: list[float], fold: Fold
+) -> torch.Tensor:
+    """Estimated gain in expected reward per step size and prompt, shape (sizes, P)."""
+    bench = context.bench
+    gains = []
+    with fp32_layers(bench.model, (layer,)), scoring(bench.model, bench.engine.temperature), torch.no_grad():
+        before_B = context.sequence_log_probs(fold.batch)
+        for size in sizes:
+            with context.stepped(layer, direction, size):
+                after_B = context.sequence_log_probs(fold.batch)
+            gains.append(group_gain(after_B - before_B, fold))
+    return torch.stack(gains)
+
+
+def group_gain(log_ratio_B: torch.Tensor, fold: Fold) -> torch.Tensor:
+    """Reweighted mean reward of each group minus its plain mean, shape (P,)."""
+    rewards_P_G = fold.rollouts.rewards_P_G().to(log_ratio_B)
+    weights_P_G = log_ratio_B.view_as(rewards_P_G).softmax(1)
+    return (weights_P_G * rewards_P_G).sum(1) - rewards_P_G.mean(1)

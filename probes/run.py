@@ -1,0 +1,118 @@
+"""Runs every probe on one shared batch and turns the scores into a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from autolayer.errors import ConfigError
+from autolayer.plan import ProbePlan
+from autolayer.probes import PROBES
+from autolayer.probes.base import Scores
+from autolayer.probes.context import ProbeContext, make_fold
+from autolayer.probes.gain_per_kl import equal_kl_rates
+from autolayer.probes.predictor import predict
+from autolayer.rollouts import Rollouts, request_seed
+from autolayer.workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReport:
+    """What the probes say; lists in the candidates' order."""
+
+    layers: tuple[int, ...]
+    scores: dict[str, tuple[float, ...]]
+    """Probe name -> score per candidate; probes that the plan left out are missing."""
+    reliability: dict[str, float]
+    """Probe name -> share of its variance over layers that is not noise."""
+    predicted: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    deviation: float
+    learning_rates: tuple[float | None, ...]
+    """The equal-KL rate of each candidate; None for a layer that moves nothing."""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ProbeReport:
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**{**lists, "scores": {name: tuple(scores) for name, scores in values["scores"].items()}})
+
+
+def run_probes(
+    bench: Workbench,
+    layers: tuple[int, ...],
+    rollouts: Rollouts,
+    plan: ProbePlan,
+    *,
+    num_folds: int,
+    seed: int,
+    on_probe: Callable[[str], None] = lambda name: None,
+) -> ProbeReport:
+    """Scores every candidate with every probe.
+
+    Args:
+        bench: With the base weights in.
+        layers: Candidates.
+        rollouts: What calibration sampled on the `probe` split; used first, the rest is sampled here.
+        plan: Sizes.
+        num_folds: Parts of the shared batch.
+        seed: Of the run.
+        on_probe: Called with a probe's name when it has finished.
+    """
+    folds = [make_fold(bench, part) for part in _shared_batch(bench, rollouts, plan.fold_prompts, num_folds, seed)]
+    context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)
+    scores: dict[str, Scores] = {}
+    for name, probe in PROBES.items():
+        if (found := probe.score(context)) is not None:
+            assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
+            scores[name] = found
+        on_probe(name)
+    prediction = predict(scores)
+    rates = equal_kl_rates(context)
+    return ProbeReport(
+        layers=layers,
+        scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
+        reliability={name: found.reliability for name, found in scores.items() if found.errors_L is not None},
+        predicted=prediction.predicted,
+        low=prediction.low,
+        high=prediction.high,
+        deviation=prediction.deviation,
+        learning_rates=tuple(rates[layer] for layer in layers),
+        notes=plan.notes,
+    )
+
+
+def _shared_batch(
+    bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int
+) -> list[Rollouts]:
+    """Equal parts with no prompt in two of them."""
+    group_size = rollouts.group_size
+    have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]
+    fold_prompts = min(fold_prompts, len(rows) // num_folds)
+    wanted = fold_prompts * num_folds
+    if wanted > have:
+        more = rows[have:wanted]
+        seeds = [
+            request_seed(seed, "probe", have + i // group_size, i % group_size) for i in range(len(more) * group_size)
+        ]
+        rollouts = rollouts + bench.sample(more, seeds, group_size)
+    return [rollouts[start : start + fold_prompts] for start in range(0, wanted, fold_prompts)]
+
+
+def joint_rate(report: ProbeReport) -> float:
+    """The equal-KL rate of training all probed layers together: their movements add up like independent errors.
+
+    Raises:
+        ConfigError: None of the layers moves the policy.
+    """
+    rates = [rate for rate in report.learning_rates if rate is not None]
+    if not rates:
+        raise ConfigError(f"layers {list(report.layers)} do not move the policy at all: give other --layers.")
+    return sum(rate**-2 for rate in rates) ** -0.5

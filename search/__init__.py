@@ -1,0 +1,1 @@
+"""The race: pure decisions, and the Optuna study that holds them."""

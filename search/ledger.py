@@ -1,0 +1,94 @@
+"""What has been run, what it cost and what is left. The race's only mutable record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from autolayer.arms import RungResult
+from autolayer.costs import Cost
+from autolayer.search.records import Candidate, RaceConfig, Run, Slot
+
+
+class Ledger:
+    """Finished and failed runs of one race, in the order in which the race asked for them."""
+
+    def __init__(self, config: RaceConfig, candidates: Sequence[Candidate]) -> None:
+        self.config = config
+        self.candidates = tuple(candidates)
+        self.results: dict[Run, RungResult] = {}
+        self.failures: dict[Run, str] = {}
+        self._step_costs = {c.layers: config.step_cost(c.layers) for c in candidates}
+
+    def add(self, batch: Iterable[Run], answers: Mapping[Run, RungResult | str]) -> None:
+        """Enters a batch. An answer is the run's result, or the reason why it failed."""
+        for run in batch:
+            answer = answers[run]
+            if isinstance(answer, str):
+                self.failures[run] = answer
+            else:
+                self.results[run] = answer
+
+    def latest(self, slot: Slot) -> RungResult | None:
+        """The slot's most advanced result."""
+        found = [result for run, result in self.results.items() if run.slot == slot]
+        return max(found, key=lambda result: result.arm.step, default=None)
+
+    def slots(self, layers: tuple[int, ...]) -> list[Slot]:
+        """The slots of `layers` that have a result, most advanced first, then in the order of the race."""
+        found = dict.fromkeys(run.slot for run in self.results if run.slot.layers == layers)
+        return sorted(found, key=lambda slot: -self.step(slot))
+
+    def step(self, slot: Slot) -> int:
+        """Optimizer steps that the slot has done; 0 if none of its runs finished."""
+        latest = self.latest(slot)
+        return latest.arm.step if latest else 0
+
+    def has_failed(self, slot: Slot) -> bool:
+        """True if a run of the slot raised; such a slot is not taken further."""
+        return any(run.slot == slot for run in self.failures)
+
+    def lost(self, layers: tuple[int, ...]) -> bool:
+        """True if runs of `layers` failed and none finished: they cannot be chosen."""
+        failed = any(run.slot.layers == layers for run in self.failures)
+        return failed and not self.slots(layers)
+
+    def planned(self, run: Run) -> Cost:
+        """What the configuration says that a run costs."""
+        return self._step_costs[run.slot.layers] * (run.to_step - run.from_step) + self.config.eval_cost
+
+    @property
+    def spent(self) -> Cost:
+        """What the runs cost; as planned where they failed or did not say."""
+        total = Cost()
+        for run, result in self.results.items():
+            total = total + (result.cost if _says(result.cost) else self.planned(run))
+        for run in self.failures:
+            total = total + self.planned(run)
+        return total
+
+    def cost(self, runs: Iterable[Run]) -> Cost:
+        """What runs to come will cost: as planned, or more where finished runs cost more than planned.
+
+        Completions grow during RL, so a plan made on the base model's can be too low.
+        """
+        told = [(self.planned(run), result.cost) for run, result in self.results.items() if _says(result.cost)]
+        planned, actual = sum((p for p, _ in told), Cost()), sum((a for _, a in told), Cost())
+        total = sum((self.planned(run) for run in runs), Cost())
+        return Cost(
+            generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
+            layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),
+        )
+
+    def affords(self, runs: Sequence[Run], reserve: Cost | None = None) -> bool:
+        """True if the runs, and then still `reserve`, fit what is left of the budget in both components."""
+        wanted = self.spent + self.cost(runs) + (reserve or Cost())
+        # Sums of floats in another order differ in the last digits; a billionth of the budget is no overspending.
+        return wanted.fits(self.config.budget * (1 + 1e-9))
+
+
+def _says(cost: Cost) -> bool:
+    return cost.generated_tokens > 0 or cost.layer_tokens > 0
+
+
+def _overrun(planned: float, actual: float) -> float:
+    return max(1.0, actual / planned) if planned > 0 else 1.0

@@ -1,0 +1,141 @@
+"""What is known about every candidate's final contribution, from the prediction and the short runs together.
+
+The model of `model` is normal once its three nuisances (trust in the prediction, full gain, time constant) are fixed;
+these are averaged over on a grid, each point weighted by how well it explains the scores.
+
+Array suffixes: _C candidates, _R rows of evidence, _T targets (a candidate at one rate), _G grid points, _D draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autolayer.search import model
+from autolayer.search.evidence import Evidence
+from autolayer.search.records import Candidate, RaceConfig
+
+NEGLIGIBLE = 1e-3
+"""Grid points less probable than this against the best one are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Contributions of the candidates, each at its best measured learning rate."""
+
+    candidates: tuple[Candidate, ...]
+    eligible_C: np.ndarray
+    """False for candidates that cannot be chosen because their runs failed."""
+    rate_index_C: tuple[int, ...]
+    """The rate with the highest expectation, so that a lucky short run does not choose it alone."""
+    expected_C: np.ndarray
+    draws_D_C: np.ndarray
+    """Joint draws; candidates that cannot be chosen are at minus infinity."""
+
+    @property
+    def ranked(self) -> list[int]:
+        """Candidates that can be chosen, highest expectation first; of equals, the higher layers first."""
+        eligible = [index for index in range(len(self.candidates)) if self.eligible_C[index]]
+        return sorted(eligible, key=lambda i: (self.expected_C[i], self.candidates[i].layers), reverse=True)
+
+    @property
+    def probability_best_C(self) -> np.ndarray:
+        """Sums to 1; 0 for candidates that cannot be chosen."""
+        counts_C = np.bincount(self.draws_D_C.argmax(axis=1), minlength=len(self.candidates))
+        return counts_C / len(self.draws_D_C)
+
+    @property
+    def regret_C(self) -> np.ndarray:
+        """Contribution that choosing each candidate is expected to lose; infinite for those that cannot be chosen."""
+        return np.mean(self.draws_D_C.max(axis=1, keepdims=True) - self.draws_D_C, axis=0)
+
+    def probability_above(self, index: int) -> np.ndarray:
+        """For each candidate, the probability that it is better than the one at `index`."""
+        return np.mean(self.draws_D_C > self.draws_D_C[:, [index]], axis=0)
+
+
+def infer(
+    config: RaceConfig,
+    candidates: Sequence[Candidate],
+    evidence: Evidence,
+    eligible: Sequence[bool],
+    num_draws: int = 4000,
+) -> Posterior:
+    """Combines prediction and evidence.
+
+    Args:
+        config: Gives the depth, the length of a full run and the seed of the draws.
+        candidates: At least one that is eligible.
+        evidence: May be empty; then the prediction is all there is.
+        eligible: False for each candidate that cannot be chosen.
+        num_draws: Joint draws from the posterior; probabilities are multiples of one over this.
+    """
+    place = {candidate.layers: index for index, candidate in enumerate(candidates)}
+    targets = sorted({(place[row.layers], row.rate_index) for row in evidence.rows})
+    unmeasured = set(range(len(candidates))) - {index for index, _ in targets}
+    targets += [(index, 0) for index in sorted(unmeasured)]
+    parts = _condition(config, candidates, evidence, targets)
+    mean_T = np.sum([weight * part_mean_T for weight, part_mean_T, _ in parts], axis=0)
+    best_C = [
+        max((t for t, (index, _) in enumerate(targets) if index == c), key=lambda t: mean_T[t])
+        for c in range(len(candidates))
+    ]
+    draws_D_C = np.random.default_rng([config.seed, len(candidates)]).standard_normal((num_draws, len(candidates)))
+    start, share = 0, 0.0
+    for weight, part_mean_T, covariance_T_T in parts:
+        share += weight
+        end = round(share * num_draws)
+        if end > start:
+            root_C_C = np.linalg.cholesky(covariance_T_T[np.ix_(best_C, best_C)] + 1e-9 * np.eye(len(best_C)))
+            draws_D_C[start:end] = part_mean_T[best_C] + draws_D_C[start:end] @ root_C_C.T
+        start = end
+    eligible_C = np.asarray(eligible, dtype=bool)
+    draws_D_C[:, ~eligible_C] = -np.inf
+    return Posterior(
+        candidates=tuple(candidates),
+        eligible_C=eligible_C,
+        rate_index_C=tuple(targets[t][1] for t in best_C),
+        expected_C=mean_T[best_C],
+        draws_D_C=draws_D_C,
+    )
+
+
+Part = tuple[float, np.ndarray, np.ndarray]
+"""Weight of a grid point, and mean and covariance of the targets there."""
+
+
+def _condition(
+    config: RaceConfig, candidates: Sequence[Candidate], evidence: Evidence, targets: list[tuple[int, int]]
+) -> list[Part]:
+    """Conditions the targets on the scores at every grid point that is not negligible."""
+    place = {candidate.layers: index for index, candidate in enumerate(candidates)}
+    of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
+    rate_T = [(candidates[index].layers, rate) for index, rate in targets]
+    rate_R = [model.rate_key(row) for row in evidence.rows]
+    shift_R = np.array([model.rate_mean(config, candidates[place[r.layers]], r.log_rate) for r in evidence.rows])
+    shifts = dict(zip(rate_R, shift_R, strict=True))
+    shift_T = np.array([shifts.get(key, 0.0) for key in rate_T])
+    within_R_R = model.within(config, evidence.rows)
+    slopes_K_R, log_prior_K = model.slopes(config, evidence)
+    points: list[tuple[float, Part]] = []
+    for trust, probability in model.TRUST:
+        mean_C, covariance_C_C = model.prior(config, candidates, trust)
+        latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + within_R_R
+        total_K_R_R = slopes_K_R[:, :, None] * latent_R_R * slopes_K_R[:, None, :] + evidence.noise_R_R
+        residual_K_R = evidence.score_R - slopes_K_R * (mean_C[of_R] + shift_R)
+        root_K_R_R = np.linalg.cholesky(total_K_R_R)
+        white_K_R = np.linalg.solve(root_K_R_R, residual_K_R[:, :, None])[:, :, 0]
+        log_det_K = np.log(np.diagonal(root_K_R_R, axis1=1, axis2=2)).sum(axis=1)
+        log_weight_K = np.log(probability) + log_prior_K - 0.5 * (white_K_R**2).sum(axis=1) - log_det_K
+
+        target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + model.RATE_SD**2 * model.same(rate_T, rate_T)
+        cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + model.RATE_SD**2 * model.same(rate_T, rate_R)
+        for k in np.flatnonzero(log_weight_K > log_weight_K.max() + np.log(NEGLIGIBLE)):
+            gain_R_T = np.linalg.solve(root_K_R_R[k], (cross_T_R * slopes_K_R[k]).T)
+            mean_T = mean_C[of_T] + shift_T + white_K_R[k] @ gain_R_T
+            points.append((float(log_weight_K[k]), (0.0, mean_T, target_T_T - gain_R_T.T @ gain_R_T)))
+    weights = np.exp(np.array([log_weight for log_weight, _ in points]) - max(log_weight for log_weight, _ in points))
+    weights = np.where(weights < NEGLIGIBLE, 0.0, weights) / weights[weights >= NEGLIGIBLE].sum()
+    return [(float(weight), mean, cov) for weight, (_, (_, mean, cov)) in zip(weights, points, strict=True) if weight]

@@ -1,0 +1,186 @@
+"""The race: which short runs come next, and when it is over. Pure decisions; `study` carries them out.
+
+Synchronous halving with resume. A race is a generator that yields batches of runs and receives what became of them,
+so the whole schedule reads top to bottom in `race`. Each batch depends only on the complete batches before it, never
+on the order in which the runs of a batch finish: the same records give the same decision in every process, and a
+crash between any two lines loses nothing (`decide` replays the records).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+
+from autolayer.arms import RungResult
+from autolayer.costs import Cost
+from autolayer.search.evidence import gather
+from autolayer.search.ledger import Ledger
+from autolayer.search.model import EARLY
+from autolayer.search.outcome import conclude, settled
+from autolayer.search.plan import NUM_FINALISTS, Plan, ladder_cost, plan
+from autolayer.search.posterior import Posterior, infer
+from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, SearchError, Slot
+
+MAX_RATES = 3
+"""Learning rates per layer, the equal-KL one included."""
+MAX_SEEDS = 3
+"""Training seeds per finalist."""
+WORTHWHILE = 1.25
+"""A last, shorter rung must be this much longer than the one before to tell anything new."""
+
+Answer = RungResult | str
+"""What became of a run: its result, or the reason why it failed."""
+Race = Generator[tuple[Run, ...], Mapping[Run, Answer], Outcome]
+
+
+def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]) -> Race:
+    """Yields batches of runs; wants an answer for every run of a batch; returns the outcome.
+
+    Raises:
+        SearchError: Every run of the first batch failed.
+    """
+    ledger = Ledger(config, candidates)
+    layout = plan(config, candidates)
+    batch = tuple(
+        Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=layout.rungs[0].step)
+        for c in layout.first
+        if layout.rungs
+    )
+    while True:
+        view = look(ledger, base_select_rewards_I)
+        verdict = settled(config, view, measured=bool(ledger.results))
+        if verdict or not batch:
+            return conclude(ledger, view, base_select_rewards_I, verdict)
+        ledger.add(batch, (yield batch))
+        if not ledger.results:
+            reason = next(iter(ledger.failures.values()))
+            raise SearchError(f"every short run failed, so no layer can be chosen; the first one said: {reason}")
+        batch = next_batch(ledger, layout, look(ledger, base_select_rewards_I))
+
+
+class Racing:
+    """A race that follows a record kept elsewhere. The record only grows; asking twice changes nothing."""
+
+    def __init__(
+        self, config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]
+    ) -> None:
+        self._race = race(config, candidates, base_select_rewards_I)
+        self._batch: tuple[Run, ...] | None = None
+        self._outcome: Outcome | None = None
+
+    def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | Outcome:
+        """The runs that the race is waiting for, given all answers so far, or its outcome."""
+        try:
+            if self._batch is None:
+                self._batch = next(self._race)
+            while not self._outcome and all(run in answers for run in self._batch):
+                self._batch = self._race.send({run: answers[run] for run in self._batch})
+        except StopIteration as stop:
+            self._outcome = stop.value
+        return self._outcome or tuple(run for run in self._batch or () if run not in answers)
+
+
+def decide(
+    config: RaceConfig,
+    candidates: Sequence[Candidate],
+    base_select_rewards_I: Sequence[float],
+    answers: Mapping[Run, Answer],
+) -> tuple[Run, ...] | Outcome:
+    """What a race does next, from its record alone: the runs that it is waiting for, or its outcome."""
+    return Racing(config, candidates, base_select_rewards_I).due(answers)
+
+
+def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:
+    """What everything in the ledger says about the candidates."""
+    eligible = [not ledger.lost(candidate.layers) for candidate in ledger.candidates]
+    return infer(ledger.config, ledger.candidates, gather(ledger.results, base_select_rewards_I), eligible)
+
+
+def next_batch(ledger: Ledger, layout: Plan, view: Posterior) -> tuple[Run, ...]:
+    """The next rung of the ladder, or what the finalists can still use; empty if nothing fits the budget."""
+    step = max(run.to_step for run in ledger.results)
+    rung = sum(rung.step <= step for rung in layout.rungs)
+    able = [index for index in view.ranked if _best_slot(ledger, view, index)]
+    if rung < len(layout.rungs):
+        target = layout.rungs[rung]
+        batch = _affordable(ledger, _advance(ledger, view, able[: target.num_layers], target.step))
+        if len(batch) >= 2:
+            return batch + _second_rates(ledger, layout, view, rung, batch)
+    return _finals(ledger, view, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
+
+
+def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:
+    """Longer runs of the finalists as long as fresh seeds stay affordable, then those, then whatever still fits."""
+    config = ledger.config
+    double = min(2 * step, config.total_steps)
+    has_fresh_seed = any(run.slot.seed != config.seed for run in (*ledger.results, *ledger.failures))
+    reserve = Cost() if has_fresh_seed else ledger.cost(_fresh_seeds(ledger, view, finalists, double))
+    longer = _advance(ledger, view, finalists, double)
+    if double > step and ledger.affords(longer, reserve):
+        return tuple(longer)
+    fresh = _fresh_seeds(ledger, view, finalists, step)
+    if fresh and (not has_fresh_seed or double == step) and ledger.affords(fresh):
+        return tuple(fresh)
+    for to_step in range(double, step, -1):
+        longer = _advance(ledger, view, finalists, to_step)
+        if to_step >= WORTHWHILE * step and ledger.affords(longer):
+            return tuple(longer)
+    return _affordable(ledger, [run for index in finalists for run in _fresh_rate(ledger, view, index, step)])
+
+
+def _second_rates(ledger: Ledger, layout: Plan, view: Posterior, rung: int, batch: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Another learning rate for the survivors, best first, as far as the rest of the ladder stays affordable."""
+    unit = Cost(
+        generated_tokens=max(ledger.planned(run).generated_tokens / (run.to_step - run.from_step) for run in batch),
+        layer_tokens=max(ledger.planned(run).layer_tokens / (run.to_step - run.from_step) for run in batch),
+    )
+    reserve = ladder_cost(layout.rungs, rung + 1, unit, ledger.config.eval_cost)
+    chosen: list[Run] = []
+    for index in view.ranked[: max(NUM_FINALISTS, layout.rungs[rung].num_layers // 2)]:
+        for run in _fresh_rate(ledger, view, index, layout.rungs[rung].step):
+            if ledger.affords([*batch, *chosen, run], reserve):
+                chosen.append(run)
+    return tuple(chosen)
+
+
+def _advance(ledger: Ledger, view: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
+    """Takes candidates' best-rate arms to a rung; a candidate that was not measured yet joins from step 0."""
+    slots = [slot for index in indices if (slot := _best_slot(ledger, view, index))]
+    return [Run(slot=slot, from_step=ledger.step(slot), to_step=to_step) for slot in slots]
+
+
+def _best_slot(ledger: Ledger, view: Posterior, index: int) -> Slot | None:
+    """The candidate's most advanced arm at its best rate, else at any; None if a failure left it none."""
+    layers = view.candidates[index].layers
+    slots = ledger.slots(layers) or [Slot(layers=layers, seed=ledger.config.seed)]
+    sound = [slot for slot in slots if not ledger.has_failed(slot)]
+    return min(sound, key=lambda slot: slot.rate_index != view.rate_index_C[index], default=None)
+
+
+def _fresh_rate(ledger: Ledger, view: Posterior, index: int, to_step: int) -> list[Run]:
+    """A run of the next undrawn learning rate, if there may be one."""
+    layers = view.candidates[index].layers
+    tried = {run.slot.rate_index for run in (*ledger.results, *ledger.failures) if run.slot.layers == layers}
+    too_early = to_step < EARLY * ledger.config.total_steps  # there a rate's effect is lost in drift and noise
+    if ledger.config.fixed_rate or too_early or not tried or len(tried) >= MAX_RATES:
+        return []
+    slot = Slot(layers=layers, rate_index=max(tried) + 1, seed=ledger.config.seed)
+    return [Run(slot=slot, from_step=0, to_step=to_step)]
+
+
+def _fresh_seeds(ledger: Ledger, view: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
+    """One run per candidate at its best rate with the next unused seed; the same one for all, so that they pair."""
+    used = {run.slot.seed for run in (*ledger.results, *ledger.failures)}
+    if len(used) >= MAX_SEEDS:
+        return []
+    slots = [slot for index in indices if (slot := _best_slot(ledger, view, index))]
+    fresh = [Slot(layers=slot.layers, rate_index=slot.rate_index, seed=max(used) + 1) for slot in slots]
+    return [Run(slot=slot, from_step=0, to_step=to_step) for slot in fresh]
+
+
+def _affordable(ledger: Ledger, runs: Sequence[Run]) -> tuple[Run, ...]:
+    """As many runs as fit what is left of the budget, in order of preference."""
+    chosen: list[Run] = []
+    for run in runs:
+        if ledger.affords([*chosen, run]):
+            chosen.append(run)
+    return tuple(chosen)

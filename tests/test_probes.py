@@ -1,0 +1,258 @@
+"""The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and what becomes of the scores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import stock_trl
+from tiny_models import build_model
+from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_halves
+
+from autolayer.arms import Arm
+from autolayer.errors import ConfigError
+from autolayer.layers import find_layers, layer_parameters
+from autolayer.plan import ProbePlan
+from autolayer.probes import PROBES
+from autolayer.probes.base import Probe
+from autolayer.probes.gain_per_kl import equal_kl_rates
+from autolayer.probes.predictor import CORRELATION, LEVEL, WEIGHTS, predict
+from autolayer.probes.rl_burst import BURST_RATE
+from autolayer.probes.run import ProbeReport, joint_rate, run_probes
+from autolayer.rollouts import request_seed
+from autolayer.workbench import Workbench
+
+PLAN = ProbePlan(
+    half_prompts=6, response_prompts=4, line_search_prompts=4, burst_steps=1, burst_prompts=2, burst_items=24
+)
+NONE = ProbePlan(
+    half_prompts=6, response_prompts=4, line_search_prompts=0, burst_steps=0, burst_prompts=0, burst_items=0
+)
+BASELINES = ("random", "first", "middle", "last")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def test_the_registry_is_complete_and_every_probe_documents_itself() -> None:
+    assert {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl", *BASELINES} == set(
+        PROBES
+    )
+    assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
+    for name, probe in PROBES.items():
+        assert isinstance(probe, Probe)
+        assert len(type(probe).__doc__ or "") > 60 and "Shape" in (type(probe).__doc__ or "").replace(
+            "shape", "Shape"
+        ), name
+    assert set(WEIGHTS) <= set(PROBES) - set(BASELINES)
+
+
+@DTYPES
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_scores_every_candidate_reproducibly_and_leaves_no_trace(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    layers, found = (0, 2), []
+    for run in range(2):
+        model = build_model("qwen3", num_layers=3, dtype=dtype)
+        bench = make_bench(model, tmp_path / str(run))
+        context = make_context(bench, layers, PLAN)
+        if run:  # what was done before must not matter
+            torch.manual_seed(99)
+            np.random.seed(99)
+            bench.sample(bench.task.splits["train"][:2], [1, 2])
+        before = Untouched(model)
+        scores = PROBES[name].score(context)
+        before.check()
+        assert isinstance(scores, np.ndarray) and scores.shape == (2,) and np.isfinite(scores).all()
+        found.append(scores.tolist())
+        again = PROBES[name].score(context)  # a context may be asked twice
+        assert again is not None and again.tolist() == found[0]
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_probe_in_a_training_mode_model_gives_that_mode_back(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=2).train()
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1), PLAN)
+    before = Untouched(model)
+    for probe in PROBES.values():
+        probe.score(context)
+    before.check()
+
+
+def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=2, dtype=torch.bfloat16)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1), PLAN)
+    before = Untouched(model)
+    log_probs, calls = bench.log_probs, 0
+
+    def interrupted(batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 7):
+            raise KeyboardInterrupt
+        return log_probs(batch)
+
+    bench.log_probs = interrupted  # pyright: ignore
+    for name in ("representation_change", "line_search"):
+        with pytest.raises(KeyboardInterrupt):
+            PROBES[name].score(context)
+        before.check()
+
+
+def test_a_probe_that_the_plan_leaves_out_returns_nothing_and_costs_nothing(tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), NONE)
+    before = context.bench.spent
+    assert PROBES["line_search"].score(context) is None and PROBES["rl_burst"].score(context) is None
+    assert context.bench.spent == before
+
+
+@DTYPES
+def test_a_layer_whose_branches_are_zero_scores_exactly_zero_and_the_others_do_not(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, dead = build_model("qwen3", num_layers=4, dtype=dtype), 1
+    block: Any = find_layers(model)[dead]
+    block.self_attn.register_forward_hook(lambda module, arguments, output: (output[0] * 0, *output[1:]))
+    block.mlp.register_forward_hook(lambda module, arguments, output: output * 0)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1, 2, 3), PLAN)
+    for name, probe in PROBES.items():
+        scores = probe.score(context)
+        assert scores is not None
+        if not probe.is_baseline:
+            assert scores[dead] == 0, name
+            assert all(scores[layer] != 0 for layer in (0, 2, 3)), (name, scores)
+    rates = equal_kl_rates(context)
+    assert rates[dead] is None and all(rates[layer] for layer in (0, 2, 3))
+
+
+def test_without_any_difference_in_reward_every_score_is_zero(tmp_path: Path) -> None:
+    task = make_task(lambda prompts, **_: [1.0] * len(prompts))
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path, task), (0, 1), PLAN)
+    for name, probe in PROBES.items():
+        if not probe.is_baseline:
+            scores = probe.score(context)
+            assert scores is not None and not scores.any(), name
+
+
+def test_baselines_know_depth_and_seed_only(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=7), tmp_path)
+
+    def order(name: str, layers: tuple[int, ...], seed: int = 0) -> list[int]:
+        scores = PROBES[name].score(make_context(bench, layers, PLAN, seed=seed))
+        assert scores is not None
+        return [layers[i] for i in np.argsort(-scores, kind="stable")]
+
+    everything = tuple(range(7))
+    assert order("first", everything) == list(everything) and order("last", everything) == list(everything)[::-1]
+    assert order("middle", everything)[0] == 3 and set(order("middle", everything)[-2:]) == {0, 6}
+    assert order("middle", (0, 5, 6))[0] == 5  # the depth in the model, not among the candidates
+    assert order("random", everything) == order("random", everything)
+    assert len({tuple(order("random", everything, seed)) for seed in range(6)}) > 3
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) -> None:
+    layers, steps, prompts, items = (0, 2), 3, 4, 24
+    plan = ProbePlan(
+        half_prompts=6, response_prompts=6, line_search_prompts=0, burst_steps=steps, burst_prompts=prompts,
+        burst_items=items,
+    )  # fmt: skip
+    bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
+    context = make_context(bench, layers, plan)
+    rates = equal_kl_rates(context)
+    trained: dict[int, dict[str, torch.Tensor]] = {}
+    forget = bench.forget
+
+    def keep(arm: Arm) -> None:
+        weights = bench.arm_weights(arm)
+        assert weights is not None and arm.layers != "full"
+        trained[arm.layers[0]] = weights
+        forget(arm)
+
+    bench.forget = keep  # pyright: ignore
+    scores = PROBES["rl_burst"].score(context)
+    assert scores is not None
+    for index, layer in enumerate(layers):
+        rate = rates[layer]
+        assert rate is not None
+        arm = Arm(layers=(layer,), learning_rate=rate * BURST_RATE, seed=request_seed(0, "burst") % 2**31)
+        other = build_model("qwen3")
+        base = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0)
+        stock_trl(other, bench, arm, steps, tmp_path / "scratch", prompts)
+        other.eval()
+        for name, parameter in layer_parameters(other, (layer,)).items():
+            torch.testing.assert_close(trained[layer][name], parameter.detach(), atol=1e-6, rtol=0)
+        after = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0)
+        assert after == pytest.approx(_scores(bench, trained[layer], items), abs=0)
+        assert scores[index] == pytest.approx(float(np.mean(after)) - float(np.mean(base)), abs=1e-12)
+        assert scores[index] != 0
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def _scores(bench: Workbench, weights: dict[str, torch.Tensor], items: int) -> list[float]:
+    """Mean token id of each item's completion, generated once more with the given weights."""
+    rows = bench.task.splits["probe"][:items]
+    layers = tuple({int(name.split(".")[2]) for name in weights})
+    with bench.weights(layers, weights):
+        sampled = bench.sample(rows, [request_seed(0, "probe", i) for i in range(len(rows))])
+    return mean_id([], sampled.completion_ids)
+
+
+# From scores to a prediction
+
+
+def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=3)
+    bench = make_bench(model, tmp_path)
+    rollouts = sample_halves(bench, prompts=7, num_halves=1)[0]
+    before, sampled = Untouched(model), []
+    sample = bench.sample
+    bench.sample = lambda rows, *rest: sampled.append(list(rows)) or sample(rows, *rest)  # pyright: ignore
+    layers, named = (0, 1, 2), []
+    report = run_probes(bench, layers, rollouts, PLAN, num_halves=2, seed=0, on_probe=named.append)
+    before.check()
+    assert sampled[0] == bench.task.splits["probe"][7:12]  # 2 halves of 6 prompts, 7 of them there already
+    assert named == list(report.scores) == list(PROBES)
+    assert ProbeReport.from_dict(report.to_dict()) == report
+    assert len(report.predicted) == len(report.learning_rates) == 3
+    small = run_probes(bench, layers, rollouts, NONE, num_halves=2, seed=0)
+    assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
+    rates = [rate for rate in report.learning_rates if rate is not None]
+    assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
+    with pytest.raises(ConfigError, match="--layers"):
+        joint_rate(ProbeReport.from_dict({**report.to_dict(), "learning_rates": [None] * 3}))
+
+
+def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_halves(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
+    rollouts = sample_halves(bench, prompts=24, num_halves=1)[0]
+    large = ProbePlan(**{**vars(PLAN), "half_prompts": 64, "line_search_prompts": 64, "burst_steps": 0})
+    report = run_probes(bench, (0, 1), rollouts, large, num_halves=2, seed=0)
+    assert set(PROBES) - set(report.scores) == {"rl_burst"}
+
+
+def test_the_prediction_averages_standardised_probes_and_ignores_scale() -> None:
+    scores = {"gain_per_kl": [1.0, 2.0, 4.0], "rl_burst": [0.01, 0.02, 0.04], "gradient_norm": [9.0, 1.0, 5.0]}
+    found = predict(scores)
+    assert predict({**scores, "rl_burst": [1000 * s - 5 for s in scores["rl_burst"]]}).predicted == pytest.approx(
+        found.predicted
+    )
+    assert predict({**scores, "gradient_norm": [0.0, 7.0, 1.0]}) == found
+    assert found.predicted[0] < found.predicted[1] < found.predicted[2]
+    assert sum(found.predicted) / 3 == pytest.approx(LEVEL)
+    for value, low, high in zip(found.predicted, found.low, found.high, strict=True):
+        assert high - value == pytest.approx(value - low) and high - low > 2 * 1.28 * found.deviation * 0.99
+
+
+def test_without_information_the_prediction_is_the_level_with_the_widest_interval() -> None:
+    informed, blind = predict({"gain_per_kl": [1.0, 2.0]}), predict({"gain_per_kl": [0.0, 0.0]})
+    assert blind.predicted == (LEVEL, LEVEL) == predict({"gradient_norm": [1.0, 2.0]}).predicted
+    assert informed.deviation == pytest.approx(blind.deviation * math.sqrt(1 - CORRELATION**2))
