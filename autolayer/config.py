@@ -41,7 +41,7 @@ class ProbeConfig:
 class SearchConfig:
     """How the race confirms the prediction."""
 
-    num_select: int = 128
+    num_select: int = 256
     """Items of the `select` split on which every rung compares its arms."""
     rate_span: float = 4.0
     """A layer's learning rate is searched between the equal-KL rate divided and multiplied by this."""
@@ -154,5 +154,26 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         if name not in fields:
             raise unknown("setting", name, fields)
-        arguments[name] = _build(nested[name], value) if name in nested and isinstance(value, dict) else value
+        if name in nested and isinstance(value, dict):
+            value = _build(nested[name], value)
+        elif name not in nested or not isinstance(value, nested[name]):
+            value = _typed(name, str(fields[name].type), value)
+        arguments[name] = value
+    if cls is Config and "model" not in arguments:
+        raise ConfigError("no model is given: give 'tiny', a local folder, or a Hugging Face name.")
     return cls(**arguments)
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """The value as its field wants it: a whole number serves as a float, and nothing else is converted."""
+    wanted, _, optional = kind.partition(" | ")
+    if value is None and optional:
+        return None
+    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value).__name__ == wanted:
+        return value
+    raise ConfigError(f"setting {name} = {value!r} cannot be read: give {_WORDS.get(wanted, 'a table of settings')}.")
+
+
+_WORDS = {"int": "a whole number", "float": "a number", "str": "a text in quotes", "bool": "true or false"}

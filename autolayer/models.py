@@ -42,7 +42,7 @@ EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
         "tiny": EmbeddedModel(
             folder="tiny",
             forms={"math": "math:arith"},
-            preset={"steps": 300, "prompts_per_step": 16, "num_eval": 512},
+            preset={"steps": 400, "prompts_per_step": 32, "num_eval": 1024},
         ),
     }
 )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from autolayer.arms import Arm
 from autolayer.config import Config, from_dict
+from autolayer.errors import ConfigError
 from autolayer.prepare import prepare
 from autolayer.probes.run import joint_rate
 from autolayer.progress import Progress
@@ -36,25 +37,32 @@ def pick(
         result = autolayer.pick(model="tiny", task="math:arith", seed=1)
         print(result.best_layers, result.gain.value)
     """
-    stages = prepare(config or from_dict(options), progress)
+    stages = prepare(settings(config, options), progress)
     if done := stages.finished():
         return done
     summary = Summary(stages)
 
     calibration = summary.add_calibration(*stages.calibrate())
     if until == "calibrate":
-        return summary.result()
+        return stages.keep(summary.result())
 
     probed = summary.add_probes(*stages.probe(calibration))
     if until == "probe":
-        return summary.result()
+        return stages.keep(summary.result())
 
     outcome = summary.add_search(*stages.search(calibration, probed, summary.spent))
     if until == "search":
-        return summary.result()
+        return stages.keep(summary.result())
 
     trained = summary.add_training(*stages.train(outcome.winner))
     return stages.keep(summary.result(), trained)
+
+
+def settings(config: Config | None, options: dict[str, Any]) -> Config:
+    """The configuration as an object or as keywords, not as a mixture."""
+    if config is not None and options:
+        raise ConfigError(f"got a config and also {', '.join(options)}: give one or the other.")
+    return config or from_dict(options)
 
 
 def train_layer(config: Config | None = None, *, progress: Progress | None = None, **options: Any) -> PickResult:
@@ -68,7 +76,7 @@ def train_layer(config: Config | None = None, *, progress: Progress | None = Non
     Example:
         autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
     """
-    stages = prepare(config or from_dict(options), progress, verb="train")
+    stages = prepare(settings(config, options), progress, verb="train")
     if done := stages.finished():
         return done
     summary = Summary(stages)

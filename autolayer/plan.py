@@ -113,10 +113,13 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
+    if response < MIN_PROMPTS:
+        notes.append(f"the step response does not fit its part: {MIN_PROMPTS} prompts a fold are taken all the same")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
+    if steps and not burst_prompts:
         notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
     return ProbePlan(
         fold_prompts=fold_prompts,

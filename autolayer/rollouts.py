@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -105,14 +106,16 @@ class TransformersEngine:
         """Time spent and tokens generated so far: the measured price of a generated token."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
         declared = [declared] if isinstance(declared, int) else list(declared or [])
-        self.eos_token_ids = sorted({tokenizer.eos_token_id, *declared})
+        # `read_tokenizer` has refused a tokenizer without these.
+        self.pad_token_id = cast(int, tokenizer.pad_token_id)
+        self.eos_token_ids = sorted({cast(int, tokenizer.eos_token_id), *declared})
         # Every field that a model's own generation config could change is set here: RL samples from the policy itself.
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=self.pad_token_id,
             eos_token_id=self.eos_token_ids,
             bos_token_id=tokenizer.bos_token_id,
             disable_compile=True,
@@ -137,12 +140,12 @@ class TransformersEngine:
     def _generate_batch(self, prompt_ids: list[list[int]], seeds: Sequence[int]) -> list[list[int]]:
         device = self.model.device
         width = max(map(len, prompt_ids))
-        pad = self.tokenizer.pad_token_id
+        pad = self.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
         noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device)])
         with _generation_mode(self.model, self.config), torch.no_grad():
-            output = self.model.generate(
+            output = cast(Any, self.model).generate(
                 input_ids=input_ids, attention_mask=mask, generation_config=self.config, logits_processor=noise
             )
         return [self._until_end(ids) for ids in output[:, width:].tolist()]  # pyright: ignore

@@ -41,12 +41,17 @@ class RunFolder:
         try:
             value = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RunFolderError(
-                f"{file} is damaged ({error}): delete that file to redo its stage, or choose another --out."
-            ) from None
+            raise self.damaged(name, error) from None
         if not isinstance(value, dict):
-            raise RunFolderError(f"{file} is damaged (no JSON object): delete it, or choose another --out.")
+            raise self.damaged(name, "no JSON object")
         return value
+
+    def damaged(self, name: str, reason: object) -> RunFolderError:
+        """The error for a file that cannot be used, with the way that loses least."""
+        cure = "delete that file to redo its stage"
+        if name == CONFIG:  # says whose folder it is, so nothing in it can be trusted
+            cure = "restore that file, delete the folder to start again"
+        return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
@@ -60,6 +65,12 @@ class RunFolder:
         """Writes one file and gives up the claim: a run that found nothing leaves just the reason."""
         self.write(name, value)
         (self.path / CONFIG).unlink(missing_ok=True)
+
+    def give_up(self) -> None:
+        """Gives up the claim if no stage has finished, so that a mended reward may use the same folder."""
+        if list(self.path.iterdir()) == [self.path / CONFIG]:
+            (self.path / CONFIG).unlink()
+            self.path.rmdir()
 
     def claim(self, resolved: dict[str, Any], signature: str) -> None:
         """Makes the folder this configuration's, or checks that it already is.
@@ -80,7 +91,9 @@ class RunFolder:
                     f"--out {self.path} is not empty and is no run folder (it has no {CONFIG}): give a new folder."
                 )
             self.write(CONFIG, {"signature": signature, **resolved})
-        elif before.get("signature") != signature:
+        elif "signature" not in before:
+            raise self.damaged(CONFIG, "it has no signature")
+        elif before["signature"] != signature:
             differing = _differences(before, resolved)
             raise RunFolderError(
                 f"--out {self.path} belongs to another configuration ({'; '.join(differing) or 'signature'}): "

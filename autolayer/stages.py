@@ -49,6 +49,14 @@ class Stages:
     def folder(self) -> runs.RunFolder:
         return self.bench.folder
 
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """What is missing or wrong in a file of the run folder is the file's damage, not a bug."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
+
     # Calibrate
 
     def calibrate(self) -> tuple[Calibration, Cost]:
@@ -62,7 +70,11 @@ class Stages:
             prompts = plan.calibration_prompts(self.config)
             with self.progress.stage("calibrate", None) as bar:
                 before = self.bench.spent
-                calibration, _ = calibrate(self.bench, prompts, self.config.seed)
+                try:
+                    calibration, _ = calibrate(self.bench, prompts, self.config.seed)
+                except AutolayerError:
+                    self.folder.give_up()
+                    raise
                 cost = self.bench.spent - before
                 bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
             found = {**calibration.to_dict(), "num_prompts": prompts, "cost": asdict(cost)}
@@ -71,9 +83,10 @@ class Stages:
                 self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
                 raise error
             self.folder.write(runs.CALIBRATION, found)
-        cost = Cost(**found.pop("cost"))
-        found.pop("num_prompts")
-        return Calibration(**found), cost
+        with self._reading(runs.CALIBRATION):
+            cost = Cost(**found.pop("cost"))
+            found.pop("num_prompts")
+            return Calibration(**found), cost
 
     def units(self, calibration: Calibration) -> UnitCosts:
         return UnitCosts(
@@ -107,8 +120,9 @@ class Stages:
                 )
             found = {**report.to_dict(), "cost": asdict(self.bench.spent - before)}
             self.folder.write(runs.PROBE, found)
-        cost = Cost(**found.pop("cost"))
-        return ProbeReport.from_dict(found), cost
+        with self._reading(runs.PROBE):
+            cost = Cost(**found.pop("cost"))
+            return ProbeReport.from_dict(found), cost
 
     # Search
 
@@ -164,7 +178,8 @@ class Stages:
             rewards = self.bench.evaluate("select", self.config.search.num_select, seed=self.config.seed)
             found = {"base_select_rewards": list(rewards), "cost": asdict(self.bench.spent - before)}
             self.folder.write(runs.SEARCH, found)
-        return tuple(found["base_select_rewards"]), Cost(**found["cost"])
+        with self._reading(runs.SEARCH):
+            return tuple(found["base_select_rewards"]), Cost(**found["cost"])
 
     def _rung(self, arm: Arm, to_step: int, num_items: int) -> RungResult:
         before = self.bench.spent
@@ -212,25 +227,30 @@ class Stages:
     def finished(self) -> PickResult | None:
         """The result, if an earlier run of the same command came to its end."""
         found = self.folder.read(runs.RESULT)
-        return None if found is None else results.from_dict(found)
+        result = None if found is None else results.from_dict(found)
+        return result if result is not None and result.status == "ok" else None
 
-    def keep(self, result: PickResult, trained: Arm) -> PickResult:
-        """Saves the trained layers, the result and the report; result.json comes last and says that all is there."""
-        config, loaded = self.config, self.bench.loaded
-        LayerPatch(
-            tensors=self.bench.arm_weights(trained) or self.bench.base(trained.layers),
-            base=loaded.name,
-            base_hash=loaded.weight_hash,
-            layers=trained.layers,
-            task=self.bench.task.name,
-            algorithm=config.algorithm,
-            steps=trained.step,
-        ).save(self.folder / runs.PATCH)
+    def keep(self, result: PickResult, trained: Arm | None = None) -> PickResult:
+        """Saves the trained layers, the report and the result; result.json comes last and says that all is there."""
+        if trained is not None:
+            self._patch(trained).save(self.folder / runs.PATCH)
         write_html(result, self.folder / runs.REPORT)
         values = result.to_dict()
         results.validate(values)
         self.folder.write(runs.RESULT, values)
         return result
+
+    def _patch(self, trained: Arm) -> LayerPatch:
+        loaded = self.bench.loaded
+        return LayerPatch(
+            tensors=self.bench.arm_weights(trained) or self.bench.base(trained.layers),
+            base=loaded.name,
+            base_hash=loaded.weight_hash,
+            layers=trained.layers,
+            task=self.bench.task.name,
+            algorithm=self.config.algorithm,
+            steps=trained.step,
+        )
 
 
 def _candidates(config: Config, probed: ProbeReport) -> list[Candidate]:

@@ -30,9 +30,10 @@ from autolayer.rollouts import Rollouts, TransformersEngine, encode_prompts, req
 from autolayer.tasks.base import Row, Task
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402  (reads the variable above)
+from trl.trainer.grpo_config import GRPOConfig  # noqa: E402  (reads the variable above)
+from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 
-LOSS = {
+LOSS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
 }
@@ -125,7 +126,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.beta = beta
         self.ref_model = _BASE if beta else None
 
-    def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
+    def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's rollout hook: prompts come repeated, group by group; one seed per completion."""
         step = self.arm.step + self.state.global_step
         # Everything random in this step follows from (seed, step): resuming replays it bitwise.

@@ -136,7 +136,7 @@ class Workbench:
             return tuple(self.sample(rows, seeds).rewards)
 
     def score_batch(self, rollouts: Rollouts) -> ScoreBatch:
-        return ScoreBatch.of(rollouts, self.tokenizer.pad_token_id, self.model.device)
+        return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def log_probs(self, batch: ScoreBatch) -> torch.Tensor:
         """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward."""
@@ -212,7 +212,7 @@ class Workbench:
                 if trainer is not None:
                     trainer.close()
             # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-            freeze.expect_gradient = any(bool(rollouts.rewards_P_G().var(1).any()) for rollouts in seen)
+            freeze.expect_gradient = any(map(_any_advantage, seen))
             cost = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
             self.spent += cost
             self._time_training(cost, self.engine.seconds - generating)
@@ -276,6 +276,11 @@ class Workbench:
             if self.settings.beta:
                 cost += self.costs.forward(rollouts.num_tokens)
         return cost
+
+
+def _any_advantage(rollouts: Rollouts) -> bool:
+    rewards_P_G = rollouts.rewards_P_G()
+    return bool((rewards_P_G.amax(1) > rewards_P_G.amin(1)).any())  # a variance is rarely 0 to the last bit
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -55,8 +55,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int, hidden: int) ->
         head_dim=hidden // 4,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore
+        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore
         bos_token_id=None,
         initializer_range=0.1,  # nearly 1/sqrt(hidden_size); with the usual 0.02 it learns far more slowly
         dtype="float32",
@@ -81,7 +81,7 @@ def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: arg
     rng = random.Random(f"tiny/{args.seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, total_steps=args.steps, pct_start=0.05, cycle_momentum=False
+        optimizer, args.learning_rate, total_steps=args.steps, pct_start=max(0.05, 2 / args.steps), cycle_momentum=False
     )
     model.train()
     progress = trange(args.steps, desc="pretraining", mininterval=2)
@@ -107,7 +107,7 @@ def pass_rates(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, samp
         chunk = [row for row in rows[start : start + 250] for _ in range(samples)]
         prompts = [row["prompt"] for row in chunk]
         batch = tokenizer(prompts, return_tensors="pt", padding=True)
-        output = model.generate(**batch, max_new_tokens=8, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        output = model.generate(**batch, max_new_tokens=8, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)  # pyright: ignore
         texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         scores = arith.reward(prompts, texts, answer=[row["answer"] for row in chunk])
         for row, text, score in zip(chunk, texts, scores, strict=True):

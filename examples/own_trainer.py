@@ -12,7 +12,7 @@ import argparse
 import tempfile
 
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import autolayer
 from autolayer.models import load_model
@@ -30,7 +30,7 @@ def main() -> None:
         trainer = GRPOTrainer(
             model=loaded.model,
             processing_class=loaded.tokenizer,
-            reward_funcs=arith.reward,
+            reward_funcs=arith.reward,  # pyright: ignore[reportArgumentType]
             train_dataset=Dataset.from_list(arith.problems("train", 2048)),
             args=GRPOConfig(
                 output_dir=scratch,

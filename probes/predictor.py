@@ -51,11 +51,11 @@ def predict(probes: Mapping[str, Scores]) -> Prediction:
     for name, weight in WEIGHTS.items():
         if name in probes:
             reliability = probes[name].reliability
-            combined_L += weight * reliability * standardize(probes[name].scores_L.tolist())
+            combined_L += weight * reliability * standardize(list(probes[name].scores_L))
             weights, reliable = weights + weight, reliable + weight * reliability
     # Noise lowers a correlation by the square root of the reliability (attenuation).
     known = CORRELATION * (reliable / weights) ** 0.5 if reliable > 0 else 0.0
-    predicted_L = LEVEL + SPREAD * known * standardize(combined_L.tolist())
+    predicted_L = LEVEL + SPREAD * known * standardize(list(combined_L))
     deviation = SPREAD * float(np.sqrt(1 - known**2))
     reach = float(stats.norm.ppf((1 + LEVEL_OF_INTERVAL) / 2)) * deviation
     return Prediction(

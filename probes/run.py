@@ -89,9 +89,7 @@ def run_probes(
     )
 
 
-def _shared_batch(
-    bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int
-) -> list[Rollouts]:
+def _shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Rollouts]:
     """Equal parts with no prompt in two of them."""
     group_size = rollouts.group_size
     have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]

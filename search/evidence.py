@@ -57,7 +57,7 @@ def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[fl
     prompts: they count as differences within one rung and seed only.
     """
     base_I = np.asarray(base_select_rewards_I, dtype=float)
-    reward_sd = float(np.std([base_I, *(r.select_rewards_I for r in results.values())])) or 1.0
+    reward_sd = float(np.std(np.array([base_I, *(r.select_rewards_I for r in results.values())]))) or 1.0
     blocks = [_select_block(results, base_I, reward_sd)] if results else []
     blocks += [
         block
@@ -96,7 +96,7 @@ def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> t
     """Mean gain over the base model on the same items, and its standard error."""
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     gain_I = np.asarray(result.select_rewards_I, dtype=float) - base_I
-    floor = float(np.std([base_I, result.select_rewards_I])) / len(gain_I)
+    floor = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
     error = float(np.std(gain_I, ddof=1)) / np.sqrt(len(gain_I)) if len(gain_I) > 1 else floor
     return float(gain_I.mean()), max(float(error), floor)
 

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-import sqlalchemy
+import sqlalchemy.event
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
@@ -207,10 +207,12 @@ def _adopt(config: RaceConfig, inputs: dict[str, Any]) -> RaceConfig:
 def _is_dead(worker: dict[str, Any]) -> bool:
     if worker["pid"] == _WORKER["pid"]:
         return worker["token"] != _WORKER["token"]  # containers start with the same pid again and again
+    if os.name == "nt":
+        return False  # there signal 0 is no question; the heartbeat decides
     try:
         os.kill(worker["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # somebody else's process, but alive
     return False

@@ -15,11 +15,15 @@ import numpy as np
 from autolayer.costs import Cost
 from autolayer.search.records import Candidate, RaceConfig
 
-LADDER_SHARE = 0.9
-"""Share of the budget for the ladder; the rest pays for second learning rates and fresh seeds of the finalists."""
+LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6
+"""Share of the budget for the ladder. The rest pays for second learning rates and fresh seeds of the finalists, which
+are worth more than longer runs only at the end of a long ladder."""
+LONG = 0.25
+"""Share of the full run from which a ladder is long: what early values still mislead by (`model.DRIFT`, `model.EARLY`)
+is then no more than what a learning rate does (`model.RATE_SD`)."""
 WIDTH = 0.4
-"""First rung: this many layers times the root of the steps that the budget buys. Twice the money then goes in equal
-parts into more layers and longer runs; examples/benchmarks/race_simulation.py compares other widths."""
+"""First rung: this many layers times the root of the steps that the budget buys, so that twice the money goes in equal
+parts into more layers and longer runs. Of .2 to 1 in race_simulation.py, .35 to .5 lost least over all priors."""
 MIN_WIDTH = 4
 """The two best predictions, `middle` and a random layer."""
 NUM_FINALISTS = 2
@@ -43,22 +47,26 @@ class Plan:
     """The candidates of the first rung, best prediction first."""
     planned_cost: Cost
     """The ladder's, for the dearest candidates."""
+    is_long: bool = False
+    """True if the budget keeps a part back for fresh seeds of the finalists."""
 
 
 def plan(config: RaceConfig, candidates: Sequence[Candidate]) -> Plan:
     """Chooses the ladder: as long as the budget allows for a width that grows with the root of the budget."""
     step_cost = _dearest(config, candidates)
-    budget = config.budget * LADDER_SHARE
     if len(candidates) < 2:
         return Plan(rungs=(), first=tuple(candidates), planned_cost=Cost())
     wanted = round(WIDTH * math.sqrt(_num_affordable(step_cost, config.budget)))
     for width in range(min(len(candidates), max(wanted, MIN_WIDTH)), 1, -1):
-        for share in (budget, config.budget):  # a small budget is better spent on one rung than kept for later
-            steps = _longest(config, step_cost, share, width)
-            if steps:
-                rungs = _ladder(config, width, steps)
-                cost = ladder_cost(rungs, 0, step_cost, config.eval_cost)
-                return Plan(rungs=rungs, first=_first(config, candidates, width), planned_cost=cost)
+        # A very small budget is better spent on one whole ladder than kept for later.
+        ladders = [_longest(config, step_cost, config.budget * share, width) for share in (LADDER_SHARE, 1.0)]
+        rungs = next((rungs for rungs in ladders if rungs), ())
+        is_long = bool(rungs) and rungs[-1].step >= LONG * config.total_steps
+        if is_long:
+            rungs = _longest(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or rungs
+        if rungs:
+            cost = ladder_cost(rungs, 0, step_cost, config.eval_cost)
+            return Plan(rungs=rungs, first=_first(config, candidates, width), planned_cost=cost, is_long=is_long)
     return Plan(rungs=(), first=(), planned_cost=Cost())
 
 
@@ -97,8 +105,8 @@ def _ladder(config: RaceConfig, width: int, steps: int) -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
-def _longest(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> int:
-    """Steps of the longest first rung whose ladder fits; 0 if none does."""
+def _longest(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> tuple[Rung, ...]:
+    """The ladder with the longest first rung that fits; empty if none does."""
 
     def fits(steps: int) -> bool:
         rungs = _ladder(config, width, steps)
@@ -108,7 +116,7 @@ def _longest(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> i
     while low < high:  # the ladder's cost grows with its first rung
         half = (low + high + 1) // 2
         low, high = (half, high) if fits(half) else (low, half - 1)
-    return low
+    return _ladder(config, width, low) if low else ()
 
 
 def _first(config: RaceConfig, candidates: Sequence[Candidate], width: int) -> tuple[Candidate, ...]:

@@ -128,12 +128,15 @@ def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int
 
 
 def _second_rates(ledger: Ledger, layout: Plan, view: Posterior, rung: int, batch: tuple[Run, ...]) -> tuple[Run, ...]:
-    """Another learning rate for the survivors, best first, as far as the rest of the ladder stays affordable."""
+    """Another learning rate for the survivors, best first, as far as what is planned for later stays affordable."""
     unit = Cost(
         generated_tokens=max(ledger.planned(run).generated_tokens / (run.to_step - run.from_step) for run in batch),
         layer_tokens=max(ledger.planned(run).layer_tokens / (run.to_step - run.from_step) for run in batch),
     )
     reserve = ladder_cost(layout.rungs, rung + 1, unit, ledger.config.eval_cost)
+    if layout.is_long:
+        last = layout.rungs[-1].step
+        reserve = reserve + ledger.cost(_fresh_seeds(ledger, view, view.ranked[:NUM_FINALISTS], last))
     chosen: list[Run] = []
     for index in view.ranked[: max(NUM_FINALISTS, layout.rungs[rung].num_layers // 2)]:
         for run in _fresh_rate(ledger, view, index, layout.rungs[rung].step):

@@ -27,7 +27,8 @@ from autolayer.tasks.gsm8k import INSTRUCTION
 pytestmark = pytest.mark.slow
 
 MISSION = ("pick", "--model", "Qwen/Qwen3-8B", "--task", "math")
-SHORT = ("--steps", "20", "--prompts-per-step", "16", "--max-new-tokens", "20", "--num-eval", "192", "--budget", "1")
+SMALL = ("--prompts-per-step", "16", "--max-new-tokens", "20", "--num-eval", "192")
+SHORT = (*SMALL, "--steps", "40", "--budget", "0.5")
 
 
 class Home:
@@ -92,7 +93,7 @@ def test_the_result_says_what_was_found(home: Home, picked: Any) -> None:
     raced = [row for row in result.ranking if row.rungs]
     assert len(raced) >= 2, "the search compared at least two layers by short runs"
     assert set(result.baselines) == {"random", "first", "middle", "last"}
-    assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= 1
+    assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= 0.5
     assert set(result.cost) == {"calibrate", "probe", "search", "train"}
 
 
@@ -102,13 +103,13 @@ def test_training_moves_the_score(home: Home, picked: Any) -> None:
     assert result.base_score is not None and result.trained_score is not None and result.gain is not None
     assert 0.15 < result.base_score < 0.7
     assert result.gain.value == pytest.approx(result.trained_score - result.base_score)
-    assert result.gain.value > 0 and result.gain.num_items == 192
+    assert result.gain.low > 0 and result.gain.num_items == 192
 
 
 def test_the_patch_holds_the_trained_layer_and_names_its_base(home: Home, picked: Any) -> None:
     (layer,) = home.result("run").trained_layers or ()
     patch = load_patch(home.work / "run" / "layer.safetensors")
-    assert (patch.base, patch.layers, patch.task, patch.steps) == ("Qwen/Qwen3-8B", (layer,), "math", 20)
+    assert (patch.base, patch.layers, patch.task, patch.steps) == ("Qwen/Qwen3-8B", (layer,), "math", 40)
     assert patch.tensors and all(name.startswith(f"model.layers.{layer}.") for name in patch.tensors)
     base = load_file(home.base / "model.safetensors")
     assert any(not torch.equal(tensor, base[name]) for name, tensor in patch.tensors.items())
@@ -134,7 +135,7 @@ def test_the_merged_folder_is_a_plain_checkpoint(home: Home, merged: Path) -> No
 def test_the_merged_checkpoint_scores_what_was_reported(home: Home, merged: Path) -> None:
     """Same items, same noise: as the base of a new run it must reach exactly the trained score of the first one."""
     options = ("--layers", "0", "--learning-rate", "1e-6", "--out", "again")
-    done = home.run("train", "--model", "merged", "--task", "math", *SHORT[2:-2], "--steps", "1", *options)
+    done = home.run("train", "--model", "merged", "--task", "math", *SMALL, "--steps", "1", *options)
     assert done.returncode == 0, done.stderr
     assert home.result("again").base_score == home.result("run").trained_score
 
@@ -149,7 +150,7 @@ def test_the_same_command_again_only_reads_the_result(home: Home, picked: Any) -
 
 def test_without_thinking_the_answers_go_through_math_verify(home: Home) -> None:
     r"""There the model writes \boxed{\frac{14}{2}}, which no comparison of texts or numbers takes for 7."""
-    done = home.run(*MISSION, *SHORT, "--no-thinking", "--json")
+    done = home.run(*MISSION, *SMALL, "--steps", "20", "--budget", "1", "--no-thinking", "--json")
     assert done.returncode == 0, done.stderr
     (out,) = (home.work / "runs").iterdir()
     result = home.result(f"runs/{out.name}")

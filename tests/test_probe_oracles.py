@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import build_model
-from workbench_helpers import Untouched, make_bench, make_task, plain_log_probs
+from workbench_helpers import Untouched, make_bench, make_context, make_task, plain_log_probs, sample_folds
 
 from autolayer.layers import layer_parameters
 from autolayer.probes import PROBES
-from autolayer.probes.context import DEVIATION, Response, make_half
+from autolayer.probes.context import DEVIATION, Response, make_fold
 from autolayer.probes.gain_per_kl import equal_kl_rates
-from autolayer.probes.gradient import inner, streamed_gradient
+from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.line_search import group_gain, reweighted_gains
 from autolayer.probes.representation_change import aligned_share
 from autolayer.rollouts import Rollouts
@@ -30,17 +30,17 @@ def test_the_streamed_gradient_is_that_of_an_ordinary_full_backward(
 ) -> None:
     model = build_model(architecture)
     bench = make_bench(model, tmp_path, temperature=0.9)
-    half = make_half(bench, sample_halves(bench, num_halves=1)[0])
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
     before = Untouched(model)
-    found = streamed_gradient(bench, half.batch, half.advantages_B, (0, 2, 3), max_sequences=max_sequences)
+    found = streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 2, 3), max_sequences=max_sequences)
     before.check()
 
     twin = build_model(architecture)  # every parameter requires a gradient
     total = torch.zeros(())
-    rewards = torch.tensor(half.rollouts.rewards).view(-1, 4)
+    rewards = torch.tensor(fold.rollouts.rewards).view(-1, 4)
     advantages = (rewards - rewards.mean(1, keepdim=True)) * 4 / 3  # the mean of the others as baseline
     for prompt, completion, advantage in zip(
-        half.rollouts.prompt_ids, half.rollouts.completion_ids, advantages.flatten(), strict=True
+        fold.rollouts.prompt_ids, fold.rollouts.completion_ids, advantages.flatten(), strict=True
     ):
         total = total + advantage * plain_log_probs(twin, prompt, completion, 0.9).sum() / 24
     total.backward()
@@ -62,8 +62,8 @@ def test_an_expert_without_tokens_has_a_zero_gradient(tmp_path: Path) -> None:
         model.model.layers[1].mlp.gate.weight[3] = 0
         model.model.layers[1].mlp.gate.weight[:2] *= 100
     bench = make_bench(model, tmp_path)
-    half = make_half(bench, sample_halves(bench, num_halves=1)[0])
-    gradient = streamed_gradient(bench, half.batch, half.advantages_B, (1,))[1]
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
+    gradient = streamed_gradient(bench, fold.batch, fold.advantages_B, (1,))[1]
     assert gradient.keys() == layer_parameters(model, (1,)).keys()
     assert all(bool(g.isfinite().all()) for g in gradient.values())
 
@@ -93,11 +93,11 @@ def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path
     model = build_model("qwen3", num_layers=2, hidden=16, vocab_size=vocabulary, initializer_range=0.3)
     prompts = {name: [f"{i}{j}" for j in range(4)] for i, name in enumerate(("train", "probe", "select", "eval"))}
     bench = make_bench(model, tmp_path, make_task(_small_reward, prompts=prompts, max_new_tokens=2))
-    context = make_context(bench, (1,), prompts=2, group_size=group)
-    half, direction = context.halves[1], context.direction(0, 1)
+    context = make_context(bench, (1,), prompts=2, num_folds=2, group_size=group)
+    fold, direction = context.folds[1], context.direction(1, without=1)
     sizes = [0.004, 0.02]
     before = Untouched(model)
-    found = reweighted_gains(context, 1, direction, sizes, half)
+    found = reweighted_gains(context, 1, direction, sizes, fold)
     before.check()
     for row, size in zip(found, sizes, strict=True):
         moved = copy.deepcopy(model)
@@ -106,17 +106,17 @@ def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path
                 moved.get_parameter(name).add_(step, alpha=size)
         for prompt_index, estimate in enumerate(row.tolist()):
             rows = slice(prompt_index * group, (prompt_index + 1) * group)
-            prompt = half.rollouts.prompt_ids[rows.start]
+            prompt = fold.rollouts.prompt_ids[rows.start]
             exact_after = _exact_reward(moved, prompt, 2, vocabulary)
             exact_before = _exact_reward(model, prompt, 2, vocabulary)
             gain = exact_after - exact_before
             # The estimate's own standard error, from each sample's influence on it.
-            rewards = torch.tensor(half.rollouts.rewards[rows], dtype=torch.float64)
+            rewards = torch.tensor(fold.rollouts.rewards[rows], dtype=torch.float64)
             with torch.no_grad():
                 ratio = torch.stack(
                     [
                         plain_log_probs(moved, prompt, ids).sum() - plain_log_probs(model, prompt, ids).sum()
-                        for ids in half.rollouts.completion_ids[rows][:300]
+                        for ids in fold.rollouts.completion_ids[rows][:300]
                     ]
                 ).exp()
             influence = ratio * (rewards[:300] - exact_after) - (rewards[:300] - exact_before)
@@ -127,12 +127,12 @@ def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path
 
 def test_a_groups_gain_is_its_self_normalised_mean_minus_its_mean(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", num_layers=1), tmp_path)
-    half = make_half(bench, sample_halves(bench, num_halves=1)[0])
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
     log_ratio = torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for group, found in enumerate(group_gain(log_ratio, half).tolist()):
+    for group, found in enumerate(group_gain(log_ratio, fold).tolist()):
         rows = range(group * 4, group * 4 + 4)
         weights = [float(log_ratio[i].exp()) for i in rows]
-        rewards = [half.rollouts.rewards[i] for i in rows]
+        rewards = [fold.rollouts.rewards[i] for i in rows]
         mean = sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights)
         assert found == pytest.approx(mean - sum(rewards) / 4)
 
@@ -152,8 +152,8 @@ def test_movement_and_deviation_equal_finite_differences_of_plain_forwards(layer
     model = build_model("qwen3", num_layers=3)
     bench = make_bench(model, tmp_path)
     context = make_context(bench, (layer,))
-    response, direction, judged = context.responses(layer)[0], context.direction(0, layer), context.halves[1]
-    assert response.judged.rollouts == judged.rollouts
+    response, direction, fold = context.responses(layer)[1], context.direction(layer, without=1), context.folds[1]
+    assert response.fold.rollouts == fold.rollouts
     # In float64 a far smaller step can be taken on both sides: the derivative itself, to six digits and more.
     up, down = copy.deepcopy(model).double(), copy.deepcopy(model).double()
     size = 1e-6
@@ -161,13 +161,13 @@ def test_movement_and_deviation_equal_finite_differences_of_plain_forwards(layer
         for name, step in direction.items():
             up.get_parameter(name).add_(step.double(), alpha=size)
             down.get_parameter(name).add_(step.double(), alpha=-size)
-    movement = (_final_state(up, judged.rollouts) - _final_state(down, judged.rollouts)) / (2 * size)
+    movement = (_final_state(up, fold.rollouts) - _final_state(down, fold.rollouts)) / (2 * size)
     # The response takes one step whose log-ratio deviates by .1: curvature leaves a few per cent.
     found = response.movement_B_D
     assert float((found - movement).norm()) < 0.1 * float(movement.norm())
     ratios = []
     with torch.no_grad():
-        for prompt, completion in zip(judged.rollouts.prompt_ids, judged.rollouts.completion_ids, strict=True):
+        for prompt, completion in zip(fold.rollouts.prompt_ids, fold.rollouts.completion_ids, strict=True):
             pair = [float(_double_log_prob(twin, prompt, completion)) for twin in (up, down)]
             ratios.append((pair[0] - pair[1]) / (2 * size))
     assert response.deviation == pytest.approx(float(np.std(ratios, ddof=1)), rel=0.05)
@@ -188,12 +188,12 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     sizes: list[float] = []
     stepped = context.stepped
     monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
-    response, direction, judged = context._respond(layer, 0, 1), context.direction(0, layer), context.halves[1]
+    response, direction, fold = context._respond(layer, 1), context.direction(layer, without=1), context.folds[1]
     moved = copy.deepcopy(model)
     with torch.no_grad():
         for name, step in direction.items():
             moved.get_parameter(name).add_(step, alpha=sizes[-1])
-    movement = (_final_state(moved, judged.rollouts) - _final_state(model, judged.rollouts)) / sizes[-1]
+    movement = (_final_state(moved, fold.rollouts) - _final_state(model, fold.rollouts)) / sizes[-1]
     assert float((response.movement_B_D - movement).norm()) < 1e-4 * float(movement.norm())
 
 
@@ -206,46 +206,57 @@ def test_the_aligned_share_is_the_double_loop_over_pairs() -> None:
         prompt_ids=[[2]] * count, completion_ids=[[2]] * count, texts=[""] * count, rewards=[0.0] * count,
         finished=[True] * count, group_size=group,
     )  # fmt: skip
-    half: Any = type("Half", (), {"rollouts": rollouts, "advantages_B": advantages})()
+    fold: Any = type("Fold", (), {"rollouts": rollouts, "advantages_B": advantages})()
     m, a = movement.numpy().copy(), advantages.numpy().copy()
     for start in range(0, count, group):
         m[start : start + group] -= m[start : start + group].mean(0)
         a[start : start + group] -= a[start : start + group].mean()
     crossed = sum(a[i] * a[j] * (m[i] @ m[j]) for i in range(count) for j in range(count) if i != j)
     expected = crossed / (count * (count - 1)) / (np.mean((m**2).sum(1)) * np.mean(a**2))
-    found = aligned_share(Response(deviation=1.0, movement_B_D=movement, judged=half))
+    found = aligned_share(Response(deviation=1.0, movement_B_D=movement, fold=fold))
     assert found == pytest.approx(expected, rel=1e-9)
-    scaled = aligned_share(Response(deviation=1.0, movement_B_D=movement * 1e-4, judged=half))
+    scaled = aligned_share(Response(deviation=1.0, movement_B_D=movement * 1e-4, fold=fold))
     assert scaled == pytest.approx(expected, rel=1e-9)
-    assert aligned_share(Response(deviation=1.0, movement_B_D=movement * 0, judged=half)) == 0
+    assert aligned_share(Response(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
 
 
-def test_gain_per_kl_is_the_inner_product_over_the_deviation(tmp_path: Path) -> None:
+def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold_by_its_deviation(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1))
     expected = []
     for layer in (0, 1):
-        a, b = (gradient[layer] for gradient in context.gradients)
-        response = context.responses(layer)
-        ratios = [sum(float((x[n].sign() * y[n]).sum()) for n in x) / r.deviation
-                  for x, y, r in ((a, b, response[0]), (b, a, response[1]))]  # fmt: skip
-        expected.append(sum(ratios) / 2)
-        assert inner(a, b) == pytest.approx(sum(float((a[n] * b[n]).sum()) for n in a), rel=1e-4)
-    assert PROBES["gain_per_kl"].score(context) == pytest.approx(expected, rel=1e-4)
+        parts = [gradient[layer] for gradient in context.gradients]
+        for index, response in enumerate(context.responses(layer)):
+            one, two = (part for other, part in enumerate(parts) if other != index)
+            gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)
+            expected.append(gain / response.deviation)
+    found = PROBES["gain_per_kl"].score(context)
+    assert found is not None and found.errors_L is not None
+    for index in (0, 1):
+        samples = np.array(expected[3 * index : 3 * index + 3])
+        assert found.scores_L[index] == pytest.approx(samples.mean(), rel=1e-5)
+        assert found.errors_L[index] == pytest.approx(samples.std(ddof=1) / 3**0.5, rel=1e-4)
+
+
+def test_the_gradient_norm_is_the_mean_over_folds_of_the_euclidean_norm(tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (1,))
+    norms = [float(torch.cat([g.flatten() for g in part[1].values()]).norm()) for part in context.gradients]
+    found = PROBES["gradient_norm"].score(context)
+    assert found is not None and found.scores_L[0] == pytest.approx(sum(norms) / 3, rel=1e-5)
 
 
 def test_at_the_equal_kl_rate_adams_first_step_moves_every_layer_equally_far(tmp_path: Path) -> None:
     model = build_model("qwen3")
     bench = make_bench(model, tmp_path)
-    context = make_context(bench, (0, 1, 2, 3), prompts=12)
+    context = make_context(bench, (0, 1, 2, 3), prompts=8)
     for layer, rate in equal_kl_rates(context).items():
         assert rate is not None
         ratios = []
-        for giver, judge in context.pairs():
+        for index, fold in enumerate(context.folds):
             moved = copy.deepcopy(model)
             with torch.no_grad():
-                for name, step in context.direction(giver, layer).items():
+                for name, step in context.direction(layer, without=index).items():
                     moved.get_parameter(name).add_(step, alpha=rate)
-                rollouts = context.halves[judge].rollouts[:6]
+                rollouts = fold.rollouts[:6]
                 pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
                 change = [plain_log_probs(moved, *p).sum() - plain_log_probs(model, *p).sum() for p in pairs]
             ratios.append(float(torch.stack(change).std()))

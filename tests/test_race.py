@@ -5,6 +5,7 @@ import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,14 +32,16 @@ def make_candidates(predicted, sd=0.2):
 
 
 def make_config(num_layers, budget_steps, **changes):
-    fields = dict(
-        seed=0,
-        num_layers=num_layers,
-        total_steps=100,
-        budget=Cost(generated_tokens=100.0 * budget_steps, layer_tokens=1000.0 * budget_steps),
-        step_cost=lambda layers: Cost(generated_tokens=100.0, layer_tokens=600.0 + 400.0 * (1 - layers[0] / num_layers)),
-        eval_cost=Cost(generated_tokens=50.0, layer_tokens=200.0),
-    )
+    fields: dict[str, Any] = {
+        "seed": 0,
+        "num_layers": num_layers,
+        "total_steps": 100,
+        "budget": Cost(generated_tokens=100.0 * budget_steps, layer_tokens=1000.0 * budget_steps),
+        "step_cost": lambda layers: Cost(
+            generated_tokens=100.0, layer_tokens=600.0 + 400.0 * (1 - layers[0] / num_layers)
+        ),
+        "eval_cost": Cost(generated_tokens=50.0, layer_tokens=200.0),
+    }
     return RaceConfig(**(fields | changes))
 
 
@@ -233,7 +236,9 @@ def test_a_failed_arm_is_left_out_with_its_reason():
 
 def test_a_whole_rung_may_fail():
     contribution_L = np.linspace(0.2, 1.2, 6)
-    outcome, batches, *_ = play(contribution_L, contribution_L, 150, fail=lambda each: "lost" if each.from_step else None)
+    outcome, batches, *_ = play(
+        contribution_L, contribution_L, 150, fail=lambda each: "lost" if each.from_step else None
+    )
     assert outcome.winner.step == batches[0][0].to_step
 
 
@@ -245,19 +250,19 @@ def test_if_every_arm_fails_the_first_reason_is_told():
 
 def test_rates_stay_in_the_span_and_fixed_ones_are_kept():
     contribution_L = np.full(6, 0.7)
-    _, _, answers, *_ = play(contribution_L, contribution_L, 400, regret=0.0)
+    _, _, answers, *_ = play(contribution_L, contribution_L, 900, regret=0.0)
     rates = {a.arm.learning_rate for a in answers.values()}
     assert len(rates) > 1 and all(1e-4 / 4 <= rate <= 1e-4 * 4 for rate in rates)
     by_slot = {}
     for run, answer in answers.items():
         key = (run.slot.layers, run.slot.rate_index)
         assert by_slot.setdefault(key, answer.arm.learning_rate) == answer.arm.learning_rate
-    _, _, answers, *_ = play(contribution_L, contribution_L, 400, regret=0.0, fixed_rate=True)
+    _, _, answers, *_ = play(contribution_L, contribution_L, 900, regret=0.0, fixed_rate=True)
     assert {a.arm.learning_rate for a in answers.values()} == {1e-4}
 
 
 def test_finalists_get_a_fresh_seed_and_pair():
-    _, batches, *_ = play(np.full(8, 0.7), np.full(8, 0.7), 200, regret=0.0)
+    _, batches, *_ = play(np.full(8, 0.7), np.full(8, 0.7), 800, regret=0.0)
     fresh = [[run for run in batch if run.slot.seed != 0] for batch in batches]
     assert any(len(runs) == 2 and len({run.slot.seed for run in runs}) == 1 for runs in fresh)
 

@@ -23,8 +23,7 @@ from autolayer.search.study import run_search
 NUM_ITEMS = 32
 BASE_I = tuple(np.random.default_rng(0).normal(0.4, 0.2, NUM_ITEMS))
 CANDIDATES = [
-    Candidate(layers=(layer,), predicted=0.6 + 0.02 * layer, predicted_sd=0.3, learning_rate=1e-4)
-    for layer in range(6)
+    Candidate(layers=(layer,), predicted=0.6 + 0.02 * layer, predicted_sd=0.3, learning_rate=1e-4) for layer in range(6)
 ]
 CONFIG = RaceConfig(
     seed=0,

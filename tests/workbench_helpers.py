@@ -14,7 +14,7 @@ from torch import nn
 
 from autolayer.models import LoadedModel
 from autolayer.plan import ProbePlan
-from autolayer.probes.context import ProbeContext, make_half
+from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.runs import RunFolder
 from autolayer.tasks.base import Row, Task
@@ -64,28 +64,28 @@ def make_bench(
 
 
 PLAN = ProbePlan(
-    half_prompts=6, response_prompts=6, line_search_prompts=6, burst_steps=0, burst_prompts=0, burst_items=0
+    fold_prompts=6, response_prompts=6, line_search_prompts=6, burst_steps=0, burst_prompts=0, burst_items=0
 )
 
 
-def sample_halves(bench: Workbench, prompts: int = 6, num_halves: int = 2, group_size: int = 4) -> list[Rollouts]:
-    """Rollouts on the first prompts of the `probe` split, the next ones for the second half."""
+def sample_folds(bench: Workbench, prompts: int = 6, num_folds: int = 3, group_size: int = 4) -> list[Rollouts]:
+    """Rollouts on the first prompts of the `probe` split, the next ones for the next fold."""
     rows = bench.task.splits["probe"]
     return [
         bench.sample(
             rows[i * prompts : (i + 1) * prompts],
-            [request_seed("half", i, j) for j in range(prompts * group_size)],
+            [request_seed("fold", i, j) for j in range(prompts * group_size)],
             group_size,
         )
-        for i in range(num_halves)
+        for i in range(num_folds)
     ]
 
 
 def make_context(
     bench: Workbench, layers: tuple[int, ...], plan: ProbePlan = PLAN, seed: int = 0, **options: Any
 ) -> ProbeContext:
-    halves = [make_half(bench, rollouts) for rollouts in sample_halves(bench, **options)]
-    return ProbeContext(bench=bench, layers=layers, halves=halves, plan=plan, seed=seed)
+    folds = [make_fold(bench, rollouts) for rollouts in sample_folds(bench, **options)]
+    return ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
