@@ -19,7 +19,7 @@ PROBE_SHARES = {"shared batch": 0.5, "step response": 0.15, "line search": 0.15,
 LINE_SIZES, RESPONSE_SIZES = 4, 2
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
 MIN_BURST_PROMPTS = 8
-"""Prompts per step below which a burst measures nothing but noise; its part of the budget then goes to the search."""
+"""Prompts per step below which a burst measures nothing but noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS = 4
 """Prompts below which a fold of the shared batch says nothing at all."""
 
@@ -87,6 +87,12 @@ def calibration_prompts(config: Config) -> int:
     return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
+def select_items(config: Config) -> int:
+    """Items that a rung compares its arms on: no more than two training steps sample, or evaluation eats the budget."""
+    assert config.prompts_per_step is not None
+    return min(config.search.num_select, 2 * config.prompts_per_step * config.group_size)
+
+
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
     """Sizes each probe to its part of `config.probe.share` of the budget."""
     num_layers, folds = len(candidates), config.probe.num_folds
@@ -96,11 +102,6 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     def shared(prompts: int) -> Cost:
         return (units.generate + units.costs.train(units.tokens, all_layers)) * (folds * prompts)
 
-    fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
-    response = largest(
-        lambda n: units.forward * (num_layers * folds * (1 + RESPONSE_SIZES) * n), part["step response"], fold_prompts
-    )
-    line = largest(lambda n: units.forward * (num_layers * (1 + LINE_SIZES) * n), part["line search"], fold_prompts)
     assert config.prompts_per_step is not None
     steps = config.probe.burst_steps
 
@@ -109,21 +110,25 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         return (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
 
     burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
+    if burst_prompts < MIN_BURST_PROMPTS:
+        burst_prompts = 0
+        part = {name: cost * (1 / (1 - PROBE_SHARES["burst"])) for name, cost in part.items()}
+    fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
+    response = largest(
+        lambda n: units.forward * (num_layers * folds * (1 + RESPONSE_SIZES) * n), part["step response"], fold_prompts
+    )
+    line = largest(lambda n: units.forward * (num_layers * (1 + LINE_SIZES) * n), part["line search"], fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
-    if response < MIN_PROMPTS:
-        notes.append(f"the step response does not fit its part: {MIN_PROMPTS} prompts a fold are taken all the same")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
-    if burst_prompts < MIN_BURST_PROMPTS:
-        burst_prompts = 0
     if steps and not burst_prompts:
         notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
     return ProbePlan(
         fold_prompts=fold_prompts,
-        response_prompts=min(fold_prompts, max(MIN_PROMPTS, response)),
+        response_prompts=max(1, min(fold_prompts, response)),  # one group is enough to set a rate by
         line_search_prompts=line if line >= 2 else 0,
         burst_steps=steps if burst_prompts else 0,
         burst_prompts=burst_prompts,

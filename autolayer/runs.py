@@ -14,8 +14,8 @@ from typing import Any
 from autolayer.config import Config
 from autolayer.errors import RunFolderError
 
-CONFIG, CALIBRATION, PROBE, SEARCH, RESULT = (
-    f"{stage}.json" for stage in ("config", "calibration", "probe", "search", "result")
+CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
+    f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
 )
 PATCH, REPORT = "layer.safetensors", "report.html"
 
@@ -53,9 +53,9 @@ class RunFolder:
             cure = "restore that file, delete the folder to start again"
         return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
 
-    def write(self, name: str, value: dict[str, Any]) -> None:
+    def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
         """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
-        text = json.dumps(value, indent=1, allow_nan=False)
+        text = json.dumps(value, indent=indent, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text + "\n")

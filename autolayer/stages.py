@@ -6,15 +6,20 @@ only the files of the stages before it; `pipeline.pick` strings them together.
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from autolayer import checkpoints, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
 from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
 from autolayer.costs import Cost
-from autolayer.errors import ConfigError
+from autolayer.errors import AutolayerError, ConfigError, RunFolderError
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
 from autolayer.probes import PROBES
@@ -22,6 +27,7 @@ from autolayer.probes.run import ProbeReport, run_probes
 from autolayer.progress import Progress
 from autolayer.report import write_html
 from autolayer.results import PickResult
+from autolayer.rollouts import Rollouts
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.workbench import Workbench
@@ -71,21 +77,21 @@ class Stages:
             with self.progress.stage("calibrate", None) as bar:
                 before = self.bench.spent
                 try:
-                    calibration, _ = calibrate(self.bench, prompts, self.config.seed)
+                    calibration, rollouts = calibrate(self.bench, prompts, self.config.seed)
                 except AutolayerError:
                     self.folder.give_up()
                     raise
                 cost = self.bench.spent - before
                 bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
-            found = {**calibration.to_dict(), "num_prompts": prompts, "cost": asdict(cost)}
+            found = {**calibration.to_dict(), "cost": asdict(cost)}
             if calibration.status != "ok":
                 error = refuse(calibration, self.bench.task.name)
                 self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
                 raise error
+            self.folder.write(runs.ROLLOUTS, asdict(rollouts), indent=None)  # the probes use them, too
             self.folder.write(runs.CALIBRATION, found)
         with self._reading(runs.CALIBRATION):
             cost = Cost(**found.pop("cost"))
-            found.pop("num_prompts")
             return Calibration(**found), cost
 
     def units(self, calibration: Calibration) -> UnitCosts:
@@ -105,9 +111,9 @@ class Stages:
             config, units = self.config, self.units(calibration)
             budget = plan.finding_budget(config, units, self.candidates)
             sizes = plan.plan_probes(config, units, self.candidates, budget)
+            with self._reading(runs.ROLLOUTS):
+                rollouts = Rollouts(**(self.folder.read(runs.ROLLOUTS) or {}))
             with self.progress.stage("probe", len(PROBES)) as bar:
-                # Sampled again rather than stored: the seeds give the very same completions, already paid for.
-                _, rollouts = calibrate(self.bench, plan.calibration_prompts(config), config.seed)
                 before = self.bench.spent
                 report = run_probes(
                     self.bench,
@@ -135,8 +141,13 @@ class Stages:
             spent: What calibration and probes have cost.
         """
         config, units, bench = self.config, self.units(calibration), self.bench
-        base, base_cost = self._base_on_select()
-        budget = plan.finding_budget(config, units, self.candidates) - spent - base_cost
+        left = plan.finding_budget(config, units, self.candidates) - spent
+        num_items = min(plan.select_items(config), len(bench.task.splits["select"]))
+        # A race of one, or one that cannot start two arms, is decided by the prediction: no item needs to be read.
+        least = (units.step(self.candidates[:1]) * (config.prompts_per_step or 0) + units.generate_one * num_items) * 2
+        races = len(self.candidates) > 1 and (least + units.generate_one * num_items).fits(left)
+        base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
+        budget = left - base_cost
         race = RaceConfig(
             seed=config.seed,
             num_layers=len(bench.layers),
@@ -160,22 +171,27 @@ class Stages:
                 bar.advance(max(0.0, share - bar.completed), f"layer {_name(arm)} to step {to_step}")
                 return result
 
-            outcome = run_search(
-                race,
-                _candidates(config, probed),
-                base,
-                run,
-                storage=config.storage or f"sqlite:///{self.folder / 'study.db'}",
-                deadline=self._search_deadline(),
-            )
+            storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
+            try:
+                outcome = run_search(
+                    race, _candidates(config, probed), base, run, storage=storage, deadline=self._search_deadline()
+                )
+            except (SQLAlchemyError, ImportError) as error:
+                where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
+                cure = "delete that file to redo the search, or choose another --out"
+                if config.storage:
+                    cure = "give a --storage that Optuna can open, or leave it out"
+                raise RunFolderError(
+                    f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
+                ) from error
         return outcome, outcome.spent + base_cost
 
-    def _base_on_select(self) -> tuple[tuple[float, ...], Cost]:
+    def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:
         """The base model's rewards on the items that every decision is made on."""
         found = self.folder.read(runs.SEARCH)
         if found is None:
             before = self.bench.spent
-            rewards = self.bench.evaluate("select", self.config.search.num_select, seed=self.config.seed)
+            rewards = self.bench.evaluate("select", num_items, seed=self.config.seed)
             found = {"base_select_rewards": list(rewards), "cost": asdict(self.bench.spent - before)}
             self.folder.write(runs.SEARCH, found)
         with self._reading(runs.SEARCH):
@@ -271,4 +287,4 @@ def _candidates(config: Config, probed: ProbeReport) -> list[Candidate]:
 
 
 def _name(arm: Arm) -> str:
-    return arm.layers if arm.layers == "full" else ",".join(map(str, arm.layers))
+    return "full" if arm.layers == "full" else ",".join(map(str, arm.layers))

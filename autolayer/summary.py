@@ -79,8 +79,10 @@ class Summary:
         self.notes += [
             f"layer {row.layers[0]}: a short run failed ({row.failed})" for row in outcome.ranking if row.failed
         ]
-        if any(row.measured_steps and row.measured is None for row in rows):
-            self.notes.append("no layer gained in its short runs, so they say nothing about contribution")
+        flat = sorted({row.measured_steps for row in rows if row.measured_steps and row.measured is None})
+        if flat:
+            steps = " and ".join(map(str, flat))
+            self.notes.append(f"no layer had gained by step {steps}: such short runs say nothing about contribution")
         self.found |= {
             "ranking": rows,
             "best_layers": outcome.best,

@@ -57,7 +57,8 @@ def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[fl
     prompts: they count as differences within one rung and seed only.
     """
     base_I = np.asarray(base_select_rewards_I, dtype=float)
-    reward_sd = float(np.std(np.array([base_I, *(r.select_rewards_I for r in results.values())]))) or 1.0
+    rewards = np.array([base_I, *(r.select_rewards_I for r in results.values())])
+    reward_sd = float(np.std(rewards)) if rewards.size and np.std(rewards) > 0 else 1.0
     blocks = [_select_block(results, base_I, reward_sd)] if results else []
     blocks += [
         block
@@ -67,11 +68,8 @@ def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[fl
     rows = tuple(row for block in blocks for row in block[0])
     noise_R_R = np.zeros((len(rows), len(rows)))
     at = 0
-    for (
-        block_rows,
-        _,
-        block_noise,
-    ) in blocks:  # `select` and training prompts are disjoint: no covariance between blocks
+    # `select` and training prompts are disjoint: no covariance between blocks.
+    for block_rows, _, block_noise in blocks:
         noise_R_R[at : at + len(block_rows), at : at + len(block_rows)] = block_noise
         at += len(block_rows)
     score_R = np.concatenate([block[1] for block in blocks]) if blocks else np.zeros(0)

@@ -74,7 +74,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     bench = Workbench(loaded, make_task(reward), settings, RunFolder(folder / "run"), temperature=1.0)
     before, during = weights_of(loaded.model), []
     arm = bench.train(
-        Arm(layers=(LAYER,), learning_rate=1e-2, seed=0), STEPS, on_step=lambda _: during.append(weights_of(bench.model))
+        Arm(layers=(LAYER,), learning_rate=1e-2, seed=0),
+        STEPS,
+        on_step=lambda _: during.append(weights_of(bench.model)),
     ).arm
     patch = LayerPatch(
         tensors=bench.arm_weights(arm) or {},

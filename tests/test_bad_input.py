@@ -133,7 +133,12 @@ def test_a_tokenizer_that_cannot_end_a_completion_is_refused(refused: Refused, q
 
 
 def test_an_encoder_is_refused(refused: Refused, tmp_path: Path) -> None:
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     BertForMaskedLM(BertConfig(vocab_size=97, **small)).save_pretrained("bert")
     build_tokenizer().save_pretrained("bert")
     refused("pick", "--model", "bert", *OWN, parts=("'bert' (BertForMaskedLM) is an encoder", "Qwen3, Llama or Gemma"))
@@ -157,7 +162,7 @@ def test_a_damaged_model_is_refused(refused: Refused, qwen: str, tmp_path: Path,
         (SUMS + '{"question": "1+1="}\n', ("line 241: it has no 'prompt' (its columns: question)",)),
         (SUMS[:40] + "{\n" + SUMS, ("line 3: not valid JSON", "at character 2")),
         (SUMS + '"1+1="\n', ("line 241: '1+1=' is not a JSON object",)),
-        (SUMS[:40], ("task 'sums' has no row in", "give more rows")),
+        ("".join(SUMS.splitlines(True)[:2]), ("task 'sums' has no row in", "give more rows")),
     ],
 )
 def test_data_that_cannot_be_used_are_refused_with_the_line(
@@ -172,10 +177,7 @@ def test_data_that_cannot_be_used_are_refused_with_the_line(
     [
         ("1 / 0", ("raised ZeroDivisionError", "(", "reward.py:2)", "sample 0: prompt '", "return 0.0")),
         ("[0.5]", ("returned 1 numbers for", "sample 0: prompt '", "one number per completion")),
-        (
-            "[float('nan') if i == 3 else 0.0 for i in range(len(prompts))]",
-            ("returned nan for sample 3: prompt", "finite"),
-        ),
+        ("[0.0] * 3 + [float('nan')] * (len(prompts) - 3)", ("returned nan for sample 3: prompt", "finite")),
         ("['1.0' for _ in prompts]", ("returned '1.0' for sample 0: prompt", "finite number for every completion")),
         ("'1.0'", ("returned '1.0', a str", "return a list with one number per completion")),
         ("None", ("returned None, a NoneType", "return a list")),
@@ -216,6 +218,7 @@ def test_a_random_model_is_too_weak_for_arithmetic(refused: Refused, qwen: str) 
 # Run folders
 
 PICK = ("--layers", "3-4", "--budget", "4")
+SAME = ("signature", "best_layers", "learning_rate", "base_score", "trained_score", "verdict")
 
 
 @pytest.fixture
@@ -259,6 +262,20 @@ def test_a_damaged_file_of_a_run_is_named(
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "garbage": b"\x00\xff" * 5000, "hollow": b"{}"}[damage])
     refused("pick", "--model", qwen, *OWN, *PICK, parts=(path.name, "delete"))
+    if file in (CONFIG, "arms"):  # the one says whose folder it is, the other was made by the search
+        return
+    path.unlink()
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["pick", "--model", qwen, *OWN, *PICK])
+    assert leaving.value.code == 0, "the cure that was named works"
+    again, before = (json.loads((f / RESULT).read_text()) for f in (run_folder, finished_run / "run"))
+    assert [again[name] for name in SAME] == [before[name] for name in SAME]
+
+
+def test_a_storage_that_cannot_be_opened_is_refused(refused: Refused, run_folder: Path, qwen: str) -> None:
+    for storage, shown in [("nowhere", "nowhere"), ("postgresql://me:secret@localhost:1/x", "//me:***@localhost:1/x")]:
+        parts = (f"{shown} cannot be used", "give a --storage that Optuna can open")
+        assert "secret" not in refused("pick", "--model", qwen, *OWN, *PICK, "--storage", storage, parts=parts)
 
 
 # Patches and disks
@@ -275,7 +292,7 @@ def test_a_damaged_patch_is_refused(refused: Refused, run_folder: Path, damage: 
 def test_a_patch_for_another_base_is_refused(refused: Refused, run_folder: Path, qwen: str, tmp_path: Path) -> None:
     build("qwen3", tmp_path / "other", num_layers=8, hidden=16, seed=1)
     refused("merge", "run", "--model", "other", "--out", "merged", parts=(f"was trained on {qwen}", "this is other"))
-    refused("merge", "sums.jsonl", "--model", "other", "--out", "merged", parts=("sums.jsonl", "layer.safetensors"))
+    refused("merge", "sums.jsonl", "--model", "other", "--out", "merged", parts=("patch sums.jsonl is damaged",))
 
 
 def test_too_little_disk_is_told_before_the_work(

@@ -277,6 +277,7 @@ def test_reliability_is_the_share_of_the_variance_that_is_not_noise() -> None:
     generator = np.random.default_rng(0)
     true_L, found = generator.normal(0, 1, 4000), []
     for noise in (0.0, 1.0, 3.0):
-        found.append(Scores.of_samples(true_L[:, None] + generator.normal(0, noise, (4000, 4))).reliability)
+        samples = true_L[:, None] + generator.normal(0, noise, (4000, 4))
+        found.append(Scores.of_samples(samples.tolist()).reliability)
     assert found == pytest.approx([1, 1 / (1 + 1 / 4), 1 / (1 + 9 / 4)], abs=0.03)
-    assert Scores.of_samples(generator.normal(0, 1, (4000, 4))).reliability < 0.05
+    assert Scores.of_samples(generator.normal(0, 1, (4000, 4)).tolist()).reliability < 0.05

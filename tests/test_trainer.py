@@ -31,7 +31,8 @@ def _often_ending(**changes: Any) -> Any:
 
 def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: Path, prompts_per_step: int) -> None:
     """Trains with TRL's own GRPOTrainer, torch's AdamW and, for beta > 0, TRL's own second model."""
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     settings, group, tokenizer = bench.settings, bench.settings.group_size, build_tokenizer()
     rows = bench.train_rows(arm.seed, 0, num_steps, prompts_per_step)

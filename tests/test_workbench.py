@@ -168,6 +168,14 @@ def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> 
     before.check()
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+def test_steps_without_any_advantage_are_no_error_and_move_nothing(algorithm: str, tmp_path: Path) -> None:
+    task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # seven times .1 is not seven times its mean
+    bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=7, algorithm=algorithm)
+    segment = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
+    assert segment.arm.step == 2 and segment.train_rewards_P == pytest.approx([0.1] * 8)
+
+
 def test_every_change_of_the_weights_moves_the_version(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path)
     start = bench.version
@@ -260,6 +268,12 @@ def test_a_rung_done_again_keeps_its_checkpoint_though_later_ones_lie_there(tmp_
     for step in (8, 16, 4):
         saved = _save(tmp_path, arm, step)
         assert checkpoints.read(tmp_path, saved)[0]["w"].item() == step
+
+
+def test_arms_whose_rates_nearly_agree_keep_apart(tmp_path: Path) -> None:
+    saved = [_save(tmp_path, Arm(layers=(1,), learning_rate=rate, seed=0), 2) for rate in (3.00001e-4, 3.00002e-4)]
+    for arm in saved:
+        assert checkpoints.read(tmp_path, arm)[0]["w"].item() == 2
 
 
 def test_a_checkpoint_of_another_arm_or_a_damaged_one_is_refused(tmp_path: Path) -> None:

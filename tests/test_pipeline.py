@@ -1,0 +1,177 @@
+"""The whole flow on the packaged model, made short: same in, same out; interrupted or not; merged scores what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import autolayer
+from autolayer import patch, results
+from autolayer.errors import ConfigError
+from autolayer.models import load_model
+from autolayer.results import PickResult
+from autolayer.runs import RunFolder
+from autolayer.tasks import load_task
+from autolayer.workbench import TrainSettings, Workbench
+
+SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",
+         "budget": 1.0}  # fmt: skip
+
+
+def short_pick(out: Path, **options) -> PickResult:
+    return autolayer.pick(**{**SHORT, "out": str(out), **options})
+
+
+def decisions(result: PickResult) -> dict:
+    """Everything that must not depend on the folder, the clock or an interruption."""
+    values = result.to_dict()
+    for name in ("cost", "cost_share_of_full_run"):  # the price of a generated token is measured
+        values.pop(name)
+    return values
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PickResult, Path]:
+    out = tmp_path_factory.mktemp("run") / "a"
+    return short_pick(out), out
+
+
+def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
+    result, out = run
+    values = json.loads((out / "result.json").read_text())
+    assert results.problems(values) == []
+    assert values == result.to_dict()
+    assert {
+        "config.json",
+        "calibration.json",
+        "probe.json",
+        "study.db",
+        "arms",
+        "layer.safetensors",
+        "report.html",
+    } <= {path.name for path in out.iterdir()}
+    assert result.status == "ok" and result.trained_layers == result.best_layers
+    assert result.trained_score is not None and result.base_score is not None and result.gain is not None
+    assert result.gain.value == pytest.approx(result.trained_score - result.base_score)
+    assert set(result.baselines or ()) == {"random", "first", "middle", "last"}
+    assert set(result.cost) == {"calibrate", "probe", "search", "train"}
+
+
+def test_same_command_and_seed_in_a_new_folder_decides_the_same(run: tuple[PickResult, Path], tmp_path: Path):
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+def test_another_seed_is_another_run(run: tuple[PickResult, Path], tmp_path: Path):
+    assert decisions(short_pick(tmp_path / "b", seed=1, until="probe"))["probes"] != decisions(run[0])["probes"]
+
+
+def test_a_finished_run_is_read_not_repeated(run: tuple[PickResult, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Workbench, "sample", lambda *_, **__: pytest.fail("sampled again"))
+    assert short_pick(run[1]) == results.from_dict(run[0].to_dict())
+
+
+def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: Path):
+    for until, known in (("calibrate", "cost"), ("probe", "probes"), ("search", "verdict")):
+        part = short_pick(tmp_path / "b", until=until)
+        assert part.status == "incomplete" and part.to_dict()[known] is not None and part.gain is None
+        assert RunFolder(tmp_path / "b").read("result.json") == part.to_dict()
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6, 9])
+def test_interrupted_and_resumed_is_the_same_run(
+    calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C in the middle of the n-th training segment, then the same command again."""
+    original, count = Workbench.train, 0
+
+    def interrupted(self, arm, to_step, *, prompts_per_step=None, on_step=None):
+        nonlocal count
+        count += 1
+        if count == calls:
+
+            def stop(_: float) -> None:
+                raise KeyboardInterrupt
+
+            return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=stop)
+        return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=on_step)
+
+    monkeypatch.setattr(Workbench, "train", interrupted)
+    try:
+        short_pick(tmp_path / "b")
+        pytest.skip(f"this run has fewer than {calls} segments")
+    except KeyboardInterrupt:
+        pass
+    assert not (tmp_path / "b" / "result.json").exists()
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+def test_finding_costs_at_most_the_budget(tmp_path: Path):
+    for budget in (0.25, 0.5, 1.0):
+        result = short_pick(tmp_path / str(budget), budget=budget, until="search")
+        assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= budget
+
+
+def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
+    run: tuple[PickResult, Path], tmp_path: Path
+):
+    result, out = run
+    merged = patch.merge("tiny", out / "layer.safetensors", tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(merged) is not None
+    base_folder = Path(load_model("tiny").model.name_or_path)
+    with (
+        safe_open(merged / "model.safetensors", "pt") as new,
+        safe_open(base_folder / "model.safetensors", "pt") as old,
+    ):
+        assert set(new.keys()) == set(old.keys())
+        changed = {key for key in old.keys() if not torch.equal(new.get_tensor(key), old.get_tensor(key))}  # noqa: SIM118
+    (layer,) = result.trained_layers or ()
+    assert changed and all(key.startswith(f"model.layers.{layer}.") for key in changed)
+    loaded = load_model(str(merged))
+    task = load_task(autolayer.config.Config(model="tiny", task="math:arith"), chat=False)
+    settings = TrainSettings(algorithm="grpo", prompts_per_step=8, group_size=8, beta=0.0)
+    bench = Workbench(loaded, task, settings, RunFolder(tmp_path / "unused"), temperature=1.0)
+    rewards = bench.evaluate("eval", 200, seed=0)
+    assert sum(rewards) / len(rewards) == result.trained_score
+
+
+@pytest.mark.parametrize(("layers", "trained"), [("2", (2,)), ("1,-1", (1, 7)), ("full", tuple(range(8)))])
+def test_train_trains_the_layers_it_is_given(layers: str, trained: tuple[int, ...], tmp_path: Path):
+    options = {**SHORT, "steps": 3, "layers": layers, "learning_rate": 1e-3, "out": str(tmp_path / "t")}
+    result = autolayer.train_layer(**options)
+    assert result.trained_layers == trained and result.verdict is None and result.ranking is None
+    loaded = autolayer.load_patch(tmp_path / "t" / "layer.safetensors")
+    assert loaded.layers == ("full" if layers == "full" else trained) and loaded.steps == 3
+    assert results.problems(result.to_dict()) == []
+
+
+def test_train_without_a_rate_takes_the_equal_kl_rate(tmp_path: Path):
+    options = {**SHORT, "steps": 3, "layers": "2-3", "out": str(tmp_path / "t")}
+    result = autolayer.train_layer(**options)
+    assert result.learning_rate is not None and 1e-4 < result.learning_rate < 1e-2
+
+
+def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("autolayer.stages.SEGMENT_STEPS", 5)
+    result = short_pick(tmp_path / "b", steps=3000, hours=0.002, layers="2-3", budget=0.02)
+    assert any("--hours ended the training" in note for note in result.notes)
+    assert result.gain is not None
+
+
+def test_config_and_keywords_do_not_mix():
+    with pytest.raises(ConfigError, match="got a config and also seed"):
+        autolayer.pick(autolayer.config.Config(model="tiny"), seed=1)
+
+
+def test_stages_are_resumed_from_files_alone(run: tuple[PickResult, Path], tmp_path: Path):
+    """Without result.json and the arms' last step, everything before is read, not run again."""
+    shutil.copytree(run[1], tmp_path / "copy")
+    for name in ("result.json", "layer.safetensors"):
+        (tmp_path / "copy" / name).unlink()
+    assert decisions(short_pick(tmp_path / "copy")) == decisions(run[0])
