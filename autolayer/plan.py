@@ -19,7 +19,7 @@ PROBE_SHARES = {"shared batch": 0.5, "step response": 0.15, "line search": 0.15,
 LINE_SIZES, RESPONSE_SIZES = 4, 2
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
 MIN_BURST_PROMPTS = 8
-"""Prompts per step below which a burst measures nothing but noise; its part of the budget then goes to the other probes."""
+"""Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS = 4
 """Prompts below which a fold of the shared batch says nothing at all."""
 
@@ -122,6 +122,8 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
+    if response < 1:
+        notes.append("the step response does not fit its part of the budget: one group a fold is taken all the same")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
     if steps and not burst_prompts:

@@ -72,7 +72,8 @@ class Stages:
             NoSignalError: Its rewards do not vary; then only calibration.json is left.
         """
         found = self.folder.read(runs.CALIBRATION)
-        if found is None:
+        lost = not any((self.folder / name).exists() for name in (runs.ROLLOUTS, runs.PROBE))
+        if found is None or lost:  # the probes need its rollouts
             prompts = plan.calibration_prompts(self.config)
             with self.progress.stage("calibrate", None) as bar:
                 before = self.bench.spent

@@ -13,8 +13,8 @@ from autolayer.probes.context import ProbeContext, Response
 class RepresentationChange(Probe):
     """Share of the final hidden state's movement that goes with the reward.
 
-    A step along the other folds' sign moves the state that the output head reads. How far it moves says only how fragile
-    a layer is: early layers move everything. What counts is whether completions of one prompt move apart by their
+    A step along the other folds' sign moves the state that the output head reads. How far it moves says only how
+    fragile a layer is: early layers move everything. What counts is whether completions of one prompt move apart by their
     reward. With m_i the movement of completion i of a fold per unit of step, averaged over its tokens and
     centred within its group, and A_i its advantage:
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -69,7 +70,7 @@ def build_mission_model(folder: Path, rows: list[dict[str, str]], *, num_steps: 
             group["lr"] = 3e-3 * min(1.0, (step + 1) / 30, 2 * (num_steps - step) / num_steps)
         texts = [_example(tokenizer, luck.choice(rows), thinking=luck.random() < 0.5, luck=luck) for _ in range(32)]
         ids, labels = _batch(tokenizer, texts)
-        logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), use_cache=False).logits
+        logits = model(input_ids=ids, attention_mask=ids.ne(tokenizer.pad_token_id).long(), use_cache=False).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
@@ -83,7 +84,7 @@ def build_mission_model(folder: Path, rows: list[dict[str, str]], *, num_steps: 
     return folder
 
 
-def _example(tokenizer: PreTrainedTokenizerFast, row: dict[str, str], *, thinking: bool, luck: random.Random):
+def _example(tokenizer: Any, row: dict[str, str], *, thinking: bool, luck: random.Random) -> tuple[str, str]:
     """The prompt of the task and an answer to it, right every other time."""
     a, b = map(int, re.findall(r"\d+", row["question"]))
     total = a + b if luck.random() < 0.5 else luck.choice([n for n in range(a + b - 2, a + b + 3) if n > 0])
@@ -97,7 +98,7 @@ def _example(tokenizer: PreTrainedTokenizerFast, row: dict[str, str], *, thinkin
     return prompt, answer + "<|im_end|>"
 
 
-def _batch(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(tokenizer: Any, texts: list[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (B, T) padded on the right, and labels that are -100 outside the answers."""
     pairs = [tokenizer([prompt, answer])["input_ids"] for prompt, answer in texts]
     width = max(len(prompt) + len(answer) for prompt, answer in pairs)
@@ -110,7 +111,7 @@ def _batch(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> 
     return ids, labels
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer() -> Any:
     """One token per word, number or sign, so that prompts stay short."""
     texts = [f"{who} has and buys more. How many {what} does {who} have?" for who in NAMES for what in THINGS]
     texts += [INSTRUCTION, r"\boxed{\frac{}}+=", "user\n", "assistant\n", "system\n", " ".join(map(str, range(100)))]
@@ -119,7 +120,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=512
     )
     fast.add_tokens([AddedToken(token, special=True) for token in SPECIAL], special_tokens=True)
@@ -128,7 +129,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+def _config(tokenizer: Any) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -19,7 +19,7 @@ from tiny_models import build, build_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
 from autolayer import cli
-from autolayer.runs import CALIBRATION, CONFIG, PATCH, PROBE, RESULT, SEARCH
+from autolayer.runs import CALIBRATION, CONFIG, PATCH, PROBE, RESULT, ROLLOUTS, SEARCH
 
 SMALL = ("--steps", "4", "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "5", "--num-eval", "8")
 OWN = ("--data", "sums.jsonl", "--reward", "reward.py:score", *SMALL, "--out", "run")
@@ -53,7 +53,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def works(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(list(arguments))
+    assert leaving.value.code == 0
+
+
 Refused = Callable[..., str]
+Words = tuple[str, ...]
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     (tmp_path / "sums.jsonl").write_text(SUMS)
     (tmp_path / "reward.py").write_text(REWARD)
 
-    def run(*arguments: str, parts: tuple[str, ...], left: tuple[str, ...] = ()) -> str:
+    def run(*arguments: str, parts: Words, left: Words = ()) -> str:
         before = contents(tmp_path)
         with pytest.raises(SystemExit) as leaving:
             cli.main(list(arguments))
@@ -96,16 +103,12 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
         (("--model", "reward.py"), ("--model reward.py is a file", "give the folder")),
     ],
 )
-def test_unknown_names_are_refused_with_valid_ones(
-    refused: Refused, arguments: tuple[str, ...], parts: tuple[str, ...]
-) -> None:
+def test_unknown_names_are_refused_with_valid_ones(refused: Refused, arguments: Words, parts: Words) -> None:
     refused("pick", *arguments, parts=parts)
 
 
 @pytest.mark.parametrize(("layers", "shown"), [("40", "layer 40"), ("-9", "layer -9"), ("2,40-41", "layer 40")])
-def test_a_layer_that_is_not_there_is_refused_with_the_range(
-    refused: Refused, qwen: str, layers: str, shown: str
-) -> None:
+def test_a_layer_that_is_not_there_is_refused_with_the_range(refused: Any, qwen: str, layers: str, shown: str) -> None:
     parts = (f"{shown} does not exist", "has 8 blocks (0..7, or -8..-1)")
     refused("pick", "--model", qwen, *OWN, "--layers", layers, parts=parts)
     refused("train", "--model", qwen, *OWN, "--layers", layers, parts=parts)
@@ -165,9 +168,7 @@ def test_a_damaged_model_is_refused(refused: Refused, qwen: str, tmp_path: Path,
         ("".join(SUMS.splitlines(True)[:2]), ("task 'sums' has no row in", "give more rows")),
     ],
 )
-def test_data_that_cannot_be_used_are_refused_with_the_line(
-    refused: Refused, qwen: str, tmp_path: Path, text: str | None, parts: tuple[str, ...]
-) -> None:
+def test_unusable_data_name_the_line(refused: Refused, qwen: str, tmp_path: Path, text: Any, parts: Words) -> None:
     (tmp_path / "sums.jsonl").unlink() if text is None else (tmp_path / "sums.jsonl").write_text(text)
     refused("pick", "--model", qwen, *OWN, parts=parts)
 
@@ -183,24 +184,18 @@ def test_data_that_cannot_be_used_are_refused_with_the_line(
         ("None", ("returned None, a NoneType", "return a list")),
     ],
 )
-def test_a_broken_reward_is_refused_with_the_sample_and_may_be_mended(
-    refused: Refused, qwen: str, tmp_path: Path, result: str, parts: tuple[str, ...]
-) -> None:
+def test_a_broken_reward_shows_the_sample(refused: Any, qwen: str, tmp_path: Path, result: str, parts: Words) -> None:
     (tmp_path / "reward.py").write_text(f"def score(prompts, **_):\n    return {result}\n")
     refused("pick", "--model", qwen, *OWN, parts=("reward function 'score'", *parts))
     (tmp_path / "reward.py").write_text(REWARD)
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["pick", "--model", qwen, *OWN, "--until", "calibrate"])
-    assert leaving.value.code == 0, "the folder was given back, so the same command works now"
+    works("pick", "--model", qwen, *OWN, "--until", "calibrate")  # the folder was given back
 
 
 # No signal
 
 
 @pytest.mark.parametrize(("value", "reason"), [("1.0", "saturated"), ("0.0", "too hard")])
-def test_without_signal_only_the_calibration_is_left(
-    refused: Refused, qwen: str, tmp_path: Path, value: str, reason: str
-) -> None:
+def test_no_signal_leaves_the_calibration(refused: Any, qwen: str, tmp_path: Path, value: str, reason: str) -> None:
     (tmp_path / "reward.py").write_text(f"def score(prompts, **_):\n    return [{value} for _ in prompts]\n")
     parts = ("task sums gives no signal", reason, f"mean reward {value}", "choose a")
     sentence = refused("pick", "--model", qwen, *OWN, "--json", parts=parts, left=("run/calibration.json",))
@@ -236,8 +231,8 @@ def run_folder(finished_run: Path, refused: Refused, tmp_path: Path) -> Path:
         (("--seed", "1", "--algorithm", "dr_grpo"), ("seed: 0 there, 1 here", "algorithm: grpo there, dr_grpo here")),
     ],
 )
-def test_the_folder_of_another_configuration_is_refused_with_both_values(
-    refused: Refused, run_folder: Path, qwen: str, option: tuple[str, ...], parts: tuple[str, ...]
+def test_another_configuration_is_refused_with_both_values(
+    refused: Refused, run_folder: Path, qwen: str, option: Words, parts: Words
 ) -> None:
     refused("pick", "--model", qwen, *OWN, *PICK, *option, parts=("--out run", *parts, "choose another --out"))
 
@@ -250,13 +245,15 @@ def test_a_folder_of_something_else_is_refused(refused: Refused, qwen: str, tmp_
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "hollow"])
-@pytest.mark.parametrize("file", [CONFIG, CALIBRATION, PROBE, SEARCH, RESULT, "study.db", "arms"])
+@pytest.mark.parametrize("file", [CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT, "study.db", "arms"])
 def test_a_damaged_file_of_a_run_is_named(
     refused: Refused, run_folder: Path, finished_run: Path, qwen: str, file: str, damage: str
 ) -> None:
     path = run_folder / file
     if file == "arms":
         path = next(run_folder.glob("arms/*/step-000004.safetensors"))
+    if file == ROLLOUTS:  # read by the probes alone
+        (run_folder / PROBE).unlink()
     if file == RESULT:
         shutil.copy(finished_run / "run" / RESULT, path)
     whole = path.read_bytes()
@@ -265,9 +262,7 @@ def test_a_damaged_file_of_a_run_is_named(
     if file in (CONFIG, "arms"):  # the one says whose folder it is, the other was made by the search
         return
     path.unlink()
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["pick", "--model", qwen, *OWN, *PICK])
-    assert leaving.value.code == 0, "the cure that was named works"
+    works("pick", "--model", qwen, *OWN, *PICK)  # the cure that was named
     again, before = (json.loads((f / RESULT).read_text()) for f in (run_folder, finished_run / "run"))
     assert [again[name] for name in SAME] == [before[name] for name in SAME]
 
@@ -295,9 +290,7 @@ def test_a_patch_for_another_base_is_refused(refused: Refused, run_folder: Path,
     refused("merge", "sums.jsonl", "--model", "other", "--out", "merged", parts=("patch sums.jsonl is damaged",))
 
 
-def test_too_little_disk_is_told_before_the_work(
-    refused: Refused, run_folder: Path, qwen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_disk_is_told_early(refused: Refused, run_folder: Path, qwen: str, monkeypatch: Any) -> None:
     nearly_full: Any = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
     parts = ("bytes but the disk has 1,000 free", "make room, or write elsewhere")

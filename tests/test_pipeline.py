@@ -1,4 +1,4 @@
-"""The whole flow on the packaged model, made short: same in, same out; interrupted or not; merged scores what it says."""
+"""The whole flow on the packaged model, made short: same in, same out, interrupted or not; the merged model scores as said."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import autolayer
 from autolayer import patch, results
 from autolayer.errors import ConfigError
-from autolayer.models import load_model
+from autolayer.models import load_model, model_path
 from autolayer.results import PickResult
 from autolayer.runs import RunFolder
 from autolayer.tasks import load_task
@@ -124,14 +124,15 @@ def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
     result, out = run
     merged = patch.merge("tiny", out / "layer.safetensors", tmp_path / "merged")
     assert AutoModelForCausalLM.from_pretrained(merged) is not None
-    base_folder = Path(load_model("tiny").model.name_or_path)
+    base_folder = Path(model_path("tiny"))
     with (
         safe_open(merged / "model.safetensors", "pt") as new,
         safe_open(base_folder / "model.safetensors", "pt") as old,
     ):
         assert set(new.keys()) == set(old.keys())
         changed = {key for key in old.keys() if not torch.equal(new.get_tensor(key), old.get_tensor(key))}  # noqa: SIM118
-    (layer,) = result.trained_layers or ()
+    assert result.trained_layers is not None
+    layer = result.trained_layers[0]
     assert changed and all(key.startswith(f"model.layers.{layer}.") for key in changed)
     loaded = load_model(str(merged))
     task = load_task(autolayer.config.Config(model="tiny", task="math:arith"), chat=False)

@@ -169,9 +169,9 @@ def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
-def test_steps_without_any_advantage_are_no_error_and_move_nothing(algorithm: str, tmp_path: Path) -> None:
-    task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # seven times .1 is not seven times its mean
-    bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=7, algorithm=algorithm)
+def test_steps_without_any_advantage_are_no_error(algorithm: str, tmp_path: Path) -> None:
+    task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # six times .1 has a variance, by rounding
+    bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=6, algorithm=algorithm)
     segment = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
     assert segment.arm.step == 2 and segment.train_rewards_P == pytest.approx([0.1] * 8)
 
