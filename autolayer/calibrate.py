@@ -97,7 +97,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
         "well_formed": formed,
         "entropy": _entropy(bench, rollouts),
     }
-    reason = "" if spread >= MIN_SPREAD else _reason(**numbers, worst=float(rewards_P_G.min()))
+    reason = "" if spread >= MIN_SPREAD else _reason(**numbers)
     return Calibration(
         status="no_signal" if reason else "ok",
         reason=reason,
@@ -126,11 +126,11 @@ def _reason(
     truncated: float,
     well_formed: float | None,
     entropy: float,
-    worst: float,
     **others: float,
 ) -> str:
     """Why rewards do not differ. The order matters: a random model is also cut off and badly formatted."""
-    if mean_reward > 0 and mean_reward > worst + 0.5 or worst > 0:
+    # A constant .1 is a reward for form, not a task already done.
+    if mean_reward >= 0.5:
         return "saturated"
     if entropy > RANDOM_ENTROPY:
         return "too hard"

@@ -16,7 +16,7 @@ MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
 PROBE_SHARES = {"shared batch": 0.5, "step response": 0.15, "line search": 0.15, "burst": 0.2}
 """How the probes' part of the budget is divided; the shared batch serves all gradient probes."""
-LINE_SIZES, RESPONSE_SIZES = 4, 2
+LINE_SIZES, RESPONSE_SIZES = 4, 3
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
 MIN_BURST_PROMPTS = 8
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
@@ -61,6 +61,8 @@ class ProbePlan:
     """Sizes of the probes, in prompts with `group_size` completions each. 0 leaves a probe out."""
 
     fold_prompts: int
+    response_folds: int
+    """Folds on which the response to a small step is measured: all, or one where that is all the budget allows."""
     response_prompts: int
     line_search_prompts: int
     burst_steps: int
@@ -114,23 +116,31 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         burst_prompts = 0
         part = {name: cost * (1 / (1 - PROBE_SHARES["burst"])) for name, cost in part.items()}
     fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
-    response = largest(
-        lambda n: units.forward * (num_layers * folds * (1 + RESPONSE_SIZES) * n), part["step response"], fold_prompts
-    )
+
+    def response(prompts: int, of_folds: int = folds) -> Cost:
+        return units.forward * (num_layers * of_folds * (1 + RESPONSE_SIZES) * prompts)
+
+    response_folds, response_prompts = folds, largest(response, part["step response"], fold_prompts)
+    if response_prompts < 2:  # pairs of prompts are what representation_change lives on; a rate needs one fold only
+        response_folds = 1
+        response_prompts = largest(lambda n: response(n, of_folds=1), part["step response"], fold_prompts)
     line = largest(lambda n: units.forward * (num_layers * (1 + LINE_SIZES) * n), part["line search"], fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
-    if response < 1:
-        notes.append("the step response does not fit its part of the budget: one group a fold is taken all the same")
+    if response_prompts < 1:
+        notes.append("the step response does not fit the budget: one group of completions is taken all the same")
+    if response_folds < 2:
+        notes.append("representation_change left out: it does not fit the budget")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
     if steps and not burst_prompts:
         notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
     return ProbePlan(
         fold_prompts=fold_prompts,
-        response_prompts=max(1, min(fold_prompts, response)),  # one group is enough to set a rate by
+        response_folds=response_folds,
+        response_prompts=max(1, response_prompts),  # one group is enough to set a rate by
         line_search_prompts=line if line >= 2 else 0,
         burst_steps=steps if burst_prompts else 0,
         burst_prompts=burst_prompts,

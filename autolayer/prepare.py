@@ -15,6 +15,7 @@ from autolayer.layers import layer_parameters, parse_layers
 from autolayer.patch import check_room
 from autolayer.progress import Progress, Silent
 from autolayer.runs import PATCH, open_run
+from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
 from autolayer.workbench import TrainSettings, Workbench
@@ -42,6 +43,8 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
     )
     trained = layer_parameters(loaded.model, candidates)
+    if config.storage is not None:
+        check_storage(config.storage)
     folder = open_run(config, verb)
     check_room(folder / PATCH, trained.values())
     resolved = {"verb": verb, **signed(config), "base_hash": loaded.weight_hash, **_content(config)}

@@ -6,20 +6,17 @@ only the files of the stages before it; `pipeline.pick` strings them together.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from autolayer import checkpoints, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
 from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
 from autolayer.costs import Cost
-from autolayer.errors import AutolayerError, ConfigError, RunFolderError
+from autolayer.errors import AutolayerError, ConfigError
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
 from autolayer.probes import PROBES
@@ -148,14 +145,14 @@ class Stages:
         least = (units.step(self.candidates[:1]) * (config.prompts_per_step or 0) + units.generate_one * num_items) * 2
         races = len(self.candidates) > 1 and (least + units.generate_one * num_items).fits(left)
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
-        budget = left - base_cost
+        budget = left - base_cost if races else Cost()
         race = RaceConfig(
             seed=config.seed,
             num_layers=len(bench.layers),
             total_steps=config.steps or 0,
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
-            eval_cost=units.generate_one * len(base),
+            eval_cost=units.generate_one * num_items,
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,
@@ -173,18 +170,9 @@ class Stages:
                 return result
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
-            try:
-                outcome = run_search(
-                    race, _candidates(config, probed), base, run, storage=storage, deadline=self._search_deadline()
-                )
-            except (SQLAlchemyError, ImportError) as error:
-                where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
-                cure = "delete that file to redo the search, or choose another --out"
-                if config.storage:
-                    cure = "give a --storage that Optuna can open, or leave it out"
-                raise RunFolderError(
-                    f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
-                ) from error
+            outcome = run_search(
+                race, _candidates(config, probed), base, run, storage=storage, deadline=self._search_deadline()
+            )
         return outcome, outcome.spent + base_cost
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:

@@ -172,6 +172,7 @@ class Workbench:
         """
         started, generating = time.perf_counter(), self.engine.seconds
         num_steps = to_step - arm.step
+        assert num_steps > 0, f"{arm} is not behind step {to_step}"
         rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step or self.settings.prompts_per_step)
         seen: list[Rollouts] = []
         parameters = self.parameters(arm.layers)

@@ -100,39 +100,50 @@ class ProbeContext:
         return self.bench.log_probs(batch).double().sum(1)
 
     def responses(self, layer: int) -> list[Response]:
-        """The response of a layer to a small step, on every fold; nothing for a dead layer."""
+        """The response of a layer to a small step, on the planned folds; nothing for a dead layer."""
         if layer not in self._responses:
-            folds = range(0 if self.is_dead(layer) else len(self.folds))
+            folds = range(0 if self.is_dead(layer) else self.plan.response_folds)
             self._responses[layer] = [self._respond(layer, fold) for fold in folds]
         return self._responses[layer]
 
+    def deviation(self, layer: int) -> float:
+        """Mean over folds of `Response.deviation`; 0 for a layer that moves nothing."""
+        deviations = [response.deviation for response in self.responses(layer)]
+        return sum(deviations) / len(deviations) if deviations else 0.0
+
     def _respond(self, layer: int, fold: int) -> Response:
-        """Looks for the step that moves the policy by `DEVIATION`, so that rounding below and curvature above it
-        matter little, and takes the part of the log-ratios on which the last two sizes agree."""
+        """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
         judged = self.first_prompts(fold, self.plan.response_prompts)
         size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
-        ratios: list[torch.Tensor] = []
         with (
             fp32_layers(bench.model, (layer,)),
             scoring(bench.model, bench.engine.temperature),
             torch.no_grad(),
             final_hidden_states(bench.model) as hidden,
         ):
+
+            def at(step: float) -> torch.Tensor:
+                with self.stepped(layer, direction, step):
+                    return self.sequence_log_probs(judged.batch)
+
             before_B, state = self.sequence_log_probs(judged.batch), hidden.pop()
-            while True:
-                with self.stepped(layer, direction, size):
-                    change_B, moved = self.sequence_log_probs(judged.batch) - before_B, hidden.pop() - state
-                ratios.append(change_B / size)
-                reached = float(change_B.std())
-                if (reached > DEVIATION / 2 and len(ratios) > 1) or reached == 0 or len(ratios) == MAX_SIZES:
+            for _ in range(MAX_SIZES):
+                smaller, smaller_B = size, at(size)
+                reached = float((smaller_B - before_B).std())
+                if reached == 0:
                     break
                 size *= min(MAX_GROWTH, DEVIATION / reached)
+                if size < 2 * smaller:
+                    break
+            after_B, moved = at(size), hidden.pop() - state
+            # Two estimates that share no forward pass: what rounding adds to one is not in the other.
+            ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
         # The state at position t chooses token t + 1, so the mask is shifted by one.
         mask = judged.batch.completion_mask[:, 1:].double().unsqueeze(-1)
         movement_B_D = (moved[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1) / size
-        agreed = float(torch.cov(torch.stack(ratios[-2:]))[0, -1]) if len(ratios) > 1 else 0.0
-        return Response(deviation=max(0.0, agreed) ** 0.5, movement_B_D=movement_B_D, fold=judged)
+        deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
+        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged)
 
     def first_prompts(self, fold: int, prompts: int) -> Fold:
         """A fold cut to its first prompts."""

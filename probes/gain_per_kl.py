@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import DEVIATION, ProbeContext
 from autolayer.probes.gradient import inner
@@ -24,11 +22,13 @@ class GainPerKL(Probe):
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
 
     def _samples(self, context: ProbeContext, layer: int) -> list[float]:
-        samples = [0.0] * len(context.folds)
-        for fold, response in enumerate(context.responses(layer)):
-            gain = inner(context.direction(layer, without=fold), context.gradients[fold][layer])
-            samples[fold] = gain / response.deviation if response.deviation > 0 else 0.0
-        return samples
+        deviation = context.deviation(layer)
+        if deviation == 0:
+            return [0.0] * len(context.folds)
+        return [
+            inner(context.direction(layer, without=fold), gradient[layer]) / deviation
+            for fold, gradient in enumerate(context.gradients)
+        ]
 
 
 def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:
@@ -37,9 +37,5 @@ def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:
     None for a layer that moves nothing. Adam's first step is its rate times the gradient's sign, so the rate is the
     size of the sign step whose log-ratio deviates by `DEVIATION`.
     """
-    rates: dict[int, float | None] = {}
-    for layer in context.layers:
-        deviations = [response.deviation for response in context.responses(layer)]
-        mean = float(np.mean(deviations)) if deviations else 0.0
-        rates[layer] = DEVIATION / mean if mean > 0 else None
-    return rates
+    deviations = {layer: context.deviation(layer) for layer in context.layers}
+    return {layer: DEVIATION / deviation if deviation > 0 else None for layer, deviation in deviations.items()}

@@ -28,17 +28,18 @@ class LineSearch(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores | None:
-        if not context.plan.line_search_prompts:
+        prompts = min(context.plan.line_search_prompts, len(context.folds[0].rollouts.rewards_P_G()))
+        if prompts < 2:  # one to choose the size on, one to judge it by
             return None
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
 
     def _samples(self, context: ProbeContext, layer: int) -> list[float]:
         """The gain on the even groups at the size that suits the odd ones, and the other way round."""
-        responses = context.responses(layer)
-        if not responses or responses[0].deviation == 0:
+        typical = context.deviation(layer)
+        if typical == 0:
             return [0.0, 0.0]
         fold = context.first_prompts(0, context.plan.line_search_prompts)
-        sizes = [deviation / responses[0].deviation for deviation in DEVIATIONS]
+        sizes = [deviation / typical for deviation in DEVIATIONS]
         gains_S_P = reweighted_gains(context, layer, context.direction(layer, without=0), sizes, fold)
         even_S, odd_S = gains_S_P[:, 0::2].mean(1), gains_S_P[:, 1::2].mean(1)
         return [float(odd_S[even_S.argmax()]), float(even_S[odd_S.argmax()])]

@@ -14,19 +14,23 @@ class RepresentationChange(Probe):
     """Share of the final hidden state's movement that goes with the reward.
 
     A step along the other folds' sign moves the state that the output head reads. How far it moves says only how
-    fragile a layer is: early layers move everything. What counts is whether completions of one prompt move apart by their
-    reward. With m_i the movement of completion i of a fold per unit of step, averaged over its tokens and
+    fragile a layer is: early layers move everything. What counts is whether completions of one prompt move apart by
+    their reward. With m_i the movement of completion i of a fold per unit of step, averaged over its tokens and
     centred within its group, and A_i its advantage:
 
-        S_l = [sum_{i != j} A_i A_j <m_i, m_j>] / [n (n - 1)] / (mean ||m_i||^2 mean A_i^2),   score = sign(S) sqrt|S|
+        S_l = mean over i, j of different prompts of A_i A_j <m_i, m_j> / (mean ||m_i||^2 mean A_i^2),
+        score = sign(S) sqrt|S|
 
-    Leaving out i = j makes pure noise average to 0, and the score is free of the step's size and the layer's scale.
+    Pairs within a prompt are left out, since centring ties them together: so pure noise averages to 0, and the score
+    is free of the step's size and of the layer's scale.
     Shape (candidates,), between about -1 and 1. Cost: none beyond the forward that `gain_per_kl` makes.
     Source: our own form; ||weight change|| is known not to predict contribution (arXiv 2607.01232).
     Known to fail: few sequences (noise of about 1/sqrt(n)), and layers whose movement is undone by later training.
     """
 
-    def score(self, context: ProbeContext) -> Scores:
+    def score(self, context: ProbeContext) -> Scores | None:
+        if context.plan.response_folds < 2:
+            return None
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
 
     def _samples(self, context: ProbeContext, layer: int) -> list[float]:
@@ -40,10 +44,11 @@ def aligned_share(response: Response) -> float:
     movement_B_D = _centred(response.movement_B_D, group_size)
     advantages_B = _centred(response.fold.advantages_B.to(movement_B_D), group_size)
     count = len(advantages_B)
-    weighted_B_D = advantages_B[:, None] * movement_B_D
-    crossed = weighted_B_D.sum(0).square().sum() - weighted_B_D.square().sum()
+    by_prompt_P_D = (advantages_B[:, None] * movement_B_D).view(-1, group_size, movement_B_D.shape[1]).sum(1)
+    crossed = by_prompt_P_D.sum(0).square().sum() - by_prompt_P_D.square().sum()
     scale = movement_B_D.square().sum(1).mean() * advantages_B.square().mean()
-    return float(crossed / (count * (count - 1)) / scale) if scale > 0 else 0.0
+    num_pairs = count * (count - group_size)
+    return float(crossed / num_pairs / scale) if num_pairs and scale > 0 else 0.0
 
 
 def _centred(values: torch.Tensor, group_size: int) -> torch.Tensor:

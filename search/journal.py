@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import uuid
 import warnings
@@ -19,8 +20,9 @@ from typing import Any
 
 import optuna
 import sqlalchemy.event
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
@@ -32,6 +34,31 @@ NAME = "autolayer"
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 """A worker on another machine that has not been heard of for the second is taken for dead, and its run is repeated."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+
+
+@contextmanager
+def opened(storage: str) -> Iterator[None]:
+    """Says in one sentence what is wrong with a storage, instead of a database's own words.
+
+    Raises:
+        RunFolderError: It cannot be opened, is damaged, or needs a driver that is not installed.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+        where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
+        cure = "give a --storage that Optuna can open, or leave it out"
+        if storage.startswith("sqlite"):
+            cure = "delete that file to redo the search, or choose another --out"
+        raise RunFolderError(
+            f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
+        ) from error
+
+
+def check_storage(storage: str) -> None:
+    """Opens a storage and does nothing with it, so that a wrong address is found before the work begins."""
+    with quiet(), opened(storage):
+        optuna.storages.RDBStorage(storage)
 
 
 @dataclass(frozen=True, kw_only=True)

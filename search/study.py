@@ -24,7 +24,7 @@ from optuna.trial import TrialState, create_trial
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
 from autolayer.search.evidence import check, paired_gain
-from autolayer.search.journal import Journal, quiet, run_of
+from autolayer.search.journal import Journal, opened, quiet, run_of
 from autolayer.search.ledger import Ledger
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Racing, look
@@ -80,7 +80,7 @@ def run_search(
         SearchError: Every run of the first batch failed. They are tried again by the next call.
         RunFolderError: The storage holds a race of another configuration.
     """
-    with quiet():
+    with quiet(), opened(storage):
         record = Journal.open(storage, config, candidates, base_select_rewards_I)
         worker = _Worker(record, run, on_rung, deadline)
         while worker.advance():

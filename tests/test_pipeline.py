@@ -1,4 +1,4 @@
-"""The whole flow on the packaged model, made short: same in, same out, interrupted or not; the merged model scores as said."""
+"""The whole flow on the packaged model, made short: the same in and out, interrupted or not, and honest scores."""
 
 from __future__ import annotations
 

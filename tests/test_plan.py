@@ -119,7 +119,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         generated = Cost(generated_tokens=group * units.completion_tokens)
         generate = units.costs.forward(group * units.prompt_tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
-        responses = forward * (layers * folds * plan.response_prompts * 3)
+        responses = forward * (layers * plan.response_folds * plan.response_prompts * 4)
         line = forward * (layers * plan.line_search_prompts * 5)
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
@@ -129,6 +129,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         too_small = any("all the same" in note for note in plan.notes)
         assert too_small or total.fits(budget * config.probe.share), (config, units, candidates, plan)
         assert (plan.line_search_prompts == 0) == any("line_search" in note for note in plan.notes)
+        assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
         left_out = plan.burst_steps == 0 and config.probe.burst_steps > 0
         assert left_out == any("rl_burst" in note for note in plan.notes)
         assert plan.line_search_prompts != 1 and plan.response_prompts >= 1 and plan.fold_prompts >= 4
@@ -147,7 +148,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller() -> None:
             plan_probes(config, units, candidates, finding_budget(config, units, candidates) * factor)
             for factor in (0.3, 1.0, 3.0)
         ]
-        for name in ("fold_prompts", "response_prompts", "line_search_prompts", "burst_prompts"):
+        for name in ("fold_prompts", "response_folds", "line_search_prompts", "burst_prompts"):
             sizes = [getattr(plan, name) for plan in plans]
             assert sizes == sorted(sizes)
 

@@ -192,12 +192,12 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     moved = copy.deepcopy(model)
     with torch.no_grad():
         for name, step in direction.items():
-            moved.get_parameter(name).add_(step, alpha=sizes[-1])
-    movement = (_final_state(moved, fold.rollouts) - _final_state(model, fold.rollouts)) / sizes[-1]
+            moved.get_parameter(name).add_(step, alpha=-sizes[-1])  # the last look is at the opposite step
+    movement = (_final_state(moved, fold.rollouts) - _final_state(model, fold.rollouts)) / -sizes[-1]
     assert float((response.movement_B_D - movement).norm()) < 1e-4 * float(movement.norm())
 
 
-def test_the_aligned_share_is_the_double_loop_over_pairs() -> None:
+def test_the_aligned_share_is_the_double_loop_over_pairs_of_different_prompts() -> None:
     generator = torch.Generator().manual_seed(0)
     count, group, width = 12, 4, 5
     movement = torch.randn(count, width, dtype=torch.float64, generator=generator)
@@ -211,8 +211,9 @@ def test_the_aligned_share_is_the_double_loop_over_pairs() -> None:
     for start in range(0, count, group):
         m[start : start + group] -= m[start : start + group].mean(0)
         a[start : start + group] -= a[start : start + group].mean()
-    crossed = sum(a[i] * a[j] * (m[i] @ m[j]) for i in range(count) for j in range(count) if i != j)
-    expected = crossed / (count * (count - 1)) / (np.mean((m**2).sum(1)) * np.mean(a**2))
+    pairs = [(i, j) for i in range(count) for j in range(count) if i // group != j // group]
+    crossed = sum(a[i] * a[j] * (m[i] @ m[j]) for i, j in pairs)
+    expected = crossed / len(pairs) / (np.mean((m**2).sum(1)) * np.mean(a**2))
     found = aligned_share(Response(deviation=1.0, movement_B_D=movement, fold=fold))
     assert found == pytest.approx(expected, rel=1e-9)
     scaled = aligned_share(Response(deviation=1.0, movement_B_D=movement * 1e-4, fold=fold))
@@ -220,15 +221,16 @@ def test_the_aligned_share_is_the_double_loop_over_pairs() -> None:
     assert aligned_share(Response(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
 
 
-def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold_by_its_deviation(tmp_path: Path) -> None:
+def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1))
     expected = []
     for layer in (0, 1):
         parts = [gradient[layer] for gradient in context.gradients]
-        for index, response in enumerate(context.responses(layer)):
+        deviation = np.mean([response.deviation for response in context.responses(layer)])
+        for index in range(3):
             one, two = (part for other, part in enumerate(parts) if other != index)
             gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)
-            expected.append(gain / response.deviation)
+            expected.append(gain / deviation)
     found = PROBES["gain_per_kl"].score(context)
     assert found is not None and found.errors_L is not None
     for index in (0, 1):

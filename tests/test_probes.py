@@ -28,10 +28,22 @@ from autolayer.rollouts import request_seed
 from autolayer.workbench import Workbench
 
 PLAN = ProbePlan(
-    fold_prompts=6, response_prompts=4, line_search_prompts=4, burst_steps=1, burst_prompts=2, burst_items=24
+    fold_prompts=6,
+    response_folds=3,
+    response_prompts=4,
+    line_search_prompts=4,
+    burst_steps=1,
+    burst_prompts=2,
+    burst_items=24,
 )
 NONE = ProbePlan(
-    fold_prompts=6, response_prompts=4, line_search_prompts=0, burst_steps=0, burst_prompts=0, burst_items=0
+    fold_prompts=6,
+    response_folds=3,
+    response_prompts=4,
+    line_search_prompts=0,
+    burst_steps=0,
+    burst_prompts=0,
+    burst_items=0,
 )
 BASELINES = ("random", "first", "middle", "last")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -164,8 +176,8 @@ def test_baselines_know_depth_and_seed_only(tmp_path: Path) -> None:
 def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) -> None:
     layers, steps, prompts, items = (0, 2), 3, 4, 24
     plan = ProbePlan(
-        fold_prompts=6, response_prompts=6, line_search_prompts=0, burst_steps=steps, burst_prompts=prompts,
-        burst_items=items,
+        fold_prompts=6, response_folds=3, response_prompts=6, line_search_prompts=0, burst_steps=steps,
+        burst_prompts=prompts, burst_items=items,
     )  # fmt: skip
     bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
     context = make_context(bench, layers, plan)
