@@ -14,11 +14,11 @@ from autolayer.costs import Cost, CostModel
 
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.5, "step response": 0.15, "line search": 0.15, "burst": 0.2}
+PROBE_SHARES = {"shared batch": 0.45, "step response": 0.15, "line search": 0.15, "burst": 0.25}
 """How the probes' part of the budget is divided; the shared batch serves all gradient probes."""
 LINE_SIZES, RESPONSE_SIZES = 4, 3
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
-MIN_BURST_PROMPTS = 8
+MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS = 4
 """Prompts below which a fold of the shared batch says nothing at all."""

@@ -122,6 +122,7 @@ class Stages:
                     seed=config.seed,
                     on_probe=lambda name: bar.advance(1, name),
                 )
+                bar.advance(0, f"{len(report.scores)} signals and baselines")
             found = {**report.to_dict(), "cost": asdict(self.bench.spent - before)}
             self.folder.write(runs.PROBE, found)
         with self._reading(runs.PROBE):
@@ -173,6 +174,7 @@ class Stages:
             outcome = run_search(
                 race, _candidates(config, probed), base, run, storage=storage, deadline=self._search_deadline()
             )
+            bar.advance(0, outcome.verdict.replace("_", " "))
         return outcome, outcome.spent + base_cost
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:
