@@ -104,7 +104,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
         mean_prompt_tokens=(rollouts.num_tokens - rollouts.num_generated) / count,
         mean_completion_tokens=rollouts.num_generated / count,
         example={
-            "prompt_tokens": len(rollouts.prompt_ids[0]),
+            "prompt": bench.tokenizer.decode(rollouts.prompt_ids[0])[:500],
             "completion": rollouts.texts[0][:500],
             "reward": rollouts.rewards[0],
         },

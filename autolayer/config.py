@@ -1,7 +1,7 @@
 """Every setting, its default and its one line of explanation, in one place.
 
 `Config` holds what the command line shows; `ProbeConfig` and `SearchConfig` hold the rest, reachable through
-`--config run.toml`. A field that is None is filled from the model's preset or the task (`pipeline.resolve`),
+`--config run.toml`. A field that is None is filled from the model's preset or the task (`prepare.resolve`),
 and the resolved values are written to the run folder.
 """
 
@@ -20,7 +20,7 @@ from autolayer.errors import ConfigError, unknown
 ALGORITHMS = ("grpo", "dr_grpo")
 
 NOT_SIGNED = ("out", "storage", "hours", "device")
-"""Fields that may change between two runs of one folder: they change no decision and no number."""
+"""Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,8 +129,8 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
-    if response_prompts < 1:
-        notes.append("the step response does not fit the budget: one group of completions is taken all the same")
+    if response_prompts < 2:
+        notes.append("the step response does not fit the budget: 2 prompts are taken all the same")
     if response_folds < 2:
         notes.append("representation_change left out: it does not fit the budget")
     if line < 2:
@@ -140,7 +140,7 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     return ProbePlan(
         fold_prompts=fold_prompts,
         response_folds=response_folds,
-        response_prompts=max(1, response_prompts),  # one group is enough to set a rate by
+        response_prompts=max(2, response_prompts),  # the least that a rate can be set by
         line_search_prompts=line if line >= 2 else 0,
         burst_steps=steps if burst_prompts else 0,
         burst_prompts=burst_prompts,

@@ -38,6 +38,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     with progress.stage("load", None):
         loaded = models.load_model(config.model, config.device)
         task = tasks.load_task(config, chat=loaded.chat)
+    folder = open_run(config, verb)
     config = resolve(config, task)
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
@@ -45,7 +46,6 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     trained = layer_parameters(loaded.model, candidates)
     if config.storage is not None:
         check_storage(config.storage)
-    folder = open_run(config, verb)
     check_room(folder / PATCH, trained.values())
     resolved = {"verb": verb, **signed(config), "base_hash": loaded.weight_hash, **_content(config)}
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]

@@ -43,7 +43,7 @@ def verdict(result: PickResult) -> str:
         why = " because it trains fastest" if highest else ""  # backward stops at the lowest trained layer
         return f"{_layers(result.tied_layers)} cannot be told apart; {best.lower()} is taken{why}."
     if result.verdict == "budget_spent":
-        return f"The budget was spent before a winner was clear; {best.lower()} leads{_probability(result)}."
+        return f"The budget was spent before a winner was clear; {best.lower()} is taken{_probability(result)}."
     if result.trained_layers is not None:
         return f"{_layers(result.trained_layers)} {'was' if len(result.trained_layers) == 1 else 'were'} trained."
     if result.best_layers:
@@ -201,7 +201,7 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
 def _legend(result: PickResult) -> str:
     reference = {
         "full": "1 = what training all parameters gains",
-        "best": "1 = the best layer measured after as many steps",
+        "best": "1 = the best run of as many steps, whose own noise is not in the intervals",
         None: "none measured yet",
     }[result.contribution_reference]
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
@@ -239,7 +239,7 @@ def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
     lines = [f"  {folder / name}  {what}" for name, what in FILES if (folder / name).exists()]
     lines = ["", "Files:", *lines] if lines else []
     if result.status == "incomplete":
-        return [*lines, "Next: the same command without --until goes on from here."]
+        return [*lines, "Next: the same command goes on from here (without --until to the end)."]
     if result.trained_layers:
         return [*lines, f"Next: autolayer merge {folder} --out {folder / 'merged'}"]
     return lines

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import psutil
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -95,13 +96,13 @@ class TransformersEngine:
         *,
         max_new_tokens: int,
         temperature: float,
-        max_sequences: int = 512,
+        max_sequences: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.max_sequences = max_sequences
-        """Sequences generated at once: what the key-value cache has room for."""
+        """Sequences generated at once; None for as many as half of the free memory holds the key-value cache of."""
         self.seconds, self.tokens = 0.0, 0
         """Time spent and tokens generated so far: the measured price of a generated token."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -130,8 +131,10 @@ class TransformersEngine:
         """
         started = time.perf_counter()
         completions: list[list[int]] = []
-        for start in range(0, len(prompt_ids), self.max_sequences):
-            stop = start + self.max_sequences
+        longest = max(map(len, prompt_ids), default=0) + self.config.max_new_tokens
+        at_once = self.max_sequences or sequences_that_fit(self.model, longest)
+        for start in range(0, len(prompt_ids), at_once):
+            stop = start + at_once
             completions += self._generate_batch(prompt_ids[start:stop], seeds[start:stop])
         self.seconds += time.perf_counter() - started
         self.tokens += sum(map(len, completions))
@@ -159,6 +162,17 @@ class TransformersEngine:
 
     def finished(self, completion_ids: list[int]) -> bool:
         return bool(completion_ids) and completion_ids[-1] in self.eos_token_ids
+
+
+def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
+    """How many sequences of this length the key-value cache can hold in half of the free memory, at most 512."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    return max(1, min(512, int(free / 2 / (per_token * num_tokens))))
 
 
 class _GumbelNoise(LogitsProcessor):

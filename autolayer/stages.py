@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from autolayer import checkpoints, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
@@ -146,8 +146,9 @@ class Stages:
         least = (units.step(self.candidates[:1]) * (config.prompts_per_step or 0) + units.generate_one * num_items) * 2
         races = len(self.candidates) > 1 and (least + units.generate_one * num_items).fits(left)
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
-        budget = left - base_cost if races else Cost()
+        budget = replace(left - base_cost, seconds=0.0) if races else Cost()
         race = RaceConfig(
+            signature=self.signature,
             seed=config.seed,
             num_layers=len(bench.layers),
             total_steps=config.steps or 0,
@@ -214,7 +215,8 @@ class Stages:
             The trained arm; reward per `eval` item of the base and of the trained model; what this has cost.
         """
         steps, deadline = self.config.steps or 0, self.started + (self.config.hours or 1e9) * 3600
-        arm, before = checkpoints.latest(self.folder.path, arm), self.bench.spent
+        inherited = self.bench.training_cost(arm)  # paid for by the search
+        arm = checkpoints.latest(self.folder.path, arm)
         with self.progress.stage("train", steps) as bar:
             bar.advance(arm.step, f"layer {_name(arm)}")
             while arm.step < steps and time.monotonic() < deadline:
@@ -222,12 +224,14 @@ class Stages:
                 arm = self.bench.train(
                     arm, to_step, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}")
                 ).arm
+        before = self.bench.spent
         with self.progress.stage("evaluate", 2) as bar:
             base_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed)
             bar.advance(1, "base")
             trained_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed, arm=arm)
             bar.advance(1, "trained")
-        return arm, base_I, trained_I, self.bench.spent - before
+        cost = self.bench.training_cost(arm) - inherited + (self.bench.spent - before)
+        return arm, base_I, trained_I, cost
 
     # Keep
 

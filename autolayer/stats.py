@@ -41,13 +41,3 @@ def paired_interval(after_I: Sequence[float], before_I: Sequence[float], level: 
     error = float(difference_I.std(ddof=1)) / math.sqrt(len(difference_I))
     reach = float(stats.t.ppf((1 + level) / 2, len(difference_I) - 1)) * error
     return Interval(value=mean, low=mean - reach, high=mean + reach, level=level, num_items=len(difference_I))
-
-
-def standardize(values_L: Sequence[float]) -> np.ndarray:
-    """Centres and scales to unit deviation, shape (layers,); a constant becomes zeros: it ranks nothing."""
-    array_L = np.asarray(values_L, dtype=float)
-    deviation = array_L.std()
-    # Differences below rounding are no ranking either.
-    if deviation <= 1e-12 * max(1.0, float(np.abs(array_L).max(initial=0.0))):
-        return np.zeros_like(array_L)
-    return (array_L - array_L.mean()) / deviation

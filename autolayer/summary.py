@@ -33,6 +33,8 @@ class Summary:
     """Cost of one full run of the final training: planned, and as measured once it is over."""
     found: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    complete: bool = False
+    """The final training has done all its steps."""
 
     @property
     def spent(self) -> Cost:
@@ -102,8 +104,9 @@ class Summary:
         self.costs["train"] = cost
         self.full_run = self.stages.bench.training_cost(arm)
         steps = self.stages.config.steps or 0
-        if arm.step < steps:
-            self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps")
+        self.complete = arm.step >= steps
+        if not self.complete:
+            self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps; the same command goes on")
             self.full_run *= steps / max(1, arm.step)
         interval = paired_interval(trained_I, base_I)
         layers = tuple(range(len(self.stages.bench.layers))) if arm.layers == "full" else arm.layers
@@ -133,7 +136,7 @@ class Summary:
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
         return PickResult(
-            status="ok" if "gain" in self.found else "incomplete",
+            status="ok" if self.complete else "incomplete",
             model=stages.config.model,
             task=bench.task.name,
             algorithm=stages.config.algorithm,
@@ -157,11 +160,10 @@ class Summary:
 
 
 def _best_gains(outcome: records.Outcome) -> dict[int, float]:
-    """The largest short-run gain at each step: the unit of contribution among runs of that length."""
+    """The largest short-run gain at each step, whoever went further: the unit of contribution among runs so long."""
     best: dict[int, float] = {}
-    for row in outcome.ranking:
-        if row.measured is not None and row.measured_steps:
-            best[row.measured_steps] = max(best.get(row.measured_steps, 0.0), row.measured)
+    for rung in (rung for row in outcome.ranking for rung in row.rungs):
+        best[rung.steps] = max(best.get(rung.steps, 0.0), rung.gain)
     return best
 
 

@@ -48,6 +48,8 @@ class LayerGRPOTrainer(GRPOTrainer):
 
     Args:
         rows: The prompts of these steps in order, `prompts_per_step` for each.
+        longest: Tokens of the task's longest prompt and a whole completion: micro-batches must not depend on where
+            a segment was cut.
         swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
         on_rollouts: Called with every step's rollouts, after they are rewarded.
     """
@@ -66,6 +68,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         beta: float,
         engine: TransformersEngine,
         optimizer: MasterAdamW,
+        longest: int,
         swap_in_base: Callable[[], AbstractContextManager[None]],
         on_rollouts: Callable[[Rollouts], None],
     ) -> None:
@@ -80,7 +83,6 @@ class LayerGRPOTrainer(GRPOTrainer):
         prompts_per_step = len(self.rows) // num_steps
         batch = prompts_per_step * group_size
         prompt_ids = encode_prompts(tokenizer, self.rows, dict(task.chat_template_kwargs))
-        longest = max(map(len, prompt_ids)) + task.max_new_tokens
         self.ids_by_index = prompt_ids
         micro_batch = largest_divisor(batch, max(1, MICRO_BATCH_TOKENS // longest))
         self._scratch = tempfile.TemporaryDirectory()

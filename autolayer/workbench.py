@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -23,7 +24,14 @@ from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
 from autolayer.runs import RunFolder
 from autolayer.tasks.base import Row, Task
-from autolayer.trainer import EachStep, LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
+from autolayer.trainer import (
+    MICRO_BATCH_TOKENS,
+    EachStep,
+    LayerGRPOTrainer,
+    own_randomness,
+    own_settings,
+    quiet_trainer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,13 @@ class Workbench:
 
     # Rollouts
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest training prompt and a whole completion."""
+        rows = self.task.splits["train"]
+        prompts = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
+        return max(map(len, prompts)) + self.task.max_new_tokens
+
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
         """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
         started = time.perf_counter()
@@ -139,9 +154,13 @@ class Workbench:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def log_probs(self, batch: ScoreBatch) -> torch.Tensor:
-        """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward."""
+        """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward.
+
+        One forward pass for each micro-batch, which hooks see one by one.
+        """
         started = time.perf_counter()
-        result = log_probs(self.model, batch)
+        size = max(1, MICRO_BATCH_TOKENS // batch.input_ids.shape[1])
+        result = torch.cat([log_probs(self.model, part) for _, part in batch.split(size)])
         self.charge(self.costs.forward(int(batch.attention_mask.sum())), time.perf_counter() - started)
         return result
 
@@ -202,6 +221,7 @@ class Workbench:
                     beta=self.settings.beta,
                     engine=self.engine,
                     optimizer=optimizer,
+                    longest=self.longest,
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
                     on_rollouts=seen.append,
                 )

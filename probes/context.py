@@ -9,8 +9,10 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from autolayer.layers import fp32_layers
 from autolayer.plan import ProbePlan
@@ -112,36 +114,44 @@ class ProbeContext:
         return sum(deviations) / len(deviations) if deviations else 0.0
 
     def _respond(self, layer: int, fold: int) -> Response:
+        """The response on the planned prompts; on more where their completions are all alike and cannot deviate."""
+        prompts = self.plan.response_prompts
+        while True:
+            response = self._respond_on(layer, fold, prompts)
+            if response.deviation > 0 or prompts >= len(self.folds[fold].rollouts.rewards_P_G()):
+                return response
+            prompts *= 2
+
+    def _respond_on(self, layer: int, fold: int, prompts: int) -> Response:
         """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
-        judged = self.first_prompts(fold, self.plan.response_prompts)
+        judged = self.first_prompts(fold, prompts)
         size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
         with (
             fp32_layers(bench.model, (layer,)),
             scoring(bench.model, bench.engine.temperature),
             torch.no_grad(),
-            final_hidden_states(bench.model) as hidden,
+            final_states(bench.model, judged.batch) as states,
         ):
 
             def at(step: float) -> torch.Tensor:
                 with self.stepped(layer, direction, step):
                     return self.sequence_log_probs(judged.batch)
 
-            before_B, state = self.sequence_log_probs(judged.batch), hidden.pop()
+            before_B, state_B_D = self.sequence_log_probs(judged.batch), take(states)
             for _ in range(MAX_SIZES):
                 smaller, smaller_B = size, at(size)
+                take(states)
                 reached = float((smaller_B - before_B).std())
                 if reached == 0:
                     break
                 size *= min(MAX_GROWTH, DEVIATION / reached)
                 if size < 2 * smaller:
                     break
-            after_B, moved = at(size), hidden.pop() - state
+            after_B, moved_B_D = at(size), take(states)
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
-        # The state at position t chooses token t + 1, so the mask is shifted by one.
-        mask = judged.batch.completion_mask[:, 1:].double().unsqueeze(-1)
-        movement_B_D = (moved[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1) / size
+        movement_B_D = (moved_B_D - state_B_D) / size
         deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
         return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged)
 
@@ -168,15 +178,26 @@ def rms(tensors) -> float:
 
 
 @contextlib.contextmanager
-def final_hidden_states(model) -> Iterator[list[torch.Tensor]]:
-    """Collects what the decoder hands to the output head, one (B, T, D) tensor per forward pass."""
+def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[torch.Tensor]]:
+    """Collects what the decoder hands to the output head, averaged over each completion: (b, D) per micro-batch."""
     collected: list[torch.Tensor] = []
 
-    def keep(module, arguments, output) -> None:
-        collected.append(output[0].detach())
+    def keep(module: torch.nn.Module, arguments: object, output: Any) -> None:
+        state = output[0].detach()
+        first = sum(map(len, collected)) % len(batch.completion_mask)
+        # The state at position t chooses token t + 1, so the mask is shifted by one.
+        mask = batch.completion_mask[first : first + len(state), 1:].to(state.device, torch.float64).unsqueeze(-1)
+        collected.append((state[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1))
 
     handle = model.get_decoder().register_forward_hook(keep)
     try:
         yield collected
     finally:
         handle.remove()
+
+
+def take(collected: list[torch.Tensor]) -> torch.Tensor:
+    """Empties what one pass over the whole batch left, (B, D)."""
+    states_B_D = torch.cat(collected)
+    collected.clear()
+    return states_B_D

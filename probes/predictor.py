@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from sklearn.preprocessing import scale
 
 from autolayer.probes.base import Scores
-from autolayer.stats import standardize
 
 WEIGHTS = {"gain_per_kl": 1.0, "line_search": 0.5, "rl_burst": 1.0, "representation_change": 0.25}
 """By how well each ranked layers so far (examples/RESULTS.md); gradient_norm misleads too often for a part."""
@@ -51,11 +51,11 @@ def predict(probes: Mapping[str, Scores]) -> Prediction:
     for name, weight in WEIGHTS.items():
         if name in probes:
             reliability = probes[name].reliability
-            combined_L += weight * reliability * standardize(list(probes[name].scores_L))
+            combined_L += weight * reliability * scale(probes[name].scores_L)
             weights, reliable = weights + weight, reliable + weight * reliability
     # Noise lowers a correlation by the square root of the reliability (attenuation).
     known = CORRELATION * (reliable / weights) ** 0.5 if reliable > 0 else 0.0
-    predicted_L = LEVEL + SPREAD * known * standardize(list(combined_L))
+    predicted_L = LEVEL + SPREAD * known * scale(combined_L)
     deviation = SPREAD * float(np.sqrt(1 - known**2))
     reach = float(stats.norm.ppf((1 + LEVEL_OF_INTERVAL) / 2)) * deviation
     return Prediction(

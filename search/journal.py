@@ -206,7 +206,7 @@ def _result_from(stored: dict[str, Any]) -> RungResult:
 
 
 def _inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]) -> dict[str, Any]:
-    same = ("seed", "num_layers", "total_steps", "regret", "confidence", "rate_span", "fixed_rate")
+    same = ("signature", "seed", "num_layers", "total_steps", "regret", "confidence", "rate_span", "fixed_rate")
     return {
         "identity": {name: getattr(config, name) for name in same}
         | {"candidates": [list(candidate.layers) for candidate in candidates], "num_select": len(base_I)},

@@ -34,6 +34,8 @@ class Candidate:
 class RaceConfig:
     """Everything besides the candidates that decides how a race goes."""
 
+    signature: str = ""
+    """Names everything else that decides a run: two races share a storage only if they share this."""
     seed: int
     num_layers: int
     """Blocks of the model: distances between layers and `middle` are relative to it."""

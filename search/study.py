@@ -23,6 +23,7 @@ from optuna.trial import TrialState, create_trial
 
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
+from autolayer.errors import TrainingError
 from autolayer.search.evidence import check, paired_gain
 from autolayer.search.journal import Journal, opened, quiet, run_of
 from autolayer.search.ledger import Ledger
@@ -144,7 +145,7 @@ class _Worker:
         try:
             result = self.run(before.arm if before else arm, run.to_step)
             check(run, result, record.base_I)
-        except Exception as error:
+        except TrainingError as error:  # anything else is not the arm's fault: it ends the process, and the run waits
             reason = f"{type(error).__name__}: {error}"
             trial.set_user_attr("failed", reason)
             self._tell(run, None, reason)

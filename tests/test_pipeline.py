@@ -31,8 +31,8 @@ def short_pick(out: Path, **options) -> PickResult:
 def decisions(result: PickResult) -> dict:
     """Everything that must not depend on the folder, the clock or an interruption."""
     values = result.to_dict()
-    for name in ("cost", "cost_share_of_full_run"):  # the price of a generated token is measured
-        values.pop(name)
+    values.pop("cost_share_of_full_run")  # the price of a generated token is measured
+    values["cost"] = {stage: cost["generated_tokens"] for stage, cost in values["cost"].items()}
     return values
 
 
@@ -105,7 +105,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     monkeypatch.setattr(Workbench, "train", interrupted)
     try:
         short_pick(tmp_path / "b")
-        pytest.skip(f"this run has fewer than {calls} segments")
+        pytest.fail(f"this run has fewer than {calls} segments")
     except KeyboardInterrupt:
         pass
     assert not (tmp_path / "b" / "result.json").exists()

@@ -76,7 +76,7 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
          "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
         (result(verdict="tied"), "Layer 3 is taken: what another layer could gain beyond it cannot matter."),
         (result(verdict="budget_spent"),
-         "The budget was spent before a winner was clear; layer 3 leads: it is the best with probability 0.90."),
+         "The budget was spent before a winner was clear; layer 3 is taken: it is the best with probability 0.90."),
         (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),
         (AFTER_CALIBRATE, "Not finished: the base model has a training signal, no layer has been looked at yet."),
         (replace(AFTER_CALIBRATE, status="ok", trained_layers=(1, 2)), "Layers 1 and 2 were trained."),
@@ -104,7 +104,7 @@ def test_the_whole_report(tmp_path: Path) -> None:
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
     for value in (after_probe(), AFTER_CALIBRATE):
         text = shown(value, width=120, folder=tmp_path)
-        assert "Next: the same command without --until goes on from here." in text
+        assert "Next: the same command goes on from here (without --until to the end)." in text
         assert "nan" not in text.lower() and "None" not in text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from autolayer.stats import paired_interval, standardize
+from autolayer.stats import paired_interval
 
 
 @pytest.mark.parametrize(("level", "num_items"), [(0.95, 8), (0.8, 30), (0.95, 100)])
@@ -47,16 +47,3 @@ def test_equal_differences_give_an_interval_of_no_width() -> None:
 def test_fewer_than_two_pairs_or_unequal_lengths_are_refused(after: list[float], before: list[float]) -> None:
     with pytest.raises(ValueError, match="two or more pairs"):
         paired_interval(after, before)
-
-
-def test_standardized_values_have_mean_zero_and_deviation_one_whatever_the_scale() -> None:
-    values = [3.0, -1.0, 4.0, 1.5]
-    for scale, shift in ((1.0, 0.0), (1e-9, 0.0), (1e9, 5e9)):
-        found = standardize([scale * value + shift for value in values])
-        np.testing.assert_allclose(found, standardize(values), rtol=1e-6)
-    assert found.mean() == pytest.approx(0) and found.std() == pytest.approx(1)  # pyright: ignore
-
-
-@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.1 + 0.2, 0.3, 0.3], [7.0]])
-def test_values_that_differ_by_rounding_at_most_rank_nothing(values: list[float]) -> None:
-    assert not standardize(values).any()

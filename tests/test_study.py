@@ -15,7 +15,7 @@ import pytest
 
 from autolayer.arms import RungResult
 from autolayer.costs import Cost
-from autolayer.errors import RunFolderError
+from autolayer.errors import RunFolderError, TrainingError
 from autolayer.search.journal import Journal, quiet
 from autolayer.search.records import Candidate, RaceConfig, SearchError
 from autolayer.search.study import run_search
@@ -49,7 +49,7 @@ class Runner:
             raise KeyboardInterrupt
         layer = arm.layers[0]
         if layer == self.fail_layer:
-            raise MemoryError("the device is full")
+            raise TrainingError("the gradient became nan")
         self.made.append((arm.key, to_step))
         rng = np.random.default_rng([layer, arm.seed, to_step, int(1e9 * arm.learning_rate)])
         gain = 0.1 * (1 + layer) * to_step / 40
@@ -170,8 +170,8 @@ def test_a_run_that_raises_is_a_failure_with_its_reason(folder):
     told = []
     outcome = search(folder, Runner(fail_layer=5), on_rung=told.append)
     row = next(row for row in outcome.ranking if row.layers == (5,))
-    assert row.failed == "MemoryError: the device is full" and row.measured is None and outcome.best != (5,)
-    assert [t.failed for t in told if t.result is None] == ["MemoryError: the device is full"]
+    assert row.failed == "TrainingError: the gradient became nan" and row.measured is None and outcome.best != (5,)
+    assert [t.failed for t in told if t.result is None] == ["TrainingError: the gradient became nan"]
     assert all(t.gain is not None and t.spent.fits(CONFIG.budget) for t in told if t.result)
 
 
@@ -182,13 +182,13 @@ def test_rewards_that_are_not_finite_are_a_failure(folder):
             broken = arm.layers == (5,)
             return replace(result, select_rewards_I=(float("nan"),) * NUM_ITEMS) if broken else result
 
-    row = next(row for row in search(folder, Broken()).ranking if row.layers == (5,))
-    assert row.failed and "not finite" in row.failed and row.rungs == ()
+    with pytest.raises(ValueError, match="not finite"):
+        search(folder, Broken())
 
 
 def test_after_total_failure_the_next_call_tries_again(whole, folder):
     def broken(arm, to_step):
-        raise RuntimeError("no device")
+        raise TrainingError("no device")
 
     for _ in range(2):
         with pytest.raises(SearchError, match="no device"):
@@ -237,3 +237,23 @@ def test_a_joining_worker_adopts_the_predictions_of_the_first(whole):
         record = Journal.open(f"sqlite:///{folder}/study.db", CONFIG, others, BASE_I)
     assert list(record.candidates) == CANDIDATES
     assert run_search(CONFIG, others, BASE_I, Runner(), storage=f"sqlite:///{folder}/study.db") == outcome
+
+
+def test_what_is_not_the_arms_fault_ends_the_search_and_loses_nothing(whole, folder):
+    def unlucky(arm, to_step):
+        if arm.layers == (5,):
+            raise KeyError("a column that the reward wanted")
+        return runner(arm, to_step)
+
+    runner = Runner()
+    with pytest.raises(KeyError):
+        search(folder, unlucky)
+    assert search(folder, Runner()) == whole[2]
+
+
+def test_two_configurations_do_not_share_a_storage(whole, folder):
+    search(folder, Runner())
+    with pytest.raises(RunFolderError, match="another signature"):
+        run_search(
+            replace(CONFIG, signature="other"), CANDIDATES, BASE_I, Runner(), storage=f"sqlite:///{folder}/study.db"
+        )

@@ -64,7 +64,7 @@ class _Worker:
             self.close()
             raise RewardError(
                 f"the process that checks answers did not start ({last[0]}): `pip install math-verify` "
-                f"into {sys.executable}, or see `autolayer doctor`."
+                f"into {sys.executable}."
             )
 
     def ask(self, answer: str, gold: str) -> str:
