@@ -14,8 +14,8 @@ OUT ?= runs/demo-seed-$(SEED)
 
 BIN := .venv/bin
 READY := .venv/installed
-# The built-in models are so small that more threads only wait for each other.
-export OMP_NUM_THREADS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
+# The built-in models are so small that more threads only wait for each other; on a busy machine, for minutes.
+export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .PHONY: help demo test check

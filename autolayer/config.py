@@ -27,7 +27,7 @@ NOT_SIGNED = ("out", "storage", "hours", "device")
 class ProbeConfig:
     """How the cheap signals are measured."""
 
-    share: float = 0.3
+    share: float = 0.4
     """Share of the finding budget that the probes may spend."""
     num_folds: int = 3
     """Parts of the shared batch: a direction is taken on all but one and judged on that one."""

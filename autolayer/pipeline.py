@@ -37,25 +37,25 @@ def pick(
         result = autolayer.pick(model="tiny", task="math:arith", seed=1)
         print(result.best_layers, result.gain.value)
     """
-    stages = prepare(settings(config, options), progress)
-    if done := stages.finished():
-        return done
-    summary = Summary(stages)
+    with prepare(settings(config, options), progress) as stages:
+        if done := stages.finished():
+            return done
+        summary = Summary(stages)
 
-    calibration = summary.add_calibration(*stages.calibrate())
-    if until == "calibrate":
-        return stages.keep(summary.result())
+        calibration = summary.add_calibration(*stages.calibrate())
+        if until == "calibrate":
+            return stages.keep(summary.result())
 
-    probed = summary.add_probes(*stages.probe(calibration))
-    if until == "probe":
-        return stages.keep(summary.result())
+        probed = summary.add_probes(*stages.probe(calibration))
+        if until == "probe":
+            return stages.keep(summary.result())
 
-    outcome = summary.add_search(*stages.search(calibration, probed, summary.spent))
-    if until == "search":
-        return stages.keep(summary.result())
+        outcome = summary.add_search(*stages.search(calibration, probed, summary.spent))
+        if until == "search":
+            return stages.keep(summary.result())
 
-    trained = summary.add_training(*stages.train(outcome.winner))
-    return stages.keep(summary.result(), trained)
+        trained = summary.add_training(*stages.train(outcome.winner))
+        return stages.keep(summary.result(), trained)
 
 
 def settings(config: Config | None, options: dict[str, Any]) -> Config:
@@ -76,14 +76,14 @@ def train_layer(config: Config | None = None, *, progress: Progress | None = Non
     Example:
         autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
     """
-    stages = prepare(settings(config, options), progress, verb="train")
-    if done := stages.finished():
-        return done
-    summary = Summary(stages)
-    calibration = summary.add_calibration(*stages.calibrate())
-    rate = stages.config.learning_rate
-    if rate is None:
-        rate = joint_rate(summary.add_probes(*stages.probe(calibration)))
-    arm = Arm(layers=stages.trained_layers, learning_rate=rate, seed=stages.config.seed)
-    trained = summary.add_training(*stages.train(arm))
-    return stages.keep(summary.result(), trained)
+    with prepare(settings(config, options), progress, verb="train") as stages:
+        if done := stages.finished():
+            return done
+        summary = Summary(stages)
+        calibration = summary.add_calibration(*stages.calibrate())
+        rate = stages.config.learning_rate
+        if rate is None:
+            rate = joint_rate(summary.add_probes(*stages.probe(calibration)))
+        arm = Arm(layers=stages.trained_layers, learning_rate=rate, seed=stages.config.seed)
+        trained = summary.add_training(*stages.train(arm))
+        return stages.keep(summary.result(), trained)

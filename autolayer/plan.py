@@ -14,8 +14,8 @@ from autolayer.costs import Cost, CostModel
 
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.45, "step response": 0.15, "line search": 0.15, "burst": 0.25}
-"""How the probes' part of the budget is divided; the shared batch serves all gradient probes."""
+PROBE_SHARES = {"shared batch": 0.3, "step response": 0.3, "line search": 0.13, "burst": 0.27}
+"""How the probes' part of the budget is divided: so that all of them fit the default budget from 8 to 36 layers."""
 LINE_SIZES, RESPONSE_SIZES = 4, 3
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
 MIN_BURST_PROMPTS = 4

@@ -6,14 +6,18 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autolayer import models, tasks
 from autolayer.config import NOT_SIGNED, Config
+from autolayer.errors import ConfigError
 from autolayer.layers import layer_parameters, parse_layers
 from autolayer.patch import check_room
 from autolayer.progress import Progress, Silent
+from autolayer.rollouts import encode_prompts
 from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
@@ -25,8 +29,9 @@ DEFAULTS = {"steps": 400, "prompts_per_step": 64}
 NUM_EVAL = 512
 
 
-def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Stages:
-    """Checks everything that can be checked before work begins, cheap things first.
+@contextmanager
+def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[Stages]:
+    """Checks everything that can be checked before work begins, cheap things first, and holds the run folder.
 
     Raises:
         AutolayerError: Something in the settings, the model, the data or the run folder cannot work. Nothing has
@@ -39,6 +44,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         loaded = models.load_model(config.model, config.device)
         task = tasks.load_task(config, chat=loaded.chat)
     folder = open_run(config, verb)
+    task = fit_context(config, task, loaded)
     config = resolve(config, task)
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
@@ -49,22 +55,23 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     check_room(folder / PATCH, trained.values())
     resolved = {"verb": verb, **signed(config), "base_hash": loaded.weight_hash, **_content(config)}
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
-    folder.claim(resolved, signature)
     settings = TrainSettings(
         algorithm=config.algorithm,
         prompts_per_step=config.prompts_per_step or 0,
         group_size=config.group_size,
         beta=config.beta,
     )
-    return Stages(
-        config=config,
-        bench=Workbench(loaded, task, settings, folder, temperature=config.temperature),
-        candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
-        trained_layers=candidates,
-        progress=progress,
-        signature=signature,
-        started=started,
-    )
+    with folder.held():
+        folder.claim(resolved, signature)
+        yield Stages(
+            config=config,
+            bench=Workbench(loaded, task, settings, folder, temperature=config.temperature),
+            candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
+            trained_layers=candidates,
+            progress=progress,
+            signature=signature,
+            started=started,
+        )
 
 
 def check_names(config: Config) -> None:
@@ -72,6 +79,25 @@ def check_names(config: Config) -> None:
     models.check_name(config.model)
     embedded = models.EMBEDDED.get(config.model)
     tasks.check_name(config, embedded.forms if embedded else None)
+
+
+def fit_context(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
+    """Shortens completions that the model has no positions for.
+
+    Raises:
+        ConfigError: The prompts leave no room, or the user asked for more than there is.
+    """
+    context = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    rows = [row for split in task.splits.values() for row in split]
+    longest = max(map(len, encode_prompts(loaded.tokenizer, rows, dict(task.chat_template_kwargs))))
+    if context is None or longest + task.max_new_tokens <= context:
+        return task
+    if longest >= context or config.max_new_tokens is not None:
+        raise ConfigError(
+            f"{config.model} has {context} positions, too few for the longest prompt of {longest} tokens and "
+            f"{task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {max(1, context - longest)}."
+        )
+    return dataclasses.replace(task, max_new_tokens=context - longest)
 
 
 def resolve(config: Config, task: Task) -> Config:

@@ -201,7 +201,7 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
 def _legend(result: PickResult) -> str:
     reference = {
         "full": "1 = what training all parameters gains",
-        "best": "1 = the best run of as many steps, whose own noise is not in the intervals",
+        "best": "1 = the best run of as many steps, taken as exact",
         None: "none measured yet",
     }[result.contribution_reference]
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."

@@ -5,17 +5,23 @@ Files are written to a temporary name and moved into place, so a crash leaves th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from autolayer.config import Config
 from autolayer.errors import RunFolderError
 
-CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
-    f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
+CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
+    f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")
 )
 PATCH, REPORT = "layer.safetensors", "report.html"
 
@@ -60,6 +66,27 @@ class RunFolder:
         temporary = self.path / f".{name}.{os.getpid()}"
         temporary.write_text(text + "\n")
         temporary.replace(self.path / name)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes of this machine out, so that two do not write over each other.
+
+        Raises:
+            RunFolderError: Another process is at work here.
+        """
+        # Beside the folder would be litter, and inside it a file that is no result.
+        name = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
+        lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"autolayer-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"another process is at work in {self.path}: wait until it ends, or choose another --out."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def keep_only(self, name: str, value: dict[str, Any]) -> None:
         """Writes one file and gives up the claim: a run that found nothing leaves just the reason."""

@@ -215,7 +215,7 @@ class Stages:
             The trained arm; reward per `eval` item of the base and of the trained model; what this has cost.
         """
         steps, deadline = self.config.steps or 0, self.started + (self.config.hours or 1e9) * 3600
-        inherited = self.bench.training_cost(arm)  # paid for by the search
+        inherited = self._inherited(arm)
         arm = checkpoints.latest(self.folder.path, arm)
         with self.progress.stage("train", steps) as bar:
             bar.advance(arm.step, f"layer {_name(arm)}")
@@ -232,6 +232,15 @@ class Stages:
             bar.advance(1, "trained")
         cost = self.bench.training_cost(arm) - inherited + (self.bench.spent - before)
         return arm, base_I, trained_I, cost
+
+    def _inherited(self, arm: Arm) -> Cost:
+        """What the search has paid of the arm's training. Noted once: the arm's early checkpoints do not last."""
+        found = self.folder.read(runs.TRAIN)
+        if found is None:
+            found = {"inherited": asdict(self.bench.training_cost(arm))}
+            self.folder.write(runs.TRAIN, found)
+        with self._reading(runs.TRAIN):
+            return Cost(**found["inherited"])
 
     # Keep
 

@@ -135,6 +135,13 @@ class Summary:
         stages, bench = self.stages, self.stages.bench
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
+        share = bench.costs.total(self.spent, rate) / full if full else None
+        notes = list(self.notes)
+        if share is not None and share > stages.config.budget:
+            notes.append(
+                f"finding cost {share:.0%} of one full run, more than the {stages.config.budget:.0%} asked for: "
+                f"{stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe for less"
+            )
         return PickResult(
             status="ok" if self.complete else "incomplete",
             model=stages.config.model,
@@ -150,11 +157,11 @@ class Summary:
                 )
                 for name, cost in self.costs.items()
             },
-            cost_share_of_full_run=bench.costs.total(self.spent, rate) / full if full else None,
+            cost_share_of_full_run=share,
             seed=stages.config.seed,
             signature=stages.signature,
             versions={name: importlib.metadata.version(name) for name in PACKAGES},
-            notes=tuple(self.notes),
+            notes=tuple(notes),
             **self.found,
         )
 

@@ -9,6 +9,7 @@ Left out on purpose: warm-up and decay. An arm may be paused after any step and 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import random
@@ -153,13 +154,23 @@ class LayerGRPOTrainer(GRPOTrainer):
                 group_size=self.group_size,
             )
         )
-        return rewards
+        # Advantages do not know a group's mean, so where it is so large that TRL's float32 would round the
+        # differences beside it away, it is taken out first.
+        grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, self.group_size)
+        mean = grouped.mean(1, keepdim=True)
+        return torch.where(mean.abs() > 1e3 * grouped.std(1, keepdim=True), grouped - mean, grouped).flatten().tolist()
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if model is _BASE:
-            with self.swap_in_base():
-                return super()._get_per_token_logps_and_entropies(self.model, *args, **kwargs)
-        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        swapped = self.swap_in_base() if model is _BASE else contextlib.nullcontext()
+        model = self.model if model is _BASE else model
+        # TRL pads prompts on the left and leaves positions to the model; one with learned positions (GPT-2) would
+        # count the padding, and train at other positions than it generates at.
+        hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
+        try:
+            with swapped:
+                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        finally:
+            hook.remove()
 
     def close(self) -> None:
         """Removes the scratch folder that TRL asks for."""
@@ -174,6 +185,14 @@ class EachStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.call()
+
+
+def _positions(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Counts positions from each sequence's first real token. Rotary positions are relative: nothing to mend there."""
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None)  # pyright: ignore
+    if rotary is None and "position_ids" in inspect.signature(type(model).forward).parameters:
+        kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return args, kwargs
 
 
 class _Base:
@@ -212,17 +231,28 @@ def own_randomness() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Gives the model's mode and settings back: trainers turn the cache off, add end tokens and take dropout out."""
+    """Takes dropout out, and gives the model's mode and settings back: trainers change the cache and end tokens, too.
+
+    The policy that is trained must be the one that generates. TRL takes out `nn.Dropout` only; many models keep the
+    probability as a number (`attention_dropout`, OPT's `dropout` and `layerdrop`).
+    """
     modes = [(module, module.training) for module in model.modules()]
-    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    dropouts = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, torch.nn.Dropout)))
+    ]
     settings = [(held, dict(vars(held))) for held in (model.config, model.generation_config) if held is not None]
     try:
+        for module, name, _ in dropouts:
+            setattr(module, name, 0.0)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for module, share in dropouts:
-            module.p = share
+        for module, name, value in dropouts:
+            setattr(module, name, value)
         for held, values in settings:
             vars(held).clear()
             vars(held).update(values)

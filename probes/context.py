@@ -104,7 +104,7 @@ class ProbeContext:
     def responses(self, layer: int) -> list[Response]:
         """The response of a layer to a small step, on the planned folds; nothing for a dead layer."""
         if layer not in self._responses:
-            folds = range(0 if self.is_dead(layer) else self.plan.response_folds)
+            folds = range(0 if self.is_dead(layer) else min(self.plan.response_folds, len(self.folds)))
             self._responses[layer] = [self._respond(layer, fold) for fold in folds]
         return self._responses[layer]
 

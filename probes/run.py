@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, DataError
 from autolayer.plan import ProbePlan
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
@@ -93,6 +93,11 @@ def _shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_f
     """Equal parts with no prompt in two of them."""
     group_size = rollouts.group_size
     have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]
+    num_folds = min(num_folds, len(rows))
+    if num_folds < 2:
+        raise DataError(
+            f"the probe split has {len(rows)} row: give at least 2, since no direction is judged on itself."
+        )
     fold_prompts = min(fold_prompts, len(rows) // num_folds)
     wanted = fold_prompts * num_folds
     if wanted > have:

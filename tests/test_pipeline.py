@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 import autolayer
 from autolayer import patch, results
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, RunFolderError
 from autolayer.models import load_model, model_path
 from autolayer.results import PickResult
 from autolayer.runs import RunFolder
-from autolayer.tasks import load_task
+from autolayer.tasks import arith, load_task
 from autolayer.workbench import TrainSettings, Workbench
 
 SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",
@@ -176,3 +176,33 @@ def test_stages_are_resumed_from_files_alone(run: tuple[PickResult, Path], tmp_p
     for name in ("result.json", "layer.safetensors"):
         (tmp_path / "copy" / name).unlink()
     assert decisions(short_pick(tmp_path / "copy")) == decisions(run[0])
+
+
+def test_two_processes_do_not_share_a_run_folder(tmp_path: Path):
+    with RunFolder(tmp_path / "b").held(), pytest.raises(RunFolderError, match="another process is at work"):
+        short_pick(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def own_data(folder: Path, rows: int, reward: str) -> dict:
+    """Arithmetic of one's own, with a reward of one's own."""
+    splits = ["train"] * (rows - 6) + ["probe", "select", "eval"] * 2
+    problems = arith.problems("train", rows)
+    lines = [json.dumps({**problem, "split": split}) for problem, split in zip(problems, splits, strict=True)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    (folder / "reward.py").write_text(f"def score(completions, answer, **_):\n    return [{reward}]\n")
+    data = {"data": str(folder / "data.jsonl"), "reward": f"{folder / 'reward.py'}:score", "max_new_tokens": 8}
+    return {**data, "task": "math", "num_eval": None, "steps": 4, "prompts_per_step": 4}
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "100.0 * (c == a) - 200.0 for c, a in zip(completions, answer)",
+        "1e9 + len(set(c) & set(a)) / 2 for c, a in zip(completions, answer)",
+    ],
+    ids=["negative", "a large constant"],
+)
+def test_twenty_rows_and_rewards_of_any_scale_are_enough(reward: str, tmp_path: Path):
+    result = short_pick(tmp_path / "b", **own_data(tmp_path, 20, reward))
+    assert result.gain is not None and results.problems(result.to_dict()) == []

@@ -526,3 +526,23 @@ def test_plain_text_for_a_chat_model_is_remarked_upon(files: Path, caplog: pytes
 
 def test_every_built_in_task_has_its_line() -> None:
     assert all(task.description and "\n" not in task.description for task in TASKS.values())
+
+
+def test_a_reward_that_writes_to_its_inputs_changes_nothing_but_its_copies() -> None:
+    def greedy(prompts, completions, completion_ids, answer, **_):
+        for prompt, ids, words in zip(prompts, completion_ids, answer, strict=True):
+            prompt.append({"role": "user", "content": "more"})
+            ids.reverse()
+            words.clear()
+        completions.clear()
+        return [1.0] * len(prompts)
+
+    splits = {
+        split: [{"prompt": [{"role": "user", "content": f"{split} {i}"}], "answer": ["a"]} for i in range(3)]
+        for split in SPLITS
+    }
+    task = Task(name="greedy", splits=splits, reward=greedy, max_new_tokens=4)
+    rows, ids = list(task.splits["train"]), [[1, 2], [3, 4], [5, 6]]
+    before = json.dumps(rows)
+    assert task.score(rows, ["x"] * 3, ids) == [1.0] * 3
+    assert json.dumps(rows) == before and ids == [[1, 2], [3, 4], [5, 6]]

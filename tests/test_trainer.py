@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import build, build_model, build_tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tiny_models import VOCABULARY, build, build_model, build_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
 from workbench_helpers import Untouched, assert_equal, differing, make_bench, mean_id, plain_log_probs, weights_of
 
 from autolayer import checkpoints, trainer
@@ -16,7 +16,8 @@ from autolayer.arms import Arm, Layers
 from autolayer.layers import find_layers, layer_parameters
 from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import TransformersEngine, encode_prompts, request_seed
-from autolayer.trainer import largest_divisor, quiet_trainer, seed_everything
+from autolayer.tasks.base import SPLITS, Task
+from autolayer.trainer import LayerGRPOTrainer, largest_divisor, quiet_trainer, seed_everything
 from autolayer.workbench import Workbench
 
 LR = 1e-3
@@ -248,3 +249,44 @@ def test_largest_divisor() -> None:
             divisor = largest_divisor(number, at_most)
             assert number % divisor == 0 and divisor <= max(1, at_most)
             assert not any(number % d == 0 for d in range(divisor + 1, min(number, at_most) + 1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_training_scores_completions_at_the_positions_and_without_the_dropout_that_made_them(
+    family: str, tmp_path: Path
+) -> None:
+    """Learned positions and dropout kept as a number: prompts of unequal length, padded on the left by TRL."""
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    if family == "gpt2":
+        config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **small)
+    else:
+        config = OPTConfig(
+            hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+            word_embed_proj_dim=32, dropout=0.5, **small,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    splits = {
+        split: [{"prompt": f"{at}{i}" + "7" * (3 * (i % 5))} for i in range(12)] for at, split in enumerate(SPLITS)
+    }
+    task = Task(name="uneven", splits=splits, reward=mean_id, max_new_tokens=4)
+    bench = make_bench(model, tmp_path, task)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = LayerGRPOTrainer._get_per_token_logps_and_entropies
+
+    def spy(self: Any, policy: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **kwargs: Any):
+        found = original(self, policy, input_ids, attention_mask, keep, **kwargs)
+        for ids, mask, values in zip(input_ids, attention_mask, found[0].detach(), strict=True):
+            real = ids[mask.bool()]
+            count = int(mask[-keep:].sum())
+            with torch.no_grad():
+                logits = model(input_ids=real[None]).logits[0, -count - 1 : -1].log_softmax(-1)
+            seen.append((values[:count], logits.gather(1, real[-count:, None])[:, 0]))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerGRPOTrainer, "_get_per_token_logps_and_entropies", spy)
+        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    assert seen
+    for found, expected in seen:
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -17,6 +17,7 @@ from autolayer.arms import Arm, Layers
 from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, RunFolderError
 from autolayer.rollouts import request_seed
+from autolayer.tasks.base import SPLITS
 from autolayer.workbench import Segment, Workbench
 
 LR = 1e-3
@@ -42,6 +43,7 @@ def _state(bench: Workbench, arm: Arm) -> dict[str, torch.Tensor]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "micro-batches": {"micro_batch_tokens": 40},
+    "micro-batches, uneven prompts": {"micro_batch_tokens": 120, "uneven": True},
     "dr_grpo": {"algorithm": "dr_grpo"},
     "kl": {"beta": 0.2},
     "bf16": {"dtype": torch.bfloat16},
@@ -58,12 +60,15 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     options = {"architecture": "qwen3", "dtype": torch.float32, "layers": (1,), **VARIANTS[variant]}
     layers: Layers = options.pop("layers")
     architecture, dtype = options.pop("architecture"), options.pop("dtype")
+    uneven = options.pop("uneven", False)
     if tokens := options.pop("micro_batch_tokens", 0):
         monkeypatch.setattr(trainer, "MICRO_BATCH_TOKENS", tokens)
 
     def fresh(folder: str, reward: Callable[..., Any] = mean_id) -> Workbench:
         model = build_model(architecture, num_layers=3, dtype=dtype)
-        return make_bench(model, tmp_path / folder, make_task(reward), **options)
+        texts = [f"{i}+" + "1" * (1 + i * i % 23) for i in range(24)] if uneven else []
+        prompts = {name: [name + text for text in texts] for name in SPLITS} if uneven else None
+        return make_bench(model, tmp_path / folder, make_task(reward, prompts=prompts), **options)
 
     start = Arm(layers=layers, learning_rate=LR, seed=3)
     whole_bench = fresh("whole")

@@ -7,6 +7,7 @@ Knows nothing of tasks, so that the user's own pipeline can use `call_reward` as
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import math
@@ -52,15 +53,14 @@ def call_reward(
         RewardError: With the first offending sample and what to return instead.
     """
     check_signature(function, columns)
+    # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
+    given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
     try:
         result = function(
-            prompts=prompts,
-            completions=completions,
-            completion_ids=completion_ids,
             trainer_state=trainer_state,
             log_extra=log_extra or _ignore,
             log_metric=log_metric or _ignore,
-            **columns,
+            **given,
         )
         if inspect.isawaitable(result):
             result = _wait_for(result)
