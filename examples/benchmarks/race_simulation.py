@@ -5,7 +5,7 @@
 Hardware: one CPU core, 3 to 8 minutes. Expected at that size, standard error .005 to .008:
 
     strategy           good prior  useless  reversed
-    race                  .144       .332     .595
+    race                  .146       .333     .594
     Optuna ASHA           .158       .351     .602
     Optuna Hyperband      .160       .352     .606
     Optuna TPE            .163       .346     .596
