@@ -3,7 +3,7 @@
 Synchronous halving with resume. A race is a generator that yields batches of runs and receives what became of them,
 so the whole schedule reads top to bottom in `race`. Each batch depends only on the complete batches before it, never
 on the order in which the runs of a batch finish: the same records give the same decision in every process, and a
-crash between any two lines loses nothing (`decide` replays the records).
+crash between any two lines loses nothing (`Racing` replays the records).
 """
 
 from __future__ import annotations
@@ -77,16 +77,6 @@ class Racing:
         except StopIteration as stop:
             self._outcome = stop.value
         return self._outcome or tuple(run for run in self._batch or () if run not in answers)
-
-
-def decide(
-    config: RaceConfig,
-    candidates: Sequence[Candidate],
-    base_select_rewards_I: Sequence[float],
-    answers: Mapping[Run, Answer],
-) -> tuple[Run, ...] | Outcome:
-    """What a race does next, from its record alone: the runs that it is waiting for, or its outcome."""
-    return Racing(config, candidates, base_select_rewards_I).due(answers)
 
 
 def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:

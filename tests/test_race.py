@@ -17,7 +17,7 @@ from autolayer.search.evidence import gather
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.plan import middle, plan
 from autolayer.search.posterior import infer
-from autolayer.search.race import decide, race
+from autolayer.search.race import Racing, race
 from autolayer.search.rates import learning_rate
 from autolayer.search.records import Candidate, RaceConfig, SearchError
 
@@ -141,11 +141,11 @@ def test_same_records_same_decision():
     second = play(predicted_L, predicted_L, 60)
     assert first[0] == second[0] and first[1] == second[1]
     outcome, batches, answers, config, candidates, base_I = first
-    assert decide(config, candidates, base_I, {}) == batches[0]
-    assert decide(config, candidates, base_I, dict(reversed(answers.items()))) == outcome
+    assert Racing(config, candidates, base_I).due({}) == batches[0]
+    assert Racing(config, candidates, base_I).due(dict(reversed(answers.items()))) == outcome
     for number, run in enumerate(batches[1]):  # in whatever order a batch comes in, the rest of it is still wanted
         known = {r: answers[r] for r in (*batches[0], run)}
-        assert decide(config, candidates, base_I, known) == tuple(r for r in batches[1] if r != batches[1][number])
+        assert Racing(config, candidates, base_I).due(known) == tuple(r for r in batches[1] if r != batches[1][number])
 
 
 def test_a_race_can_be_taken_up_at_every_point():
@@ -154,9 +154,9 @@ def test_a_race_can_be_taken_up_at_every_point():
     known = {}
     for batch in batches:
         for number, run in enumerate(batch):
-            assert decide(config, candidates, base_I, known) == batch[number:]
+            assert Racing(config, candidates, base_I).due(known) == batch[number:]
             known[run] = answers[run]
-    assert decide(config, candidates, base_I, known) == outcome
+    assert Racing(config, candidates, base_I).due(known) == outcome
 
 
 @pytest.mark.parametrize("winner", [0, 5, 11])

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import jsonschema
+import numpy
 import pytest
 
 from autolayer import results
@@ -124,7 +125,6 @@ def test_missing_fields_are_named() -> None:
 
 
 def test_numpy_numbers_become_plain() -> None:
-    numpy = pytest.importorskip("numpy")
     result = dataclasses.replace(finished(), base_score=numpy.float32(0.5), best_layers=[numpy.int64(1)])
     assert json.loads(result.to_json())["best_layers"] == [1]
     assert result.to_dict()["base_score"] == 0.5
