@@ -1,7 +1,7 @@
 """Every setting, its default and its one line of explanation, in one place.
 
-`Config` holds what the command line shows; `ProbeConfig` and `SearchConfig` hold the rest, reachable through
-`--config run.toml`. A field that is None is filled from the model's preset or the task (`prepare.resolve`),
+`Config` holds what the command line shows; `ProbeConfig`, `SearchConfig` and `MeasureConfig` hold the rest, reachable
+through `--config run.toml`. A field that is None is filled from the model's preset or the task (`prepare.resolve`),
 and the resolved values are written to the run folder.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,33 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How `measure` finds the contribution of every layer."""
+
+    num_seeds: int = 3
+    """Training seeds of every arm: the run's seed and the ones after it."""
+    rates: str | None = None
+    """Learning rates that every arm is tried at, such as 1e-4,3e-4,1e-3; default: a grid made from the probes."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 1:
+            raise ConfigError(f"--num-seeds {self.num_seeds} cannot work: give a whole number above 0.")
+        try:
+            valid = all(0 < rate < math.inf for rate in self.grid or ())
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigError(
+                f"--rates {self.rates!r} cannot be read: give learning rates above 0, such as 1e-4,3e-4,1e-3, or auto."
+            )
+
+    @property
+    def grid(self) -> tuple[float, ...] | None:
+        """The rates in order, or None for the probes' grid."""
+        return None if self.rates in (None, "auto") else tuple(sorted({float(text) for text in self.rates.split(",")}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings of one run."""
 
@@ -64,7 +92,7 @@ class Config:
     algorithm: str = "grpo"
     """RL algorithm: grpo or dr_grpo."""
     layers: str | None = None
-    """Candidate layers, such as 16, 10-14 or 8,16; in `train`, the layers that are trained. Default: all."""
+    """Candidate layers, such as 16, 10-14 or 8,16; in `train` and `measure`, what is trained. Default: all."""
     budget: float = 0.25
     """What finding the layer may cost, as a share of one full run of the final training."""
     regret: float = 0.05
@@ -99,6 +127,7 @@ class Config:
     """auto, cpu, cuda, cuda:1, ..."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -123,12 +152,16 @@ class Config:
             ("data", (self.data is None) == (self.reward is None),
              f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, "
              "or a --task"),
+            ("measure", None in (self.learning_rate, self.measure.grid),
+             f"--learning-rate {self.learning_rate} and --rates {self.measure.rates} exclude each other: give one"),
         ]  # fmt: skip
 
     @property
     def signature(self) -> str:
         """Ten characters that two configurations share only if they would do the same."""
         signed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SIGNED}
+        if self.measure == MeasureConfig():  # the other verbs do nothing with it
+            del signed["measure"]
         return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -138,7 +171,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """Reads a `--config` file. The keys are the fields of `Config`, with [probe] and [search] as tables."""
+    """Reads a `--config` file. The keys are the fields of `Config`, with [probe], [search] and [measure] as tables."""
     try:
         return tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -149,7 +182,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    nested = {"probe": ProbeConfig, "search": SearchConfig}
+    nested = {"probe": ProbeConfig, "search": SearchConfig, "measure": MeasureConfig}
     arguments = {}
     for name, value in values.items():
         if name not in fields:

@@ -54,12 +54,12 @@ class DryRun:
         table.add_row(
             "final run",
             f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions, at most "
-            f"{_amount(self.full_run.generated_tokens)} tokens",
+            f"{amount(self.full_run.generated_tokens)} tokens",
         )
         table.add_row(
             "finding",
-            f"at most {config.budget:.0%} of one full run: {_amount(self.finding_budget.generated_tokens)} generated "
-            f"tokens and {_amount(self.finding_budget.layer_tokens)} layer-tokens",
+            f"at most {config.budget:.0%} of one full run: {amount(self.finding_budget.generated_tokens)} generated "
+            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens",
         )
         table.add_row("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions")
         sizes = self.probes
@@ -115,7 +115,7 @@ def dry_run(config: Config) -> DryRun:
     )
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
     """12345678 as 12.3 M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
@@ -124,4 +124,4 @@ def _amount(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return f"{_amount(value)}B"
+    return f"{amount(value)}B"

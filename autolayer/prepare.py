@@ -53,7 +53,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     if config.storage is not None:
         check_storage(config.storage)
     check_room(folder / PATCH, trained.values())
-    resolved = {"verb": verb, **signed(config), "base_hash": loaded.weight_hash, **_content(config)}
+    resolved = {"verb": verb, **signed(config, verb), "base_hash": loaded.weight_hash, **_content(config)}
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
     settings = TrainSettings(
         algorithm=config.algorithm,
@@ -111,9 +111,10 @@ def resolve(config: Config, task: Task) -> Config:
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
 
 
-def signed(config: Config) -> dict[str, Any]:
+def signed(config: Config, verb: str) -> dict[str, Any]:
     """The settings that decide what a run does."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_SIGNED}
+    left_out = NOT_SIGNED if verb == "measure" else (*NOT_SIGNED, "measure")
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in left_out}
 
 
 def _content(config: Config) -> dict[str, str]:

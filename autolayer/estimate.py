@@ -1,0 +1,174 @@
+"""From rewards to contributions: point values, joint bootstrap intervals, seed noise and the ceiling. numpy only.
+
+Suffixes: _A arms (the layers, then full), _L layers, _S training seeds, _I items, _D bootstrap draws.
+
+A gain is reward(arm, seed, item) - reward(base, item). Its means over items follow a two-way model,
+
+    gain_A_S = g_A + u_S + e_A_S,
+
+where u is common to all arms of a seed (same prompts, same sampling noise) and e is one training run's own luck. What
+the finite number of items adds to the residuals is measured from the items themselves and taken out, so that it is
+counted once: by the bootstrap over items. Left out on purpose: shrinkage. A table that shrinks layers towards each
+other cannot be used to judge a prediction of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_DRAWS = 4000
+CHUNK = 500
+"""Draws at a time: item weights of all draws at once would not fit the memory with many items."""
+
+ESTIMATOR = (
+    "value: mean gain over the seeds divided by the mean full-parameter gain (for full: the gain itself); interval: "
+    "percentiles of {num_draws} joint bootstrap draws, the same resampled items for all arms and seeds, plus noise of "
+    "the training seeds from a two-way model of arms and seeds"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the gains say."""
+
+    gains_A_S: np.ndarray
+    """Mean gain over the items."""
+    full: Interval
+    """The full-parameter gain, in reward."""
+    contribution_L: tuple[Interval, ...]
+    """Without meaning where `full.low` is not above 0."""
+    best: tuple[int, ...]
+    """Rows of the best layer, and then of those that cannot be told apart from it at the interval's level."""
+    seed_sd: float | None
+    ceiling: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedNoise:
+    """Variances of the two-way model; all 0 with a single seed."""
+
+    residual: float
+    """Of e as observed, evaluation noise included."""
+    items: float
+    """The part of `residual` that the finite number of items makes."""
+    common: float
+    """Of u."""
+    freedom: int
+    """Degrees of freedom of `residual`."""
+    freedom_common: int
+
+    @property
+    def own(self) -> float:
+        """Variance of e alone: of one training run's gain, were it scored on infinitely many items."""
+        return max(0.0, self.residual - self.items)
+
+
+def estimate(gain_A_S_I: np.ndarray, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> Estimate:
+    """Estimates contributions.
+
+    Args:
+        gain_A_S_I: Gain over the base model by arm (layers in order, full last), training seed and item.
+        level: Coverage of the intervals.
+        num_draws: Bootstrap draws.
+        seed: Of the bootstrap.
+    """
+    gain_A_S_I = np.asarray(gain_A_S_I, dtype=float)
+    assert gain_A_S_I.ndim == 3 and len(gain_A_S_I) >= 2 and np.isfinite(gain_A_S_I).all(), gain_A_S_I.shape
+    noise = seed_noise(gain_A_S_I)
+    value_A = gain_A_S_I.mean((1, 2))
+    draws_D_A = _draws(gain_A_S_I, noise, num_draws, np.random.default_rng(seed))
+    edges = [(1 - level) / 2, (1 + level) / 2]
+    full = Interval(value=float(value_A[-1]), **_edges(draws_D_A[:, -1], edges))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_D_L = draws_D_A[:, :-1] / draws_D_A[:, -1:]
+        share_L = value_A[:-1] / value_A[-1]
+    measurable = full.low > 0
+    first = int(value_A[:-1].argmax())
+    behind_D_L = draws_D_A[:, [first]] - draws_D_A[:, :-1]  # in gains: the sign needs no denominator
+    tied = np.quantile(behind_D_L, edges[0], axis=0) <= 0
+    order = [int(row) for row in np.argsort(-value_A[:-1], kind="stable") if tied[row] and row != first]
+    return Estimate(
+        gains_A_S=gain_A_S_I.mean(2),
+        full=full,
+        contribution_L=tuple(
+            Interval(value=float(share), **_edges(share_D, edges))
+            for share, share_D in zip(share_L, share_D_L.T, strict=True)
+        )
+        if measurable
+        else (),
+        best=(first, *order),
+        seed_sd=None if gain_A_S_I.shape[1] == 1 else noise.own**0.5,
+        ceiling=ceiling(gain_A_S_I[:-1], noise),
+    )
+
+
+def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
+    """Variance components of the training seeds, by moments."""
+    num_arms, num_seeds, num_items = gain_A_S_I.shape
+    if num_seeds == 1:
+        return SeedNoise(residual=0.0, items=0.0, common=0.0, freedom=0, freedom_common=0)
+    freedom = (num_arms - 1) * (num_seeds - 1)
+    # Centred over arms and over seeds, item by item: the mean over items is e, the spread over items its error.
+    left_A_S_I = gain_A_S_I - gain_A_S_I.mean(1, keepdims=True)
+    left_A_S_I = left_A_S_I - left_A_S_I.mean(0, keepdims=True)
+    residual = float((left_A_S_I.mean(2) ** 2).sum()) / freedom
+    items = float(left_A_S_I.var(2, ddof=1).sum()) / num_items / freedom
+    between = float(gain_A_S_I.mean((0, 2)).var(ddof=1))
+    return SeedNoise(
+        residual=residual,
+        items=items,
+        common=max(0.0, between - residual / num_arms),
+        freedom=freedom,
+        freedom_common=num_seeds - 1,
+    )
+
+
+def ceiling(gain_L_S_I: np.ndarray, noise: SeedNoise) -> float | None:
+    """Square root of the share of the variance between layers' mean gains that is not noise.
+
+    The expected correlation of these means with the truth: no prediction can be expected to correlate better.
+    """
+    num_layers, num_seeds, num_items = gain_L_S_I.shape
+    if num_layers < 2 or num_seeds < 2:
+        return None
+    mean_L_I = gain_L_S_I.mean(1)
+    observed = float(mean_L_I.mean(1).var(ddof=1))
+    # Items that are easy to gain on are so for all layers: only differences between layers count.
+    apart_L_I = mean_L_I - mean_L_I.mean(0)
+    sampling = float(apart_L_I.var(1, ddof=1).sum()) / (num_layers - 1) / num_items
+    if observed == 0:
+        return 0.0
+    return max(0.0, 1 - (noise.own / num_seeds + sampling) / observed) ** 0.5
+
+
+def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.random.Generator) -> np.ndarray:
+    """Mean gains of all arms as they might have come out, (draws, arms)."""
+    num_arms, num_seeds, num_items = gain_A_S_I.shape
+    mean_A_I = gain_A_S_I.mean(1)
+    even = np.full(num_items, 1 / num_items)
+    parts = []
+    for start in range(0, num_draws, CHUNK):
+        weight_D_I = random.multinomial(num_items, even, size=min(CHUNK, num_draws - start)) / num_items
+        parts.append(weight_D_I @ mean_A_I.T)
+    draws_D_A = np.concatenate(parts)
+    if num_seeds > 1:
+        # Few runs know their own spread badly: a chi-square draw makes Student's tails of the normal ones.
+        spread_D = noise.freedom / random.chisquare(noise.freedom, num_draws)
+        own_D = np.maximum(0.0, noise.residual * spread_D - noise.items)
+        draws_D_A += random.normal(size=(num_draws, num_arms)) * np.sqrt(own_D / num_seeds)[:, None]
+        draws_D_A += random.normal(size=(num_draws, 1)) * (noise.common / num_seeds) ** 0.5
+    return draws_D_A
+
+
+def _edges(draws_D: np.ndarray, edges: list[float]) -> dict[str, float]:
+    low, high = np.quantile(draws_D, edges)
+    return {"low": float(low), "high": float(high)}
