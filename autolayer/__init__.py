@@ -6,15 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autolayer.comparing import compare
     from autolayer.layers import train_only
+    from autolayer.measuring import measure
     from autolayer.patch import load_patch
     from autolayer.pipeline import pick, train_layer
 
 __version__ = "0.1.0"
-__all__ = ["load_patch", "pick", "train_layer", "train_only"]
+__all__ = ["compare", "load_patch", "measure", "pick", "train_layer", "train_only"]
 
 _HOMES = {
+    "compare": "autolayer.comparing",
     "load_patch": "autolayer.patch",
+    "measure": "autolayer.measuring",
     "pick": "autolayer.pipeline",
     "train_layer": "autolayer.pipeline",
     "train_only": "autolayer.layers",

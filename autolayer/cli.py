@@ -89,7 +89,7 @@ def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], C
 
     def add(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(config.Config)):
-            if field.name in ("probe", "search", *leave_out):  # the tables of a --config file
+            if field.name in ("probe", "search", "measure", *leave_out):  # the tables of a --config file
                 continue
             name, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
             if kind == "bool":
@@ -97,7 +97,7 @@ def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], C
             else:
                 kind = RateType() if field.name == "learning_rate" else types[kind]
                 command = click.option(name, cls=ConfigOption, type=kind)(command)
-        tables = "TOML file with any of these settings, [probe] and [search]."
+        tables = "TOML file with any of these settings, [probe], [search] and [measure]."
         return click.option("--config", "toml", metavar="FILE", help=tables)(command)
 
     return add
@@ -174,6 +174,75 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
 
         result = pipeline.train_layer(settings, progress=Progress())
     _show(result, Path(settings.out or ""), as_json)
+
+
+@cli.command(
+    epilog="""\b
+    Examples:
+      autolayer measure --model tiny --task math:arith
+      autolayer measure --model tiny --task math:arith --layers 0,3-5 --num-seeds 2 --rates 1e-3,3e-3
+      autolayer measure --model Qwen/Qwen3-8B --task math --dry-run
+    """
+)
+@config_options(leave_out=("regret", "storage", "hours"))  # they steer the search, and here is none
+@click.option(
+    "--num-seeds", type=click.INT, help=f"Training seeds of every arm.  [default: {config.MeasureConfig.num_seeds}]"
+)
+@click.option(
+    "--rates", metavar="auto|A,B,C", help="Learning rates tried for every arm.  [default: made from the probes]"
+)
+@click.option("--dry-run", is_flag=True, help="Print the number of runs and steps, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print contribution.json on stdout, all else on stderr.")
+@debug_option
+@click.pass_context
+def measure(
+    ctx: click.Context, num_seeds: int | None, rates: str | None, dry_run: bool, as_json: bool, **_: Any
+) -> None:
+    """Measure the contribution of every layer, by training each of them and all parameters.
+
+    The truth that `pick` predicts for a small part of its cost: (layers + 1) x seeds full runs, and the short ones
+    that choose every arm's learning rate. The same command resumes a run that was interrupted.
+    """
+    table = {"num_seeds": num_seeds, "rates": None if rates == "auto" else rates}
+    settings = _settings(ctx, measure={name: value for name, value in table.items() if value is not None})
+    if dry_run:
+        with only_stderr():
+            from autolayer import schedule
+
+            plan = schedule.dry_run(settings)
+        return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+    with only_stderr():
+        from autolayer import measuring
+
+        found = measuring.measure(settings, progress=Progress())
+    _print(json.dumps(found.to_dict(), indent=1), found.render(Path(settings.out or "")), as_json)
+
+
+@cli.command(
+    epilog="""\b
+    Examples:
+      autolayer compare runs/demo-seed-0 runs/measure-tiny
+      autolayer compare runs/qwen3-1.7b published:qwen3-1.7b --out comparison
+      autolayer compare predicted.csv first/contribution.json second/contribution.json third/contribution.json --json
+    """
+)
+@click.argument("predicted")
+@click.argument("measured", nargs=-1, required=True)
+@click.option("--out", metavar="FOLDER", help="Also write comparison.json and the figure by depth (PNG and SVG) here.")
+@click.option("--json", "as_json", is_flag=True, help="Print comparison.json on stdout, all else on stderr.")
+@debug_option
+def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Judge predicted by measured contribution, against the noise ceiling and every baseline.
+
+    PREDICTED is a run folder of `pick`, its result.json, a contribution.json (its probes, and its values for another
+    task), or a CSV with the columns layer,predicted[,low,high]. MEASURED are run folders of `measure`,
+    contribution.json files, CSVs with the columns layer,contribution, or published:qwen3-1.7b.
+    """
+    with only_stderr():
+        from autolayer import comparing, comparison_report
+
+        found = comparing.compare(predicted, *measured, out=out)
+    _print(found.to_json(), comparison_report.ComparisonReport(found, folder=out), as_json)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")
@@ -255,8 +324,13 @@ def _explain(error: Exception) -> tuple[int, str]:
     return 1, f"this is a bug of autolayer ({what}): run the same command with --debug to see where."
 
 
-def _settings(ctx: click.Context) -> config.Config:
-    """Options given on the command line before --config before defaults. Names are checked, the folder is named."""
+def _settings(ctx: click.Context, **tables: dict[str, Any]) -> config.Config:
+    """Options given on the command line before --config before defaults. Names are checked, the folder is named.
+
+    Args:
+        ctx: Of the command.
+        tables: Options given on the command line that belong into a table of the --config file.
+    """
     values: dict[str, Any] = {}
     options = {option.name: option for option in ctx.command.params if isinstance(option, ConfigOption)}
     if ctx.params["toml"] is not None:
@@ -265,6 +339,7 @@ def _settings(ctx: click.Context) -> config.Config:
             values[name] = options[name].type_cast_value(ctx, value) if name in options else value
     given = [name for name in options if name and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     values |= {name: ctx.params[name] for name in given}
+    values |= {name: {**values.get(name, {}), **table} for name, table in tables.items()}
     if "model" not in values:
         raise ConfigError("--model is missing: give 'tiny', a local folder, or a Hugging Face name.")
     settings = config.from_dict(values)

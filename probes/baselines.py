@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from autolayer.positions import POSITIONS
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 
@@ -38,6 +39,6 @@ class Random(Probe):
         return Scores(scores_L=np.array([generator.random() for _ in context.layers]))
 
 
-FIRST = Position(lambda layer, count: -layer)
-MIDDLE = Position(lambda layer, count: -abs(layer - count // 2))
-LAST = Position(lambda layer, count: layer)
+FIRST, MIDDLE, LAST = (Position(POSITIONS[name]) for name in ("first", "middle", "last"))
+POSITION = Position(POSITIONS["position"])
+"""The published rule; `compare` judges every prediction by it."""

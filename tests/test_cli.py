@@ -21,7 +21,7 @@ from autolayer.errors import NoSignalError
 from autolayer.results import PickResult
 from autolayer.runs import PATCH, RESULT, RunFolder
 
-COMMANDS = ("pick", "train", "report", "merge", "tasks")
+COMMANDS = ("pick", "train", "measure", "compare", "report", "merge", "tasks")
 TINY = ("--model", "tiny", "--task", "math:arith")
 
 
@@ -84,7 +84,7 @@ def test_commands_are_exactly_these() -> None:
     assert set(cli.cli.commands) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["pick", "train", "report", "merge"])
+@pytest.mark.parametrize("command", ["pick", "train", "measure", "compare", "report", "merge"])
 def test_help_ends_with_examples_that_parse(call: Any, command: str) -> None:
     code, out, _ = call(command, "--help")
     assert code == 0
@@ -98,7 +98,7 @@ def test_help_says_for_every_option_what_config_says() -> None:
     records = {option.name: option.get_help_record(click.Context(cli.pick)) for option in cli.pick.params}
     documented = cli.field_docs()
     for field in dataclasses.fields(config.Config):
-        if field.name in ("probe", "search"):
+        if field.name in ("probe", "search", "measure"):
             continue
         record = records[field.name]
         assert record is not None and record[1].startswith(documented[field.name])

@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 
+import autolayer
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"autolayer": "autolayer", "autolayer.tasks": "autolayer/tasks", "autolayer.probes": "probes",
            "autolayer.search": "search"}  # fmt: skip
 
 TIERS = (
-    ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan"),
+    ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "estimate",
+     "positions", "metrics", "resampling", "curves", "comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints"),
     ("rollouts", "trainer", "optimizer"),
     ("workbench", "calibrate"),
-    ("probes", "search", "report", "export"),
-    ("stages", "prepare", "summary", "dryrun", "pipeline"),
+    ("probes", "search", "report", "export", "sources", "verdicts", "figure", "comparison_report"),
+    ("stages", "prepare", "summary", "dryrun", "pipeline", "schedule", "trials", "measuring", "comparing"),
     ("cli", "__main__"),
-)
+)  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""
 
 HOME_OF = {"trl": {"trainer", "rollouts"}, "vllm": {"trainer", "rollouts"}, "optuna": {"search"}}
@@ -106,6 +109,11 @@ def test_each_library_stays_in_its_home() -> None:
         for name in imports(path):
             homes = HOME_OF.get(name.split(".")[0])
             assert homes is None or module.split(".")[0] in homes, f"{module} imports {name}: only {homes} may"
+
+
+def test_no_module_hides_a_verb_of_the_library() -> None:
+    """Importing autolayer/pick.py would put the module where `autolayer.pick`, the function, is expected."""
+    assert not set(autolayer.__all__) & set(modules())
 
 
 def test_search_is_free_of_torch() -> None:

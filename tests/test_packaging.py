@@ -24,10 +24,13 @@ SOURCES = ("autolayer", "probes", "search", "pyproject.toml", "README.md", "LICE
 NEEDED = {
     "autolayer/cli.py",
     "autolayer/py.typed",
+    "autolayer/contribution.schema.json",
     "autolayer/result.schema.json",
     "autolayer/tasks/__init__.py",
     "autolayer/probes/__init__.py",
     "autolayer/search/__init__.py",
+    "autolayer/data/published/README.md",
+    "autolayer/data/published/qwen3-1.7b.csv",
     "autolayer/data/tiny/config.json",
     "autolayer/data/tiny/model.safetensors",
     "autolayer/data/tiny/tokenizer.json",

@@ -1,0 +1,56 @@
+"""What a prediction has to beat: scores that know a layer's depth and nothing else. No torch.
+
+The probes of the same names (probes/baselines.py) and `compare` take them from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+BEST_DEPTH = 0.40
+"""Closeness to this relative depth alone reaches Spearman .76 on the published curve (Qwen3-1.7B, arXiv 2607.01232)."""
+LEVEL, SPREAD = 0.75, 0.3
+"""Mean and deviation of contribution over the layers of published models, as in probes/predictor.py."""
+CORRELATION = 0.3
+"""What depth alone is granted outside the curve that the rule was read from: none was found to share it."""
+REACH = 1.2816 * SPREAD
+"""Half width of the 80% interval of somebody who knows `LEVEL` and `SPREAD` only."""
+
+
+def _position(layer: int, num_layers: int) -> float:
+    return -abs(layer / max(1, num_layers - 1) - BEST_DEPTH)
+
+
+POSITIONS: dict[str, Callable[[int, int], float]] = {
+    "first": lambda layer, num_layers: -layer,
+    "middle": lambda layer, num_layers: -abs(layer - num_layers // 2),
+    "last": lambda layer, num_layers: layer,
+    "position": _position,
+}
+"""Name -> score of a layer (0 is next to the embedding) in a model of so many layers; higher means more contribution.
+"""
+
+
+def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """Scores of some layers, shape (layers,)."""
+    return np.array([POSITIONS[name](layer, num_layers) for layer in layers], dtype=float)
+
+
+def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 80% intervals that position alone would give, each shape (layers,).
+
+    Formula: LEVEL + SPREAD * CORRELATION * z +- REACH, z being the position scores standardised over these layers.
+    """
+    scores_L = scores("position", layers, num_layers)
+    deviation = float(scores_L.std())
+    standard_L = (scores_L - scores_L.mean()) / deviation if deviation > 0 else np.zeros_like(scores_L)
+    predicted_L = LEVEL + SPREAD * CORRELATION * standard_L
+    return predicted_L - REACH, predicted_L + REACH
+
+
+def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The 80% interval of knowing nothing, not even depth: the same for every layer."""
+    level_L = np.full(len(layers), LEVEL)
+    return level_L - REACH, level_L + REACH
