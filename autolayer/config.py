@@ -99,6 +99,8 @@ class Config:
     """Contribution one is ready to lose: the search stops when no more than this is at stake."""
     hours: float | None = None
     """Deadline for the whole run, on top of the budget."""
+    history: str | None = None
+    """Folder of your own contribution.json files, which sharpen the prediction."""
     steps: int | None = None
     """Optimizer steps of the final training run."""
     prompts_per_step: int | None = None

@@ -146,12 +146,18 @@ class Contribution:
         layers = {int(row["layer"]): _arm({k: v for k, v in row.items() if k != "layer"}) for row in values["layers"]}
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         probes = {name: tuple(map(float, scores)) for name, scores in values["probes"].items()}
-        found = cls(**{**plain, "full": _arm(values["full"]), "layers": layers, "probes": probes})
+        reliability = {name: float(share) for name, share in values.get("reliability", {}).items()}
+        read = {"full": _arm(values["full"]), "layers": layers, "probes": probes, "reliability": reliability}
+        found = cls(**{**plain, **read})
         lengths = {len(arm.gains) for arm in (found.full, *layers.values())}
         if lengths != {len(found.seeds)} or not layers:
             raise ValueError("every arm needs one gain for each seed")
         if any(len(scores) != len(layers) for scores in probes.values()):
             raise ValueError("every probe needs one score for each measured layer")
+        if not all(math.isfinite(score) for scores in probes.values() for score in scores):
+            raise ValueError("it has a probe score that is not finite")
+        if not all(0 <= share <= 1 for share in reliability.values()):
+            raise ValueError("a probe's reliability is not between 0 and 1")
         return found
 
 

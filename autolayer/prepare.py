@@ -16,6 +16,7 @@ from autolayer.config import NOT_SIGNED, Config
 from autolayer.errors import ConfigError
 from autolayer.layers import layer_parameters, parse_layers
 from autolayer.patch import check_room
+from autolayer.probes import known
 from autolayer.progress import Progress, Silent
 from autolayer.rollouts import encode_prompts
 from autolayer.runs import PATCH, open_run
@@ -53,6 +54,8 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     if config.storage is not None:
         check_storage(config.storage)
     check_room(folder / PATCH, trained.values())
+    if config.history is not None:
+        known.history(config.history)
     resolved = {"verb": verb, **signed(config, verb), "base_hash": loaded.weight_hash, **_content(config)}
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
     settings = TrainSettings(

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FINALISTS = 2
-"""Rates that go on from a quarter of the steps to half of them."""
-RATE_STEP, MIN_RATES, MAX_RATES = 10**0.5, 3, 6
+"""Rates that go on from a quarter of the steps to all of them: many a rate that leads early falls behind later."""
+RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
 """The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
-RATE_REACH = 4.0
-"""The default grid ends at this many times the largest equal-KL rate of a layer."""
+RATE_REACH = 2.0
+"""The default grid goes from the full-parameter equal-KL rate divided by this to a layer's largest times this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,6 @@ class Schedule:
     """Layers, and one for all parameters."""
     num_rates: int
     quarter: int
-    half: int
     steps: int
     seeds: tuple[int, ...]
 
@@ -40,7 +39,6 @@ class Schedule:
             num_arms=num_arms,
             num_rates=num_rates,
             quarter=-(-config.steps // 4),
-            half=-(-config.steps // 2),
             steps=config.steps,
             seeds=tuple(range(config.seed, config.seed + config.measure.num_seeds)),
         )
@@ -53,12 +51,12 @@ class Schedule:
     @property
     def inherited(self) -> int:
         """Steps of the first seed's full run that choosing the rate has done already."""
-        return self.half if self.chooses else 0
+        return self.steps if self.chooses else 0
 
     @property
     def total(self) -> int:
         """Steps of all trainings together, where none of them diverges."""
-        finals = min(FINALISTS, self.num_rates) * (self.half - self.quarter)
+        finals = min(FINALISTS, self.num_rates) * (self.steps - self.quarter)
         choosing = self.num_rates * self.quarter + finals if self.chooses else 0
         return self.num_arms * (choosing - self.inherited + len(self.seeds) * self.steps)
 
@@ -66,7 +64,7 @@ class Schedule:
 def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[float, ...]:
     """The learning rates of every arm, full-parameter RL included: nobody gets a better choice than the others.
 
-    Without --rates or --learning-rate from about the full-parameter equal-KL rate to well above the layers'.
+    Without --rates or --learning-rate from below the full-parameter equal-KL rate to above the largest of a layer.
     """
     if config.learning_rate is not None:
         return (config.learning_rate,)
@@ -75,7 +73,7 @@ def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[flo
     known = [rate for rate in probed.learning_rates if rate is not None]
     # The layers that were not probed would move the policy as much as those that were.
     low = joint_rate(probed) * (len(known) / num_layers) ** 0.5
-    return spread(low, RATE_REACH * max(known))
+    return spread(low / RATE_REACH, RATE_REACH * max(known))
 
 
 def spread(low: float, high: float) -> tuple[float, ...]:
@@ -119,7 +117,7 @@ class MeasurePlan:
             table.add_row(
                 "choosing",
                 f"{schedule.num_arms} arms x {schedule.num_rates} runs of {schedule.quarter} steps; the best "
-                f"{min(FINALISTS, schedule.num_rates)} of each to step {schedule.half}",
+                f"{min(FINALISTS, schedule.num_rates)} of each to step {schedule.steps}",
             )
         table.add_row(
             "full runs",

@@ -6,7 +6,6 @@ Every reader ends in one of the two records of curves.py. No torch.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from autolayer import contribution, results
@@ -91,8 +90,6 @@ def _contribution(path: Path) -> Contribution:
     wrong = [layer for layer in found.layers if not 0 <= layer < found.num_layers]
     if wrong:
         raise DataError(f"{path} measures layers {wrong} of a model with {found.num_layers} blocks: measure again.")
-    if not all(math.isfinite(score) for scores in found.probes.values() for score in scores):
-        raise DataError(f"{path} has a probe score that is not finite: measure again.")
     if sum(found.full.gains) <= 0:
         raise DataError(f"{path}: training all parameters gained nothing, so no layer has a share of it: train longer.")
     return found

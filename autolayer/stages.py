@@ -19,7 +19,7 @@ from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, ConfigError
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
-from autolayer.probes import PROBES
+from autolayer.probes import PROBES, known
 from autolayer.probes.run import ProbeReport, run_probes
 from autolayer.progress import Progress
 from autolayer.report import write_html
@@ -120,6 +120,7 @@ class Stages:
                     sizes,
                     num_folds=config.probe.num_folds,
                     seed=config.seed,
+                    known=self._known(),
                     on_probe=lambda name: bar.advance(1, name),
                 )
                 bar.advance(0, f"{len(report.scores)} signals and baselines")
@@ -128,6 +129,11 @@ class Stages:
         with self._reading(runs.PROBE):
             cost = Cost(**found.pop("cost"))
             return ProbeReport.from_dict(found), cost
+
+    def _known(self) -> list[known.Known]:
+        """What the prediction may learn from: never from this very base, unless the user measured it."""
+        found = known.packaged(without_base=self.bench.loaded.weight_hash)
+        return found + (known.history(self.config.history) if self.config.history else [])
 
     # Search
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autolayer import plan
@@ -75,7 +75,8 @@ class Summary:
     def add_search(self, outcome: records.Outcome, cost: Cost) -> records.Outcome:
         self.costs["search"] = cost
         best_at = _best_gains(outcome)
-        rows = tuple(_row(row, best_at) for row in outcome.ranking)
+        predicted = {row.layer: row for row in self.found["ranking"]}
+        rows = tuple(_row(row, predicted[row.layers[0]], best_at) for row in outcome.ranking)
         raced = {row.layer for row in rows}
         rows += tuple(row for row in self.found["ranking"] if row.layer not in raced)
         self.notes += [
@@ -174,18 +175,15 @@ def _best_gains(outcome: records.Outcome) -> dict[int, float]:
     return best
 
 
-def _row(row: records.RankingRow, best_at: dict[int, float]) -> RankingRow:
+def _row(row: records.RankingRow, predicted: RankingRow, best_at: dict[int, float]) -> RankingRow:
     """A row of the race in contribution: gains relative to the best one after equally many steps."""
     unit = best_at.get(row.measured_steps or 0, 0.0)
 
     def share(gain: float | None) -> float | None:
         return gain / unit if gain is not None and unit > 0 else None
 
-    return RankingRow(
-        layer=row.layers[0],
-        predicted=row.predicted,
-        predicted_low=row.predicted_low,
-        predicted_high=row.predicted_high,
+    return replace(
+        predicted,
         measured=share(row.measured),
         measured_low=share(row.measured_low),
         measured_high=share(row.measured_high),

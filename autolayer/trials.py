@@ -1,7 +1,7 @@
 """The trainings that `measure` consists of, each done once: its rewards are kept in measured.json.
 
 A learning rate is chosen as in successive halving, on `select` and the first seed: all rates for a quarter of the
-steps, the best two for half. What diverges is out, with its reason, and never becomes a number.
+steps, the best two for all of them. What diverges is out, with its reason, and never becomes a number.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Trials:
             ranked = self._ranked(layers, alive, 0, self.schedule.quarter)
             finalists = ranked[:FINALISTS]
             self._forget(layers, ranked[FINALISTS:])
-            best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.half)
+            best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
             if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
                 self._forget(layers, best[1:])
                 return best[0]

@@ -10,6 +10,7 @@ from autolayer.probes.baselines import FIRST, LAST, MIDDLE, Random
 from autolayer.probes.gain_per_kl import GainPerKL
 from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.line_search import LineSearch
+from autolayer.probes.natural_gain import NaturalGain
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
 
@@ -17,6 +18,7 @@ PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
     "representation_change": RepresentationChange(),
     "gain_per_kl": GainPerKL(),
+    "natural_gain": NaturalGain(),
     "line_search": LineSearch(),
     "rl_burst": RLBurst(),
     "random": Random(),

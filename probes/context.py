@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from autolayer.layers import fp32_layers
 from autolayer.plan import ProbePlan
 from autolayer.probes.gradient import Gradient, streamed_gradient
+from autolayer.probes.sketch import Sketcher
 from autolayer.rollouts import Rollouts, ScoreBatch, scoring
 from autolayer.workbench import Workbench
 
@@ -38,6 +39,17 @@ class Fold:
     batch: ScoreBatch
     advantages_B: torch.Tensor
     """Unbiased group advantages, (r - mean) * G / (G - 1): their gradient is that of the expected reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketched:
+    """Gradients of log pi(completion) by one layer, as sketches, for the completions that have an advantage."""
+
+    rows_B_D: torch.Tensor
+    """float64; D numbers each, not the hidden width."""
+    advantages_B: torch.Tensor
+    prompt_B: torch.Tensor
+    """Which prompt of the shared batch each belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +77,39 @@ class ProbeContext:
     _responses: dict[int, list[Response]] = field(default_factory=dict)
 
     @cached_property
+    def _passes(self) -> list[tuple[Gradient, Sketcher]]:
+        """One backward pass over the shared batch in all: each fold's gradient, and sketches of its completions'."""
+        passes = []
+        for fold in self.folds:
+            sketcher = Sketcher(self.bench.model, self.layers)
+            with sketcher.watching():
+                gradient = streamed_gradient(self.bench, fold.batch, fold.advantages_B, self.layers)
+            passes.append((gradient, sketcher))
+        return passes
+
+    @property
     def gradients(self) -> list[Gradient]:
-        """Gradient of the expected reward by each fold alone: one backward pass over the shared batch in all."""
-        return [streamed_gradient(self.bench, fold.batch, fold.advantages_B, self.layers) for fold in self.folds]
+        """Gradient of the expected reward by each fold alone."""
+        return [gradient for gradient, _ in self._passes]
+
+    def sketched(self, layer: int) -> Sketched:
+        """The whole shared batch as one layer sees it.
+
+        The backward pass weighs each completion with its advantage; dividing by it gives the completion's own
+        gradient, so those without one are left out, as they are from every gradient.
+        """
+        rows, advantages, prompts, first = [], [], [], 0
+        for fold, (_, sketcher) in zip(self.folds, self._passes, strict=True):
+            count, group_size = len(fold.advantages_B), fold.rollouts.group_size
+            has = fold.advantages_B != 0
+            rows_B_D = sketcher.rows(layer).double()
+            if not rows_B_D.numel():
+                rows_B_D = torch.zeros(count, 1, dtype=torch.float64)
+            rows.append(rows_B_D[has] * (count / fold.advantages_B[has].double())[:, None])
+            advantages.append(fold.advantages_B[has].double())
+            prompts.append((torch.arange(count) // group_size + first)[has])
+            first += count // group_size
+        return Sketched(rows_B_D=torch.cat(rows), advantages_B=torch.cat(advantages), prompt_B=torch.cat(prompts))
 
     def direction(self, layer: int, without: int) -> dict[str, torch.Tensor]:
         """Sign of the gradient by all folds but one: what Adam's first step does (arXiv 1412.6980)."""

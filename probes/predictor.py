@@ -1,29 +1,41 @@
-"""From scores to predicted contribution, with an interval. Simple on purpose.
+"""From scores to predicted contribution, with an interval: a ridge regression on measured environments.
 
-Every probe is standardised over the candidates and they are averaged with fixed weights. What that average is
-worth is not learned here but taken from six small measured environments, and the interval says how little it is:
-it is nearly as wide as knowing nothing. Position has no part in it: depth learned on very small models does not
-carry over to large ones.
+Each environment (base, task, algorithm) is centred: what is learned is which layers of one model stand above its mean,
+never how good models are in general. That level is added afterwards, with its own uncertainty. Every number that
+describes an error comes from environments whose base took no part in the fit.
+
+Depth is a feature only among models below `SMALL` parameters, since where the hump lies in a model of a few layers says
+nothing about a large one. Above, the probes' weights are kept and a weak prior from the published positions
+(positions.py, arXiv 2607.01232) takes the place of depth: a prior, not a measurement of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from sklearn.preprocessing import scale
+from sklearn.linear_model import Ridge
 
+from autolayer import positions
 from autolayer.probes.base import Scores
+from autolayer.probes.known import Known, Signal
 
-WEIGHTS = {"gain_per_kl": 1.0, "line_search": 0.5, "rl_burst": 1.0, "representation_change": 0.25}
-"""By how well each ranked layers so far (examples/RESULTS.md); gradient_norm misleads too often for a part."""
-LEVEL, SPREAD = 0.75, 0.3
-"""Mean and deviation of contribution over the layers of published models (arXiv 2607.01232, seven models)."""
-CORRELATION = 0.55
-"""Correlation of the average with measured contribution: what six small environments gave, rounded down."""
-LEVEL_OF_INTERVAL = 0.8
+# E environments, L layers of one, F features, R rows: one for each layer, probing and environment.
+
+FEATURES = ("natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change")
+"""Probes that take part; which and why is in examples/RESULTS.md."""
+DEPTHS = ("depth", "depth squared")
+SMALL = 100_000_000
+"""Parameters from which on nothing about depth is learned from smaller models."""
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
+MIN_BASES = 3
+"""Bases below which nothing can be judged by leaving one out."""
+FALLBACK = {"natural_gain": 0.5, "gain_per_kl": 0.5}
+"""Weights in standard deviations of contribution where too few bases are known, with the spread of published models."""
+INTERVAL = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +46,141 @@ class Prediction:
     low: tuple[float, ...]
     high: tuple[float, ...]
     deviation: float
-    """Standard deviation of the prediction's error, in contribution."""
+    """Standard deviation of the error of one layer against the model's mean: what a comparison of layers risks."""
+    learned_from: int
+    """Environments that the fit has seen; 0 for the fallback."""
 
 
-def predict(probes: Mapping[str, Scores]) -> Prediction:
-    """Combines probe scores; names without a weight are passed over.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A fitted combination."""
 
-    Every probe counts by its weight times the share of its variance over layers that is not its own noise, so a probe
-    that saw nothing says nothing, and if none saw anything every layer gets the same prediction.
+    weights_F: np.ndarray
+    with_depth: bool
+    level: float
+    level_sd: float
+    deviation: float
+    num_environments: int
+
+    def centred(self, probes: Mapping[str, Signal], layers: Sequence[int], num_layers: int) -> np.ndarray:
+        """Predicted contribution over the candidates' mean, (L,)."""
+        return features(probes, layers, num_layers, with_depth=self.with_depth) @ self.weights_F
+
+
+def predict(
+    probes: Mapping[str, Scores],
+    layers: Sequence[int],
+    num_layers: int,
+    *,
+    known: Sequence[Known],
+    num_parameters: int,
+) -> Prediction:
+    """Combines probe scores.
 
     Args:
-        probes: Probe name -> its scores, all over the same candidates.
+        probes: Probe name -> its scores, all over the same candidates. Unknown names are passed over.
+        layers: The candidates.
+        num_layers: Blocks of the model.
+        known: Measured environments to learn from, none of them of this base unless the user measured it.
+        num_parameters: Of the model: above `SMALL` no depth effect is used.
     """
-    shape = next(iter(probes.values())).scores_L.shape
-    combined_L, weights, reliable = np.zeros(shape), 0.0, 0.0
-    for name, weight in WEIGHTS.items():
-        if name in probes:
-            reliability = probes[name].reliability
-            combined_L += weight * reliability * scale(probes[name].scores_L)
-            weights, reliable = weights + weight, reliable + weight * reliability
-    # Noise lowers a correlation by the square root of the reliability (attenuation).
-    known = CORRELATION * (reliable / weights) ** 0.5 if reliable > 0 else 0.0
-    predicted_L = LEVEL + SPREAD * known * scale(combined_L)
-    deviation = SPREAD * float(np.sqrt(1 - known**2))
-    reach = float(stats.norm.ppf((1 + LEVEL_OF_INTERVAL) / 2)) * deviation
+    small = num_parameters < SMALL
+    model = fit(known, with_depth=small)
+    signals = {name: Signal(scores_L=tuple(s.scores_L), reliability=s.reliability) for name, s in probes.items()}
+    centred_L = model.centred(signals, layers, num_layers)
+    if not small:
+        prior_L = standard(positions.scores("position", layers, num_layers))
+        centred_L = centred_L + positions.CORRELATION * positions.SPREAD * prior_L
+    spread = float(np.hypot(model.deviation, model.level_sd))
+    reach = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
+    predicted_L = model.level + centred_L
     return Prediction(
         predicted=tuple(map(float, predicted_L)),
         low=tuple(map(float, predicted_L - reach)),
         high=tuple(map(float, predicted_L + reach)),
-        deviation=deviation,
+        deviation=model.deviation,
+        learned_from=model.num_environments,
+    )
+
+
+def fit(known: Sequence[Known], *, with_depth: bool) -> Model:
+    """Learns the weights, and what the prediction is worth on bases that it has not seen."""
+    if len({environment.base for environment in known}) < MIN_BASES:
+        return _fallback(with_depth)
+    rows = [_rows(environment, with_depth) for environment in known]
+    errors = {penalty: _left_out_errors(known, rows, penalty) for penalty in PENALTIES}
+    penalty = min(errors, key=lambda each: np.mean([np.mean(error_R**2) for error_R in errors[each]]))
+    levels = np.array([np.mean(environment.contribution_L) for environment in known])
+    return Model(
+        weights_F=_weights(rows, penalty),
+        with_depth=with_depth,
+        level=float(levels.mean()),
+        level_sd=float(levels.std(ddof=1) * np.sqrt(1 + 1 / len(levels))),
+        deviation=float(np.sqrt(np.mean([np.mean(error_R**2) for error_R in errors[penalty]]))),
+        num_environments=len(known),
+    )
+
+
+def features(probes: Mapping[str, Signal], layers: Sequence[int], num_layers: int, *, with_depth: bool) -> np.ndarray:
+    """The model's inputs, (L, F), each centred over the candidates.
+
+    A probe's scores are standardised and shrunk by the root of their reliability: what is expected of the true score.
+    A probe that was left out, or saw nothing, is 0 everywhere.
+    """
+    nothing_L = np.zeros(len(layers))
+    columns = [
+        standard(np.asarray(probes[name].scores_L)) * probes[name].reliability ** 0.5 if name in probes else nothing_L
+        for name in FEATURES
+    ]
+    if with_depth:
+        depth_L = 2 * np.asarray(layers, dtype=float) / max(1, num_layers - 1) - 1
+        columns += [depth_L - depth_L.mean(), depth_L**2 - np.mean(depth_L**2)]
+    return np.stack(columns, axis=1)
+
+
+def standard(values_L: np.ndarray) -> np.ndarray:
+    """Mean 0 and deviation 1 over the candidates; zeros where all are equal."""
+    deviation = float(values_L.std())
+    return (values_L - values_L.mean()) / deviation if deviation > 0 else np.zeros_like(values_L)
+
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Inputs (R, F) and centred contributions (R,) of one environment."""
+
+
+def _rows(environment: Known, with_depth: bool) -> Rows:
+    inputs = [
+        features(probing, environment.layers, environment.num_layers, with_depth=with_depth)
+        for probing in environment.probings
+    ]
+    centred_L = np.array(environment.contribution_L) - np.mean(environment.contribution_L)
+    return np.concatenate(inputs), np.tile(centred_L, len(inputs))
+
+
+def _weights(rows: Sequence[Rows], penalty: float) -> np.ndarray:
+    """Ridge regression in which every environment counts the same, however deep and however often probed."""
+    weight_R = np.concatenate([np.full(len(target_R), 1 / len(target_R)) for _, target_R in rows])
+    inputs_R_F, target_R = np.concatenate([x for x, _ in rows]), np.concatenate([y for _, y in rows])
+    return Ridge(alpha=penalty, fit_intercept=False).fit(inputs_R_F, target_R, sample_weight=weight_R).coef_
+
+
+def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows], penalty: float) -> list[np.ndarray]:
+    """Errors on each environment, by weights that have seen nothing of its base."""
+    weights = {
+        base: _weights([r for k, r in zip(known, rows, strict=True) if k.base != base], penalty)
+        for base in {environment.base for environment in known}
+    }
+    return [y_R - x_R_F @ weights[k.base] for k, (x_R_F, y_R) in zip(known, rows, strict=True)]
+
+
+def _fallback(with_depth: bool) -> Model:
+    """Nothing to learn from: fixed weights, and the level and spread of published models."""
+    weights = [FALLBACK.get(name, 0.0) * 0.5 * positions.SPREAD for name in FEATURES]
+    return Model(
+        weights_F=np.array(weights + [0.0] * (len(DEPTHS) if with_depth else 0)),
+        with_depth=with_depth,
+        level=positions.LEVEL,
+        level_sd=positions.SPREAD / 2,
+        deviation=positions.SPREAD,
+        num_environments=0,
     )

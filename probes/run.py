@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.gain_per_kl import equal_kl_rates
+from autolayer.probes.known import Known
 from autolayer.probes.predictor import predict
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.workbench import Workbench
@@ -32,6 +33,8 @@ class ProbeReport:
     low: tuple[float, ...]
     high: tuple[float, ...]
     deviation: float
+    learned_from: int
+    """Measured environments that the prediction has learned from."""
     learning_rates: tuple[float | None, ...]
     """The equal-KL rate of each candidate; None for a layer that moves nothing."""
     notes: tuple[str, ...] = ()
@@ -53,6 +56,7 @@ def run_probes(
     *,
     num_folds: int,
     seed: int,
+    known: Sequence[Known] = (),
     on_probe: Callable[[str], None] = lambda name: None,
 ) -> ProbeReport:
     """Scores every candidate with every probe.
@@ -64,6 +68,7 @@ def run_probes(
         plan: Sizes.
         num_folds: Parts of the shared batch.
         seed: Of the run.
+        known: Measured environments that the prediction may learn from.
         on_probe: Called with a probe's name when it has finished.
     """
     folds = [make_fold(bench, part) for part in _shared_batch(bench, rollouts, plan.fold_prompts, num_folds, seed)]
@@ -74,7 +79,7 @@ def run_probes(
             assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
             scores[name] = found
         on_probe(name)
-    prediction = predict(scores)
+    prediction = predict(scores, layers, len(bench.layers), known=known, num_parameters=bench.model.num_parameters())
     rates = equal_kl_rates(context)
     return ProbeReport(
         layers=layers,
@@ -84,6 +89,7 @@ def run_probes(
         low=prediction.low,
         high=prediction.high,
         deviation=prediction.deviation,
+        learned_from=prediction.learned_from,
         learning_rates=tuple(rates[layer] for layer in layers),
         notes=plan.notes,
     )

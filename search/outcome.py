@@ -12,8 +12,8 @@ from autolayer.search.ledger import Ledger
 from autolayer.search.posterior import Posterior
 from autolayer.search.records import Outcome, RaceConfig, RankingRow, RungRow, Verdict, name_layers
 
-Z80, Z95 = 1.2816, 1.9600
-"""Normal quantiles of two-sided 80% and 95% intervals."""
+Z95 = 1.9600
+"""Normal quantile of a two-sided 95% interval."""
 
 
 def settled(config: RaceConfig, view: Posterior, measured: bool) -> Verdict | None:
@@ -127,8 +127,6 @@ def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[fl
             RankingRow(
                 layers=candidate.layers,
                 predicted=candidate.predicted,
-                predicted_low=candidate.predicted - Z80 * candidate.predicted_sd,
-                predicted_high=candidate.predicted + Z80 * candidate.predicted_sd,
                 measured=shown.gain if shown else None,
                 measured_low=shown.low if shown else None,
                 measured_high=shown.high if shown else None,

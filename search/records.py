@@ -25,7 +25,7 @@ class Candidate:
     predicted: float
     """Predicted contribution: the share of the full-parameter gain that training these layers recovers."""
     predicted_sd: float
-    """Standard deviation of the prediction's error, in contribution."""
+    """Standard deviation of the prediction's error against the model's mean, in contribution."""
     learning_rate: float
     """The rate that moves the policy equally far in every candidate (equal KL): where its rate search starts."""
 
@@ -115,9 +115,6 @@ class RankingRow:
 
     layers: tuple[int, ...]
     predicted: float
-    predicted_low: float
-    """Lower end of the prediction's 80% interval, in contribution."""
-    predicted_high: float
     measured: float | None
     """Gain in reward of the layers' best arm at its last step; None if no run of theirs finished."""
     measured_low: float | None

@@ -17,9 +17,10 @@ from autolayer.arms import Arm
 from autolayer.contribution import ArmGain, Contribution
 from autolayer.costs import Cost
 from autolayer.errors import ConfigError, DataError, RunFolderError, TrainingError
+from autolayer.probes.run import ProbeReport
 from autolayer.progress import Stage
 from autolayer.runs import RunFolder
-from autolayer.schedule import Schedule, spread
+from autolayer.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
 from autolayer.trials import MEASURED, Trials
 from autolayer.workbench import Workbench
 
@@ -85,7 +86,7 @@ def run_both(run: Trials) -> list:
     return [run.base("eval"), run.run((5,)), run.run("full")]
 
 
-def test_an_arm_takes_its_best_rate_and_the_first_seed_goes_on_from_half(tmp_path: Path) -> None:
+def test_an_arm_takes_its_best_rate_and_the_first_seeds_run_is_the_one_that_chose_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     run = trials(bench)
     _, (layer_rate, rewards_S), (full_rate, _) = run_both(run)
@@ -93,10 +94,11 @@ def test_an_arm_takes_its_best_rate_and_the_first_seed_goes_on_from_half(tmp_pat
     assert rewards_S == [(1.0,) * 64] * 2
     best = "layer-5_rate-0.01_seed-3"
     assert [call[2:] for call in bench.calls if call[:2] == ("train", best)] == [
-        (0, 25), (25, 30), (30, 50), (50, 60), (60, 75), (75, 100), (100, 120)]  # fmt: skip
+        (0, 25), (25, 30), (30, 50), (50, 75), (75, 100), (100, 120)]  # fmt: skip
     assert max(call[3] for call in bench.calls if "rate-0.0001" in call[1]) == 30
-    assert max(call[3] for call in bench.calls if call[0] == "train" and "5_rate-0.1_" in call[1]) == 60
-    assert run.bar.completed == run.bar.total == 2 * (4 * 30 + 2 * 30 - 60 + 2 * 120)
+    assert max(call[3] for call in bench.calls if call[0] == "train" and "5_rate-0.1_" in call[1]) == 120
+    assert max(call[3] for call in bench.calls if call[0] == "train" and "5_rate-0.001_" in call[1]) == 30
+    assert run.bar.completed == run.bar.total == 2 * (4 * 30 + 2 * 90 - 120 + 2 * 120)
     assert not list((tmp_path / "arms").iterdir())
 
 
@@ -118,14 +120,14 @@ def test_interrupted_anywhere_it_ends_the_same_and_repeats_nothing(tmp_path: Pat
     assert diverging or again.bar.completed == run.bar.completed == run.bar.total
 
 
-@pytest.mark.parametrize(
-    ("diverging", "rate", "reached"), [({1e-2: 20}, 1e-1, 60), ({1e-2: 50}, 1e-1, 60), ({1e-2: 100}, 1e-1, 120)]
-)
-def test_a_rate_that_diverges_is_out_with_its_reason(
-    tmp_path: Path, diverging: dict, rate: float, reached: int
-) -> None:
-    run = trials(Bench(tmp_path, diverging))
-    assert run.run((5,))[0] == rate
+@pytest.mark.parametrize("step", [20, 50, 119])
+def test_a_rate_that_diverges_is_out_with_its_reason(tmp_path: Path, step: int) -> None:
+    bench = Bench(tmp_path, {1e-2: step})
+    run = trials(bench)
+    assert run.run((5,))[0] == 1e-1
+    # The next best rate takes its place among the two that go all the way.
+    assert {call[1] for call in bench.calls if call[0] == "train" and call[3] == 120} >= {
+        "layer-5_rate-0.1_seed-3", "layer-5_rate-0.001_seed-3"}  # fmt: skip
     assert run.failures() == ["layer 5 at rate 0.01: the gradient became nan"]
     assert json.loads((tmp_path / MEASURED).read_text())["failed"] == {
         "layer 5 at rate 0.01": "the gradient became nan"
@@ -167,10 +169,25 @@ def test_a_damaged_file_of_rewards_is_named(tmp_path: Path) -> None:
 
 
 def test_the_default_grid_reaches_from_end_to_end_with_a_handful_of_rates() -> None:
-    assert spread(1e-4, 1e-2) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
-    assert spread(1e-4, 2e-4) == (1e-4, 3.16e-4, 1e-3)
+    assert spread(1e-4, 8e-4) == (1e-4, 2e-4, 4e-4, 8e-4)
+    assert spread(1e-4, 1e-4) == (1e-4, 2e-4, 4e-4)
     wide = spread(1e-6, 1e-1)
     assert len(wide) == 6 and (wide[0], wide[-1]) == (1e-6, 1e-1)
+
+
+@pytest.mark.parametrize("num_layers", [4, 36])
+def test_the_default_grid_holds_the_equal_kl_rates_of_everything_it_is_for(num_layers: int) -> None:
+    rates = (3e-4, None, 1e-3, 6e-4)
+    blank: dict[str, Any] = {name: () for name in ("layers", "predicted", "low", "high")}
+    probed = ProbeReport(**blank, scores={}, reliability={}, deviation=0.1, learned_from=0, learning_rates=rates)
+    grid = rate_grid(config.Config(model="tiny"), probed, num_layers)
+    # All parameters together: three of the layers were probed, the others are taken for as sensitive.
+    full = (num_layers / 3 * sum(rate**-2 for rate in rates if rate)) ** -0.5
+    assert list(grid) == sorted(grid) and MIN_RATES <= len(grid) <= MAX_RATES
+    assert grid[0] < full and grid[-1] > 1e-3
+    assert rate_grid(config.Config(model="tiny", learning_rate=5e-4), probed, num_layers) == (5e-4,)
+    named = config.Config(model="tiny", measure=config.MeasureConfig(rates="2e-3,1e-3"))
+    assert sorted(rate_grid(named, probed, num_layers)) == [1e-3, 2e-3]
 
 
 # The whole command, on the packaged model
@@ -312,7 +329,7 @@ def test_dry_run_counts_steps_and_writes_nothing(call: Any, tmp_path: Path) -> N
         "--dry-run", "--layers", "0-2", "--steps", "40", "--num-seeds", "2", "--rates", "1e-3,2e-3,3e-3"
     )
     assert code == 0 and not list(tmp_path.iterdir())
-    total = 4 * (3 * 10 + 2 * 10 - 20 + 2 * 40)
+    total = 4 * (3 * 10 + 2 * 30 - 40 + 2 * 40)
     assert f"{total} steps: as many as {total / 40:.1f} full runs" in " ".join(out.split())
     assert schedule.dry_run(config.Config(model="tiny", task="math:arith", learning_rate=1e-3)).num_full_runs == 27
 

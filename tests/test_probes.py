@@ -21,7 +21,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.gain_per_kl import equal_kl_rates
-from autolayer.probes.predictor import CORRELATION, LEVEL, WEIGHTS, predict
+from autolayer.probes.predictor import FALLBACK, FEATURES
 from autolayer.probes.rl_burst import BURST_RATE
 from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.rollouts import request_seed
@@ -56,10 +56,10 @@ def _score(name: str, context: ProbeContext) -> np.ndarray:
 
 
 def test_the_registry_holds_the_three_probes_the_signals_and_the_baselines() -> None:
-    signals = {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl"}
+    signals = {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl", "natural_gain"}
     assert set(PROBES) == signals | set(BASELINES)
     assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
-    assert set(WEIGHTS) <= signals
+    assert set(FALLBACK) <= set(FEATURES) <= signals
     for name in signals:
         text = type(PROBES[name]).__doc__ or ""
         assert all(word in text for word in ("Shape", "Cost", "Source", "Known to fail")), name
@@ -235,7 +235,9 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     assert sampled[0] == bench.task.splits["probe"][7:18]  # 3 folds of 6 prompts, 7 of them there already
     assert named == list(report.scores) == list(PROBES)
     assert ProbeReport.from_dict(report.to_dict()) == report
-    assert len(report.predicted) == len(report.learning_rates) == 3
+    assert len(report.predicted) == len(report.learning_rates) == 3 and report.learned_from == 0
+    assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
+    assert set(report.reliability) == set(PROBES) - set(BASELINES)
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, seed=0)
     assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
     rates = [rate for rate in report.learning_rates if rate is not None]
@@ -250,39 +252,6 @@ def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_pat
     large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "line_search_prompts": 64, "burst_steps": 0})
     report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, seed=0)
     assert set(PROBES) - set(report.scores) == {"rl_burst"}
-
-
-def _scores(values: list[float], error: float = 0.0) -> Scores:
-    return Scores(scores_L=np.array(values), errors_L=np.full(len(values), error))
-
-
-def test_the_prediction_averages_standardised_probes_and_ignores_scale() -> None:
-    scores = {"gain_per_kl": [1.0, 2.0, 4.0], "rl_burst": [0.01, 0.02, 0.04], "gradient_norm": [9.0, 1.0, 5.0]}
-    probes = {name: _scores(values) for name, values in scores.items()}
-    found = predict(probes)
-    scaled = _scores([1000 * s - 5 for s in scores["rl_burst"]])
-    assert predict({**probes, "rl_burst": scaled}).predicted == pytest.approx(found.predicted)
-    assert predict({**probes, "gradient_norm": _scores([0.0, 7.0, 1.0])}) == found
-    assert found.predicted[0] < found.predicted[1] < found.predicted[2]
-    assert sum(found.predicted) / 3 == pytest.approx(LEVEL)
-    for value, low, high in zip(found.predicted, found.low, found.high, strict=True):
-        assert high - value == pytest.approx(value - low) == pytest.approx(1.2816 * found.deviation, rel=1e-3)
-
-
-def test_without_information_the_prediction_is_the_level_with_the_widest_interval() -> None:
-    informed = predict({"gain_per_kl": _scores([1.0, 2.0])})
-    assert informed.deviation == pytest.approx(0.3 * math.sqrt(1 - CORRELATION**2))
-    baseline = Scores(scores_L=np.array([1.0, 2.0]))
-    for blind in (_scores([0.0, 0.0]), _scores([1.0, 2.0], error=1.0), baseline, _scores([3.0])):
-        found = predict({"gain_per_kl": blind})
-        assert set(found.predicted) == {LEVEL} and found.deviation == 0.3
-
-
-def test_a_noisy_probe_counts_less_than_a_clean_one() -> None:
-    rising, falling = [1.0, 2.0, 3.0], [3.0, 2.0, 1.0]
-    probes = {"gain_per_kl": _scores(rising), "rl_burst": _scores(falling, error=0.9)}
-    assert predict(probes).predicted[2] > LEVEL > predict(probes).predicted[0]
-    assert predict(probes).deviation > predict({"gain_per_kl": _scores(rising)}).deviation
 
 
 def test_reliability_is_the_share_of_the_variance_that_is_not_noise() -> None:

@@ -1,0 +1,151 @@
+"""Runs LayerBench: builds bases, measures every layer, asks the tool, and keeps what came out in results/.
+
+    python examples/layerbench/run.py all gap-qwen3.gap.grpo     # one environment, start to end: 15 to 40 minutes
+    python examples/layerbench/run.py all                        # every one that is not sealed, two at a time: hours
+    python examples/layerbench/run.py fit                        # what the prediction learns from, made from results/
+
+Steps, each of which can be asked for alone and takes up what is there: build, measure, probe, pick, lora.
+The prediction that `pick` uses never learns from the base it is asked about (probes/known.py), so an environment that
+stands in known.json is judged as if it did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from bases import BASES, pretrain
+from environments import ENVIRONMENTS, HERE, Environment
+from lora import gains
+
+import autolayer
+from autolayer.config import from_dict
+from autolayer.contribution import Contribution
+from autolayer.probes.known import Known, Signal, of_contribution, save
+from autolayer.runs import PROBE
+
+RESULTS = HERE / "results"
+PROBE_SEEDS = (0, 1, 2)
+BUDGETS = {0.25: (0, 1, 2), 1.0: (0, 1, 2)}
+"""Share of one full run that finding may cost, and the seeds `pick` is run with."""
+
+
+def build(environment: Environment, work: Path) -> None:
+    folder = work / "bases" / environment.base
+    if not (folder / "config.json").is_file():
+        print(f"{environment.base}: loss {pretrain(BASES[environment.base], folder):.3f}", flush=True)
+
+
+def measure(environment: Environment, work: Path) -> None:
+    found = autolayer.measure(**environment.options(work / "bases"), out=str(work / "measure" / environment.name))
+    values = found.to_dict() | {"model": environment.base, "task": environment.task}
+    keep(environment, contribution=values)
+    print(f"{environment.name}: full {found.full.value:+.3f}, best {found.best_layers}", flush=True)
+
+
+def probe(environment: Environment, work: Path) -> None:
+    """What the probes say at the default budget, once for each seed."""
+    probings = []
+    for seed in PROBE_SEEDS:
+        out = work / "probe" / f"{environment.name}.{seed}"
+        autolayer.pick(from_dict({**environment.options(work / "bases", seed), "out": str(out)}), until="probe")
+        report = json.loads((out / PROBE).read_text())
+        probings.append({"scores": report["scores"], "reliability": report["reliability"]})
+    keep(environment, probings=probings)
+
+
+def pick(environment: Environment, work: Path) -> None:
+    """What the tool finds, without the final training: that is measured already."""
+    runs = []
+    for budget, seeds in BUDGETS.items():
+        for seed in seeds:
+            out = work / "pick" / f"{environment.name}.{budget:g}.{seed}"
+            options = {**environment.options(work / "bases", seed), "budget": budget, "out": str(out)}
+            result = autolayer.pick(from_dict(options), until="search")
+            ranking = [
+                {name: getattr(row, name) for name in ("layer", "predicted", "predicted_low", "predicted_high",
+                                                       "measured", "measured_steps", "probability_best")}
+                for row in result.ranking or ()
+            ]  # fmt: skip
+            runs.append({
+                "budget": budget, "seed": seed, "best_layers": result.best_layers, "verdict": result.verdict,
+                "tied_layers": result.tied_layers, "expected_regret": result.expected_regret,
+                "cost_share": result.cost_share_of_full_run, "ranking": ranking, "probes": result.probes,
+            })  # fmt: skip
+    keep(environment, picks=runs)
+
+
+def lora(environment: Environment, work: Path) -> None:
+    keep(environment, lora=gains(environment, work / "bases"))
+
+
+def keep(environment: Environment, **values: Any) -> None:
+    """Adds to an environment's file in results/."""
+    path = RESULTS / f"{environment.name}.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**before, "steps": environment.steps, **values}, indent=1) + "\n")
+
+
+def load(environment: Environment) -> dict[str, Any] | None:
+    path = RESULTS / f"{environment.name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def known(environment: Environment) -> Known:
+    """An environment as the prediction learns from it."""
+    found = load(environment)
+    assert found is not None, f"{environment.name} has not been measured"
+    others = [
+        {name: Signal(scores_L=tuple(scores), reliability=probing["reliability"].get(name, 0.0))
+         for name, scores in probing["scores"].items() if name in probing["reliability"]}
+        for probing in found.get("probings", ())
+    ]  # fmt: skip
+    return of_contribution(Contribution.from_dict(found["contribution"]), name=environment.name, others=others)
+
+
+def fit() -> None:
+    """Writes probes/known.json from every measured environment that is not sealed."""
+    measured = [e for e in ENVIRONMENTS.values() if not e.sealed and load(e) is not None]
+    save([known(environment) for environment in measured])
+    print(f"known.json: {len(measured)} environments, {len({e.base for e in measured})} bases")
+
+
+STEPS = {"build": build, "measure": measure, "probe": probe, "pick": pick, "lora": lora}
+
+
+def run(name: str, steps: Sequence[str], work: Path) -> None:
+    torch.set_num_threads(1)
+    for step in steps:
+        STEPS[step](ENVIRONMENTS[name], work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=[*STEPS, "all", "fit"])
+    parser.add_argument("names", nargs="*", metavar="ENVIRONMENT", help="default: all that are not sealed")
+    parser.add_argument("--work", type=Path, default=Path("runs/layerbench"), help="bases and run folders")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in ENVIRONMENTS]:
+        sys.exit(f"unknown environment {', '.join(unknown)}; known: {', '.join(ENVIRONMENTS)}")
+    if options.step == "fit":
+        return fit()
+    names = options.names or [name for name, environment in ENVIRONMENTS.items() if not environment.sealed]
+    steps = list(STEPS) if options.step == "all" else [options.step]
+    if "build" in steps:  # first, since two environments may share a base
+        for base in dict.fromkeys(ENVIRONMENTS[name].base for name in names):
+            build(next(e for e in ENVIRONMENTS.values() if e.base == base), options.work)
+    with ProcessPoolExecutor(options.processes) as pool:
+        for done in [pool.submit(run, name, steps, options.work) for name in names]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()

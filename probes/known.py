@@ -1,0 +1,106 @@
+"""Measured contributions that the prediction learns from: LayerBench's, which come with the package, and the user's.
+
+A user's own are every contribution.json below `--history DIR`. LayerBench's own files are left out where the model at
+hand is one of its bases, so that a prediction is always about a base it has never seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autolayer.contribution import Contribution, read
+from autolayer.errors import ConfigError
+
+FILE = Path(__file__).with_name("known.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """One probe's scores of some layers, and how far they can be believed."""
+
+    scores_L: tuple[float, ...]
+    reliability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """One environment (base, task, algorithm) with its measured contributions and what the probes said about it."""
+
+    name: str
+    base: str
+    """Hash of the base model's weights."""
+    architecture: str
+    num_parameters: int
+    num_layers: int
+    layers: tuple[int, ...]
+    contribution_L: tuple[float, ...]
+    probings: tuple[Mapping[str, Signal], ...]
+    """What the probes said, once for each seed they were run with."""
+
+
+def packaged(*, without_base: str | None = None) -> list[Known]:
+    """LayerBench's environments but those of one base."""
+    values = json.loads(FILE.read_text(encoding="utf-8"))["environments"] if FILE.is_file() else []
+    return [known for known in map(_from_dict, values) if known.base != without_base]
+
+
+def history(folder: str | Path) -> list[Known]:
+    """Every contribution.json in a folder and below it.
+
+    Raises:
+        ConfigError: There is no such folder, or no such file in it.
+        DataError: A file is damaged.
+    """
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--history {folder} is no folder: give one that holds contribution.json files.")
+    files = sorted(Path(folder).rglob("contribution.json"))
+    if not files:
+        raise ConfigError(f"--history {folder} holds no contribution.json: `autolayer measure` makes them.")
+    found = [of_contribution(read(file), name=str(file)) for file in files]
+    return [known for known in found if known.probings[0] and len(known.layers) > 1]
+
+
+def of_contribution(measured: Contribution, *, name: str, others: Sequence[Mapping[str, Signal]] = ()) -> Known:
+    """A measured environment with the probes of its own run, and of other runs."""
+    own = {
+        probe: Signal(scores_L=tuple(scores), reliability=measured.reliability[probe])
+        for probe, scores in measured.probes.items()
+        if probe in measured.reliability
+    }
+    return Known(
+        name=name,
+        base=measured.base,
+        architecture=measured.architecture,
+        num_parameters=measured.num_parameters,
+        num_layers=measured.num_layers,
+        layers=tuple(measured.layers),
+        contribution_L=tuple(measured.values.values()),
+        probings=(own, *others),
+    )
+
+
+def save(environments: Sequence[Known], path: Path = FILE) -> None:
+    """Writes a file that `packaged` reads; numbers keep five digits."""
+    text = json.dumps({"environments": [_rounded(asdict(known)) for known in environments]}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _from_dict(values: Mapping[str, Any]) -> Known:
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    probings = tuple(
+        {probe: Signal(scores_L=tuple(s["scores_L"]), reliability=s["reliability"]) for probe, s in probing.items()}
+        for probing in values["probings"]
+    )
+    return Known(**{**plain, "probings": probings})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
