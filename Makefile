@@ -2,6 +2,7 @@
 #
 #   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
 #   make test                                   all tests: no GPU, no network
+#   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
 #   make check                                  lint, format, types, direction of imports
 #
 # On Linux, PyPI's torch brings CUDA (several GB). Without an NVIDIA GPU:
@@ -18,10 +19,10 @@ READY := .venv/installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test check
+.PHONY: help demo test check layerbench
 
 help:
-	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+	@sed -n '3,10s/^# \{0,1\}//p' Makefile
 
 demo: $(READY)
 	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
@@ -30,6 +31,10 @@ demo: $(READY)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+layerbench: $(READY)
+	$(BIN)/python examples/layerbench/run.py all $(ENV)
+	$(BIN)/python examples/layerbench/table.py
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -128,4 +128,7 @@ def _content(config: Config) -> dict[str, str]:
         if reference is not None:
             path = Path(reference.rsplit(":", 1)[0] if name != "data" else reference)
             hashes[f"{name}_hash"] = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+    if config.history is not None:
+        content = [file.read_bytes() for file in known.files(config.history)]
+        hashes["history_hash"] = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
     return hashes

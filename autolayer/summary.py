@@ -12,6 +12,7 @@ from autolayer.arms import Arm
 from autolayer.calibrate import Calibration
 from autolayer.costs import Cost
 from autolayer.probes import PROBES
+from autolayer.probes.predictor import MIN_BASES
 from autolayer.probes.run import ProbeReport
 from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost
 from autolayer.search import records
@@ -52,6 +53,10 @@ class Summary:
     def add_probes(self, probed: ProbeReport, cost: Cost) -> ProbeReport:
         self.costs["probe"] = cost
         self.notes += probed.notes
+        if self.stages.config.history is not None and not probed.learned_from:
+            self.notes.append(
+                f"--history was not used: it takes {MIN_BASES} measured bases to learn from, each with probe scores"
+            )
         rows = [
             RankingRow(layer=layer, predicted=predicted, predicted_low=low, predicted_high=high)
             for layer, predicted, low, high in zip(

@@ -55,13 +55,22 @@ def history(folder: str | Path) -> list[Known]:
         ConfigError: There is no such folder, or no such file in it.
         DataError: A file is damaged.
     """
+    found = [of_contribution(read(file), name=str(file)) for file in files(folder)]
+    return [known for known in found if known.probings[0] and len(known.layers) > 1]
+
+
+def files(folder: str | Path) -> list[Path]:
+    """The contribution.json files in a folder and below it.
+
+    Raises:
+        ConfigError: There is no such folder, or no such file in it.
+    """
     if not Path(folder).is_dir():
         raise ConfigError(f"--history {folder} is no folder: give one that holds contribution.json files.")
-    files = sorted(Path(folder).rglob("contribution.json"))
-    if not files:
+    found = sorted(Path(folder).rglob("contribution.json"))
+    if not found:
         raise ConfigError(f"--history {folder} holds no contribution.json: `autolayer measure` makes them.")
-    found = [of_contribution(read(file), name=str(file)) for file in files]
-    return [known for known in found if known.probings[0] and len(known.layers) > 1]
+    return found
 
 
 def of_contribution(measured: Contribution, *, name: str, others: Sequence[Mapping[str, Signal]] = ()) -> Known:

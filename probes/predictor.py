@@ -33,8 +33,8 @@ PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
 MIN_BASES = 3
 """Bases below which nothing can be judged by leaving one out."""
-FALLBACK = {"natural_gain": 0.5, "gain_per_kl": 0.5}
-"""Weights in standard deviations of contribution where too few bases are known, with the spread of published models."""
+FALLBACK = dict(zip(FEATURES, (0.2, 0.2, 0.1, 0.2, 0.05), strict=True))
+"""Weights, in deviations of contribution, where nothing better is known: guesses, as is the spread beside them."""
 INTERVAL = 0.8
 
 
@@ -107,16 +107,18 @@ def fit(known: Sequence[Known], *, with_depth: bool) -> Model:
     """Learns the weights, and what the prediction is worth on bases that it has not seen."""
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback(with_depth)
-    rows = [_rows(environment, with_depth) for environment in known]
-    errors = {penalty: _left_out_errors(known, rows, penalty) for penalty in PENALTIES}
-    penalty = min(errors, key=lambda each: np.mean([np.mean(error_R**2) for error_R in errors[each]]))
+    rows, fixed = [_rows(environment, with_depth) for environment in known], _fallback(with_depth)
+    errors = {penalty: _mean_square(_left_out_errors(known, rows, penalty)) for penalty in PENALTIES}
+    penalty = min(errors, key=lambda each: errors[each])
+    error_of_fixed = _mean_square([y_R - x_R_F @ fixed.weights_F for x_R_F, y_R in rows])
+    learned = errors[penalty] < error_of_fixed  # what is learned has to beat what is simpler, on bases it has not seen
     levels = np.array([np.mean(environment.contribution_L) for environment in known])
     return Model(
-        weights_F=_weights(rows, penalty),
+        weights_F=_weights(rows, penalty) if learned else fixed.weights_F,
         with_depth=with_depth,
         level=float(levels.mean()),
         level_sd=float(levels.std(ddof=1) * np.sqrt(1 + 1 / len(levels))),
-        deviation=float(np.sqrt(np.mean([np.mean(error_R**2) for error_R in errors[penalty]]))),
+        deviation=min(errors[penalty], error_of_fixed) ** 0.5,
         num_environments=len(known),
     )
 
@@ -173,9 +175,14 @@ def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows], penalty: floa
     return [y_R - x_R_F @ weights[k.base] for k, (x_R_F, y_R) in zip(known, rows, strict=True)]
 
 
+def _mean_square(errors: Sequence[np.ndarray]) -> float:
+    """Every environment counts the same."""
+    return float(np.mean([np.mean(error_R**2) for error_R in errors]))
+
+
 def _fallback(with_depth: bool) -> Model:
     """Nothing to learn from: fixed weights, and the level and spread of published models."""
-    weights = [FALLBACK.get(name, 0.0) * 0.5 * positions.SPREAD for name in FEATURES]
+    weights = [FALLBACK[name] * positions.SPREAD for name in FEATURES]
     return Model(
         weights_F=np.array(weights + [0.0] * (len(DEPTHS) if with_depth else 0)),
         with_depth=with_depth,

@@ -229,14 +229,13 @@ def test_baselines_pick_what_their_names_say() -> None:
 
 
 def test_probes_and_compare_share_the_formulas() -> None:
-    from autolayer.probes import PROBES, predictor
+    from autolayer.probes import PROBES
     from autolayer.probes.baselines import POSITION, Position
 
     shared = {name: probe for name, probe in PROBES.items() if isinstance(probe, Position)}
     assert {"first", "middle", "last"} <= shared.keys() <= positions.POSITIONS.keys()
     for name, probe in {**shared, "position": POSITION}.items():
         assert probe.value is positions.POSITIONS[name]
-    assert (positions.LEVEL, positions.SPREAD) == (predictor.LEVEL, predictor.SPREAD)
 
 
 def test_intervals_of_position_alone() -> None:

@@ -24,7 +24,10 @@ Line = tuple[str, str]
 class Language(Protocol):
     """One kind of text."""
 
-    max_new_tokens: int
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer, its end included."""
+        ...
 
     def corpus(self, rng: random.Random) -> Line:
         """A pretraining line, as some writer would have it."""
