@@ -122,6 +122,7 @@ def test_levels_are_no_part_of_what_is_learned() -> None:
 def test_errors_are_those_on_bases_that_the_fit_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two environments of one base share a rule of their own, which must not help to predict each other."""
     monkeypatch.setattr(predictor, "PENALTIES", (0.1,))
+    monkeypatch.setattr(predictor, "FALLBACK", dict.fromkeys(FEATURES, 100.0))  # never better than what is learned
     known = []
     for base in range(5):
         own_F = WEIGHTS_F + np.random.default_rng(base).normal(0, 0.2, len(FEATURES))
@@ -252,9 +253,6 @@ def test_environments_without_some_probes_are_learned_from_too() -> None:
     bare = [replace(k, probings=({n: s for n, s in k.probings[0].items() if n == FEATURES[0]},)) for k in known[:6]]
     found = predict_for(simulate(99), [*bare, *known[6:]])
     assert found.learned_from == 12 and np.isfinite(found.predicted).all()
-    silent = [replace(k, probings=({},)) for k in known]
-    flat = predict_for(simulate(99), silent, num_parameters=SMALL)
-    assert flat == predict_for(simulate(99), silent, probes={}, num_parameters=SMALL)
 
 
 def test_units_of_probes_do_not_matter() -> None:
@@ -274,3 +272,11 @@ def test_a_single_candidate_is_predicted_at_the_level() -> None:
     for num_parameters in (10**6, 10**9):
         found = predict(probes, (5,), 8, known=known, num_parameters=num_parameters)
         assert found.predicted == pytest.approx([fit(known, with_depth=True).level])
+
+
+def test_fixed_weights_are_kept_where_learning_does_not_beat_them() -> None:
+    """Contributions that no probe has to do with teach nothing; the level and the error are still learned."""
+    good = world(8, weights_F=np.array(list(predictor.FALLBACK.values())) * positions.SPREAD, noise=0.5)
+    found = fit(good, with_depth=False)
+    assert found.weights_F == pytest.approx([w * positions.SPREAD for w in predictor.FALLBACK.values()])
+    assert found.num_environments == 8 and found.deviation > 0.4
