@@ -36,7 +36,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/layerbench"))
     options = parser.parse_args()
-    table = Table("environment", "quarter: Spearman", "regret", "whole: Spearman", "regret", title="What short runs tell")
+    columns = ("quarter: Spearman", "regret", "whole: Spearman", "regret")
+    table = Table("environment", *columns, title="What short runs tell")
     rows = []
     for folder in sorted((options.work / "measure").iterdir()):
         found, rewards = read(folder), json.loads((folder / MEASURED).read_text())["rewards"]
