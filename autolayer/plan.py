@@ -14,14 +14,17 @@ from autolayer.costs import Cost, CostModel
 
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.3, "step response": 0.3, "line search": 0.13, "burst": 0.27}
-"""How the probes' part of the budget is divided: so that all of them fit the default budget from 8 to 36 layers."""
-LINE_SIZES, RESPONSE_SIZES = 4, 3
+PROBE_SHARES = {"shared batch": 0.5, "step response": 0.3, "line search": 0.06, "burst": 0.14}
+"""How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that has
+predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
+LINE_SIZES, RESPONSE_SIZES = 4, 6
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
+RESPONSE_GROUP = 2
+"""Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
-MIN_PROMPTS = 4
-"""Prompts below which a fold of the shared batch says nothing at all."""
+MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
+"""Prompts below which a fold of the shared batch, or of the step response, says nothing at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +114,26 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         items = prompts * units.group_size
         return (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
 
+    def line_search(prompts: int) -> Cost:
+        return units.forward * (num_layers * (1 + LINE_SIZES) * prompts)
+
     burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
-        part = {name: cost * (1 / (1 - PROBE_SHARES["burst"])) for name, cost in part.items()}
+        part = _without("burst", part)
+    if largest(line_search, part["line search"], 2) < 2:
+        part = _without("line search", part)
     fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
 
     def response(prompts: int, of_folds: int = folds) -> Cost:
-        return units.forward * (num_layers * of_folds * (1 + RESPONSE_SIZES) * prompts)
+        share = min(RESPONSE_GROUP, units.group_size) / units.group_size
+        return units.forward * (num_layers * of_folds * (1 + RESPONSE_SIZES) * share * prompts)
 
     response_folds, response_prompts = folds, largest(response, part["step response"], fold_prompts)
-    if response_prompts < 2:  # pairs of prompts are what representation_change lives on; a rate needs one fold only
+    if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
         response_folds = 1
         response_prompts = largest(lambda n: response(n, of_folds=1), part["step response"], fold_prompts)
-    line = largest(lambda n: units.forward * (num_layers * (1 + LINE_SIZES) * n), part["line search"], fold_prompts)
+    line = largest(line_search, part.get("line search", Cost()), fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
@@ -147,6 +156,13 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         burst_items=burst_prompts * units.group_size,
         notes=tuple(notes),
     )
+
+
+def _without(probe: str, part: dict[str, Cost]) -> dict[str, Cost]:
+    """What a probe that does not fit would have cost goes to the others, in proportion."""
+    left = sum(PROBE_SHARES[name] for name in part if name != probe)
+    have = sum(PROBE_SHARES[name] for name in part)
+    return {name: cost * (have / left) for name, cost in part.items() if name != probe}
 
 
 def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:

@@ -74,6 +74,15 @@ class Rollouts:
             group_size=self.group_size,
         )
 
+    def thinned(self, completions: int) -> Rollouts:
+        """The first so many completions of every group."""
+        kept = [row for row in range(len(self.rewards)) if row % self.group_size < completions]
+        lists = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
+        return Rollouts(
+            **{name: [getattr(self, name)[row] for row in kept] for name in lists},
+            group_size=min(completions, self.group_size),
+        )
+
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: dict) -> list[list[int]]:
     """Token ids of plain-text prompts, or of message lists through the chat template, as TRL makes them."""

@@ -1,7 +1,7 @@
 """The trainings that `measure` consists of, each done once: its rewards are kept in measured.json.
 
 A learning rate is chosen as in successive halving, on `select` and the first seed: all rates for a quarter of the
-steps, the best two for all of them. What diverges is out, with its reason, and never becomes a number.
+steps, the best three for all of them. What diverges is out, with its reason, and never becomes a number.
 """
 
 from __future__ import annotations

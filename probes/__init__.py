@@ -13,11 +13,13 @@ from autolayer.probes.line_search import LineSearch
 from autolayer.probes.natural_gain import NaturalGain
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
+from autolayer.probes.trusted_gain import TrustedGain
 
 PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
     "representation_change": RepresentationChange(),
     "gain_per_kl": GainPerKL(),
+    "trusted_gain": TrustedGain(),
     "natural_gain": NaturalGain(),
     "line_search": LineSearch(),
     "rl_burst": RLBurst(),

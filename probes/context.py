@@ -6,7 +6,9 @@ A direction is never judged on the fold that it was taken from: there every laye
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from autolayer.layers import fp32_layers
-from autolayer.plan import ProbePlan
+from autolayer.plan import RESPONSE_GROUP, ProbePlan
 from autolayer.probes.gradient import Gradient, streamed_gradient
 from autolayer.probes.sketch import Sketcher
 from autolayer.rollouts import Rollouts, ScoreBatch, scoring
@@ -29,6 +31,10 @@ DEVIATION = 0.1
 """Deviation of the sequence log-ratio (nats) at which responses are measured: a KL of .005."""
 MAX_SIZES, MAX_GROWTH = 4, 1000.0
 """Trial steps, and the factor between two of them. In bf16 rounding hides a small step, so it takes several."""
+FAR_KL = 0.5
+"""KL divergence of a whole sequence (nats) at which `Response.reach` is read: about what RL moves a short answer by."""
+FAR_SIZES, MAX_REACH = 3, 10.0
+"""Steps tried on the way there, and how far from 1 a reach may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,9 @@ class Response:
     movement_B_D: torch.Tensor
     """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
     fold: Fold
+    reach: float = 1.0
+    """How far the layer can go until the policy is `FAR_KL` away from the base, as a multiple of what the response to a
+    small step promises: below 1 where the divergence grows faster than the square of the step."""
 
 
 @dataclass
@@ -155,6 +164,11 @@ class ProbeContext:
         deviations = [response.deviation for response in self.responses(layer)]
         return sum(deviations) / len(deviations) if deviations else 0.0
 
+    def reach(self, layer: int) -> float:
+        """Geometric mean over folds of `Response.reach`; 0 for a layer that moves nothing."""
+        reaches = [response.reach for response in self.responses(layer) if response.deviation > 0]
+        return math.prod(reaches) ** (1 / len(reaches)) if reaches else 0.0
+
     def _respond(self, layer: int, fold: int) -> Response:
         """The response on the planned prompts; on more where their completions are all alike and cannot deviate."""
         prompts = self.plan.response_prompts
@@ -167,7 +181,7 @@ class ProbeContext:
     def _respond_on(self, layer: int, fold: int, prompts: int) -> Response:
         """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
-        judged = self.first_prompts(fold, prompts)
+        judged = make_fold(bench, self.folds[fold].rollouts[:prompts].thinned(RESPONSE_GROUP))
         size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
         with (
             fp32_layers(bench.model, (layer,)),
@@ -193,13 +207,47 @@ class ProbeContext:
             after_B, moved_B_D = at(size), take(states)
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
+            deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
+            slope_B = ratios_2_B.mean(0)
+            reach = (
+                far_reach(lambda step: float((before_B + step * slope_B - at(step)).mean()), deviation)
+                if deviation > 0
+                else 0.0
+            )
+            take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
-        deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
-        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged)
+        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reach=reach)
 
     def first_prompts(self, fold: int, prompts: int) -> Fold:
         """A fold cut to its first prompts."""
         return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
+
+
+def far_reach(kl_at: Callable[[float], float], deviation: float) -> float:
+    """Where a step's KL divergence reaches `FAR_KL`, over where half the square of step times deviation does.
+
+    Args:
+        kl_at: KL(base || stepped) per sequence. As the mean of minus the log-ratio over the base's own completions it
+            needs no reweighting; the caller takes the part linear in the step out, which is 0 on average.
+        deviation: Of the log-ratio per unit of a small step.
+    """
+    promised = (2 * FAR_KL) ** 0.5 / deviation
+    step, steps, kls = promised, [], []
+    for _ in range(FAR_SIZES):
+        steps.append(math.log(step))
+        kls.append(math.log(max(kl_at(step), 1e-3 * FAR_KL)))
+        step = promised * min(max(_crossing(steps, kls) / promised, 1 / MAX_REACH), MAX_REACH)
+    return step / promised
+
+
+def _crossing(log_steps: list[float], log_kls: list[float]) -> float:
+    """The step at which the divergence would be `FAR_KL`, by straight lines in logarithms; outside, by a square law."""
+    known, target = sorted(zip(log_steps, log_kls, strict=True)), math.log(FAR_KL)
+    for (left, low), (right, high) in itertools.pairwise(known):
+        if low <= target < high:
+            return math.exp(left + (right - left) * (target - low) / (high - low))
+    log_step, log_kl = known[-1] if known[-1][1] < target else known[0]
+    return math.exp(log_step + (target - log_kl) / 2)
 
 
 def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:

@@ -19,16 +19,18 @@ class GainPerKL(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
+        return Scores.of_samples([gains_per_kl(context, layer) for layer in context.layers])
 
-    def _samples(self, context: ProbeContext, layer: int) -> list[float]:
-        deviation = context.deviation(layer)
-        if deviation == 0:
-            return [0.0] * len(context.folds)
-        return [
-            inner(context.direction(layer, without=fold), gradient[layer]) / deviation
-            for fold, gradient in enumerate(context.gradients)
-        ]
+
+def gains_per_kl(context: ProbeContext, layer: int) -> list[float]:
+    """The score of one layer by each fold; zeros for a layer that moves nothing."""
+    deviation = context.deviation(layer)
+    if deviation == 0:
+        return [0.0] * len(context.folds)
+    return [
+        inner(context.direction(layer, without=fold), gradient[layer]) / deviation
+        for fold, gradient in enumerate(context.gradients)
+    ]
 
 
 def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:

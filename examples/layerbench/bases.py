@@ -68,6 +68,9 @@ BASES: dict[str, Base] = {
     ),
     "symbols-llama": Base(architecture="llama", layers=6, hidden=64, languages=("noisy", "reading"), seed=21),
     "lists-qwen3": Base(architecture="qwen3", layers=8, hidden=64, languages=("order", "recall"), seed=22),
+    "symbols-qwen2": Base(architecture="qwen2", layers=12, hidden=48, languages=("noisy", "reading"), seed=24),
+    "mixed-qwen3": Base(architecture="qwen3", layers=9, hidden=56, languages=("reading", "walk"), seed=31),
+    "mixed-llama": Base(architecture="llama", layers=8, hidden=56, languages=("order", "gap"), seed=32),
     "deep-llama": Base(architecture="llama", layers=20, hidden=48, languages=("walk_many",), seed=23),
 }
 

@@ -31,6 +31,8 @@ from autolayer.probes.known import Known, Signal, of_contribution, save
 from autolayer.runs import PROBE
 
 RESULTS = HERE / "results"
+RATES = "3e-4,1e-3,3e-3"
+"""Every arm's grid. Larger ones gain more on one seed and collapse on the next."""
 PROBE_SEEDS = (0, 1, 2)
 BUDGETS = {0.25: (0, 1, 2), 1.0: (0, 1, 2)}
 """Share of one full run that finding may cost, and the seeds `pick` is run with."""
@@ -43,7 +45,8 @@ def build(environment: Environment, work: Path) -> None:
 
 
 def measure(environment: Environment, work: Path) -> None:
-    found = autolayer.measure(**environment.options(work / "bases"), out=str(work / "measure" / environment.name))
+    out = str(work / "measure" / environment.name)
+    found = autolayer.measure(**environment.options(work / "bases"), rates=RATES, out=out)
     values = found.to_dict() | {"model": environment.base, "task": environment.task}
     keep(environment, contribution=values)
     print(f"{environment.name}: full {found.full.value:+.3f}, best {found.best_layers}", flush=True)

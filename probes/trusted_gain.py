@@ -1,0 +1,41 @@
+"""What a layer can gain before it has moved the policy too far."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autolayer.probes.base import Probe, Scores
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.gain_per_kl import gains_per_kl
+
+
+class TrustedGain(Probe):
+    """Reward that the shared direction promises by the step at which the policy is `FAR_KL` nats from the base.
+
+    `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
+    differ: what an early layer changes is amplified by all that follow, so its divergence grows far faster than the square
+    of the step, while a late layer's grows slower. With s the step of a divergence of FAR_KL, d the response per unit of
+    step, a_l the gain per KL and r its reliability over the layers:
+
+        score_l = (m + r (a_l - m)) * reach_l,    reach_l = s_l d_l / sqrt(2 FAR_KL),    m = max(mean a, error of a)
+
+    The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. So a small
+    budget ranks by reach, a larger one by both.
+    Shape (candidates,), in reward per nat of deviation. Cost: three forwards of some prompts for each layer beyond those
+    of `gain_per_kl`. Source: our own; trust regions as in arXiv 1502.05477. The divergence is KL(base || stepped), a plain
+    mean over the base's own completions, so no importance weights come into it.
+    Known to fail: where a layer can go far and gains nothing by it, as long as prompts are too few to tell.
+    """
+
+    def score(self, context: ProbeContext) -> Scores:
+        gains_L_K = np.array([gains_per_kl(context, layer) for layer in context.layers])
+        reach_L = np.array([context.reach(layer) for layer in context.layers])
+        found = Scores.of_samples(gains_L_K)
+        assert found.errors_L is not None
+        alive = reach_L > 0  # the others gain nothing, whatever the noise
+        if not alive.any():
+            return found
+        mean = found.scores_L[alive].mean()
+        least = float(np.square(found.errors_L[alive]).mean()) ** 0.5
+        shrunk_L_K = max(mean, least) + found.reliability * (gains_L_K - mean)
+        return Scores.of_samples(shrunk_L_K * reach_L[:, None])
