@@ -15,8 +15,8 @@ from autolayer.costs import Cost, CostModel
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
 PROBE_SHARES = {"shared batch": 0.5, "step response": 0.3, "line search": 0.06, "burst": 0.14}
-"""How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that has
-predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
+"""How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
+has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
 LINE_SIZES, RESPONSE_SIZES = 4, 6
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
 RESPONSE_GROUP = 2

@@ -31,8 +31,8 @@ DEVIATION = 0.1
 """Deviation of the sequence log-ratio (nats) at which responses are measured: a KL of .005."""
 MAX_SIZES, MAX_GROWTH = 4, 1000.0
 """Trial steps, and the factor between two of them. In bf16 rounding hides a small step, so it takes several."""
-FAR_KL = 0.5
-"""KL divergence of a whole sequence (nats) at which `Response.reach` is read: about what RL moves a short answer by."""
+FAR = 1.5
+"""Root mean square of the sequence log-ratio (nats) at which `Response.reach` is read: a KL of about 1."""
 FAR_SIZES, MAX_REACH = 3, 10.0
 """Steps tried on the way there, and how far from 1 a reach may be."""
 
@@ -69,8 +69,8 @@ class Response:
     """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
     fold: Fold
     reach: float = 1.0
-    """How far the layer can go until the policy is `FAR_KL` away from the base, as a multiple of what the response to a
-    small step promises: below 1 where the divergence grows faster than the square of the step."""
+    """How far the layer can go until the log-ratio is `FAR`, over what the response to a small step promises: below 1
+    where the policy moves away faster than in proportion to the step."""
 
 
 @dataclass
@@ -208,13 +208,10 @@ class ProbeContext:
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
             deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
-            slope_B = ratios_2_B.mean(0)
-            reach = (
-                far_reach(lambda step: float((before_B + step * slope_B - at(step)).mean()), deviation)
-                if deviation > 0
-                else 0.0
-            )
-            take(states)
+            reach = 0.0
+            if deviation > 0:
+                reach = far_reach(lambda step: float((at(step) - before_B).square().mean()) ** 0.5, deviation)
+                take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
         return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reach=reach)
 
@@ -223,31 +220,30 @@ class ProbeContext:
         return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
 
 
-def far_reach(kl_at: Callable[[float], float], deviation: float) -> float:
-    """Where a step's KL divergence reaches `FAR_KL`, over where half the square of step times deviation does.
+def far_reach(moved_at: Callable[[float], float], deviation: float) -> float:
+    """Where a step moves the policy by `FAR`, over where `deviation` promises it.
 
     Args:
-        kl_at: KL(base || stepped) per sequence. As the mean of minus the log-ratio over the base's own completions it
-            needs no reweighting; the caller takes the part linear in the step out, which is 0 on average.
+        moved_at: Root mean square of the log-ratio over the base's own completions after a step. Half its square
+            estimates the KL divergence, without importance weights (k2 of joschu.net/blog/kl-approx.html).
         deviation: Of the log-ratio per unit of a small step.
     """
-    promised = (2 * FAR_KL) ** 0.5 / deviation
-    step, steps, kls = promised, [], []
+    promised = FAR / deviation
+    step, tried = promised, []
     for _ in range(FAR_SIZES):
-        steps.append(math.log(step))
-        kls.append(math.log(max(kl_at(step), 1e-3 * FAR_KL)))
-        step = promised * min(max(_crossing(steps, kls) / promised, 1 / MAX_REACH), MAX_REACH)
+        tried.append((math.log(step), math.log(max(moved_at(step), 1e-3 * FAR))))
+        step = min(max(_crossing(tried), promised / MAX_REACH), promised * MAX_REACH)
     return step / promised
 
 
-def _crossing(log_steps: list[float], log_kls: list[float]) -> float:
-    """The step at which the divergence would be `FAR_KL`, by straight lines in logarithms; outside, by a square law."""
-    known, target = sorted(zip(log_steps, log_kls, strict=True)), math.log(FAR_KL)
+def _crossing(tried: list[tuple[float, float]]) -> float:
+    """The step that would move the policy by `FAR`, by straight lines in logarithms; in proportion outside."""
+    known, target = sorted(tried), math.log(FAR)
     for (left, low), (right, high) in itertools.pairwise(known):
         if low <= target < high:
             return math.exp(left + (right - left) * (target - low) / (high - low))
-    log_step, log_kl = known[-1] if known[-1][1] < target else known[0]
-    return math.exp(log_step + (target - log_kl) / 2)
+    log_step, log_moved = known[-1] if known[-1][1] < target else known[0]
+    return math.exp(log_step + target - log_moved)
 
 
 def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:

@@ -10,20 +10,20 @@ from autolayer.probes.gain_per_kl import gains_per_kl
 
 
 class TrustedGain(Probe):
-    """Reward that the shared direction promises by the step at which the policy is `FAR_KL` nats from the base.
+    """Reward that the shared direction promises by the step at which the log-ratio has moved by `FAR` nats.
 
     `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
-    differ: what an early layer changes is amplified by all that follow, so its divergence grows far faster than the square
-    of the step, while a late layer's grows slower. With s the step of a divergence of FAR_KL, d the response per unit of
+    differ: what an early layer changes is amplified by all that follow, so the policy runs away from the base, while a
+    late layer's effect flattens out. With s the step at which the log-ratio is FAR, d its response per unit of a small
     step, a_l the gain per KL and r its reliability over the layers:
 
-        score_l = (m + r (a_l - m)) * reach_l,    reach_l = s_l d_l / sqrt(2 FAR_KL),    m = max(mean a, error of a)
+        score_l = (m + r (a_l - mean a)) * reach_l,    reach_l = s_l d_l / FAR,    m = max(mean a, error of a)
 
     The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. So a small
     budget ranks by reach, a larger one by both.
-    Shape (candidates,), in reward per nat of deviation. Cost: three forwards of some prompts for each layer beyond those
-    of `gain_per_kl`. Source: our own; trust regions as in arXiv 1502.05477. The divergence is KL(base || stepped), a plain
-    mean over the base's own completions, so no importance weights come into it.
+    Shape (candidates,), in reward per nat of deviation. Cost: three forwards of some prompts for each layer beyond
+    those of `gain_per_kl`. Source: our own; trust regions as in arXiv 1502.05477. Distance is measured on the base's
+    own completions, so no importance weights come into it.
     Known to fail: where a layer can go far and gains nothing by it, as long as prompts are too few to tell.
     """
 

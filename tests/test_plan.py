@@ -119,7 +119,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         generated = Cost(generated_tokens=group * units.completion_tokens)
         generate = units.costs.forward(group * units.prompt_tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
-        responses = forward * (layers * plan.response_folds * plan.response_prompts * 4)
+        responses = forward * (layers * plan.response_folds * plan.response_prompts * 7 * min(2, group) / group)
         line = forward * (layers * plan.line_search_prompts * 5)
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
@@ -169,7 +169,7 @@ def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> No
     def prompts(budget: float, steps: int) -> int:
         return calibration_prompts(Config(model="tiny", steps=steps, prompts_per_step=16, budget=budget))
 
-    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 64
+    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 128
 
 
 def test_largest() -> None:

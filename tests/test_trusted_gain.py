@@ -1,0 +1,84 @@
+"""Reach and trusted gain against root finding, twin models and arithmetic. Run: pytest tests/test_trusted_gain.py"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from tiny_models import build_model
+from workbench_helpers import make_bench, make_context, plain_log_probs
+
+from autolayer.probes import PROBES, trusted_gain
+from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_reach
+
+
+@pytest.mark.parametrize("deviation", [0.03, 5.0, 800.0])
+@pytest.mark.parametrize("growth", [-0.3, 0.0, 0.5, 2.0])
+def test_the_reach_is_the_root_of_the_distance(deviation: float, growth: float) -> None:
+    def moved_at(step: float) -> float:
+        nats = step * deviation
+        return nats * (1 + nats**2) ** growth
+
+    root = brentq(lambda step: moved_at(step) - FAR, 1e-6 / deviation, 1e4 / deviation)
+    assert isinstance(root, float)
+    assert far_reach(moved_at, deviation) == pytest.approx(root * deviation / FAR, rel=0.1)
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0.0, MAX_REACH), (1e9, 1 / MAX_REACH)])
+def test_a_policy_that_never_or_always_moves_too_far_gives_the_bound(moved: float, expected: float) -> None:
+    steps: list[float] = []
+    assert far_reach(lambda step: steps.append(step) or moved, 2.0) == pytest.approx(expected)
+    assert len(steps) == FAR_SIZES
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=3)
+    context = make_context(make_bench(model, tmp_path), (layer,))
+    response, direction = context.responses(layer)[1], context.direction(layer, without=1)
+    rollouts = response.fold.rollouts
+
+    def log_probs_at(step: float) -> torch.Tensor:
+        moved = copy.deepcopy(model).double()
+        with torch.no_grad():
+            for name, towards in direction.items():
+                moved.get_parameter(name).add_(towards.double(), alpha=step)
+            pairs = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
+            return torch.stack([plain_log_probs(moved, *pair).sum() for pair in pairs])
+
+    moved = (log_probs_at(response.reach * FAR / response.deviation) - log_probs_at(0)).square().mean() ** 0.5
+    assert float(moved) == pytest.approx(FAR, rel=0.15)  # a straight line in logarithms between the last two steps
+
+
+def _score(monkeypatch: pytest.MonkeyPatch, gains: list[list[float]], reaches: list[float]) -> Any:
+    monkeypatch.setattr(trusted_gain, "gains_per_kl", lambda context, layer: gains[layer])
+    context: Any = type("Context", (), {"layers": tuple(range(len(gains))), "reach": lambda self, i: reaches[i]})()
+    return PROBES["trusted_gain"].score(context)
+
+
+def test_a_certain_gain_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _score(monkeypatch, [[0.1] * 3, [0.3] * 3, [0.2] * 3], [2.0, 1.0, 0.5])
+    assert found.scores_L == pytest.approx([0.2, 0.3, 0.1])
+    assert found.reliability == pytest.approx(1.0)
+
+
+def test_where_the_gain_is_noise_the_reach_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = [[0.5, -0.3, 0.1], [-0.2, 0.6, -0.1], [0.3, -0.6, 0.45]]  # all three means are about .1 +- .25
+    found = _score(monkeypatch, gains, [0.5, 1.0, 2.0])
+    assert np.argsort(found.scores_L).tolist() == [0, 1, 2]
+    assert found.scores_L[1] / found.scores_L[0] == pytest.approx(2.0) and (found.scores_L > 0).all()
+
+
+def test_noise_below_zero_does_not_turn_the_order_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _score(monkeypatch, [[-0.5, 0.3], [0.2, -0.6], [0.3, -0.6]], [0.5, 1.0, 2.0])
+    assert np.argsort(found.scores_L).tolist() == [0, 1, 2]
+
+
+def test_a_layer_that_moves_nothing_scores_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _score(monkeypatch, [[0.0, 0.0], [0.2, 0.3]], [0.0, 1.0]).scores_L[0] == 0
+    assert not _score(monkeypatch, [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]).scores_L.any()
