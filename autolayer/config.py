@@ -32,7 +32,7 @@ class ProbeConfig:
     """Share of the finding budget that the probes may spend."""
     num_folds: int = 3
     """Parts of the shared batch: a direction is taken on all but one and judged on that one."""
-    num_prompts: int = 128
+    num_prompts: int = 64
     """Prompts in each fold, at most; fewer where the budget asks for it."""
     burst_steps: int = 2
     """Optimizer steps per layer of the `rl_burst` probe, at most; 0 leaves the probe out."""

@@ -14,11 +14,13 @@ from autolayer.costs import Cost, CostModel
 
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.5, "step response": 0.3, "line search": 0.06, "burst": 0.14}
+PROBE_SHARES = {"shared batch": 0.55, "step response": 0.3, "line search": 0.05, "burst": 0.1}
 """How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
 has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
 LINE_SIZES, RESPONSE_SIZES = 4, 6
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
+MAX_RESPONSE_PROMPTS = 12
+"""Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
 MIN_BURST_PROMPTS = 4
@@ -129,10 +131,11 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         share = min(RESPONSE_GROUP, units.group_size) / units.group_size
         return units.forward * (num_layers * of_folds * (1 + RESPONSE_SIZES) * share * prompts)
 
-    response_folds, response_prompts = folds, largest(response, part["step response"], fold_prompts)
+    most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
+    response_folds, response_prompts = folds, largest(response, part["step response"], most)
     if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
         response_folds = 1
-        response_prompts = largest(lambda n: response(n, of_folds=1), part["step response"], fold_prompts)
+        response_prompts = largest(lambda n: response(n, of_folds=1), part["step response"], most)
     line = largest(line_search, part.get("line search", Cost()), fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:

@@ -11,6 +11,7 @@ from autolayer.probes.gain_per_kl import GainPerKL
 from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.line_search import LineSearch
 from autolayer.probes.natural_gain import NaturalGain
+from autolayer.probes.reach import Reach
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
 from autolayer.probes.trusted_gain import TrustedGain
@@ -19,6 +20,7 @@ PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
     "representation_change": RepresentationChange(),
     "gain_per_kl": GainPerKL(),
+    "reach": Reach(),
     "trusted_gain": TrustedGain(),
     "natural_gain": NaturalGain(),
     "line_search": LineSearch(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -68,9 +68,9 @@ class Response:
     movement_B_D: torch.Tensor
     """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
     fold: Fold
-    reach: float = 1.0
+    reaches: tuple[float, ...] = ()
     """How far the layer can go until the log-ratio is `FAR`, over what the response to a small step promises: below 1
-    where the policy moves away faster than in proportion to the step."""
+    where the policy moves away faster than in proportion to the step. One value by each half of the prompts."""
 
 
 @dataclass
@@ -164,10 +164,9 @@ class ProbeContext:
         deviations = [response.deviation for response in self.responses(layer)]
         return sum(deviations) / len(deviations) if deviations else 0.0
 
-    def reach(self, layer: int) -> float:
-        """Geometric mean over folds of `Response.reach`; 0 for a layer that moves nothing."""
-        reaches = [response.reach for response in self.responses(layer) if response.deviation > 0]
-        return math.prod(reaches) ** (1 / len(reaches)) if reaches else 0.0
+    def reaches(self, layer: int) -> list[float]:
+        """All of `Response.reaches`; zeros for a layer that moves nothing."""
+        return [reach for response in self.responses(layer) for reach in response.reaches] or [0.0, 0.0]
 
     def _respond(self, layer: int, fold: int) -> Response:
         """The response on the planned prompts; on more where their completions are all alike and cannot deviate."""
@@ -208,32 +207,52 @@ class ProbeContext:
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
             deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
-            reach = 0.0
+            reaches = ()
             if deviation > 0:
-                reach = far_reach(lambda step: float((at(step) - before_B).square().mean()) ** 0.5, deviation)
+                half_B = torch.arange(len(before_B)) // judged.rollouts.group_size % 2
+
+                def moved_at(step: float) -> list[float]:
+                    squares_B = (at(step) - before_B).square().cpu()
+                    return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
+
+                reaches = far_reaches(moved_at, deviation)
                 take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
-        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reach=reach)
+        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reaches=reaches)
 
     def first_prompts(self, fold: int, prompts: int) -> Fold:
         """A fold cut to its first prompts."""
         return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
 
 
-def far_reach(moved_at: Callable[[float], float], deviation: float) -> float:
+def far_reaches(moved_at: Callable[[float], Sequence[float]], deviation: float) -> tuple[float, ...]:
     """Where a step moves the policy by `FAR`, over where `deviation` promises it.
 
     Args:
-        moved_at: Root mean square of the log-ratio over the base's own completions after a step. Half its square
-            estimates the KL divergence, without importance weights (k2 of joschu.net/blog/kl-approx.html).
+        moved_at: Root mean square of the log-ratio over the base's own completions after a step, by each part of them.
+            Half its square estimates the KL divergence, without importance weights (k2 of
+            joschu.net/blog/kl-approx.html).
         deviation: Of the log-ratio per unit of a small step.
+
+    Returns:
+        One value by each part; the steps tried are those that suit all of them together.
     """
-    promised = FAR / deviation
-    step, tried = promised, []
+    promised, tried = FAR / deviation, []
+
+    def crossing(distances: Sequence[float]) -> float:
+        logs = [math.log(max(distance, 1e-3 * FAR)) for distance in distances]
+        step = _crossing(list(zip([math.log(step) for step, _ in tried], logs, strict=True)))
+        return min(max(step, promised / MAX_REACH), promised * MAX_REACH)
+
+    step = promised
     for _ in range(FAR_SIZES):
-        tried.append((math.log(step), math.log(max(moved_at(step), 1e-3 * FAR))))
-        step = min(max(_crossing(tried), promised / MAX_REACH), promised * MAX_REACH)
-    return step / promised
+        tried.append((step, moved_at(step)))
+        step = crossing([rms_of(parts) for _, parts in tried])
+    return tuple(crossing(parts) / promised for parts in zip(*(parts for _, parts in tried), strict=True))
+
+
+def rms_of(values: Sequence[float]) -> float:
+    return (sum(value * value for value in values) / len(values)) ** 0.5
 
 
 def _crossing(tried: list[tuple[float, float]]) -> float:

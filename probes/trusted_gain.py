@@ -1,4 +1,4 @@
-"""What a layer can gain before it has moved the policy too far."""
+"""What a layer can gain before it has moved the policy too far: gain per KL times reach."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class TrustedGain(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        gains_L_K = np.array([gains_per_kl(context, layer) for layer in context.layers])
-        reach_L = np.array([context.reach(layer) for layer in context.layers])
-        found = Scores.of_samples(gains_L_K)
-        assert found.errors_L is not None
-        alive = reach_L > 0  # the others gain nothing, whatever the noise
+        gain = Scores.of_samples([gains_per_kl(context, layer) for layer in context.layers])
+        reach = Scores.of_samples([context.reaches(layer) for layer in context.layers])
+        assert gain.errors_L is not None and reach.errors_L is not None
+        alive = reach.scores_L > 0  # the others gain nothing, whatever the noise
         if not alive.any():
-            return found
-        mean = found.scores_L[alive].mean()
-        least = float(np.square(found.errors_L[alive]).mean()) ** 0.5
-        shrunk_L_K = max(mean, least) + found.reliability * (gains_L_K - mean)
-        return Scores.of_samples(shrunk_L_K * reach_L[:, None])
+            return gain
+        mean = gain.scores_L[alive].mean()
+        least = float(np.square(gain.errors_L[alive]).mean()) ** 0.5
+        shrunk_L = max(mean, least) + gain.reliability * (gain.scores_L - mean)
+        errors_L = np.hypot(gain.reliability * gain.errors_L * reach.scores_L, shrunk_L * reach.errors_L)
+        return Scores(scores_L=shrunk_L * reach.scores_L, errors_L=errors_L)

@@ -169,7 +169,7 @@ def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> No
     def prompts(budget: float, steps: int) -> int:
         return calibration_prompts(Config(model="tiny", steps=steps, prompts_per_step=16, budget=budget))
 
-    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 128
+    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 64
 
 
 def test_largest() -> None:

@@ -57,7 +57,7 @@ def _score(name: str, context: ProbeContext) -> np.ndarray:
 
 def test_the_registry_holds_the_three_probes_the_signals_and_the_baselines() -> None:
     signals = {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl"}
-    signals |= {"trusted_gain", "natural_gain"}
+    signals |= {"reach", "trusted_gain", "natural_gain"}
     assert set(PROBES) == signals | set(BASELINES)
     assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
     assert set(FALLBACK) <= set(FEATURES) <= signals

@@ -14,7 +14,7 @@ from tiny_models import build_model
 from workbench_helpers import make_bench, make_context, plain_log_probs
 
 from autolayer.probes import PROBES, trusted_gain
-from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_reach
+from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_reaches
 
 
 @pytest.mark.parametrize("deviation", [0.03, 5.0, 800.0])
@@ -26,13 +26,13 @@ def test_the_reach_is_the_root_of_the_distance(deviation: float, growth: float) 
 
     root = brentq(lambda step: moved_at(step) - FAR, 1e-6 / deviation, 1e4 / deviation)
     assert isinstance(root, float)
-    assert far_reach(moved_at, deviation) == pytest.approx(root * deviation / FAR, rel=0.1)
+    assert far_reaches(lambda step: [moved_at(step)], deviation)[0] == pytest.approx(root * deviation / FAR, rel=0.1)
 
 
 @pytest.mark.parametrize(("moved", "expected"), [(0.0, MAX_REACH), (1e9, 1 / MAX_REACH)])
 def test_a_policy_that_never_or_always_moves_too_far_gives_the_bound(moved: float, expected: float) -> None:
     steps: list[float] = []
-    assert far_reach(lambda step: steps.append(step) or moved, 2.0) == pytest.approx(expected)
+    assert far_reaches(lambda step: steps.append(step) or [moved], 2.0)[0] == pytest.approx(expected)
     assert len(steps) == FAR_SIZES
 
 
@@ -51,13 +51,22 @@ def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path:
             pairs = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
             return torch.stack([plain_log_probs(moved, *pair).sum() for pair in pairs])
 
-    moved = (log_probs_at(response.reach * FAR / response.deviation) - log_probs_at(0)).square().mean() ** 0.5
-    assert float(moved) == pytest.approx(FAR, rel=0.15)  # a straight line in logarithms between the last two steps
+    reach = float(np.prod(response.reaches)) ** 0.5
+    moved = (log_probs_at(reach * FAR / response.deviation) - log_probs_at(0)).square().mean() ** 0.5
+    assert float(moved) == pytest.approx(FAR, rel=0.25)  # the two halves have different reaches, and lines are straight
+
+
+def test_each_part_has_its_own_reach() -> None:
+    slow, fast = far_reaches(lambda step: [step, step * (1 + step**2) ** 0.5], 1.0)
+    assert slow == pytest.approx(1.0, rel=0.02)
+    root = brentq(lambda step: step * (1 + step**2) ** 0.5 - FAR, 0.1, 10)
+    assert isinstance(root, float) and fast == pytest.approx(root / FAR, rel=0.1)
 
 
 def _score(monkeypatch: pytest.MonkeyPatch, gains: list[list[float]], reaches: list[float]) -> Any:
     monkeypatch.setattr(trusted_gain, "gains_per_kl", lambda context, layer: gains[layer])
-    context: Any = type("Context", (), {"layers": tuple(range(len(gains))), "reach": lambda self, i: reaches[i]})()
+    layers = tuple(range(len(gains)))
+    context: Any = type("Context", (), {"layers": layers, "reaches": lambda self, layer: [reaches[layer]] * 2})()
     return PROBES["trusted_gain"].score(context)
 
 
