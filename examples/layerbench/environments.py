@@ -19,6 +19,8 @@ class Environment:
     """A name of `languages.LANGUAGES`."""
     algorithm: str = "grpo"
     steps: int = 48
+    layers: str | None = None
+    """Layers that are measured, and what the tool chooses among; None for all of them."""
     sealed: bool = False
     """Built and measured, but used once, at the end: no decision was made on it."""
 
@@ -32,6 +34,7 @@ class Environment:
             "model": str(bases / self.base),
             "task": f"{HERE / 'tasks.py'}:{self.task}",
             "algorithm": self.algorithm,
+            "layers": self.layers,
             "steps": self.steps,
             "prompts_per_step": 32,
             "num_eval": 1024,
@@ -52,7 +55,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="symbols-llama", task="reading", algorithm="dr_grpo"),
         Environment(base="lists-qwen3", task="order"),
         Environment(base="symbols-qwen2", task="reading"),
-        Environment(base="deep-llama", task="walk_many"),
+        Environment(base="deep-llama", task="walk_many", layers="0-4,7,10,13,16,19"),
         Environment(base="mixed-qwen3", task="reading", sealed=True),
         Environment(base="mixed-llama", task="order", algorithm="dr_grpo", sealed=True),
     )
