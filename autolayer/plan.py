@@ -19,7 +19,7 @@ PROBE_SHARES = {"shared batch": 0.55, "step response": 0.3, "line search": 0.05,
 has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
 LINE_SIZES, RESPONSE_SIZES = 4, 6
 """Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
-MAX_RESPONSE_PROMPTS = 12
+MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
