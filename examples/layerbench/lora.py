@@ -1,7 +1,6 @@
 """LoRA on every linear map of every layer (PEFT, rank 16), by the trainer that trains the layers: a baseline.
 
-The same prompts, seeds, steps, number of rates and choice of the rate on `select` as `autolayer measure` gives its
-arms.
+The same prompts, seeds, steps and choice of the rate on `select` as `autolayer measure` gives its arms.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from autolayer.prepare import prepare
 from autolayer.trainer import LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
 from autolayer.workbench import Workbench
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 RANK, ALPHA = 16, 32
 
 
@@ -39,18 +38,18 @@ def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1,
             inject_adapter_in_model(adapter, bench.model)
             start = {n: p.detach().clone() for n, p in bench.model.named_parameters() if "lora_" in n}
 
-            def after(rate: float, seed: int, num_steps: int, split: str, items: int) -> np.ndarray:
+            def after(rate: float, seed: int) -> tuple[float, float]:
+                """Score on `select`, and gain on `eval`."""
                 with torch.no_grad():
                     for name, tensor in start.items():
                         bench.model.get_parameter(name).copy_(tensor)
-                _train(bench, list(start), Arm(layers="full", learning_rate=rate, seed=seed), num_steps)
-                return np.array(bench.evaluate(split, items, seed=0))
+                _train(bench, list(start), Arm(layers="full", learning_rate=rate, seed=seed), steps)
+                score = np.mean(bench.evaluate("select", stages.config.search.num_select, seed=0))
+                return float(score), float(np.mean(np.array(bench.evaluate("eval", num_eval, seed=0)) - base_I))
 
-            select = stages.config.search.num_select
-            short = {rate: after(rate, 0, -(-steps // 4), "select", select).mean() for rate in RATES}
-            finalists = sorted(RATES, key=lambda rate: -short[rate])[:2]
-            best = max(finalists, key=lambda rate: after(rate, 0, steps, "select", select).mean())
-            values = [float((after(best, seed, steps, "eval", num_eval) - base_I).mean()) for seed in seeds]
+            first = {rate: after(rate, seeds[0]) for rate in RATES}
+            best = max(RATES, key=lambda rate: first[rate][0])
+            values = [first[best][1]] + [after(best, seed)[1] for seed in seeds[1:]]
     return {"gains": values, "learning_rate": best, "rank": RANK, "rates": RATES}
 
 

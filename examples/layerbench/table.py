@@ -29,7 +29,16 @@ from autolayer.probes.predictor import predict
 from autolayer.resampling import bootstrap_interval
 from autolayer.stats import Interval
 
-PROBES = ("natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change", "gradient_norm")
+PROBES = (
+    "trusted_gain",
+    "reach",
+    "natural_gain",
+    "gain_per_kl",
+    "line_search",
+    "rl_burst",
+    "representation_change",
+    "gradient_norm",
+)
 BASELINES = ("first", "middle", "last", "random", "position")
 
 
