@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 
@@ -13,9 +17,18 @@ class Reach(Probe):
     deviation per unit of a small step; 1 for a layer that the policy is linear in. What an early layer changes is
     amplified by all that follow, so it is below 1 there; a late layer's effect flattens out.
     Shape (candidates,), between 1/10 and 10. Cost: three forwards of some prompts for each layer. Source: our own;
-    trust regions as in arXiv 1502.05477.
+    trust regions as in arXiv 1502.05477. Ten prompts rank layers as well as sixty (examples/RESULTS.md).
     Known to fail: it says how far, not whether that is worth anything (`trusted_gain` multiplies the two).
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        return Scores.of_samples([context.reaches(layer) for layer in context.layers])
+        return reach_scores([context.reaches(layer) for layer in context.layers])
+
+
+def reach_scores(reaches_L: Sequence[Sequence[float]]) -> Scores:
+    """Geometric means; their relative error is taken to be the same for every layer, since each has few samples."""
+    alive_L = np.array([min(reaches) > 0 for reaches in reaches_L])
+    logs_L = [np.log(np.maximum(reaches, 1e-9)) for reaches in reaches_L]
+    scores_L = np.where(alive_L, np.exp([np.mean(logs) for logs in logs_L]), 0.0)
+    squares = [np.var(logs, ddof=1) / len(logs) for logs, alive in zip(logs_L, alive_L, strict=True) if alive]
+    return Scores(scores_L=scores_L, errors_L=scores_L * float(np.mean(squares or [0.0])) ** 0.5)

@@ -7,6 +7,7 @@ import numpy as np
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.gain_per_kl import gains_per_kl
+from autolayer.probes.reach import reach_scores
 
 
 class TrustedGain(Probe):
@@ -29,7 +30,7 @@ class TrustedGain(Probe):
 
     def score(self, context: ProbeContext) -> Scores:
         gain = Scores.of_samples([gains_per_kl(context, layer) for layer in context.layers])
-        reach = Scores.of_samples([context.reaches(layer) for layer in context.layers])
+        reach = reach_scores([context.reaches(layer) for layer in context.layers])
         assert gain.errors_L is not None and reach.errors_L is not None
         alive = reach.scores_L > 0  # the others gain nothing, whatever the noise
         if not alive.any():

@@ -15,6 +15,7 @@ from workbench_helpers import make_bench, make_context, plain_log_probs
 
 from autolayer.probes import PROBES, trusted_gain
 from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_reaches
+from autolayer.probes.reach import reach_scores
 
 
 @pytest.mark.parametrize("deviation", [0.03, 5.0, 800.0])
@@ -91,3 +92,10 @@ def test_noise_below_zero_does_not_turn_the_order_around(monkeypatch: pytest.Mon
 def test_a_layer_that_moves_nothing_scores_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _score(monkeypatch, [[0.0, 0.0], [0.2, 0.3]], [0.0, 1.0]).scores_L[0] == 0
     assert not _score(monkeypatch, [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]).scores_L.any()
+
+
+def test_reaches_are_averaged_as_logarithms_with_one_relative_error() -> None:
+    found = reach_scores([[0.5, 2.0], [4.0, 4.0], [0.0, 0.0]])
+    assert found.errors_L is not None and found.scores_L == pytest.approx([1.0, 4.0, 0.0])
+    relative = (np.var([np.log(0.5), np.log(2.0)], ddof=1) / 2 / 2) ** 0.5  # mean over the two layers that move
+    assert found.errors_L == pytest.approx([relative, 4 * relative, 0.0])

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from autolayer.contribution import Contribution, read
+from autolayer.contribution import NAME, Contribution, read
 from autolayer.metrics import regret, spearman
 from autolayer.trials import MEASURED
 
@@ -39,7 +39,7 @@ def main() -> None:
     columns = ("quarter: Spearman", "regret", "whole: Spearman", "regret")
     table = Table("environment", *columns, title="What short runs tell")
     rows = []
-    for folder in sorted((options.work / "measure").iterdir()):
+    for folder in sorted(path.parent for path in (options.work / "measure").glob(f"*/{NAME}")):
         found, rewards = read(folder), json.loads((folder / MEASURED).read_text())["rewards"]
         truth_L, truth_S_L = list(found.values.values()), np.array(list(found.by_seed().values())).T
         row = []
