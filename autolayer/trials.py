@@ -1,7 +1,8 @@
 """The trainings that `measure` consists of, each done once: its rewards are kept in measured.json.
 
 A learning rate is chosen as in successive halving, on `select` and the first seed: all rates for a quarter of the
-steps, the best three for all of them. What diverges is out, with its reason, and never becomes a number.
+steps, the best three for all of them, and of these the smallest that is as good as the best. What diverges is out, with
+its reason, and never becomes a number.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from autolayer import checkpoints
 from autolayer.arms import Arm, Layers
@@ -75,10 +78,28 @@ class Trials:
             self._forget(layers, ranked[FINALISTS:])
             best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
             if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
-                self._forget(layers, best[1:])
-                return best[0]
+                chosen = self._steadiest(layers, best)
+                self._forget(layers, [rate for rate in best if rate != chosen])
+                return chosen
         reason = self.kept.failure(layers, self.grid[0])
         raise TrainingError(f"{name_of(layers)} failed at every learning rate of the grid, at the smallest: {reason}")
+
+    def _steadiest(self, layers: Layers, ranked: Sequence[float]) -> float:
+        """The smallest rate that is within one standard error of the best: a larger one may fail on the next seed.
+
+        The one-standard-error rule of Breiman et al. (1984), on paired items.
+        """
+
+        def rewards(rate: float) -> np.ndarray:
+            arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
+            return np.array(self.kept.rewards[_key(arm, self.schedule.steps, "select")])
+
+        best_I = rewards(ranked[0])
+        for rate in sorted(ranked):
+            lost_I = best_I - rewards(rate)
+            if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5:
+                return rate
+        raise AssertionError("the best rate loses nothing against itself")
 
     def _ranked(self, layers: Layers, rates: Sequence[float], start: int, stop: int) -> list[float]:
         """The rates that do not diverge, best first; of equals the smaller, which moves the model less."""
@@ -96,7 +117,7 @@ class Trials:
 
     def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
         """The arm's rewards after `stop` steps, `start` of which are counted elsewhere; None where it diverged."""
-        key = f"{arm.key} step {stop} {split}"
+        key = _key(arm, stop, split)
         if key in self.kept.rewards:
             self._advance(stop - start, arm)
         else:
@@ -179,6 +200,10 @@ def name_of(layers: Layers) -> str:
 
 def _rate_name(layers: Layers, rate: float) -> str:
     return f"{name_of(layers)} at rate {rate:.9g}"
+
+
+def _key(arm: Arm, step: int, split: str) -> str:
+    return f"{arm.key} step {step} {split}"
 
 
 def _stage(split: str) -> str:

@@ -67,7 +67,8 @@ def test_stored_results_are_contributions_worth_having(path: Path) -> None:
     assert path.stem in ENVIRONMENTS and found.steps == ENVIRONMENTS[path.stem].steps
     error = (found.full.high - found.full.low) / (2 * 1.96)
     assert found.full.value > 0.1 and found.full.value > 5 * error, "full RL has to gain .10 and five standard errors"
-    assert len(found.seeds) >= 3 and len(found.layers) == found.num_layers
+    some = ENVIRONMENTS[path.stem].layers is not None
+    assert len(found.seeds) >= 3 and (len(found.layers) == found.num_layers or some)
 
 
 @pytest.mark.slow
