@@ -48,7 +48,6 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="walk-qwen2", task="walk", steps=32),
         Environment(base="walk-llama", task="walk_each"),
         Environment(base="far-qwen3", task="walk_far", algorithm="dr_grpo"),
-        Environment(base="capital-qwen2", task="walk_capital"),
         Environment(base="gap-qwen3", task="gap"),
         Environment(base="symbols-llama", task="noisy", steps=16),
         Environment(base="symbols-llama", task="reading"),
