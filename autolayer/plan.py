@@ -17,8 +17,9 @@ MARGIN = 0.95
 PROBE_SHARES = {"shared batch": 0.55, "step response": 0.3, "line search": 0.05, "burst": 0.1}
 """How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
 has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
-LINE_SIZES, RESPONSE_SIZES = 4, 6
-"""Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well."""
+LINE_SIZES, RESPONSE_SIZES = 4, 7
+"""Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well. In bf16 a
+response may take two more."""
 MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
 RESPONSE_GROUP = 2
@@ -26,7 +27,8 @@ RESPONSE_GROUP = 2
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
-"""Prompts below which a fold of the shared batch, or of the step response, says nothing at all."""
+"""Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
+many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,10 @@ class UnitCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
-    """Sizes of the probes, in prompts with `group_size` completions each. 0 leaves a probe out."""
+    """Sizes of the probes, in prompts with `group_size` completions each, or `RESPONSE_GROUP` in the step response.
+
+    0 leaves a probe out.
+    """
 
     fold_prompts: int
     response_folds: int

@@ -32,7 +32,7 @@ DEVIATION = 0.1
 MAX_SIZES, MAX_GROWTH = 4, 1000.0
 """Trial steps, and the factor between two of them. In bf16 rounding hides a small step, so it takes several."""
 FAR = 1.5
-"""Root mean square of the sequence log-ratio (nats) at which `Response.reach` is read: a KL of about 1."""
+"""Root mean square of the sequence log-ratio (nats) at which `Response.reaches` is read: a KL of about 1."""
 FAR_SIZES, MAX_REACH = 3, 10.0
 """Steps tried on the way there, and how far from 1 a reach may be."""
 
@@ -161,7 +161,7 @@ class ProbeContext:
 
     def deviation(self, layer: int) -> float:
         """Mean over folds of `Response.deviation`; 0 for a layer that moves nothing."""
-        deviations = [response.deviation for response in self.responses(layer)]
+        deviations = [response.deviation for response in self.responses(layer) if response.deviation > 0]
         return sum(deviations) / len(deviations) if deviations else 0.0
 
     def reaches(self, layer: int) -> list[float]:
@@ -211,11 +211,13 @@ class ProbeContext:
             if deviation > 0:
                 half_B = torch.arange(len(before_B)) // judged.rollouts.group_size % 2
 
-                def moved_at(step: float) -> list[float]:
-                    squares_B = (at(step) - before_B).square().cpu()
+                def by_half(log_ratios_B: torch.Tensor) -> list[float]:
+                    squares_B = log_ratios_B.square().cpu()
                     return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
 
-                reaches = far_reaches(moved_at, deviation)
+                steps = far_steps(lambda step: by_half(at(step) - before_B), FAR / deviation)
+                small = by_half(ratios_2_B.mean(0))
+                reaches = tuple(step * slope / FAR for step, slope in zip(steps, small, strict=True))
                 take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
         return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reaches=reaches)
@@ -225,34 +227,32 @@ class ProbeContext:
         return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
 
 
-def far_reaches(moved_at: Callable[[float], Sequence[float]], deviation: float) -> tuple[float, ...]:
-    """Where a step moves the policy by `FAR`, over where `deviation` promises it.
+def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> tuple[float, ...]:
+    """The steps that move the policy by `FAR`.
 
     Args:
         moved_at: Root mean square of the log-ratio over the base's own completions after a step, by each part of them.
             Half its square estimates the KL divergence, without importance weights (k2 of
             joschu.net/blog/kl-approx.html).
-        deviation: Of the log-ratio per unit of a small step.
+        promised: The step that would do it if the policy moved in proportion.
 
     Returns:
-        One value by each part; the steps tried are those that suit all of them together.
+        One step by each part; those tried are the ones that suit all parts together. At most `MAX_REACH` times longer
+        or shorter than promised.
     """
-    promised, tried = FAR / deviation, []
+    tried: list[tuple[float, Sequence[float]]] = []
 
     def crossing(distances: Sequence[float]) -> float:
-        logs = [math.log(max(distance, 1e-3 * FAR)) for distance in distances]
+        # A policy that has become nan has gone too far.
+        logs = [math.log(max(distance, 1e-3 * FAR)) if math.isfinite(distance) else 10.0 for distance in distances]
         step = _crossing(list(zip([math.log(step) for step, _ in tried], logs, strict=True)))
         return min(max(step, promised / MAX_REACH), promised * MAX_REACH)
 
     step = promised
     for _ in range(FAR_SIZES):
         tried.append((step, moved_at(step)))
-        step = crossing([rms_of(parts) for _, parts in tried])
-    return tuple(crossing(parts) / promised for parts in zip(*(parts for _, parts in tried), strict=True))
-
-
-def rms_of(values: Sequence[float]) -> float:
-    return (sum(value * value for value in values) / len(values)) ** 0.5
+        step = crossing([(sum(part * part for part in parts) / len(parts)) ** 0.5 for _, parts in tried])
+    return tuple(crossing(parts) for parts in zip(*(parts for _, parts in tried), strict=True))
 
 
 def _crossing(tried: list[tuple[float, float]]) -> float:

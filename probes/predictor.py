@@ -24,7 +24,7 @@ from autolayer.probes.known import Known, Signal
 
 # E environments, L layers of one, F features, R rows: one for each layer, probing and environment.
 
-FEATURES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change")
+FEATURES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst")
 """Probes that take part; which and why is in examples/RESULTS.md."""
 DEPTHS = ("depth", "depth squared")
 SMALL = 100_000_000
@@ -33,7 +33,7 @@ PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
 MIN_BASES = 3
 """Bases below which nothing can be judged by leaving one out."""
-FALLBACK = dict(zip(FEATURES, (0.5, 0.0, 0.3, 0.1, 0.05, 0.1, 0.05), strict=True))
+FALLBACK = dict(zip(FEATURES, (0.5, 0.0, 0.3, 0.1, 0.05, 0.1), strict=True))
 """Weights, in deviations of contribution, where nothing better is known: guesses, as is the spread beside them."""
 INTERVAL = 0.8
 

@@ -25,7 +25,8 @@ class RepresentationChange(Probe):
     is free of the step's size and of the layer's scale.
     Shape (candidates,), between about -1 and 1. Cost: none beyond the forward that `gain_per_kl` makes.
     Source: our own form; ||weight change|| is known not to predict contribution (arXiv 2607.01232).
-    Known to fail: few sequences (noise of about 1/sqrt(n)), and layers whose movement is undone by later training.
+    Known to fail: few sequences (noise of about 1/sqrt(n); the step response has at most 16 a fold, so it is shown and
+    takes no part in the prediction), and layers whose movement is undone by later training.
     """
 
     def score(self, context: ProbeContext) -> Scores | None:

@@ -1,4 +1,4 @@
-"""What a layer can gain before it has moved the policy too far: gain per KL times reach."""
+"""What a layer can gain before it has moved the policy too far: gain per root KL times reach."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autolayer.probes.reach import reach_scores
 
 
 class TrustedGain(Probe):
-    """Reward that the shared direction promises by the step at which the log-ratio has moved by `FAR` nats.
+    """Reward that the shared direction promises, out to the step at which the log-ratio has moved by `FAR` nats.
 
     `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
     differ: what an early layer changes is amplified by all that follow, so the policy runs away from the base, while a
@@ -20,8 +20,8 @@ class TrustedGain(Probe):
 
         score_l = (m + r (a_l - mean a)) * reach_l,    reach_l = s_l d_l / FAR,    m = max(mean a, error of a)
 
-    The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. So a small
-    budget ranks by reach, a larger one by both.
+    The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. Where the
+    gain is all noise, r = 0, this ranks as the reach does.
     Shape (candidates,), in reward per nat of deviation. Cost: three forwards of some prompts for each layer beyond
     those of `gain_per_kl`. Source: our own; trust regions as in arXiv 1502.05477. Distance is measured on the base's
     own completions, so no importance weights come into it.
@@ -35,8 +35,9 @@ class TrustedGain(Probe):
         alive = reach.scores_L > 0  # the others gain nothing, whatever the noise
         if not alive.any():
             return gain
+        certain = Scores(scores_L=gain.scores_L[alive], errors_L=gain.errors_L[alive]).reliability
         mean = gain.scores_L[alive].mean()
         least = float(np.square(gain.errors_L[alive]).mean()) ** 0.5
-        shrunk_L = max(mean, least) + gain.reliability * (gain.scores_L - mean)
-        errors_L = np.hypot(gain.reliability * gain.errors_L * reach.scores_L, shrunk_L * reach.errors_L)
+        shrunk_L = max(mean, least) + certain * (gain.scores_L - mean)
+        errors_L = np.hypot(certain * gain.errors_L * reach.scores_L, shrunk_L * reach.errors_L)
         return Scores(scores_L=shrunk_L * reach.scores_L, errors_L=errors_L)

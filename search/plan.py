@@ -18,9 +18,9 @@ from autolayer.search.records import Candidate, RaceConfig
 LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6
 """Share of the budget for the ladder. The rest pays for second learning rates and fresh seeds of the finalists, which
 are worth more than longer runs only at the end of a long ladder."""
-LONG = 0.25
+LONG = 0.5
 """Share of the full run from which a ladder is long: what early values still mislead by (`model.DRIFT`, `model.EARLY`)
-is then no more than what a learning rate does (`model.RATE_SD`)."""
+is then no more than what a learning rate and a seed do together (`model.RATE_SD`, `model.SEED_SD`)."""
 WIDTH = 0.4
 """First rung: this many layers times the root of the steps that the budget buys, so that twice the money goes in equal
 parts into more layers and longer runs. Of .2 to 1 in race_simulation.py, .35 to .5 lost least over all priors."""

@@ -14,7 +14,6 @@ from autolayer.arms import RungResult
 from autolayer.costs import Cost
 from autolayer.search.evidence import gather
 from autolayer.search.ledger import Ledger
-from autolayer.search.model import EARLY
 from autolayer.search.outcome import conclude, settled
 from autolayer.search.plan import NUM_FINALISTS, Plan, ladder_cost, plan
 from autolayer.search.posterior import Posterior, infer
@@ -22,6 +21,8 @@ from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, Search
 
 MAX_RATES = 3
 """Learning rates per layer, the equal-KL one included."""
+RATE_FROM = 0.04
+"""Share of the full run before which a rate's effect is lost in drift and noise."""
 MAX_SEEDS = 3
 """Training seeds per finalist."""
 WORTHWHILE = 1.25
@@ -153,7 +154,7 @@ def _fresh_rate(ledger: Ledger, view: Posterior, index: int, to_step: int) -> li
     """A run of the next undrawn learning rate, if there may be one."""
     layers = view.candidates[index].layers
     tried = {run.slot.rate_index for run in (*ledger.results, *ledger.failures) if run.slot.layers == layers}
-    too_early = to_step < EARLY * ledger.config.total_steps  # there a rate's effect is lost in drift and noise
+    too_early = to_step < RATE_FROM * ledger.config.total_steps
     if ledger.config.fixed_rate or too_early or not tried or len(tried) >= MAX_RATES:
         return []
     slot = Slot(layers=layers, rate_index=max(tried) + 1, seed=ledger.config.seed)

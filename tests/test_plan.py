@@ -119,7 +119,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         generated = Cost(generated_tokens=group * units.completion_tokens)
         generate = units.costs.forward(group * units.prompt_tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
-        responses = forward * (layers * plan.response_folds * plan.response_prompts * 7 * min(2, group) / group)
+        responses = forward * (layers * plan.response_folds * plan.response_prompts * 8 * min(2, group) / group)
         line = forward * (layers * plan.line_search_prompts * 5)
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny_models import build_model
 from workbench_helpers import make_bench, make_context, plain_log_probs
 
 from autolayer.probes import PROBES, trusted_gain
-from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_reaches
+from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_steps
 from autolayer.probes.reach import reach_scores
 
 
@@ -27,13 +28,16 @@ def test_the_reach_is_the_root_of_the_distance(deviation: float, growth: float) 
 
     root = brentq(lambda step: moved_at(step) - FAR, 1e-6 / deviation, 1e4 / deviation)
     assert isinstance(root, float)
-    assert far_reaches(lambda step: [moved_at(step)], deviation)[0] == pytest.approx(root * deviation / FAR, rel=0.1)
+    assert far_steps(lambda step: [moved_at(step)], FAR / deviation)[0] * deviation / FAR == pytest.approx(
+        root * deviation / FAR, rel=0.1
+    )
 
 
-@pytest.mark.parametrize(("moved", "expected"), [(0.0, MAX_REACH), (1e9, 1 / MAX_REACH)])
+@pytest.mark.parametrize(("moved", "expected"), [(0.0, MAX_REACH), (1e9, 1 / MAX_REACH), (math.nan, 1 / MAX_REACH)])
 def test_a_policy_that_never_or_always_moves_too_far_gives_the_bound(moved: float, expected: float) -> None:
     steps: list[float] = []
-    assert far_reaches(lambda step: steps.append(step) or [moved], 2.0)[0] == pytest.approx(expected)
+    (found,) = far_steps(lambda step: steps.append(step) or [moved], 2.0)
+    assert found / 2.0 == pytest.approx(expected)
     assert len(steps) == FAR_SIZES
 
 
@@ -58,7 +62,7 @@ def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path:
 
 
 def test_each_part_has_its_own_reach() -> None:
-    slow, fast = far_reaches(lambda step: [step, step * (1 + step**2) ** 0.5], 1.0)
+    slow, fast = (step / FAR for step in far_steps(lambda step: [step, step * (1 + step**2) ** 0.5], FAR))
     assert slow == pytest.approx(1.0, rel=0.02)
     root = brentq(lambda step: step * (1 + step**2) ** 0.5 - FAR, 0.1, 10)
     assert isinstance(root, float) and fast == pytest.approx(root / FAR, rel=0.1)
@@ -99,3 +103,14 @@ def test_reaches_are_averaged_as_logarithms_with_one_relative_error() -> None:
     assert found.errors_L is not None and found.scores_L == pytest.approx([1.0, 4.0, 0.0])
     relative = (np.var([np.log(0.5), np.log(2.0)], ddof=1) / 2 / 2) ** 0.5  # mean over the two layers that move
     assert found.errors_L == pytest.approx([relative, 4 * relative, 0.0])
+
+
+def test_a_layer_that_moves_nothing_does_not_make_noise_look_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = [[0.5, -0.3, 0.1], [-0.2, 0.6, -0.1], [0.3, -0.6, 0.45]]
+    found = _score(monkeypatch, [*noisy, [0.0] * 3], [0.5, 1.0, 2.0, 0.0])
+    assert found.scores_L[2] / found.scores_L[0] == pytest.approx(4.0) and found.scores_L[3] == 0
+
+
+def test_the_error_of_one_sample_is_not_known() -> None:
+    found = reach_scores([[0.5], [2.0]])
+    assert found.errors_L == pytest.approx(found.scores_L)

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from environments import ENVIRONMENTS
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +41,8 @@ def main() -> None:
     table = Table("environment", *columns, title="What short runs tell")
     rows = []
     for folder in sorted(path.parent for path in (options.work / "measure").glob(f"*/{NAME}")):
+        if ENVIRONMENTS[folder.name].sealed:
+            continue
         found, rewards = read(folder), json.loads((folder / MEASURED).read_text())["rewards"]
         truth_L, truth_S_L = list(found.values.values()), np.array(list(found.by_seed().values())).T
         row = []

@@ -8,6 +8,8 @@ from pathlib import Path
 from bases import BASES
 
 HERE = Path(__file__).parent
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+"""Every arm's learning rates. Larger ones gain more on one seed and collapse on the next."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,30 @@
 """LoRA on every linear map of every layer (PEFT, rank 16), by the trainer that trains the layers: a baseline.
 
-The same prompts, seeds, steps and choice of the rate on `select` as `autolayer measure` gives its arms.
+The same prompts, seeds, steps and rates as the arms of `autolayer measure`, every rate for all steps, the best on
+`select`. A rate that diverges is out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from environments import Environment
+from environments import RATES, Environment
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from autolayer.arms import Arm
 from autolayer.config import from_dict
+from autolayer.errors import TrainingError
 from autolayer.optimizer import MasterAdamW
 from autolayer.prepare import prepare
 from autolayer.trainer import LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
 from autolayer.workbench import Workbench
 
-RATES = (1e-3, 3e-3, 1e-2)
 RANK, ALPHA = 16, 32
 
 
@@ -47,8 +49,11 @@ def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1,
                 score = np.mean(bench.evaluate("select", stages.config.search.num_select, seed=0))
                 return float(score), float(np.mean(np.array(bench.evaluate("eval", num_eval, seed=0)) - base_I))
 
-            first = {rate: after(rate, seeds[0]) for rate in RATES}
-            best = max(RATES, key=lambda rate: first[rate][0])
+            first = {}
+            for rate in RATES:
+                with contextlib.suppress(TrainingError):
+                    first[rate] = after(rate, seeds[0])
+            best = max(first, key=lambda rate: first[rate][0])
             values = [first[best][1]] + [after(best, seed)[1] for seed in seeds[1:]]
     return {"gains": values, "learning_rate": best, "rank": RANK, "rates": RATES}
 

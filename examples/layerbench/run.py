@@ -16,12 +16,13 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from bases import BASES, pretrain
-from environments import ENVIRONMENTS, HERE, Environment
+from environments import ENVIRONMENTS, HERE, RATES, Environment
 from lora import gains
 
 import autolayer
@@ -31,8 +32,6 @@ from autolayer.probes.known import Known, Signal, of_contribution, save
 from autolayer.runs import PROBE
 
 RESULTS = HERE / "results"
-RATES = "3e-4,1e-3,3e-3,1e-2"
-"""Every arm's grid. Larger ones gain more on one seed and collapse on the next."""
 PROBE_SEEDS = (0, 1, 2)
 BUDGETS = {0.25: (0, 1), 1.0: (0, 1)}
 """Share of one full run that finding may cost, and the seeds `pick` is run with."""
@@ -46,7 +45,7 @@ def build(environment: Environment, work: Path) -> None:
 
 def measure(environment: Environment, work: Path) -> None:
     out = str(work / "measure" / environment.name)
-    found = autolayer.measure(**environment.options(work / "bases"), rates=RATES, out=out)
+    found = autolayer.measure(**environment.options(work / "bases"), rates=",".join(map(str, RATES)), out=out)
     values = found.to_dict() | {"model": environment.base, "task": environment.task}
     keep(environment, contribution=values)
     print(f"{environment.name}: full {found.full.value:+.3f}, best {found.best_layers}", flush=True)
@@ -92,6 +91,8 @@ def keep(environment: Environment, **values: Any) -> None:
     """Adds to an environment's file in results/."""
     path = RESULTS / f"{environment.name}.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
+    if "contribution" in values and before.get("steps") != environment.steps:
+        before = {}  # what was found for runs of another length
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**before, "steps": environment.steps, **values}, indent=1) + "\n")
 
@@ -105,12 +106,13 @@ def known(environment: Environment) -> Known:
     """An environment as the prediction learns from it."""
     found = load(environment)
     assert found is not None, f"{environment.name} has not been measured"
-    others = [
+    probings = [
         {name: Signal(scores_L=tuple(scores), reliability=probing["reliability"].get(name, 0.0))
          for name, scores in probing["scores"].items() if name in probing["reliability"]}
         for probing in found.get("probings", ())
     ]  # fmt: skip
-    return of_contribution(Contribution.from_dict(found["contribution"]), name=environment.name, others=others)
+    made = of_contribution(Contribution.from_dict(found["contribution"]), name=environment.name)
+    return replace(made, probings=tuple(probings))  # one size of probes for all, not what measuring happened to use
 
 
 def fit() -> None:
