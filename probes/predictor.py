@@ -4,9 +4,9 @@ Each environment (base, task, algorithm) is centred: what is learned is which la
 never how good models are in general. That level is added afterwards, with its own uncertainty. Every number that
 describes an error comes from environments whose base took no part in the fit.
 
-Depth is a feature only among models below `SMALL` parameters, since where the hump lies in a model of a few layers says
-nothing about a large one. Above, the probes' weights are kept and a weak prior from the published positions
-(positions.py, arXiv 2607.01232) takes the place of depth: a prior, not a measurement of ours.
+Depth is no feature: learned from LayerBench it made predictions for left-out bases worse (examples/RESULTS.md). For
+models from `SMALL` parameters on, a weak prior from the published positions is added (positions.py, arXiv 2607.01232): a
+prior, not a measurement of ours.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from autolayer.probes.known import Known, Signal
 
 FEATURES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst")
 """Probes that take part; which and why is in examples/RESULTS.md."""
-DEPTHS = ("depth", "depth squared")
 SMALL = 100_000_000
-"""Parameters from which on nothing about depth is learned from smaller models."""
+"""Parameters below which the published positions, of models of 1.5 to 8 billion, say nothing."""
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
 MIN_BASES = 3
@@ -56,15 +55,14 @@ class Model:
     """A fitted combination."""
 
     weights_F: np.ndarray
-    with_depth: bool
     level: float
     level_sd: float
     deviation: float
     num_environments: int
 
-    def centred(self, probes: Mapping[str, Signal], layers: Sequence[int], num_layers: int) -> np.ndarray:
+    def centred(self, probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
         """Predicted contribution over the candidates' mean, (L,)."""
-        return features(probes, layers, num_layers, with_depth=self.with_depth) @ self.weights_F
+        return features(probes, num_candidates) @ self.weights_F
 
 
 def predict(
@@ -82,13 +80,12 @@ def predict(
         layers: The candidates.
         num_layers: Blocks of the model.
         known: Measured environments to learn from, none of them of this base unless the user measured it.
-        num_parameters: Of the model: above `SMALL` no depth effect is used.
+        num_parameters: Of the model: from `SMALL` on, the published positions are a prior.
     """
-    small = num_parameters < SMALL
-    model = fit(known, with_depth=small)
+    model = fit(known)
     signals = {name: Signal(scores_L=tuple(s.scores_L), reliability=s.reliability) for name, s in probes.items()}
-    centred_L = model.centred(signals, layers, num_layers)
-    if not small:
+    centred_L = model.centred(signals, len(layers))
+    if num_parameters >= SMALL:
         prior_L = standard(positions.scores("position", layers, num_layers))
         centred_L = centred_L + positions.CORRELATION * positions.SPREAD * prior_L
     spread = float(np.hypot(model.deviation, model.level_sd))
@@ -103,11 +100,11 @@ def predict(
     )
 
 
-def fit(known: Sequence[Known], *, with_depth: bool) -> Model:
+def fit(known: Sequence[Known]) -> Model:
     """Learns the weights, and what the prediction is worth on bases that it has not seen."""
     if len({environment.base for environment in known}) < MIN_BASES:
-        return _fallback(with_depth)
-    rows, fixed = [_rows(environment, with_depth) for environment in known], _fallback(with_depth)
+        return _fallback()
+    rows, fixed = [_rows(environment) for environment in known], _fallback()
     errors = {penalty: _mean_square(_left_out_errors(known, rows, penalty)) for penalty in PENALTIES}
     penalty = min(errors, key=lambda each: errors[each])
     error_of_fixed = _mean_square([y_R - x_R_F @ fixed.weights_F for x_R_F, y_R in rows])
@@ -115,7 +112,6 @@ def fit(known: Sequence[Known], *, with_depth: bool) -> Model:
     levels = np.array([np.mean(environment.contribution_L) for environment in known])
     return Model(
         weights_F=_weights(rows, penalty) if learned else fixed.weights_F,
-        with_depth=with_depth,
         level=float(levels.mean()),
         level_sd=float(levels.std(ddof=1) * np.sqrt(1 + 1 / len(levels))),
         deviation=min(errors[penalty], error_of_fixed) ** 0.5,
@@ -123,20 +119,17 @@ def fit(known: Sequence[Known], *, with_depth: bool) -> Model:
     )
 
 
-def features(probes: Mapping[str, Signal], layers: Sequence[int], num_layers: int, *, with_depth: bool) -> np.ndarray:
+def features(probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
     """The model's inputs, (L, F), each centred over the candidates.
 
     A probe's scores are standardised and shrunk by the root of their reliability: what is expected of the true score.
     A probe that was left out, or saw nothing, is 0 everywhere.
     """
-    nothing_L = np.zeros(len(layers))
+    nothing_L = np.zeros(num_candidates)
     columns = [
         standard(np.asarray(probes[name].scores_L)) * probes[name].reliability ** 0.5 if name in probes else nothing_L
         for name in FEATURES
     ]
-    if with_depth:
-        depth_L = 2 * np.asarray(layers, dtype=float) / max(1, num_layers - 1) - 1
-        columns += [depth_L - depth_L.mean(), depth_L**2 - np.mean(depth_L**2)]
     return np.stack(columns, axis=1)
 
 
@@ -150,11 +143,8 @@ Rows = tuple[np.ndarray, np.ndarray]
 """Inputs (R, F) and centred contributions (R,) of one environment."""
 
 
-def _rows(environment: Known, with_depth: bool) -> Rows:
-    inputs = [
-        features(probing, environment.layers, environment.num_layers, with_depth=with_depth)
-        for probing in environment.probings
-    ]
+def _rows(environment: Known) -> Rows:
+    inputs = [features(probing, len(environment.layers)) for probing in environment.probings]
     centred_L = np.array(environment.contribution_L) - np.mean(environment.contribution_L)
     return np.concatenate(inputs), np.tile(centred_L, len(inputs))
 
@@ -180,12 +170,10 @@ def _mean_square(errors: Sequence[np.ndarray]) -> float:
     return float(np.mean([np.mean(error_R**2) for error_R in errors]))
 
 
-def _fallback(with_depth: bool) -> Model:
+def _fallback() -> Model:
     """Nothing to learn from: fixed weights, and the level and spread of published models."""
-    weights = [FALLBACK[name] * positions.SPREAD for name in FEATURES]
     return Model(
-        weights_F=np.array(weights + [0.0] * (len(DEPTHS) if with_depth else 0)),
-        with_depth=with_depth,
+        weights_F=np.array([FALLBACK[name] * positions.SPREAD for name in FEATURES]),
         level=positions.LEVEL,
         level_sd=positions.SPREAD / 2,
         deviation=positions.SPREAD,

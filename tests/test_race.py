@@ -322,7 +322,7 @@ def test_a_clear_verdict_is_right_often_enough():
         rng = np.random.default_rng(seed)
         contribution_L = rng.normal(0.7, 0.3, 6)
         predicted_L = 0.7 + 0.5 * (contribution_L - 0.7) + rng.normal(0, 0.15, 6)
-        outcome, *_ = play(contribution_L, predicted_L, 200, noise=0.2, sd=0.26, seed=seed, confidence=0.9, regret=1e-6)
+        outcome, *_ = play(contribution_L, predicted_L, 800, noise=0.2, sd=0.26, seed=seed, confidence=0.9, regret=1e-6)
         regrets.append(contribution_L.max() - contribution_L[outcome.best[0]])
         promised.append(outcome.expected_regret)
         if outcome.verdict == "clear":

@@ -41,7 +41,7 @@ def main() -> None:
     table = Table("environment", *columns, title="What short runs tell")
     rows = []
     for folder in sorted(path.parent for path in (options.work / "measure").glob(f"*/{NAME}")):
-        if ENVIRONMENTS[folder.name].sealed:
+        if folder.name not in ENVIRONMENTS or ENVIRONMENTS[folder.name].sealed:
             continue
         found, rewards = read(folder), json.loads((folder / MEASURED).read_text())["rewards"]
         truth_L, truth_S_L = list(found.values.values()), np.array(list(found.by_seed().values())).T
