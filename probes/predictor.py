@@ -5,8 +5,8 @@ never how good models are in general. That level is added afterwards, with its o
 describes an error comes from environments whose base took no part in the fit.
 
 Depth is no feature: learned from LayerBench it made predictions for left-out bases worse (examples/RESULTS.md). For
-models from `SMALL` parameters on, a weak prior from the published positions is added (positions.py, arXiv 2607.01232): a
-prior, not a measurement of ours.
+models from `SMALL` parameters on, a weak prior from the published positions is added (positions.py, arXiv 2607.01232):
+a prior, not a measurement of ours.
 """
 
 from __future__ import annotations
