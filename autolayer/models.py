@@ -225,10 +225,19 @@ def _device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {device} cannot be used ({first_line(error)}): give auto, cpu or cuda.") from None
+    except RuntimeError as error:  # what torch raises for a name it does not know, and nothing else runs here
+        raise _unusable(device, first_line(error)) from None
+    if where.type != "cpu":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is None or where.type != accelerator.type:
+            raise _unusable(device, f"torch finds no {where.type} device here")
+        if (count := torch.accelerator.device_count()) <= (where.index or 0):
+            raise _unusable(device, f"there are {count}, counted from 0")
     return where
+
+
+def _unusable(device: str, why: str) -> ConfigError:
+    return ConfigError(f"--device {device} cannot be used ({why}): give auto, cpu or cuda.")
 
 
 @contextmanager

@@ -57,31 +57,25 @@ class Rollouts:
         return torch.tensor(self.rewards, dtype=torch.float64).view(-1, self.group_size)
 
     def __add__(self, other: Rollouts) -> Rollouts:
-        lists = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
-        joined = {name: getattr(self, name) + getattr(other, name) for name in lists}
+        joined = {name: getattr(self, name) + getattr(other, name) for name in LISTS}
         return Rollouts(**joined, group_size=self.group_size)
 
     def __getitem__(self, prompts: slice) -> Rollouts:
         """The rollouts of a slice of the prompts, whole groups."""
         start, stop, _ = prompts.indices(len(self.rewards) // self.group_size)
-        rows = slice(start * self.group_size, stop * self.group_size)
-        return Rollouts(
-            prompt_ids=self.prompt_ids[rows],
-            completion_ids=self.completion_ids[rows],
-            texts=self.texts[rows],
-            rewards=self.rewards[rows],
-            finished=self.finished[rows],
-            group_size=self.group_size,
-        )
+        return self._take(range(start * self.group_size, stop * self.group_size), self.group_size)
 
     def thinned(self, completions: int) -> Rollouts:
         """The first so many completions of every group."""
-        kept = [row for row in range(len(self.rewards)) if row % self.group_size < completions]
-        lists = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
-        return Rollouts(
-            **{name: [getattr(self, name)[row] for row in kept] for name in lists},
-            group_size=min(completions, self.group_size),
-        )
+        rows = [row for row in range(len(self.rewards)) if row % self.group_size < completions]
+        return self._take(rows, min(completions, self.group_size))
+
+    def _take(self, rows: Sequence[int], group_size: int) -> Rollouts:
+        return Rollouts(**{name: [getattr(self, name)[row] for row in rows] for name in LISTS}, group_size=group_size)
+
+
+LISTS = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
+"""The fields of Rollouts that have an entry for each completion."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: dict) -> list[list[int]]:

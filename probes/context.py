@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from autolayer.layers import fp32_layers
 from autolayer.plan import RESPONSE_GROUP, ProbePlan
-from autolayer.probes.gradient import Gradient, streamed_gradient
+from autolayer.probes.gradient import Gradient, inner, streamed_gradient
 from autolayer.probes.sketch import Sketcher
 from autolayer.rollouts import Rollouts, ScoreBatch, scoring
 from autolayer.workbench import Workbench
@@ -84,6 +84,7 @@ class ProbeContext:
     plan: ProbePlan
     seed: int
     _responses: dict[int, list[Response]] = field(default_factory=dict)
+    _gains: dict[int, list[float]] = field(default_factory=dict)
 
     @cached_property
     def _passes(self) -> list[tuple[Gradient, Sketcher]]:
@@ -125,9 +126,10 @@ class ProbeContext:
         others = [gradient[layer] for index, gradient in enumerate(self.gradients) if index != without]
         return {name: sum((other[name] for other in others[1:]), others[0][name]).sign() for name in others[0]}
 
-    def is_dead(self, layer: int) -> bool:
-        """No gradient at all reaches this layer: no step can move it, and every score is 0 by definition."""
-        return all(not bool(g.any()) for gradient in self.gradients for g in gradient[layer].values())
+    def _moving(self, layer: int) -> Iterator[int]:
+        """Folds for which the others give a direction: none where no gradient reaches the layer at all."""
+        has = [any(bool(g.any()) for g in gradient[layer].values()) for gradient in self.gradients]
+        return (fold for fold in range(len(self.folds)) if any(has[:fold] + has[fold + 1 :]))
 
     @contextlib.contextmanager
     def stepped(self, layer: int, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
@@ -155,14 +157,25 @@ class ProbeContext:
     def responses(self, layer: int) -> list[Response]:
         """The response of a layer to a small step, on the planned folds; nothing for a dead layer."""
         if layer not in self._responses:
-            folds = range(0 if self.is_dead(layer) else min(self.plan.response_folds, len(self.folds)))
-            self._responses[layer] = [self._respond(layer, fold) for fold in folds]
+            self._responses[layer] = [
+                self._respond(layer, fold) for fold in itertools.islice(self._moving(layer), self.plan.response_folds)
+            ]
         return self._responses[layer]
 
     def deviation(self, layer: int) -> float:
         """Mean over folds of `Response.deviation`; 0 for a layer that moves nothing."""
         deviations = [response.deviation for response in self.responses(layer) if response.deviation > 0]
         return sum(deviations) / len(deviations) if deviations else 0.0
+
+    def gains_per_kl(self, layer: int) -> list[float]:
+        """The first-order gain of the other folds' direction on each fold, per unit of `deviation`; else zeros."""
+        if layer not in self._gains:
+            deviation = self.deviation(layer)
+            self._gains[layer] = [
+                inner(self.direction(layer, without=fold), gradient[layer]) / deviation if deviation > 0 else 0.0
+                for fold, gradient in enumerate(self.gradients)
+            ]
+        return self._gains[layer]
 
     def reaches(self, layer: int) -> list[float]:
         """All of `Response.reaches`; zeros for a layer that moves nothing."""
@@ -221,10 +234,6 @@ class ProbeContext:
                 take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
         return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reaches=reaches)
-
-    def first_prompts(self, fold: int, prompts: int) -> Fold:
-        """A fold cut to its first prompts."""
-        return make_fold(self.bench, self.folds[fold].rollouts[:prompts])
 
 
 def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import DEVIATION, ProbeContext
-from autolayer.probes.gradient import inner
 
 
 class GainPerKL(Probe):
@@ -19,18 +18,7 @@ class GainPerKL(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        return Scores.of_samples([gains_per_kl(context, layer) for layer in context.layers])
-
-
-def gains_per_kl(context: ProbeContext, layer: int) -> list[float]:
-    """The score of one layer by each fold; zeros for a layer that moves nothing."""
-    deviation = context.deviation(layer)
-    if deviation == 0:
-        return [0.0] * len(context.folds)
-    return [
-        inner(context.direction(layer, without=fold), gradient[layer]) / deviation
-        for fold, gradient in enumerate(context.gradients)
-    ]
+        return Scores.of_samples([context.gains_per_kl(layer) for layer in context.layers])
 
 
 def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:

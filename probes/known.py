@@ -73,8 +73,8 @@ def files(folder: str | Path) -> list[Path]:
     return found
 
 
-def of_contribution(measured: Contribution, *, name: str, others: Sequence[Mapping[str, Signal]] = ()) -> Known:
-    """A measured environment with the probes of its own run, and of other runs."""
+def of_contribution(measured: Contribution, *, name: str) -> Known:
+    """A measured environment with the probes of its own run."""
     own = {
         probe: Signal(scores_L=tuple(scores), reliability=measured.reliability[probe])
         for probe, scores in measured.probes.items()
@@ -88,7 +88,7 @@ def of_contribution(measured: Contribution, *, name: str, others: Sequence[Mappi
         num_layers=measured.num_layers,
         layers=tuple(measured.layers),
         contribution_L=tuple(measured.values.values()),
-        probings=(own, *others),
+        probings=(own,),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from autolayer.layers import fp32_layers
 from autolayer.plan import LINE_SIZES
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import Fold, ProbeContext
+from autolayer.probes.context import Fold, ProbeContext, make_fold
 from autolayer.rollouts import scoring
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
@@ -38,7 +38,7 @@ class LineSearch(Probe):
         typical = context.deviation(layer)
         if typical == 0:
             return [0.0, 0.0]
-        fold = context.first_prompts(0, context.plan.line_search_prompts)
+        fold = make_fold(context.bench, context.folds[0].rollouts[: context.plan.line_search_prompts])
         sizes = [deviation / typical for deviation in DEVIATIONS]
         gains_S_P = reweighted_gains(context, layer, context.direction(layer, without=0), sizes, fold)
         even_S, odd_S = gains_S_P[:, 0::2].mean(1), gains_S_P[:, 1::2].mean(1)

@@ -71,7 +71,7 @@ def run_probes(
         known: Measured environments that the prediction may learn from.
         on_probe: Called with a probe's name when it has finished.
     """
-    folds = [make_fold(bench, part) for part in _shared_batch(bench, rollouts, plan.fold_prompts, num_folds, seed)]
+    folds = [make_fold(bench, part) for part in shared_batch(bench, rollouts, plan.fold_prompts, num_folds, seed)]
     context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)
     scores: dict[str, Scores] = {}
     for name, probe in PROBES.items():
@@ -95,7 +95,7 @@ def run_probes(
     )
 
 
-def _shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Rollouts]:
+def shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Rollouts]:
     """Equal parts with no prompt in two of them."""
     group_size = rollouts.group_size
     have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]

@@ -6,7 +6,6 @@ import numpy as np
 
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.gain_per_kl import gains_per_kl
 from autolayer.probes.reach import reach_scores
 
 
@@ -16,7 +15,7 @@ class TrustedGain(Probe):
     `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
     differ: what an early layer changes is amplified by all that follow, so the policy runs away from the base, while a
     late layer's effect flattens out. With s the step at which the log-ratio is FAR, d its response per unit of a small
-    step, a_l the gain per KL and r its reliability over the layers:
+    step, a_l the score of `gain_per_kl` and r its reliability over the layers:
 
         score_l = (m + r (a_l - mean a)) * reach_l,    reach_l = s_l d_l / FAR,    m = max(mean a, error of a)
 
@@ -29,7 +28,7 @@ class TrustedGain(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        gain = Scores.of_samples([gains_per_kl(context, layer) for layer in context.layers])
+        gain = Scores.of_samples([context.gains_per_kl(layer) for layer in context.layers])
         reach = reach_scores([context.reaches(layer) for layer in context.layers])
         assert gain.errors_L is not None and reach.errors_L is not None
         alive = reach.scores_L > 0  # the others gain nothing, whatever the noise

@@ -56,7 +56,7 @@ def conclude(
     config, leader = ledger.config, view.ranked[0]
     tied = indistinguishable(config, view, leader)
     best = leader
-    if verdict is None:
+    if verdict is None and ledger.results:  # a race that never began leaves all that the prediction cannot tell apart
         tied = [i for i in tied if ledger.slots(view.candidates[i].layers) or i == leader]
     if verdict != "clear":
         # The user allows to lose `regret`: of the measured layers that stay within it, the higher is cheaper to train.

@@ -50,8 +50,6 @@ def test_a_contribution_becomes_an_environment_of_its_measured_layers_and_probes
         contribution_L=(0.5, 0.5),
         probings=({"natural_gain": Signal(scores_L=(0.1, 0.3), reliability=0.8)},),  # a baseline has no reliability
     )
-    again = {"natural_gain": Signal(scores_L=(0.2, 0.4), reliability=0.5)}
-    assert of_contribution(record(**PROBED), name="one", others=[again]).probings[1:] == (again,)
 
 
 def test_what_is_saved_is_read_back_but_for_the_base_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

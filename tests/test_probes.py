@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ def test_a_layer_whose_branches_are_zero_scores_exactly_zero_and_the_others_do_n
             assert all(scores[layer] != 0 for layer in (0, 2, 3)), (name, scores)
     rates = equal_kl_rates(context)
     assert rates[dead] is None and all(rates[layer] for layer in (0, 2, 3))
+
+
+def test_the_one_fold_of_a_small_response_is_one_that_has_a_direction(tmp_path: Path) -> None:
+    """Rewards differ in the first fold only: there is nothing to follow but on the other two."""
+    bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
+    context = make_context(bench, (0, 1), replace(PLAN, response_folds=1))
+    for fold in context.folds[1:]:
+        fold.advantages_B.zero_()
+    (response,) = context.responses(1)
+    assert response.deviation > 0 and response.fold.rollouts.prompt_ids[0] == context.folds[1].rollouts.prompt_ids[0]
 
 
 def test_without_any_difference_in_reward_every_score_is_zero(tmp_path: Path) -> None:

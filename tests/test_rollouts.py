@@ -33,6 +33,23 @@ def _ids(prompts: list[str]) -> list[list[int]]:
     return encode_prompts(build_tokenizer(), [{"prompt": text} for text in prompts], {})
 
 
+def test_a_slice_takes_whole_groups_and_thinning_the_first_of_each() -> None:
+    rollouts = Rollouts(
+        prompt_ids=[[1], [1], [1], [2], [2], [2]],
+        completion_ids=[[3], [4], [5], [6], [7], [8]],
+        texts=list("abcdef"),
+        rewards=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5],
+        finished=[True, False, True, False, True, False],
+        group_size=3,
+    )
+    first = rollouts[:1]
+    assert (first.texts, first.rewards, first.group_size) == (["a", "b", "c"], [0.0, 0.1, 0.2], 3)
+    thin = rollouts.thinned(2)
+    assert (thin.prompt_ids, thin.completion_ids) == ([[1], [1], [2], [2]], [[3], [4], [6], [7]])
+    assert (thin.texts, thin.rewards, thin.group_size) == (["a", "b", "d", "e"], [0.0, 0.1, 0.3, 0.4], 2)
+    assert thin.finished == [True, False, False, True] and rollouts.thinned(5) == rollouts
+
+
 def _rollouts(prompt_ids: list[list[int]], completion_ids: list[list[int]], group_size: int = 1) -> Rollouts:
     count = len(prompt_ids)
     return Rollouts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.optimize import brentq
 from tiny_models import build_model
 from workbench_helpers import make_bench, make_context, plain_log_probs
 
-from autolayer.probes import PROBES, trusted_gain
+from autolayer.probes import PROBES
 from autolayer.probes.context import FAR, FAR_SIZES, MAX_REACH, far_steps
 from autolayer.probes.reach import reach_scores
 
@@ -68,34 +69,34 @@ def test_each_part_has_its_own_reach() -> None:
     assert isinstance(root, float) and fast == pytest.approx(root / FAR, rel=0.1)
 
 
-def _score(monkeypatch: pytest.MonkeyPatch, gains: list[list[float]], reaches: list[float]) -> Any:
-    monkeypatch.setattr(trusted_gain, "gains_per_kl", lambda context, layer: gains[layer])
-    layers = tuple(range(len(gains)))
-    context: Any = type("Context", (), {"layers": layers, "reaches": lambda self, layer: [reaches[layer]] * 2})()
+def _score(gains: list[list[float]], reaches: list[float]) -> Any:
+    context: Any = SimpleNamespace(
+        layers=tuple(range(len(gains))), gains_per_kl=gains.__getitem__, reaches=lambda layer: [reaches[layer]] * 2
+    )
     return PROBES["trusted_gain"].score(context)
 
 
-def test_a_certain_gain_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _score(monkeypatch, [[0.1] * 3, [0.3] * 3, [0.2] * 3], [2.0, 1.0, 0.5])
+def test_a_certain_gain_counts_in_full() -> None:
+    found = _score([[0.1] * 3, [0.3] * 3, [0.2] * 3], [2.0, 1.0, 0.5])
     assert found.scores_L == pytest.approx([0.2, 0.3, 0.1])
     assert found.reliability == pytest.approx(1.0)
 
 
-def test_where_the_gain_is_noise_the_reach_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_gain_is_noise_the_reach_decides() -> None:
     gains = [[0.5, -0.3, 0.1], [-0.2, 0.6, -0.1], [0.3, -0.6, 0.45]]  # all three means are about .1 +- .25
-    found = _score(monkeypatch, gains, [0.5, 1.0, 2.0])
+    found = _score(gains, [0.5, 1.0, 2.0])
     assert np.argsort(found.scores_L).tolist() == [0, 1, 2]
     assert found.scores_L[1] / found.scores_L[0] == pytest.approx(2.0) and (found.scores_L > 0).all()
 
 
-def test_noise_below_zero_does_not_turn_the_order_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _score(monkeypatch, [[-0.5, 0.3], [0.2, -0.6], [0.3, -0.6]], [0.5, 1.0, 2.0])
+def test_noise_below_zero_does_not_turn_the_order_around() -> None:
+    found = _score([[-0.5, 0.3], [0.2, -0.6], [0.3, -0.6]], [0.5, 1.0, 2.0])
     assert np.argsort(found.scores_L).tolist() == [0, 1, 2]
 
 
-def test_a_layer_that_moves_nothing_scores_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _score(monkeypatch, [[0.0, 0.0], [0.2, 0.3]], [0.0, 1.0]).scores_L[0] == 0
-    assert not _score(monkeypatch, [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]).scores_L.any()
+def test_a_layer_that_moves_nothing_scores_zero() -> None:
+    assert _score([[0.0, 0.0], [0.2, 0.3]], [0.0, 1.0]).scores_L[0] == 0
+    assert not _score([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]).scores_L.any()
 
 
 def test_reaches_are_averaged_as_logarithms_with_one_relative_error() -> None:
@@ -105,9 +106,9 @@ def test_reaches_are_averaged_as_logarithms_with_one_relative_error() -> None:
     assert found.errors_L == pytest.approx([relative, 4 * relative, 0.0])
 
 
-def test_a_layer_that_moves_nothing_does_not_make_noise_look_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_moves_nothing_does_not_make_noise_look_certain() -> None:
     noisy = [[0.5, -0.3, 0.1], [-0.2, 0.6, -0.1], [0.3, -0.6, 0.45]]
-    found = _score(monkeypatch, [*noisy, [0.0] * 3], [0.5, 1.0, 2.0, 0.0])
+    found = _score([*noisy, [0.0] * 3], [0.5, 1.0, 2.0, 0.0])
     assert found.scores_L[2] / found.scores_L[0] == pytest.approx(4.0) and found.scores_L[3] == 0
 
 

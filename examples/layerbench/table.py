@@ -2,9 +2,11 @@
 
     python examples/layerbench/table.py             # seconds: nothing is run
     python examples/layerbench/table.py --json      # the same numbers, for a machine
+    python examples/layerbench/table.py --fixed     # the prediction by its fixed weights, which learn nothing
     python examples/layerbench/table.py --sealed    # with the sealed environments: once, at the end
 
-The prediction is made anew from the stored probe scores, by a fit that has seen nothing of the environment's base.
+The tables are Markdown, so README.md holds them as they are printed. The prediction is made anew from the stored probe
+scores, by a fit that has seen nothing of the environment's base.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from environments import ENVIRONMENTS, Environment
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from run import known, load
@@ -149,7 +152,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def per_environment(rows: list[Judged]) -> Table:
-    table = Table(title="LayerBench, left-out bases")
+    table = Table(title="LayerBench, left-out bases", box=MARKDOWN)
     heads = ("environment", "best", "ceiling", "Spearman", "regret: prediction", "pick .25", "cost", "pick 1", "cost",
              "first", "middle", "last", "random", "position")  # fmt: skip
     for head in heads:
@@ -166,7 +169,7 @@ def per_environment(rows: list[Judged]) -> Table:
 
 def means(rows: list[Judged], title: str) -> Table:
     """Every method's means, and how much better the prediction is, paired over environments."""
-    table = Table(title=title)
+    table = Table(title=title, box=MARKDOWN)
     for head in (
         "method",
         "Spearman",
@@ -194,7 +197,7 @@ def means(rows: list[Judged], title: str) -> Table:
 
 
 def gains(rows: list[Judged]) -> Table:
-    table = Table(title="Gain in reward of the whole run, equal steps")
+    table = Table(title="Gain in reward of the whole run, equal steps", box=MARKDOWN)
     names = ("full", "pick 0.25", "middle", "LoRA")
     for head in ("environment", *names):
         table.add_column(head, justify="left" if head == "environment" else "right")
@@ -230,10 +233,11 @@ def _f(value: float | None, digits: int = 2) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--fixed", action="store_true", help="the prediction by its fixed weights")
     parser.add_argument("--sealed", action="store_true", help="with the sealed environments: once, at the end")
     options = parser.parse_args()
     done = [e for e in ENVIRONMENTS.values() if "probings" in (load(e) or {}) and (options.sealed or not e.sealed)]
-    learned = [known(environment) for environment in done if not environment.sealed]
+    learned = [known(environment) for environment in done if not (environment.sealed or options.fixed)]
     rows = [judge(environment, learned) for environment in done]
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
