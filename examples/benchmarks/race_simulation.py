@@ -5,7 +5,7 @@
 Hardware: one CPU core, 3 to 8 minutes. Expected at that size, standard error .005 to .008:
 
     strategy           good prior  useless  reversed
-    race                  .146       .333     .594
+    race                  .144       .370     .660
     Optuna ASHA           .158       .351     .602
     Optuna Hyperband      .160       .352     .606
     Optuna TPE            .163       .346     .596
@@ -13,7 +13,8 @@ Hardware: one CPU core, 3 to 8 minutes. Expected at that size, standard error .0
     prior alone           .152       .440     .737
 
 The curves, noise and rate effects are guesses (written out in `World`), not measurements: the table compares strategies
-and promises no regret. At a quarter of one run short runs drown in noise, so no strategy gets far from its prior.
+and promises no regret. Early values tell more here than on LayerBench, which the race's model now follows: so it stays
+with a wrong prior for longer than is right in this world. At a quarter of one run short runs drown in noise, so no strategy gets far from its prior.
 
 Every strategy gets the same budget in steps, an evaluation counted as one step, and the same prior. Regret is what the
 chosen layer at the chosen learning rate reaches after a full run, against the best layer at its best rate, in
