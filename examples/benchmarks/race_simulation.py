@@ -14,7 +14,8 @@ Hardware: one CPU core, 3 to 8 minutes. Expected at that size, standard error .0
 
 The curves, noise and rate effects are guesses (written out in `World`), not measurements: the table compares strategies
 and promises no regret. Early values tell more here than on LayerBench, which the race's model now follows: so it stays
-with a wrong prior for longer than is right in this world. At a quarter of one run short runs drown in noise, so no strategy gets far from its prior.
+with a wrong prior for longer than is right in this world. At a quarter of one run short runs drown in noise, so no
+strategy gets far from its prior.
 
 Every strategy gets the same budget in steps, an evaluation counted as one step, and the same prior. Regret is what the
 chosen layer at the chosen learning rate reaches after a full run, against the best layer at its best rate, in
