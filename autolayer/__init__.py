@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autolayer.comparing import compare
+    from autolayer.comparing.run import compare
     from autolayer.layers import train_only
-    from autolayer.measuring import measure
+    from autolayer.measuring.run import measure
     from autolayer.patch import load_patch
     from autolayer.pipeline import pick, train_layer
 
@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 __all__ = ["compare", "load_patch", "measure", "pick", "train_layer", "train_only"]
 
 _HOMES = {
-    "compare": "autolayer.comparing",
+    "compare": "autolayer.comparing.run",
     "load_patch": "autolayer.patch",
-    "measure": "autolayer.measuring",
+    "measure": "autolayer.measuring.run",
     "pick": "autolayer.pipeline",
     "train_layer": "autolayer.pipeline",
     "train_only": "autolayer.layers",

@@ -207,14 +207,14 @@ def measure(
     settings = _settings(ctx, measure={name: value for name, value in table.items() if value is not None})
     if dry_run:
         with only_stderr():
-            from autolayer import schedule
+            from autolayer.measuring import schedule
 
             plan = schedule.dry_run(settings)
         return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
     with only_stderr():
-        from autolayer import measuring
+        from autolayer.measuring.run import measure as run
 
-        found = measuring.measure(settings, progress=Progress())
+        found = run(settings, progress=Progress())
     _print(json.dumps(found.to_dict(), indent=1), found.render(Path(settings.out or "")), as_json)
 
 
@@ -239,10 +239,11 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
     contribution.json files, CSVs with the columns layer,contribution, or published:qwen3-1.7b.
     """
     with only_stderr():
-        from autolayer import comparing, comparison_report
+        from autolayer.comparing.report import ComparisonReport
+        from autolayer.comparing.run import compare as run
 
-        found = comparing.compare(predicted, *measured, out=out)
-    _print(found.to_json(), comparison_report.ComparisonReport(found, folder=out), as_json)
+        found = run(predicted, *measured, out=out)
+    _print(found.to_json(), ComparisonReport(found, folder=out), as_json)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")

@@ -17,12 +17,13 @@ from rich.console import Console
 from test_results import finished
 
 import autolayer
-from autolayer import cli, metrics
-from autolayer.comparing import compare
-from autolayer.comparison import Comparison, Judgement, Row
-from autolayer.comparison_report import ComparisonReport
+from autolayer import cli
+from autolayer.comparing import metrics
+from autolayer.comparing.comparison import Comparison, Judgement, Row
+from autolayer.comparing.curves import published
+from autolayer.comparing.report import ComparisonReport
+from autolayer.comparing.run import compare
 from autolayer.contribution import ArmGain, Contribution
-from autolayer.curves import published
 from autolayer.errors import AutolayerError, DataError, UnknownNameError
 from autolayer.results import PickResult, RankingRow
 

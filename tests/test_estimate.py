@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autolayer.estimate import Estimate, estimate, seed_noise
+from autolayer.measuring.estimate import Estimate, estimate, seed_noise
 
 FULL_GAIN = 0.3
 

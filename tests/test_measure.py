@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 import autolayer
-from autolayer import checkpoints, cli, config, contribution, schedule
+from autolayer import checkpoints, cli, config, contribution
 from autolayer.arms import Arm
 from autolayer.contribution import ArmGain, Contribution
 from autolayer.costs import Cost
 from autolayer.errors import ConfigError, DataError, RunFolderError, TrainingError
+from autolayer.measuring import schedule
+from autolayer.measuring.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
+from autolayer.measuring.trials import MEASURED, Trials
 from autolayer.probes.run import ProbeReport
 from autolayer.progress import Stage
 from autolayer.runs import RunFolder
-from autolayer.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
-from autolayer.trials import MEASURED, Trials
 from autolayer.workbench import Workbench
 
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "layers": "0,7", "steps": 12, "prompts_per_step": 8,

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolayer import metrics, positions
-from autolayer.curves import published
-from autolayer.resampling import bootstrap_interval, chance, difference_under_noise
+from autolayer import positions
+from autolayer.comparing import metrics
+from autolayer.comparing.curves import published
+from autolayer.comparing.resampling import bootstrap_interval, chance, difference_under_noise
 
 RANDOM = np.random.default_rng(0)
 PAIRS = [(RANDOM.normal(size=n), RANDOM.normal(size=n)) for n in (4, 8, 28)]

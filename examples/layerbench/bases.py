@@ -48,6 +48,8 @@ class Base:
     wide: tuple[int, ...] | None = None
     """Layers that see the whole line, the others only `window` tokens; None if all do."""
     window: int = 5
+    exits: int | None = None
+    """Layers after which the answer is asked for, from this one up to the last, as in LayerSkip (arXiv 2404.16710)."""
     steps: int = 1600
     batch: int = 128
     rate: float = 3e-3
@@ -71,6 +73,27 @@ BASES: dict[str, Base] = {
     "symbols-qwen2": Base(architecture="qwen2", layers=12, hidden=48, languages=("noisy", "reading"), seed=24),
     "mixed-qwen3": Base(architecture="qwen3", layers=9, hidden=56, languages=("reading", "walk"), seed=31),
     "mixed-llama": Base(architecture="llama", layers=8, hidden=56, languages=("order", "gap"), seed=32),
+    "exit-llama": Base(architecture="llama", layers=12, hidden=48, languages=("noisy", "reading"), seed=41, exits=4),
+    "exit-qwen3": Base(architecture="qwen3", layers=12, hidden=56, languages=("reading", "walk"), seed=42, exits=5),
+    "tall-qwen3": Base(architecture="qwen3", layers=16, hidden=48, languages=("reading", "walk"), seed=43),
+    "late-qwen2": Base(
+        architecture="qwen2",
+        layers=14,
+        hidden=48,
+        languages=("walk_each",),
+        seed=44,
+        wide=tuple(range(8, 14)),
+        window=1,
+    ),
+    "late-qwen3": Base(
+        architecture="qwen3",
+        layers=12,
+        hidden=48,
+        languages=("walk_many",),
+        seed=45,
+        wide=tuple(range(7, 12)),
+        window=1,
+    ),
     "deep-llama": Base(architecture="llama", layers=20, hidden=48, languages=("walk_many",), seed=23),
 }
 
@@ -116,6 +139,16 @@ def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[tuple[str, str]])
     return input_ids, labels
 
 
+def _loss(model, base: Base, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the answers, the mean over the layers that answer."""
+    found = model(input_ids=input_ids, labels=labels, use_cache=False, output_hidden_states=base.exits is not None)
+    if base.exits is None:
+        return found.loss
+    early = [model.lm_head(model.model.norm(hidden)) for hidden in found.hidden_states[base.exits + 1 : -1]]
+    losses = [model.loss_function(logits=logits, labels=labels, vocab_size=model.vocab_size) for logits in early]
+    return torch.stack([*losses, found.loss]).mean()
+
+
 def pretrain(base: Base, folder: Path) -> float:
     """Writes the base as a Hugging Face folder; returns its last training loss."""
     tokenizer = build_tokenizer()
@@ -130,7 +163,7 @@ def pretrain(base: Base, folder: Path) -> float:
     for _ in range(base.steps):
         lines = [LANGUAGES[rng.choice(base.languages)].corpus(rng) for _ in range(base.batch)]
         input_ids, labels = encode(tokenizer, lines)
-        loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+        loss = _loss(model, base, input_ids, labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

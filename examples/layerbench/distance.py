@@ -24,9 +24,9 @@ from rich.table import Table
 from run import load
 
 from autolayer.calibrate import calibrate
+from autolayer.comparing.metrics import spearman
 from autolayer.config import from_dict
 from autolayer.contribution import Contribution
-from autolayer.metrics import spearman
 from autolayer.plan import ProbePlan
 from autolayer.prepare import prepare
 from autolayer.probes.context import ProbeContext, make_fold

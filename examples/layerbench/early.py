@@ -17,9 +17,9 @@ from environments import ENVIRONMENTS
 from rich.console import Console
 from rich.table import Table
 
+from autolayer.comparing.metrics import regret, spearman
 from autolayer.contribution import NAME, Contribution, read
-from autolayer.metrics import regret, spearman
-from autolayer.trials import MEASURED
+from autolayer.measuring.trials import MEASURED
 
 
 def scores(found: Contribution, rewards: dict[str, list[float]], step: int) -> np.ndarray:

@@ -25,12 +25,12 @@ from rich.table import Table
 from run import known, load
 
 from autolayer import positions
+from autolayer.comparing.metrics import coverage, regret, spearman, winkler
+from autolayer.comparing.resampling import bootstrap_interval
 from autolayer.contribution import Contribution
-from autolayer.metrics import coverage, regret, spearman, winkler
 from autolayer.probes.base import Scores
 from autolayer.probes.known import Known
 from autolayer.probes.predictor import predict
-from autolayer.resampling import bootstrap_interval
 from autolayer.stats import Interval
 
 PROBES = (

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolayer.comparison import FIGURES, Comparison, Judgement, Point
+from autolayer.comparing.comparison import FIGURES, Comparison, Judgement, Point
 from autolayer.errors import ConfigError
 
 if TYPE_CHECKING:

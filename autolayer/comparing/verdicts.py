@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from autolayer.comparison import Judgement, Mean, Row
+from autolayer.comparing.comparison import Judgement, Mean, Row
 
 LIKELY_CHANCE = 0.05
 """A random ranking that does as well more often than this is mentioned."""

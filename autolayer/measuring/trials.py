@@ -17,9 +17,9 @@ from autolayer import checkpoints
 from autolayer.arms import Arm, Layers
 from autolayer.costs import Cost
 from autolayer.errors import TrainingError
+from autolayer.measuring.schedule import FINALISTS, Schedule
 from autolayer.progress import Stage
 from autolayer.runs import RunFolder
-from autolayer.schedule import FINALISTS, Schedule
 from autolayer.stages import SEGMENT_STEPS, Stages
 
 MEASURED = "measured.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolayer.comparison import FIGURES, NAME, Comparison, Judgement, Row
+from autolayer.comparing.comparison import FIGURES, NAME, Comparison, Judgement, Row
 from autolayer.stats import Interval
 
 if TYPE_CHECKING:

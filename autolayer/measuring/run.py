@@ -21,14 +21,14 @@ from autolayer.config import Config, from_dict
 from autolayer.contribution import ArmGain, Contribution
 from autolayer.costs import Cost
 from autolayer.errors import ConfigError, DataError
-from autolayer.estimate import ESTIMATOR, NUM_DRAWS, estimate
+from autolayer.measuring.estimate import ESTIMATOR, NUM_DRAWS, estimate
+from autolayer.measuring.schedule import Schedule, rate_grid
+from autolayer.measuring.trials import MEASURED, Trials, name_of
 from autolayer.prepare import prepare
 from autolayer.probes.run import ProbeReport
 from autolayer.progress import Progress
-from autolayer.schedule import Schedule, rate_grid
 from autolayer.stages import Stages
 from autolayer.summary import PACKAGES
-from autolayer.trials import MEASURED, Trials, name_of
 
 LEVEL = 0.95
 

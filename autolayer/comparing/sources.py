@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from autolayer import contribution, results
+from autolayer.comparing.curves import GIVE, PREFIX, Measured, Origin, Predicted, from_csv, published, whole_band
 from autolayer.contribution import Contribution
-from autolayer.curves import GIVE, PREFIX, Measured, Origin, Predicted, from_csv, published, whole_band
 from autolayer.errors import DataError, RunFolderError
 from autolayer.results import PickResult
 from autolayer.runs import RESULT

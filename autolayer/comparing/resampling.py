@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from autolayer.metrics import checked, dense_ranks
+from autolayer.comparing.metrics import checked, dense_ranks
 from autolayer.stats import Interval
 
 NUM_DRAWS = 10_000

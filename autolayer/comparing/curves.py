@@ -18,7 +18,7 @@ from autolayer.errors import DataError, unknown
 Band = dict[int, tuple[float, float]]
 """Layer -> low and high."""
 
-DATA = Path(__file__).with_name("data") / "published"
+DATA = Path(__file__).parent.parent / "data" / "published"
 PREFIX = "published:"
 BENCHMARKS = ("math500", "gsm8k", "olympiad", "amc")
 """Columns of the published table whose unweighted mean is the score S (arXiv 2607.01232)."""

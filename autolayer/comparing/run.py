@@ -9,14 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from autolayer import figure, metrics, positions, resampling, verdicts
-from autolayer.comparison import METRICS, NAME, Comparison, Judgement, Mean, Point, Row
+from autolayer import positions
+from autolayer.comparing import figure, metrics, resampling, verdicts
+from autolayer.comparing.comparison import METRICS, NAME, Comparison, Judgement, Mean, Point, Row
+from autolayer.comparing.curves import GIVE, Measured, Predicted
+from autolayer.comparing.sources import read_measured, read_predicted
 from autolayer.contribution import Contribution
-from autolayer.curves import GIVE, Measured, Predicted
 from autolayer.errors import ConfigError, DataError
 from autolayer.results import PickResult
 from autolayer.runs import RunFolder
-from autolayer.sources import read_measured, read_predicted
 from autolayer.stats import Interval
 
 FEWEST = 4
