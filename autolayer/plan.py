@@ -100,9 +100,12 @@ def calibration_prompts(config: Config) -> int:
 
 
 def select_items(config: Config) -> int:
-    """Items that a rung compares its arms on: no more than two training steps sample, or evaluation eats the budget."""
+    """Items that a rung compares its arms on: no more than half a training step samples, or evaluation eats the budget.
+
+    Training rewards are evidence, too.
+    """
     assert config.prompts_per_step is not None
-    return min(config.search.num_select, 2 * config.prompts_per_step * config.group_size)
+    return min(config.search.num_select, max(32, config.prompts_per_step * config.group_size // 2))
 
 
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:

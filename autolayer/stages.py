@@ -119,6 +119,7 @@ class Stages:
                     rollouts,
                     sizes,
                     num_folds=config.probe.num_folds,
+                    total_steps=config.steps or 0,
                     seed=config.seed,
                     known=self._known(),
                     on_probe=lambda name: bar.advance(1, name),
@@ -142,7 +143,7 @@ class Stages:
 
         Args:
             calibration: For the planned costs.
-            probed: The prediction, which is the race's prior, and the equal-KL rates.
+            probed: The prediction, which is the race's prior, and the rates to start from.
             spent: What calibration and probes have cost.
         """
         config, units, bench = self.config, self.units(calibration), self.bench
@@ -161,6 +162,7 @@ class Stages:
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
             eval_cost=units.generate_one * num_items,
+            first_rollouts=units.generate * (config.prompts_per_step or 0),
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,

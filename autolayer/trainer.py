@@ -52,6 +52,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         longest: Tokens of the task's longest prompt and a whole completion: micro-batches must not depend on where
             a segment was cut.
         swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
+        first_completions: The first step's completions, where another arm that started from the same weights with
+            the same prompts and seeds has sampled them.
         on_rollouts: Called with every step's rollouts, after they are rewarded.
     """
 
@@ -71,6 +73,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         optimizer: MasterAdamW,
         longest: int,
         swap_in_base: Callable[[], AbstractContextManager[None]],
+        first_completions: Sequence[list[int]] | None = None,
         on_rollouts: Callable[[Rollouts], None],
     ) -> None:
         self.task = task
@@ -78,6 +81,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.arm = arm
         self.engine = engine
         self.swap_in_base = swap_in_base
+        self.first_completions = first_completions
         self.on_rollouts = on_rollouts
         self.group_size = group_size
         self.pending: dict[str, Any] = {}
@@ -137,7 +141,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         first = self.state.global_step * len(prompts) // self.group_size
         prompt_ids = [self.ids_by_index[first + i // self.group_size] for i in range(len(prompts))]
         seeds = [request_seed(self.arm.seed, "train", step, i) for i in range(len(prompts))]
-        completion_ids = self.engine.generate(prompt_ids, seeds)
+        known = self.first_completions if self.state.global_step == 0 else None
+        completion_ids = self.engine.generate(prompt_ids, seeds) if known is None else list(map(list, known))
         self.pending = {"prompt_ids": prompt_ids, "completion_ids": completion_ids}
         return {**self.pending, "logprobs": None}
 

@@ -74,6 +74,8 @@ class Workbench:
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
+        self._first: dict[tuple[int, int], list[list[int]]] = {}
+        """Completions of step 0 by seed and prompts: the base model's, so the same for every arm."""
 
     # Weights
 
@@ -192,7 +194,9 @@ class Workbench:
         started, generating = time.perf_counter(), self.engine.seconds
         num_steps = to_step - arm.step
         assert num_steps > 0, f"{arm} is not behind step {to_step}"
-        rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step or self.settings.prompts_per_step)
+        prompts_per_step = prompts_per_step or self.settings.prompts_per_step
+        rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
+        first = self._first.get((arm.seed, prompts_per_step)) if arm.step == 0 else None
         seen: list[Rollouts] = []
         parameters = self.parameters(arm.layers)
         with (
@@ -223,6 +227,7 @@ class Workbench:
                     optimizer=optimizer,
                     longest=self.longest,
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
+                    first_completions=first,
                     on_rollouts=seen.append,
                 )
                 if on_step is not None:
@@ -234,7 +239,12 @@ class Workbench:
                     trainer.close()
             # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
             freeze.expect_gradient = any(map(_any_advantage, seen))
-            cost = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
+            cost = self._training_cost(seen, arm.layers)
+            if first is not None:
+                cost -= self._generation_cost(seen[0])
+            elif arm.step == 0:
+                self._first[arm.seed, prompts_per_step] = seen[0].completion_ids
+            cost = replace(cost, seconds=time.perf_counter() - started)
             self.spent += cost
             self._time_training(cost, self.engine.seconds - generating)
             advanced = replace(arm, step=to_step)

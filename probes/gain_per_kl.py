@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import DEVIATION, ProbeContext
+from autolayer.probes.context import ProbeContext
 
 
 class GainPerKL(Probe):
@@ -19,13 +19,3 @@ class GainPerKL(Probe):
 
     def score(self, context: ProbeContext) -> Scores:
         return Scores.of_samples([context.gains_per_kl(layer) for layer in context.layers])
-
-
-def equal_kl_rates(context: ProbeContext) -> dict[int, float | None]:
-    """The learning rate at which one Adam step moves the policy equally far, whichever layer takes it.
-
-    None for a layer that moves nothing. Adam's first step is its rate times the gradient's sign, so the rate is the
-    size of the sign step whose log-ratio deviates by `DEVIATION`.
-    """
-    deviations = {layer: context.deviation(layer) for layer in context.layers}
-    return {layer: DEVIATION / deviation if deviation > 0 else None for layer, deviation in deviations.items()}

@@ -7,11 +7,8 @@ import numpy as np
 from autolayer.arms import Arm
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.gain_per_kl import equal_kl_rates
+from autolayer.probes.rates import BURST_STEPS, far_rates
 from autolayer.rollouts import request_seed
-
-BURST_RATE = 2.0
-"""Burst steps are this many times the equal-KL rate: a burst is over before a large step can hurt."""
 
 
 class RLBurst(Probe):
@@ -21,7 +18,7 @@ class RLBurst(Probe):
     split, same sampling noise. Shape (candidates,), in reward. Cost: k steps and one evaluation per layer.
     Source: short runs as predictors of long ones (successive halving, arXiv 1502.07943); one step at the better of
     two rates already had Spearman .66 and .94 with the measured contribution on two small environments.
-    Known to fail: one common rate for all layers (.37), which is why each layer runs at its equal-KL rate; and
+    Known to fail: one common rate for all layers (.37), which is why each layer has a rate of its own; and
     tasks where no layer gains anything measurable in the first steps.
     """
 
@@ -30,7 +27,7 @@ class RLBurst(Probe):
         if not plan.burst_steps:
             return None
         base_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed))
-        rates = equal_kl_rates(context)
+        rates = far_rates(context, BURST_STEPS)
         gains_L_I = []
         for layer in context.layers:
             rate = rates[layer]
@@ -39,7 +36,7 @@ class RLBurst(Probe):
                 continue
             # A seed of its own keeps the burst's checkpoints apart from the search's arms.
             seed = request_seed(context.seed, "burst") % 2**31
-            arm = Arm(layers=(layer,), learning_rate=rate * BURST_RATE, seed=seed)
+            arm = Arm(layers=(layer,), learning_rate=rate, seed=seed)
             trained = bench.train(arm, plan.burst_steps, prompts_per_step=plan.burst_prompts).arm
             after_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed, arm=trained))
             gains_L_I.append(after_I - base_I)

@@ -13,9 +13,9 @@ from autolayer.plan import ProbePlan
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.probes.gain_per_kl import equal_kl_rates
 from autolayer.probes.known import Known
 from autolayer.probes.predictor import predict
+from autolayer.probes.rates import far_rates, steps_to_far
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.workbench import Workbench
 
@@ -36,7 +36,7 @@ class ProbeReport:
     learned_from: int
     """Measured environments that the prediction has learned from."""
     learning_rates: tuple[float | None, ...]
-    """The equal-KL rate of each candidate; None for a layer that moves nothing."""
+    """Where each candidate's learning rate starts; None for a layer that moves nothing."""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def run_probes(
     plan: ProbePlan,
     *,
     num_folds: int,
+    total_steps: int,
     seed: int,
     known: Sequence[Known] = (),
     on_probe: Callable[[str], None] = lambda name: None,
@@ -67,6 +68,7 @@ def run_probes(
         rollouts: What calibration sampled on the `probe` split; used first, the rest is sampled here.
         plan: Sizes.
         num_folds: Parts of the shared batch.
+        total_steps: Of the final run: the longer it is, the slower it starts.
         seed: Of the run.
         known: Measured environments that the prediction may learn from.
         on_probe: Called with a probe's name when it has finished.
@@ -80,7 +82,7 @@ def run_probes(
             scores[name] = found
         on_probe(name)
     prediction = predict(scores, layers, len(bench.layers), known=known, num_parameters=bench.model.num_parameters())
-    rates = equal_kl_rates(context)
+    rates = far_rates(context, steps_to_far(total_steps))
     return ProbeReport(
         layers=layers,
         scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
@@ -116,7 +118,7 @@ def shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_fo
 
 
 def joint_rate(report: ProbeReport) -> float:
-    """The equal-KL rate of training all probed layers together: their movements add up like independent errors.
+    """The rate of training all probed layers together: their movements add up like independent errors.
 
     Raises:
         ConfigError: None of the layers moves the policy.

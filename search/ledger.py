@@ -52,28 +52,37 @@ class Ledger:
         failed = any(run.slot.layers == layers for run in self.failures)
         return failed and not self.slots(layers)
 
-    def planned(self, run: Run) -> Cost:
-        """What the configuration says that a run costs."""
-        return self._step_costs[run.slot.layers] * (run.to_step - run.from_step) + self.config.eval_cost
+    def planned(self, runs: Iterable[Run], before: Iterable[Run] = ()) -> Cost:
+        """What the configuration says that these runs cost, in this order, after those `before`."""
+        total, sampled = Cost(), {run.slot.seed for run in before if run.from_step == 0}
+        for run in runs:
+            total += self._step_costs[run.slot.layers] * (run.to_step - run.from_step) + self.config.eval_cost
+            if run.from_step == 0 and run.slot.seed in sampled:
+                total -= self.config.first_rollouts
+            elif run.from_step == 0:
+                sampled.add(run.slot.seed)
+        return total
 
     @property
     def spent(self) -> Cost:
         """What the runs cost; as planned where they failed or did not say."""
-        total = Cost()
-        for run, result in self.results.items():
-            total = total + (result.cost if _says(result.cost) else self.planned(run))
-        for run in self.failures:
-            total = total + self.planned(run)
-        return total
+        told, silent = self._told
+        return sum((result.cost for result in told.values()), Cost()) + self.planned(silent, before=told)
+
+    @property
+    def _told(self) -> tuple[dict[Run, RungResult], list[Run]]:
+        """The runs that say what they cost, and those that do not."""
+        told = {run: result for run, result in self.results.items() if _says(result.cost)}
+        return told, [run for run in (*self.results, *self.failures) if run not in told]
 
     def cost(self, runs: Iterable[Run]) -> Cost:
         """What runs to come will cost: as planned, or more where finished runs cost more than planned.
 
         Completions grow during RL, so a plan made on the base model's can be too low.
         """
-        told = [(self.planned(run), result.cost) for run, result in self.results.items() if _says(result.cost)]
-        planned, actual = sum((p for p, _ in told), Cost()), sum((a for _, a in told), Cost())
-        total = sum((self.planned(run) for run in runs), Cost())
+        told, _ = self._told
+        planned, actual = self.planned(told), sum((result.cost for result in told.values()), Cost())
+        total = self.planned(runs, before=(*self.results, *self.failures))
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
             layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),

@@ -21,9 +21,12 @@ are worth more than longer runs only at the end of a long ladder."""
 LONG = 0.5
 """Share of the full run from which a ladder is long: what early values still mislead by (`model.DRIFT`, `model.EARLY`)
 is then no more than what a learning rate and a seed do together (`model.RATE_SD`, `model.SEED_SD`)."""
-WIDTH = 0.4
-"""First rung: this many layers times the root of the steps that the budget buys, so that twice the money goes in equal
-parts into more layers and longer runs. Of .2 to 1 in race_simulation.py, .35 to .5 lost least over all priors."""
+SCOUT = 0.28
+"""First rung, in roots of the full run's steps, unless the budget pays for no more than a handful of layers: the
+shortest that tells layers apart. A prediction is wrong more often than so short a run (examples/RESULTS.md), so the
+race is first wide, then long."""
+MIN_SCOUT = 2
+"""Steps: the first one's rollouts are the base model's, whatever the layer."""
 MIN_WIDTH = 4
 """The two best predictions, `middle` and a random layer."""
 NUM_FINALISTS = 2
@@ -46,37 +49,48 @@ class Plan:
     first: tuple[Candidate, ...]
     """The candidates of the first rung, best prediction first."""
     planned_cost: Cost
-    """The ladder's, for the dearest candidates."""
+    """The ladder's, for average candidates."""
     is_long: bool = False
     """True if the budget keeps a part back for fresh seeds of the finalists."""
 
 
 def plan(config: RaceConfig, candidates: Sequence[Candidate]) -> Plan:
-    """Chooses the ladder: as long as the budget allows for a width that grows with the root of the budget."""
-    step_cost = _dearest(config, candidates)
+    """Chooses the ladder: as wide as scouting and one more rung fit the budget, then as long."""
     if len(candidates) < 2:
         return Plan(rungs=(), first=tuple(candidates), planned_cost=Cost())
-    wanted = round(WIDTH * math.sqrt(_num_affordable(step_cost, config.budget)))
-    for width in range(min(len(candidates), max(wanted, MIN_WIDTH)), 1, -1):
-        # A very small budget is better spent on one whole ladder than kept for later.
-        ladders = [_longest(config, step_cost, config.budget * share, width) for share in (LADDER_SHARE, 1.0)]
-        rungs = next((rungs for rungs in ladders if rungs), ())
+    step_cost = _average(config, candidates)
+    for width in range(len(candidates), 1, -1):
+        rungs = _rungs(config, step_cost, width)
         is_long = bool(rungs) and rungs[-1].step >= LONG * config.total_steps
         if is_long:
             rungs = _longest(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or rungs
         if rungs:
-            cost = ladder_cost(rungs, 0, step_cost, config.eval_cost)
+            cost = ladder_cost(config, rungs, 0, step_cost)
             return Plan(rungs=rungs, first=_first(config, candidates, width), planned_cost=cost, is_long=is_long)
     return Plan(rungs=(), first=(), planned_cost=Cost())
 
 
-def ladder_cost(rungs: Sequence[Rung], start: int, step_cost: Cost, eval_cost: Cost) -> Cost:
+def _rungs(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Rung, ...]:
+    """The ladder of this width, empty if it does not fit: the longest whole one, or the first rungs of a scout's."""
+    shares = (LADDER_SHARE,) if width > MIN_WIDTH else (LADDER_SHARE, 1.0)
+    whole = next(
+        (found for share in shares if (found := _longest(config, step_cost, config.budget * share, width))), ()
+    )
+    scout = max(MIN_SCOUT, round(SCOUT * math.sqrt(config.total_steps)))
+    if width <= MIN_WIDTH or (whole and whole[0].step >= scout):
+        return whole  # a very small budget is better spent on one whole ladder than kept for later
+    ladder = _ladder(config, width, min(scout, config.total_steps))
+    fitting = [ladder[:n] for n in range(2, len(ladder) + 1) if _fits(config, ladder[:n], step_cost, LADDER_SHARE)]
+    return max(fitting, key=len, default=())
+
+
+def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost: Cost) -> Cost:
     """Cost of the rungs from index `start` on, each arm continuing from the rung before."""
     total = Cost()
     for index in range(start, len(rungs)):
         before = rungs[index - 1].step if index else 0
-        total = total + (step_cost * (rungs[index].step - before) + eval_cost) * rungs[index].num_layers
-    return total
+        total += (step_cost * (rungs[index].step - before) + config.eval_cost) * rungs[index].num_layers
+    return total if start else total - config.first_rollouts * (rungs[0].num_layers - 1)
 
 
 def middle(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:
@@ -84,17 +98,13 @@ def middle(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda c: (abs(np.mean(c.layers) - config.num_layers // 2), -np.mean(c.layers)))
 
 
-def _dearest(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
-    costs = [config.step_cost(candidate.layers) for candidate in candidates]
-    return Cost(
-        generated_tokens=max((cost.generated_tokens for cost in costs), default=0.0),
-        layer_tokens=max((cost.layer_tokens for cost in costs), default=0.0),
-    )
+def _average(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
+    """A step of the average candidate; before a batch starts, it is held against what its own layers cost."""
+    return sum((config.step_cost(candidate.layers) for candidate in candidates), Cost()) * (1 / len(candidates))
 
 
-def _num_affordable(unit: Cost, budget: Cost) -> float:
-    pairs = ((unit.generated_tokens, budget.generated_tokens), (unit.layer_tokens, budget.layer_tokens))
-    return max(0.0, min((have / need for need, have in pairs if need > 0), default=1e6))
+def _fits(config: RaceConfig, rungs: Sequence[Rung], step_cost: Cost, share: float) -> bool:
+    return ladder_cost(config, rungs, 0, step_cost).fits(config.budget * share)
 
 
 def _ladder(config: RaceConfig, width: int, steps: int) -> tuple[Rung, ...]:
@@ -110,7 +120,7 @@ def _longest(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> t
 
     def fits(steps: int) -> bool:
         rungs = _ladder(config, width, steps)
-        return ladder_cost(rungs, 0, step_cost, config.eval_cost).fits(budget)
+        return ladder_cost(config, rungs, 0, step_cost).fits(budget)
 
     low, high = 0, config.total_steps
     while low < high:  # the ladder's cost grows with its first rung

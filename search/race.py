@@ -121,10 +121,10 @@ def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int
 def _second_rates(ledger: Ledger, layout: Plan, view: Posterior, rung: int, batch: tuple[Run, ...]) -> tuple[Run, ...]:
     """Another learning rate for the survivors, best first, as far as what is planned for later stays affordable."""
     unit = Cost(
-        generated_tokens=max(ledger.planned(run).generated_tokens / (run.to_step - run.from_step) for run in batch),
-        layer_tokens=max(ledger.planned(run).layer_tokens / (run.to_step - run.from_step) for run in batch),
+        generated_tokens=max(ledger.planned([run]).generated_tokens / (run.to_step - run.from_step) for run in batch),
+        layer_tokens=max(ledger.planned([run]).layer_tokens / (run.to_step - run.from_step) for run in batch),
     )
-    reserve = ladder_cost(layout.rungs, rung + 1, unit, ledger.config.eval_cost)
+    reserve = ladder_cost(ledger.config, layout.rungs, rung + 1, unit)
     if layout.is_long:
         last = layout.rungs[-1].step
         reserve = reserve + ledger.cost(_fresh_seeds(ledger, view, view.ranked[:NUM_FINALISTS], last))

@@ -47,6 +47,8 @@ class RaceConfig:
     """Cost of one optimizer step, rollouts included."""
     eval_cost: Cost
     """Cost of scoring one arm on the `select` items."""
+    first_rollouts: Cost = Cost()
+    """Part of `step_cost` that only the first arm of a seed pays in its first step: the base model's completions."""
     regret: float = 0.05
     """Contribution one is ready to lose: below it the race stops as tied."""
     confidence: float = 0.95

@@ -152,7 +152,7 @@ def test_train_trains_the_layers_it_is_given(layers: str, trained: tuple[int, ..
     assert results.problems(result.to_dict()) == []
 
 
-def test_train_without_a_rate_takes_the_equal_kl_rate(tmp_path: Path):
+def test_train_without_a_rate_takes_the_one_that_probes_give(tmp_path: Path):
     options = {**SHORT, "steps": 3, "layers": "2-3", "out": str(tmp_path / "t")}
     result = autolayer.train_layer(**options)
     assert result.learning_rate is not None and 1e-4 < result.learning_rate < 1e-2

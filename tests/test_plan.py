@@ -193,7 +193,7 @@ def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.
     assert plan.burst_steps and plan.line_search_prompts and not plan.notes
     rollouts = sample_folds(bench, prompts=2, num_folds=1)[0]
     start = bench.spent
-    run_probes(bench, layers, rollouts, plan, num_folds=3, seed=0)
+    run_probes(bench, layers, rollouts, plan, num_folds=3, total_steps=60, seed=0)
     spent = bench.spent - start
     assert spent.fits(budget), (spent, budget)
     assert spent.layer_tokens > 0.6 * budget.layer_tokens  # nor does most of it stay unused

@@ -21,9 +21,8 @@ from autolayer.plan import ProbePlan
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.gain_per_kl import equal_kl_rates
 from autolayer.probes.predictor import FALLBACK, FEATURES
-from autolayer.probes.rl_burst import BURST_RATE
+from autolayer.probes.rates import BURST_STEPS, far_rates, steps_to_far
 from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.rollouts import request_seed
 from autolayer.workbench import Workbench
@@ -147,7 +146,7 @@ def test_a_layer_whose_branches_are_zero_scores_exactly_zero_and_the_others_do_n
         if not probe.is_baseline:
             assert scores[dead] == 0, name
             assert all(scores[layer] != 0 for layer in (0, 2, 3)), (name, scores)
-    rates = equal_kl_rates(context)
+    rates = far_rates(context, BURST_STEPS)
     assert rates[dead] is None and all(rates[layer] for layer in (0, 2, 3))
 
 
@@ -193,7 +192,7 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
     )  # fmt: skip
     bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
     context = make_context(bench, layers, plan)
-    rates = equal_kl_rates(context)
+    rates = far_rates(context, BURST_STEPS)
     trained: dict[int, dict[str, torch.Tensor]] = {}
     forget = bench.forget
 
@@ -208,7 +207,7 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
     for index, layer in enumerate(layers):
         rate = rates[layer]
         assert rate is not None
-        arm = Arm(layers=(layer,), learning_rate=rate * BURST_RATE, seed=request_seed(0, "burst") % 2**31)
+        arm = Arm(layers=(layer,), learning_rate=rate, seed=request_seed(0, "burst") % 2**31)
         other = build_model("qwen3")
         base = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0)
         stock_trl(other, bench, arm, steps, tmp_path / "scratch", prompts)
@@ -242,7 +241,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     sample = bench.sample
     bench.sample = lambda rows, *rest: sampled.append(list(rows)) or sample(rows, *rest)  # pyright: ignore
     layers, named = (0, 1, 2), []
-    report = run_probes(bench, layers, rollouts, PLAN, num_folds=3, seed=0, on_probe=named.append)
+    report = run_probes(bench, layers, rollouts, PLAN, num_folds=3, total_steps=400, seed=0, on_probe=named.append)
     before.check()
     assert sampled[0] == bench.task.splits["probe"][7:18]  # 3 folds of 6 prompts, 7 of them there already
     assert named == list(report.scores) == list(PROBES)
@@ -250,8 +249,11 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     assert len(report.predicted) == len(report.learning_rates) == 3 and report.learned_from == 0
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
-    small = run_probes(bench, layers, rollouts, NONE, num_folds=3, seed=0)
+    small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
     assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
+    short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
+    assert steps_to_far(400) == 14 and steps_to_far(10) == BURST_STEPS  # the longer a run, the slower it starts
+    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(14 / BURST_STEPS)
     rates = [rate for rate in report.learning_rates if rate is not None]
     assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
     with pytest.raises(ConfigError, match="--layers"):
@@ -262,7 +264,7 @@ def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_pat
     bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
     rollouts = sample_folds(bench, prompts=24, num_folds=1)[0]
     large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "line_search_prompts": 64, "burst_steps": 0})
-    report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, seed=0)
+    report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, total_steps=400, seed=0)
     assert set(PROBES) - set(report.scores) == {"rl_burst"}
 
 

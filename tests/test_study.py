@@ -137,7 +137,7 @@ def test_a_killed_process_loses_only_the_run_it_was_at(whole, folder):
     run = Runner()
     started = time.monotonic()
     assert search(folder, run) == outcome
-    assert run.made == made[3:] and time.monotonic() - started < 20
+    assert sorted(run.made) == sorted(made[3:]) and time.monotonic() - started < 20
 
 
 def test_best_trial_is_the_winner_and_curves_are_whole(whole):
