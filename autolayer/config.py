@@ -28,8 +28,8 @@ NOT_SIGNED = ("out", "storage", "hours", "device")
 class ProbeConfig:
     """How the cheap signals are measured."""
 
-    share: float = 0.7
-    """Share of the finding budget that the probes may spend."""
+    share: float = 0.35
+    """Share of the finding budget that the probes may spend, where the rest pays for a race; else they have it all."""
     num_folds: int = 3
     """Parts of the shared batch: a direction is taken on all but one and judged on that one."""
     num_prompts: int = 64

@@ -6,6 +6,7 @@ planned with the cheapest full run among the candidates, so that the share holds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,12 @@ MIN_BURST_PROMPTS = 4
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
 """Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
 many."""
+
+SCOUT, MIN_SCOUT = 0.28, 2
+"""Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
+first one's rollouts are the base model's whatever the layer."""
+MIN_WIDTH = 4
+"""Arms of the smallest race that is worth its price: the two best predictions, `middle` and a random layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +115,31 @@ def select_items(config: Config) -> int:
     return min(config.search.num_select, max(32, config.prompts_per_step * config.group_size // 2))
 
 
+def scout_steps(total_steps: int) -> int:
+    """Steps of a race's first rung, where the budget allows: the shortest that tells layers apart."""
+    return min(total_steps, max(MIN_SCOUT, round(SCOUT * math.sqrt(total_steps))))
+
+
+def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
+    """One rung of `MIN_WIDTH` average arms, and the base model's evaluation."""
+    assert config.steps is not None and config.prompts_per_step is not None
+    step = sum((units.step((layer,)) for layer in candidates), Cost()) * (1 / len(candidates))
+    width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
+    rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
+    return rungs + items - units.generate * (config.prompts_per_step * (width - 1))
+
+
+def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
+    """What the probes may spend: all of a budget that pays for no race."""
+    rest = budget * (1 - config.probe.share)
+    return budget - rest if smallest_race(config, units, candidates).fits(rest) else budget
+
+
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
-    """Sizes each probe to its part of `config.probe.share` of the budget."""
+    """Sizes each probe to its part of what the probes may spend."""
     num_layers, folds = len(candidates), config.probe.num_folds
-    part = {name: budget * (config.probe.share * share) for name, share in PROBE_SHARES.items()}
+    spend = probe_budget(config, units, candidates, budget)
+    part = {name: spend * share for name, share in PROBE_SHARES.items()}
     all_layers = tuple(range(units.costs.num_layers))
 
     def shared(prompts: int) -> Cost:

@@ -58,11 +58,10 @@ def conclude(
     best = leader
     if verdict is None and ledger.results:  # a race that never began leaves all that the prediction cannot tell apart
         tied = [i for i in tied if ledger.slots(view.candidates[i].layers) or i == leader]
-    if verdict != "clear":
+    if verdict == "tied":
         # The user allows to lose `regret`: of the measured layers that stay within it, the higher is cheaper to train.
-        # Where the budget ended the race nothing may stay within it; then a layer as good as the leader to that much.
-        allowed = config.regret if verdict == "tied" else view.regret_C[leader] + config.regret
-        close = [i for i in tied if view.regret_C[i] <= allowed and ledger.slots(view.candidates[i].layers)]
+        # Where the budget ended the race nothing stays within it, and what little is known should not be given away.
+        close = [i for i in tied if view.regret_C[i] <= config.regret and ledger.slots(view.candidates[i].layers)]
         best = max(close, key=lambda i: view.candidates[i].layers, default=leader)
     name, regret = name_layers(view.candidates[best].layers), float(view.regret_C[best])
     others = sorted(view.candidates[i].layers for i in tied if i != best) if verdict != "clear" else []

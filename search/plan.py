@@ -1,7 +1,8 @@
 """How wide and how long: the ladder of rungs that fits a budget.
 
 Synchronous halving: every rung has twice the steps of the one before and half of its layers, and an arm that goes
-up a rung continues from its checkpoint, so each rung after the first costs about half of the first.
+up a rung continues from its checkpoint. A prediction is wrong more often than a short run (examples/RESULTS.md), so
+the race is first wide, then long.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autolayer.costs import Cost
+from autolayer.plan import MIN_WIDTH, scout_steps
 from autolayer.search.records import Candidate, RaceConfig
 
 LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6
@@ -21,14 +23,6 @@ are worth more than longer runs only at the end of a long ladder."""
 LONG = 0.5
 """Share of the full run from which a ladder is long: what early values still mislead by (`model.DRIFT`, `model.EARLY`)
 is then no more than what a learning rate and a seed do together (`model.RATE_SD`, `model.SEED_SD`)."""
-SCOUT = 0.28
-"""First rung, in roots of the full run's steps, unless the budget pays for no more than a handful of layers: the
-shortest that tells layers apart. A prediction is wrong more often than so short a run (examples/RESULTS.md), so the
-race is first wide, then long."""
-MIN_SCOUT = 2
-"""Steps: the first one's rollouts are the base model's, whatever the layer."""
-MIN_WIDTH = 4
-"""The two best predictions, `middle` and a random layer."""
 NUM_FINALISTS = 2
 
 
@@ -76,10 +70,10 @@ def _rungs(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Rung, ...]:
     whole = next(
         (found for share in shares if (found := _longest(config, step_cost, config.budget * share, width))), ()
     )
-    scout = max(MIN_SCOUT, round(SCOUT * math.sqrt(config.total_steps)))
+    scout = scout_steps(config.total_steps)
     if width <= MIN_WIDTH or (whole and whole[0].step >= scout):
         return whole  # a very small budget is better spent on one whole ladder than kept for later
-    ladder = _ladder(config, width, min(scout, config.total_steps))
+    ladder = _ladder(config, width, scout)
     fitting = [ladder[:n] for n in range(2, len(ladder) + 1) if _fits(config, ladder[:n], step_cost, LADDER_SHARE)]
     return max(fitting, key=len, default=())
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ sys.path.append(str(FOLDER))
 
 import bases as layerbench_bases  # noqa: E402
 from environments import ENVIRONMENTS, RATES  # noqa: E402
+from humps import humps  # noqa: E402
 from languages import LANGUAGES  # noqa: E402
 
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
@@ -52,14 +54,55 @@ def test_tasks_have_four_disjoint_splits_and_score_their_own_answers(name: str) 
 
 @pytest.mark.slow
 def test_a_base_is_pretrained_into_a_folder_that_the_tool_loads(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     base = replace(layerbench_bases.BASES["gap-qwen3"], steps=3, batch=8)
     layerbench_bases.pretrain(base, tmp_path / "base")
     loaded = load_model(str(tmp_path / "base"))
     assert loaded.num_layers == base.layers and loaded.model.num_parameters() < 2_000_000
     kinds = loaded.model.config.layer_types
     assert [i for i, kind in enumerate(kinds) if kind == "full_attention"] == list(base.wide or ())
+
+
+def test_early_exits_are_what_shorter_models_of_the_same_weights_lose() -> None:
+    base = replace(layerbench_bases.BASES["walk-llama"], layers=4, exits=1)
+    tokenizer = layerbench_bases.build_tokenizer()
+    model = layerbench_bases.build_model(base, len(tokenizer))
+    input_ids, labels = layerbench_bases.encode(tokenizer, [("3aX=", "b"), ("41bLR=", "b")])
+    expected, blocks = [], model.model.layers
+    for depth in (2, 3, 4):  # after layers 1, 2 and 3
+        model.model.layers = blocks[:depth]
+        expected.append(model(input_ids=input_ids, labels=labels, use_cache=False).loss.item())
+    model.model.layers = blocks
+    found = layerbench_bases.loss_of(model, base, input_ids, labels)
+    assert found.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
+    plain = layerbench_bases.loss_of(model, replace(base, exits=None), input_ids, labels)
+    assert plain.item() == pytest.approx(expected[-1], rel=1e-5)
+
+
+def _measured(gain_L_S: list[list[float]]) -> Contribution:
+    stored = json.loads(RESULTS[0].read_text())["contribution"]
+    arm = stored["layers"][0]
+    layers = [{**arm, "layer": layer, "gains": gains} for layer, gains in enumerate(gain_L_S)]
+    full = {**stored["full"], "gains": [0.5, 0.5, 0.5]}
+    values = {
+        "num_layers": len(layers),
+        "layers": layers,
+        "full": full,
+        "num_items": 10**9,
+        "probes": {},
+        "reliability": {},
+    }
+    return Contribution.from_dict({**stored, **values})
+
+
+def test_a_hump_is_a_layer_that_beats_three_positions_on_seeds_that_did_not_choose_it() -> None:
+    chosen, found = humps(_measured([[0.1, 0.1, 0.1], [0.4, 0.4, 0.4], [0.2, 0.2, 0.2], [0.0, 0.0, 0.0]]))
+    assert chosen == [1, 1, 1] and {name: round(ahead, 6) for name, (ahead, _) in found.items()} == {
+        "first": 0.6, "middle": 0.4, "last": 0.8,
+    }  # fmt: skip
+    assert all(low == pytest.approx(ahead) for ahead, low in found.values())  # no noise, no interval
+    lucky, none = humps(_measured([[0.2, 0.2, 0.2], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.2, 0.2, 0.2]]))
+    # On the two seeds that choose it a lucky layer is ahead, .25 to .2; on the third it gains nothing.
+    assert lucky == [2, 1, 1] and none["first"][0] == pytest.approx(-0.4) and none["first"][1] < -0.4
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

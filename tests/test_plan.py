@@ -12,7 +12,7 @@ from tiny_models import build_model
 from workbench_helpers import make_bench, make_task, sample_folds
 
 from autolayer.arms import Layers
-from autolayer.config import Config, ProbeConfig
+from autolayer.config import Config, ProbeConfig, SearchConfig
 from autolayer.costs import Cost, CostModel
 from autolayer.layers import find_layers, head_ratio, train_only
 from autolayer.plan import (
@@ -23,6 +23,9 @@ from autolayer.plan import (
     full_run,
     largest,
     plan_probes,
+    probe_budget,
+    scout_steps,
+    smallest_race,
 )
 from autolayer.probes.run import run_probes
 from autolayer.rollouts import ScoreBatch, log_probs, scoring
@@ -127,7 +130,12 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
         total = shared + responses + line + burst
         too_small = any("all the same" in note for note in plan.notes)
-        assert too_small or total.fits(budget * config.probe.share), (config, units, candidates, plan)
+        assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
+            config,
+            units,
+            candidates,
+            plan,
+        )
         assert (plan.line_search_prompts == 0) == any("line_search" in note for note in plan.notes)
         assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
         left_out = plan.burst_steps == 0 and config.probe.burst_steps > 0
@@ -140,17 +148,36 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
     assert len(kinds) >= 4  # small, medium and large budgets all occurred
 
 
-def test_a_larger_budget_never_makes_a_probe_smaller() -> None:
-    generator = random.Random(1)
-    for _ in range(100):
+def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_for_a_race() -> None:
+    generator, with_race = random.Random(1), 0
+    for _ in range(300):
         config, units, candidates = _random_case(generator)
-        plans = [
-            plan_probes(config, units, candidates, finding_budget(config, units, candidates) * factor)
-            for factor in (0.3, 1.0, 3.0)
-        ]
+        budgets = [finding_budget(config, units, candidates) * factor for factor in (0.3, 1.0, 3.0)]
+        spends = [probe_budget(config, units, candidates, budget) for budget in budgets]
+        race = smallest_race(config, units, candidates)
+        races = [(race + spend).fits(budget) for spend, budget in zip(spends, budgets, strict=True)]
+        for spend, budget, has_race in zip(spends, budgets, races, strict=True):
+            assert spend == (budget - budget * (1 - config.probe.share) if has_race else budget)
+        assert races == sorted(races)  # what pays for a race goes on paying for it
+        with_race += races == [True] * 3
+        plans = [plan_probes(config, units, candidates, budget) for budget in budgets]
         for name in ("fold_prompts", "response_folds", "line_search_prompts", "burst_prompts"):
-            sizes = [getattr(plan, name) for plan in plans]
+            sizes = [getattr(plan, name) for plan, has_race in zip(plans, races, strict=True) if has_race == races[-1]]
             assert sizes == sorted(sizes)
+    assert 30 < with_race < 270
+
+
+def test_the_smallest_race_costs_what_its_runs_do() -> None:
+    config = Config(model="tiny", steps=100, prompts_per_step=4, search=SearchConfig(num_select=20))
+    costs = CostModel(num_layers=6, head_ratio=1.0)
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=3, completion_tokens=5)
+    # By hand: 4 arms make 3 steps of 32 completions and are evaluated on 20 items, the base on 20 as well; the first
+    # step's completions are sampled once.
+    race = smallest_race(config, units, (5,))
+    assert scout_steps(100) == 3 and scout_steps(1) == 1 and scout_steps(30) == 2
+    assert race.generated_tokens == pytest.approx(5 * (3 * 32 + 20 + 20))  # one candidate: a race of one arm
+    race = smallest_race(config, units, (5, 5, 5, 5, 5))
+    assert race.generated_tokens == pytest.approx(5 * (4 * 3 * 32 - 3 * 32 + 5 * 20))
 
 
 def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> None:

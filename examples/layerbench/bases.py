@@ -124,7 +124,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[tuple[str, str]])
     return input_ids, labels
 
 
-def _loss(model, base: Base, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_of(model, base: Base, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the answers, the mean over the layers that answer."""
     found = model(input_ids=input_ids, labels=labels, use_cache=False, output_hidden_states=base.exits is not None)
     if base.exits is None:
@@ -148,7 +148,7 @@ def pretrain(base: Base, folder: Path) -> float:
     for _ in range(base.steps):
         lines = [LANGUAGES[rng.choice(base.languages)].corpus(rng) for _ in range(base.batch)]
         input_ids, labels = encode(tokenizer, lines)
-        loss = _loss(model, base, input_ids, labels)
+        loss = loss_of(model, base, input_ids, labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

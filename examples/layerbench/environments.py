@@ -57,8 +57,13 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="lists-qwen3", task="order"),
         Environment(base="symbols-qwen2", task="reading"),
         Environment(base="deep-llama", task="walk_many", layers="0-4,7,10,13,16,19"),
-        Environment(base="mixed-qwen3", task="reading", sealed=True),
-        Environment(base="mixed-llama", task="order", algorithm="dr_grpo", sealed=True),
+        Environment(base="mixed-qwen3", task="reading"),
+        Environment(base="mixed-llama", task="order", algorithm="dr_grpo"),
+        Environment(base="exit-llama", task="reading"),
+        Environment(base="exit-qwen2", task="reading", algorithm="dr_grpo", layers="0-5,7,9,11,13"),
+        Environment(base="exit-qwen3", task="reading"),
+        Environment(base="shut-llama", task="reading", sealed=True),
+        Environment(base="shut-qwen2", task="walk_each", algorithm="dr_grpo", sealed=True),
     )
 }
 assert all(environment.base in BASES for environment in ENVIRONMENTS.values())

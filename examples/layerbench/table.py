@@ -104,8 +104,8 @@ def judge(environment: Environment, learned: list[Known]) -> Judged:
     regrets = {name: float(np.mean(value)) for name, value in regrets.items()}
 
     gain = {"full": measured.full.value, "middle": float(np.mean(measured.layers[_nearest(layers, depth // 2)].gains))}
-    if "pick 0.25" in picked:
-        gain["pick 0.25"] = float(np.mean([np.mean(measured.layers[each].gains) for each in picked["pick 0.25"]]))
+    if trained := [run["gain"] for run in found.get("picks", ()) if run.get("gain") is not None]:
+        gain["pick 0.25"] = float(np.mean(trained))
     if "lora" in found:
         gain["LoRA"] = float(np.mean(found["lora"]["gains"]))
     return Judged(
