@@ -61,7 +61,8 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="mixed-llama", task="order", algorithm="dr_grpo"),
         Environment(base="exit-llama", task="reading"),
         Environment(base="exit-qwen2", task="reading", algorithm="dr_grpo", layers="0-5,7,9,11,13"),
-        Environment(base="exit-qwen3", task="reading"),
+        Environment(base="exit-qwen3", task="reading", layers="0-6,8,11"),
+        Environment(base="exit-deep", task="reading", layers="0-5,7,9,17"),
         Environment(base="shut-llama", task="reading", sealed=True),
         Environment(base="shut-qwen2", task="walk_each", algorithm="dr_grpo", sealed=True),
     )
