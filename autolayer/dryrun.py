@@ -35,6 +35,8 @@ class DryRun:
     probes: ProbePlan
     full_run: Cost
     finding_budget: Cost
+    races: bool
+    """False if the budget pays for no race, so that the probes may spend all of it and decide."""
     device_bytes: dict[str, int]
     """What the device holds while one layer is trained, activations and key-value cache apart."""
     host_bytes: dict[str, int]
@@ -68,7 +70,8 @@ class DryRun:
             f"{config.probe.num_folds} folds of {sizes.fold_prompts} prompts; line search on "
             f"{sizes.line_search_prompts}; bursts of {sizes.burst_steps} steps x {sizes.burst_prompts} prompts",
         )
-        table.add_row("search", "the rest of the budget, by successive halving of short runs")
+        rest = "the rest of the budget, by successive halving of short runs"
+        table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
         for where, amounts in (("device memory", self.device_bytes), ("host memory", self.host_bytes)):
             parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
@@ -110,6 +113,7 @@ def dry_run(config: Config) -> DryRun:
         probes=plan.plan_probes(config, units, candidates, budget),
         full_run=plan.full_run(config, units, (max(candidates),)),
         finding_budget=budget,
+        races=plan.races(config, units, candidates, budget),
         device_bytes={"weights": weights, "float32 master, gradient and Adam of one layer": 16 * layer},
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )

@@ -34,6 +34,8 @@ many."""
 SCOUT, MIN_SCOUT = 0.28, 2
 """Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
 first one's rollouts are the base model's whatever the layer."""
+MIN_SELECT = 32
+"""Items of `select` that arms are compared on, at the least."""
 MIN_WIDTH = 4
 """Arms of the smallest race that is worth its price: the two best predictions, `middle` and a random layer."""
 
@@ -107,12 +109,12 @@ def calibration_prompts(config: Config) -> int:
 
 
 def select_items(config: Config) -> int:
-    """Items that a rung compares its arms on: no more than half a training step samples, or evaluation eats the budget.
+    """Items that a rung compares its arms on: half of what a training step samples, or evaluation eats the budget.
 
-    Training rewards are evidence, too.
+    Training rewards are evidence, too. Fewer than `MIN_SELECT` would be none.
     """
     assert config.prompts_per_step is not None
-    return min(config.search.num_select, max(32, config.prompts_per_step * config.group_size // 2))
+    return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
 
 
 def scout_steps(total_steps: int) -> int:
@@ -129,10 +131,14 @@ def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...])
     return rungs + items - units.generate * (config.prompts_per_step * (width - 1))
 
 
+def races(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> bool:
+    """True if what the probes leave pays for a race."""
+    return smallest_race(config, units, candidates).fits(budget * (1 - config.probe.share)) and len(candidates) > 1
+
+
 def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
     """What the probes may spend: all of a budget that pays for no race."""
-    rest = budget * (1 - config.probe.share)
-    return budget - rest if smallest_race(config, units, candidates).fits(rest) else budget
+    return budget * config.probe.share if races(config, units, candidates, budget) else budget
 
 
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
@@ -150,7 +156,8 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
 
     def burst(prompts: int) -> Cost:
         items = prompts * units.group_size
-        return (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
+        runs = (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
+        return runs - units.generate * (prompts * (num_layers - 1))  # the first step's rollouts are sampled once
 
     def line_search(prompts: int) -> Cost:
         return units.forward * (num_layers * (1 + LINE_SIZES) * prompts)

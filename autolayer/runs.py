@@ -23,6 +23,8 @@ from autolayer.errors import RunFolderError
 CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")
 )
+FIRST = "first.json"
+"""Completions of the arms' first steps."""
 PATCH, REPORT = "layer.safetensors", "report.html"
 
 

@@ -161,7 +161,8 @@ class Stages:
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
             eval_cost=units.generate_one * num_items,
-            first_rollouts=units.generate * (config.prompts_per_step or 0),
+            # Workers on other machines sample their own.
+            first_rollouts=Cost() if config.storage else units.generate * (config.prompts_per_step or 0),
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,

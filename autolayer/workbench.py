@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from autolayer.layers import find_layers, head_ratio, layer_parameters, train_on
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
-from autolayer.runs import RunFolder
+from autolayer.runs import FIRST, RunFolder
 from autolayer.tasks.base import Row, Task
 from autolayer.trainer import (
     MICRO_BATCH_TOKENS,
@@ -74,8 +75,6 @@ class Workbench:
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
-        self._first: dict[tuple[int, int], list[list[int]]] = {}
-        """Completions of step 0 by seed and prompts: the base model's, so the same for every arm."""
 
     # Weights
 
@@ -196,7 +195,8 @@ class Workbench:
         assert num_steps > 0, f"{arm} is not behind step {to_step}"
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
         rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
-        first = self._first.get((arm.seed, prompts_per_step)) if arm.step == 0 else None
+        place = f"{arm.seed}/{prompts_per_step}"
+        first = self._first_rollouts().get(place) if arm.step == 0 else None
         seen: list[Rollouts] = []
         parameters = self.parameters(arm.layers)
         with (
@@ -227,7 +227,7 @@ class Workbench:
                     optimizer=optimizer,
                     longest=self.longest,
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
-                    first_completions=first,
+                    first_completions=first and first["completion_ids"],
                     on_rollouts=seen.append,
                 )
                 if on_step is not None:
@@ -239,17 +239,18 @@ class Workbench:
                     trainer.close()
             # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
             freeze.expect_gradient = any(map(_any_advantage, seen))
-            cost = self._training_cost(seen, arm.layers)
-            if first is not None:
+            alone = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
+            cost = alone
+            if arm.step == 0 and first is None:
+                sampled = {"payer": arm.key, "completion_ids": seen[0].completion_ids}
+                self.folder.write(FIRST, {**self._first_rollouts(), place: sampled}, indent=None)
+            elif first is not None and first["payer"] != arm.key:
                 cost -= self._generation_cost(seen[0])
-            elif arm.step == 0:
-                self._first[arm.seed, prompts_per_step] = seen[0].completion_ids
-            cost = replace(cost, seconds=time.perf_counter() - started)
             self.spent += cost
             self._time_training(cost, self.engine.seconds - generating)
             advanced = replace(arm, step=to_step)
             advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
-            checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + cost)
+            checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
         groups = [float(mean) for rollouts in seen for mean in rollouts.rewards_P_G().mean(1)]
         return Segment(arm=advanced, train_rewards_P=tuple(groups), cost=cost)
 
@@ -266,6 +267,13 @@ class Workbench:
             chosen.append(rows[orders[epoch][index]])
         return chosen
 
+    def _first_rollouts(self) -> dict[str, Any]:
+        """Completions of step 0 by seed and prompts, and the arm that pays for them: the same for every arm.
+
+        On disk, since what an arm costs must not depend on where a run was interrupted.
+        """
+        return self.folder.read(FIRST) or {}
+
     @contextlib.contextmanager
     def _swapped_to_base(self, layers: Layers) -> Iterator[None]:
         current = {name: parameter.detach().clone() for name, parameter in self.parameters(layers).items()}
@@ -276,7 +284,7 @@ class Workbench:
             self.copy_in(current)
 
     def training_cost(self, arm: Arm) -> Cost:
-        """What all training steps of an arm have cost, generation included."""
+        """What all training steps of an arm cost, had it been trained alone."""
         return Cost() if arm.checkpoint is None else checkpoints.read(self.folder.path, arm)[1]
 
     # The bill

@@ -116,7 +116,8 @@ def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> Block |
     if len(results) < 2:
         return None
     # An arm that joined late ran from step 0 in one go: only the steps that all arms just made are common.
-    start = max(run.from_step for run in results)
+    # The first step's rollouts are the base model's, the same for all of them.
+    start = max(1, *(run.from_step for run in results))
     num_groups = min(
         round(len(r.train_rewards_P) * (run.to_step - start) / (run.to_step - run.from_step))
         for run, r in results.items()

@@ -214,6 +214,7 @@ def _inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequenc
         "base_select_rewards_I": [float(reward) for reward in base_I],
         "budget": asdict(config.budget),
         "eval_cost": asdict(config.eval_cost),
+        "first_rollouts": asdict(config.first_rollouts),
         "step_costs": [asdict(config.step_cost(candidate.layers)) for candidate in candidates],
     }
 
@@ -227,6 +228,7 @@ def _adopt(config: RaceConfig, inputs: dict[str, Any]) -> RaceConfig:
         config,
         budget=Cost(**inputs["budget"]),
         eval_cost=Cost(**inputs["eval_cost"]),
+        first_rollouts=Cost(**inputs["first_rollouts"]),
         step_cost=lambda layers: costs[layers] if layers != "full" else config.step_cost(layers),
     )
 

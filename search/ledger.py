@@ -67,13 +67,16 @@ class Ledger:
     def spent(self) -> Cost:
         """What the runs cost; as planned where they failed or did not say."""
         told, silent = self._told
-        return sum((result.cost for result in told.values()), Cost()) + self.planned(silent, before=told)
+        spent = sum((result.cost for result in told.values()), Cost()) + self.planned(silent, before=told)
+        return spent + sum(
+            (self.planned([run]) for run in self.failures), Cost()
+        )  # a failure leaves no rollouts behind
 
     @property
     def _told(self) -> tuple[dict[Run, RungResult], list[Run]]:
-        """The runs that say what they cost, and those that do not."""
+        """The finished runs that say what they cost, and those that do not."""
         told = {run: result for run, result in self.results.items() if _says(result.cost)}
-        return told, [run for run in (*self.results, *self.failures) if run not in told]
+        return told, [run for run in self.results if run not in told]
 
     def cost(self, runs: Iterable[Run]) -> Cost:
         """What runs to come will cost: as planned, or more where finished runs cost more than planned.
@@ -82,7 +85,7 @@ class Ledger:
         """
         told, _ = self._told
         planned, actual = self.planned(told), sum((result.cost for result in told.values()), Cost())
-        total = self.planned(runs, before=(*self.results, *self.failures))
+        total = self.planned(runs, before=self.results)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
             layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),

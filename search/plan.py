@@ -1,8 +1,8 @@
 """How wide and how long: the ladder of rungs that fits a budget.
 
 Synchronous halving: every rung has twice the steps of the one before and half of its layers, and an arm that goes
-up a rung continues from its checkpoint. A prediction is wrong more often than a short run (examples/RESULTS.md), so
-the race is first wide, then long.
+up a rung continues from its checkpoint. A prediction often misses the best layer (examples/RESULTS.md), so the race is
+first wide, then long.
 """
 
 from __future__ import annotations
@@ -54,28 +54,29 @@ def plan(config: RaceConfig, candidates: Sequence[Candidate]) -> Plan:
         return Plan(rungs=(), first=tuple(candidates), planned_cost=Cost())
     step_cost = _average(config, candidates)
     for width in range(len(candidates), 1, -1):
-        rungs = _rungs(config, step_cost, width)
-        is_long = bool(rungs) and rungs[-1].step >= LONG * config.total_steps
-        if is_long:
-            rungs = _longest(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or rungs
-        if rungs:
-            cost = ladder_cost(config, rungs, 0, step_cost)
-            return Plan(rungs=rungs, first=_first(config, candidates, width), planned_cost=cost, is_long=is_long)
+        if rungs := _rungs(config, step_cost, width):
+            return Plan(
+                rungs=rungs,
+                first=_first(config, candidates, width),
+                planned_cost=ladder_cost(config, rungs, 0, step_cost),
+                is_long=rungs[-1].step >= LONG * config.total_steps,
+            )
     return Plan(rungs=(), first=(), planned_cost=Cost())
 
 
 def _rungs(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Rung, ...]:
-    """The ladder of this width, empty if it does not fit: the longest whole one, or the first rungs of a scout's."""
-    shares = (LADDER_SHARE,) if width > MIN_WIDTH else (LADDER_SHARE, 1.0)
-    whole = next(
-        (found for share in shares if (found := _longest(config, step_cost, config.budget * share, width))), ()
-    )
-    scout = scout_steps(config.total_steps)
-    if width <= MIN_WIDTH or (whole and whole[0].step >= scout):
-        return whole  # a very small budget is better spent on one whole ladder than kept for later
-    ladder = _ladder(config, width, scout)
-    fitting = [ladder[:n] for n in range(2, len(ladder) + 1) if _fits(config, ladder[:n], step_cost, LADDER_SHARE)]
-    return max(fitting, key=len, default=())
+    """The ladder of this width, empty if it does not fit: the longest whole one, or as many rungs of a scouting one."""
+    scout, small = scout_steps(config.total_steps), width <= MIN_WIDTH
+    whole = _longest(config, step_cost, config.budget * LADDER_SHARE, width)
+    if whole and whole[-1].step >= LONG * config.total_steps:
+        whole = _longest(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or whole
+    if whole and whole[0].step >= scout:
+        return whole
+    # A small budget is better spent on one rung than kept for later.
+    share, ladder = 1.0 if small else LADDER_SHARE, _ladder(config, width, scout)
+    parts = [ladder[:count] for count in range(1 if small else 2, len(ladder) + 1)]
+    scouting = max((part for part in parts if _fits(config, part, step_cost, share)), key=len, default=())
+    return scouting or (_longest(config, step_cost, config.budget, width) if width < MIN_WIDTH else ())
 
 
 def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost: Cost) -> Cost:

@@ -41,11 +41,13 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
     """
     ledger = Ledger(config, candidates)
     layout = plan(config, candidates)
-    batch = tuple(
+    scouts = [
         Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=layout.rungs[0].step)
         for c in layout.first
         if layout.rungs
-    )
+    ]
+    batch = _affordable(ledger, scouts)  # the plan is made for average layers
+    batch = batch if len(batch) > 1 else ()
     while True:
         view = look(ledger, base_select_rewards_I)
         verdict = settled(config, view, measured=bool(ledger.results))

@@ -157,7 +157,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
         race = smallest_race(config, units, candidates)
         races = [(race + spend).fits(budget) for spend, budget in zip(spends, budgets, strict=True)]
         for spend, budget, has_race in zip(spends, budgets, races, strict=True):
-            assert spend == (budget - budget * (1 - config.probe.share) if has_race else budget)
+            assert spend == (budget * config.probe.share if has_race else budget)
         assert races == sorted(races)  # what pays for a race goes on paying for it
         with_race += races == [True] * 3
         plans = [plan_probes(config, units, candidates, budget) for budget in budgets]

@@ -13,13 +13,15 @@ import pytest
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, ConfigError
+from autolayer.plan import scout_steps
 from autolayer.search.evidence import gather
+from autolayer.search.ledger import Ledger
 from autolayer.search.outcome import indistinguishable
-from autolayer.search.plan import middle, plan
+from autolayer.search.plan import LADDER_SHARE, Rung, ladder_cost, middle, plan
 from autolayer.search.posterior import infer
 from autolayer.search.race import Racing, race
 from autolayer.search.rates import learning_rate
-from autolayer.search.records import Candidate, RaceConfig, SearchError
+from autolayer.search.records import Candidate, RaceConfig, Run, SearchError, Slot
 
 NUM_ITEMS = 128
 
@@ -49,6 +51,7 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
     """Saturating curves; items keep most of their luck, so arms are paired."""
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
+    payers: dict[int, str] = {}  # of the first rollouts, by seed
 
     def learned(step):
         return (1 - np.exp(-np.asarray(step) / config.total_steps / 0.15)) / (1 - np.exp(-1 / 0.15))
@@ -60,11 +63,14 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
         steps = np.repeat(np.arange(arm.step, to_step), 4)
         prompts = np.random.default_rng([seed, arm.seed]).normal(0, 0.2, 4 * config.total_steps)
         train = value * learned(steps) + prompts[4 * arm.step : 4 * to_step] + rng.normal(0, noise / 2, len(steps))
+        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost
+        if arm.step == 0 and payers.setdefault(arm.seed, arm.key) != arm.key:
+            cost -= config.first_rollouts
         return RungResult(
             arm=replace(arm, step=to_step, checkpoint=f"arms/{arm.key}/{to_step}"),
             select_rewards_I=tuple(base_I + value * learned(to_step) + rng.normal(0, noise, NUM_ITEMS)),
             train_rewards_P=tuple(train),
-            cost=config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost,
+            cost=cost,
         )
 
     return run, tuple(base_I)
@@ -106,10 +112,12 @@ def test_never_exceeds_the_budget_in_either_component(case):
     total = int(rng.choice([10, 60, 400]))
     budget_steps = float(rng.choice([0, 0.5, 2, 7, 15, 70, 250, 1500]))
     budget = Cost(generated_tokens=100 * budget_steps * rng.uniform(0.2, 5), layer_tokens=1000 * budget_steps)
+    shared = Cost(generated_tokens=100.0, layer_tokens=200.0) if case % 2 else Cost()
     contribution_L, predicted_L = rng.normal(0.7, 0.25, num_layers), rng.normal(0.7, 0.2, num_layers)
     outcome, batches, answers, config, candidates, _ = play(
-        contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999
-    )
+        contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999,
+        first_rollouts=shared,
+    )  # fmt: skip
     assert outcome.spent.fits(budget * (1 + 1e-9))
     assert plan(config, candidates).planned_cost.fits(budget)
     actual = sum((answer.cost for answer in answers.values()), Cost())
@@ -204,10 +212,12 @@ def test_middle_and_a_random_layer_race_whatever_is_predicted():
     assert len(randoms) > 3
 
 
-def test_more_money_means_more_layers_and_longer_runs():
-    layouts = [plan(make_config(36, steps, total_steps=400), make_candidates(np.ones(36))) for steps in (40, 160, 640)]
+def test_more_money_means_more_layers_and_then_longer_runs():
+    budgets = (40, 160, 640, 2560)
+    layouts = [plan(make_config(36, steps, total_steps=400), make_candidates(np.ones(36))) for steps in budgets]
     widths, ends = [x.rungs[0].num_layers for x in layouts], [x.rungs[-1].step for x in layouts]
-    assert widths == sorted(set(widths)) and ends == sorted(set(ends))
+    assert widths == sorted(widths) and len(set(widths)) == 3 and widths[-2:] == [36, 36]
+    assert ends == sorted(ends) and ends[-2] < ends[-1]
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 64])
@@ -219,6 +229,76 @@ def test_no_money_no_run(num_layers):
     assert outcome.winner == Arm(layers=outcome.best, learning_rate=1e-4, seed=0)
     row = outcome.ranking[0]
     assert row.measured is None and row.measured_steps is None and row.rungs == ()
+
+
+def test_a_first_rung_of_dear_layers_stays_within_the_budget():
+    predicted_L = np.linspace(1, 0, 28)  # the best predictions are the lowest layers, which cost the most
+    for budget_steps in np.arange(0.5, 12, 0.5):
+        outcome, *_, config, _, _ = play(np.full(28, 0.7), predicted_L, budget_steps)
+        assert outcome.spent.fits(config.budget)
+
+
+def test_a_failed_run_leaves_no_rollouts_for_the_others():
+    shared = Cost(generated_tokens=60.0, layer_tokens=300.0)
+    config, candidates = make_config(6, 100, first_rollouts=shared), make_candidates(np.full(6, 0.7))
+    ledger = Ledger(config, candidates)
+    first, second, third = (Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (1, 2, 3))
+    one, two, three = (config.step_cost((i,)) * 2 + config.eval_cost for i in (1, 2, 3))
+    assert ledger.cost([first, second, third]) == one + two + three - shared * 2
+    ledger.add([first], {first: "diverged"})
+    assert ledger.spent == one and ledger.cost([second, third]) == two + three - shared
+    result = RungResult(
+        arm=Arm(layers=(2,), learning_rate=1e-4, seed=0, step=2), select_rewards_I=(0.0,), train_rewards_P=(), cost=two
+    )
+    ledger.add([second], {second: result})
+    assert ledger.spent == one + two and ledger.cost([third]) == three - shared
+    other = Run(slot=Slot(layers=(3,), seed=1), from_step=0, to_step=2)  # other prompts
+    on = Run(slot=second.slot, from_step=2, to_step=4)
+    assert ledger.cost([other]) == three and ledger.cost([on]) == two
+
+
+@pytest.mark.parametrize("budget_steps", [12, 20, 30, 60, 200])
+@pytest.mark.parametrize("num_layers", [5, 12, 36])
+def test_a_race_is_first_wide_and_never_shorter_than_a_scout(num_layers, budget_steps):
+    config, candidates = make_config(num_layers, budget_steps, total_steps=60), make_candidates(np.ones(num_layers))
+    layout = plan(config, candidates)
+    first = layout.rungs[0]
+    assert first.step >= scout_steps(60) == 2
+    assert layout.planned_cost.fits(config.budget)
+    if first.num_layers < num_layers:  # one more arm would not have fitted, whatever the ladder's length
+        wider = [Rung(step=2, num_layers=first.num_layers + 1), Rung(step=4, num_layers=first.num_layers // 2 + 1)]
+        step_cost = sum((config.step_cost(c.layers) for c in candidates), Cost()) * (1 / num_layers)
+        assert not ladder_cost(config, wider, 0, step_cost).fits(config.budget * LADDER_SHARE)
+    else:
+        assert budget_steps >= 20
+
+
+def test_where_the_budget_ends_the_race_the_leader_is_taken_not_the_cheapest():
+    contribution_L = np.array([0.2, 0.6, 0.7, 0.5, 0.4, 0.4])
+    chosen = []
+    for seed in range(10):
+        outcome, *_ = play(contribution_L, np.full(6, 0.6), 25, seed=seed, regret=0.0, noise=0.2)
+        if outcome.verdict == "budget_spent":
+            chosen.append(outcome.best)
+            best = max(outcome.ranking, key=lambda row: row.expected)
+            assert outcome.best == best.layers
+    assert len(chosen) > 5 and set(chosen) != {(5,)}
+
+
+def test_the_base_models_rollouts_are_no_evidence():
+    """What all arms of a seed share before they have made a step tells nothing about them."""
+    config, candidates = make_config(4, 100), make_candidates(np.full(4, 0.7))
+    run, base_I = make_runner([0.0, 1.0, 0.5, 0.2], config)
+    runs = [Run(slot=Slot(layers=c.layers, seed=0), from_step=0, to_step=2) for c in candidates]
+    results = {each: run(Arm(layers=each.slot.layers, learning_rate=1e-4, seed=0), 2) for each in runs}
+    found = gather(results, base_I)
+    changed = {
+        each: replace(result, train_rewards_P=(9.0,) * 4 + result.train_rewards_P[4:])
+        for each, result in results.items()
+    }
+    again = gather(changed, base_I)
+    assert len(found.rows) == 8 and {row.start for row in found.rows} == {1, 2}
+    assert again.score_R == pytest.approx(found.score_R) and again.noise_R_R == pytest.approx(found.noise_R_R)
 
 
 def test_two_candidates_and_layer_sets():

@@ -156,6 +156,8 @@ def test_arms_of_one_seed_share_the_base_models_first_rollouts_and_nothing_else(
     prompt_tokens = 4 * sum(len(row["prompt"]) for row in shared.train_rows(1, 0, 1, 4))
     prefill = shared.costs.forward(prompt_tokens).layer_tokens
     assert expected.cost.layer_tokens - found.cost.layer_tokens == pytest.approx(prefill)
+    again = make_bench(build_model("qwen3"), tmp_path / "shared")  # another process, the same run folder
+    assert again.train(replace(arm, layers=(1,)), 1).cost.generated_tokens == again.engine.tokens == 0
     for other in (replace(arm, seed=2), found.arm):  # other prompts, or other weights
         tokens = shared.engine.tokens
         assert shared.train(other, other.step + 1).cost.generated_tokens == shared.engine.tokens - tokens > 0
