@@ -34,6 +34,7 @@ test: $(READY)
 
 layerbench: $(READY)
 	$(BIN)/python examples/layerbench/run.py all $(ENV)
+	$(BIN)/python examples/layerbench/humps.py
 	$(BIN)/python examples/layerbench/table.py
 
 check: $(READY)

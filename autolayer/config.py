@@ -45,7 +45,7 @@ class SearchConfig:
     num_select: int = 256
     """Items of the `select` split on which every rung compares its arms."""
     rate_span: float = 4.0
-    """A layer's learning rate is searched between the equal-KL rate divided and multiplied by this."""
+    """A layer's learning rate is searched between the starting rate divided and multiplied by this."""
     confidence: float = 0.95
     """The leader is clear when it is best with at least this probability."""
 

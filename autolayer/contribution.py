@@ -28,7 +28,7 @@ class ArmGain:
     """One arm (a layer, or all parameters), trained once per seed."""
 
     learning_rate: float
-    """The rate of the grid that was best on `select`."""
+    """The smallest rate of the grid that is as good on `select` as the best, within one standard error."""
     gains: tuple[float, ...]
     """Score over the base model's on the `eval` items, one per training seed, in the order of `seeds`."""
     value: float

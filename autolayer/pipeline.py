@@ -68,7 +68,7 @@ def settings(config: Config | None, options: dict[str, Any]) -> Config:
 def train_layer(config: Config | None = None, *, progress: Progress | None = None, **options: Any) -> PickResult:
     """Trains the layers that `layers` names, without searching; "full" trains all parameters.
 
-    Without a `learning_rate` the probes' equal-KL rate is taken.
+    Without a `learning_rate` the starting rate that the probes give is taken.
 
     Raises:
         AutolayerError: As `pick`.

@@ -2,7 +2,7 @@
 
     python examples/every_layer.py --model tiny --task math:arith --out runs/every-layer
 
-About 8 minutes on one CPU core for `tiny`: nine full runs. Every layer runs at its equal-KL rate, full-parameter RL at
+About 8 minutes on one CPU core for `tiny`: nine full runs. Every layer runs at its starting rate, full-parameter RL at
 the best of the rates given. One training seed: differences below about .03 between layers are noise.
 """
 

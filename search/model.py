@@ -31,8 +31,8 @@ EARLY = 0.25
 best rate after a quarter of a run has a mean rank correlation of .4 to .5 with the contribution (early.py): layers that
 start fast are often not those that end high. In six older environments a tenth of a run had .6 to .94."""
 RATE_SD = 0.1
-"""Contribution by which rates inside the searched span differ, once they start at equal KL; and what a rate at the
-span's end is expected to lose, falling with the square of the logarithm towards the equal-KL rate."""
+"""Contribution by which rates inside the searched span differ, once they start at equal distance; and what a rate at
+the span's end is expected to lose, falling with the square of the logarithm towards the starting rate."""
 SEED_SD = 0.07
 """Between training runs of one arm with different seeds: .1 in the small environments, less with larger batches."""
 DEPTH_CORRELATION = 0.5
@@ -77,7 +77,7 @@ def within(config: RaceConfig, rows: Sequence[Row]) -> np.ndarray:
 
 
 def rate_mean(config: RaceConfig, candidate: Candidate, log_rate: float) -> float:
-    """Expected contribution of a learning rate over that of the equal-KL rate: 0 there, -RATE_SD at the span's ends."""
+    """Expected contribution of a learning rate over that of the starting rate: 0 there, -RATE_SD at the span's ends."""
     if config.fixed_rate or config.rate_span == 1:
         return 0.0
     return -RATE_SD * ((log_rate - np.log(candidate.learning_rate)) / np.log(config.rate_span)) ** 2

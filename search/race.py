@@ -20,7 +20,7 @@ from autolayer.search.posterior import Posterior, infer
 from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, SearchError, Slot
 
 MAX_RATES = 3
-"""Learning rates per layer, the equal-KL one included."""
+"""Learning rates per layer, the starting one included."""
 RATE_FROM = 0.04
 """Share of the full run before which a rate's effect is lost in drift and noise."""
 MAX_SEEDS = 3

@@ -1,7 +1,7 @@
 """Second and third learning rates of a layer, drawn by Optuna's TPE.
 
-What is searched is the ratio to the layer's equal-KL rate, over all layers together: if equal KL starts everyone too
-low, every layer's next rate profits from having seen that once.
+What is searched is the ratio to the layer's starting rate, over all layers together: if those are all too low, every
+layer's next rate profits from having seen that once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def learning_rate(
     run: Run,
     results: Mapping[Run, RungResult],
 ) -> float:
-    """The learning rate of a slot that starts: the equal-KL rate, or a draw.
+    """The learning rate of a slot that starts: the starting rate, or a draw.
 
     The draw depends on shorter runs only and on a seed made from the slot: whoever starts the run, and in whatever
     order, draws the same.
@@ -50,7 +50,7 @@ def learning_rate(
 
 
 def _observed(run: Run, results: Mapping[Run, RungResult]) -> list[tuple[float, float]]:
-    """Ratio to the equal-KL rate, and gain over that rate's arm of the same layers, step and seed."""
+    """Ratio to the starting rate, and gain over that rate's arm of the same layers, step and seed."""
     scores = {r: sum(result.select_rewards_I) / len(result.select_rewards_I) for r, result in results.items()}
     observed = []
     for other in sorted(results, key=lambda r: r.key):

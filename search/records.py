@@ -27,7 +27,7 @@ class Candidate:
     predicted_sd: float
     """Standard deviation of the prediction's error against the model's mean, in contribution."""
     learning_rate: float
-    """The rate that moves the policy equally far in every candidate (equal KL): where its rate search starts."""
+    """The starting rate: it moves the policy equally far in every candidate, as far as training goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class RaceConfig:
     confidence: float = 0.95
     """The leader is clear when it is best with at least this probability."""
     rate_span: float = 4.0
-    """Rates are searched between the equal-KL rate divided and multiplied by this."""
+    """Rates are searched between the starting rate divided and multiplied by this."""
     fixed_rate: bool = False
     """True if the user gave the learning rate: then no other is tried."""
 
@@ -78,7 +78,7 @@ class Slot:
 
     layers: tuple[int, ...]
     rate_index: int = 0
-    """0 is the candidate's equal-KL rate; 1, 2, ... are drawn when their first run starts."""
+    """0 is the candidate's starting rate; 1, 2, ... are drawn when their first run starts."""
     seed: int
 
 

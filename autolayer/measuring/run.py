@@ -2,8 +2,7 @@
 
 C(l) = (S_l - S_base) / (S_full - S_base). Every arm is tried at the same learning rates in short runs of the first
 seed, goes on at its best one, and is scored item by item against the base model. measured.json holds every finished
-training's rewards, so that nothing is done twice; `estimate` makes contributions of them. Not named measure.py: the
-module would hide the function `autolayer.measure`.
+training's rewards, so that nothing is done twice; `estimate` makes contributions of them.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ rate to evaluation noise (LayerBench, gap)."""
 RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
 """The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
 RATE_REACH = 2.0
-"""The default grid goes from the full-parameter equal-KL rate divided by this to a layer's largest times this."""
+"""The default grid goes from the full-parameter starting rate divided by this to a layer's largest times this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Schedule:
 def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[float, ...]:
     """The learning rates of every arm, full-parameter RL included: nobody gets a better choice than the others.
 
-    Without --rates or --learning-rate from below the full-parameter equal-KL rate to above the largest of a layer.
+    Without --rates or --learning-rate from below the full-parameter starting rate to above the largest of a layer.
     """
     if config.learning_rate is not None:
         return (config.learning_rate,)

@@ -45,7 +45,7 @@ from autolayer.search.records import Candidate, Outcome, RaceConfig, Run
 NUM_SELECT, NUM_PROMPTS, GROUP_SIZE = 128, 16, 8
 PRIORS = ("good", "useless", "reversed")
 RATE = 1e-5
-"""Equal-KL rate of every layer; only ratios to it matter."""
+"""Starting rate of every layer; only ratios to it matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class World:
     contribution_L: np.ndarray
     """At the layer's best rate: half smooth in depth, half its own."""
     best_log_rate_L: np.ndarray
-    """Natural logarithm of the best rate over the equal-KL rate."""
+    """Natural logarithm of the best rate over the starting rate."""
     rate_loss: float
     """Contribution lost at a factor of e from the best rate; grows with the square of the logarithm."""
     time_constant_L: np.ndarray
@@ -199,7 +199,7 @@ def run_uniform(world: World, prior: str, seed: int) -> tuple[int, float]:
 def run_optuna(
     pruner: Callable[[int, int], optuna.pruners.BasePruner] | None, world: World, prior: str, seed: int
 ) -> tuple[int, float]:
-    """Layer and rate as parameters; the predictions are enqueued, best first, at their equal-KL rates.
+    """Layer and rate as parameters; the predictions are enqueued, best first, at their starting rates.
 
     Without a pruner every trial runs as long as the race's second rung. With one it runs up the race's rungs.
     """

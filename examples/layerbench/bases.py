@@ -2,9 +2,10 @@
 
     python examples/layerbench/bases.py NAME --out FOLDER    # 1 to 6 minutes on one CPU thread
 
-Some bases mix layers that see the whole line with layers that see only a few tokens back (sliding windows, as Gemma 2
-and 3, GPT-OSS and parts of Qwen2 have them). That decides where in depth a new decision about something far away can
-be made, so it puts the hump of the contribution at different depths.
+Some bases are asked for the answer after earlier layers, too (early exits, as in LayerSkip). What they know is then
+there early in depth, and a decision that is to use it has to be made before: that puts a hump there. Others mix layers
+that see the whole line with layers that see only a few tokens back (sliding windows, as Gemma 2 and 3, GPT-OSS and
+parts of Qwen2 have them).
 """
 
 from __future__ import annotations

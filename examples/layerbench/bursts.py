@@ -31,6 +31,8 @@ from autolayer.prepare import prepare
 
 FACTORS, STEPS = (0.5, 1.0, 2.0), (2, 4, 8)
 NUM_ITEMS, NUM_SELECT, PRIOR = 512, 256, 0.02
+SEED = 10
+"""None that an arm was measured with."""
 
 
 def run(environment: Environment, work: Path) -> dict[str, Any]:
@@ -39,18 +41,19 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text())
     out = work / "bursts" / environment.name
-    with prepare(from_dict({**environment.options(work / "bases"), "out": str(out)})) as stages:
+    with prepare(from_dict({**environment.options(work / "bases", SEED), "out": str(out)})) as stages:
         bench, (probed, _) = stages.bench, stages.probe(stages.calibrate()[0])
-        base = bench.evaluate("select", NUM_ITEMS, seed=0)
+        base = bench.evaluate("select", NUM_ITEMS, seed=SEED)
         found: dict[str, Any] = {"base": base, "layers": probed.layers, "predicted": probed.predicted, "runs": {}}
         for layer, rate in zip(probed.layers, probed.learning_rates, strict=True):
+            assert rate, f"layer {layer} of {environment.name} moves nothing"
             for factor in FACTORS:
-                arm = Arm(layers=(layer,), learning_rate=(rate or 0.0) * factor, seed=0)
+                arm = Arm(layers=(layer,), learning_rate=rate * factor, seed=SEED)
                 rows = []
                 for step in STEPS:
                     segment = bench.train(arm, step)
                     arm = segment.arm
-                    rows.append([bench.evaluate("select", NUM_ITEMS, seed=0, arm=arm), segment.train_rewards_P])
+                    rows.append([bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm), segment.train_rewards_P])
                 found["runs"][f"{layer} {factor:g}"] = rows
                 bench.forget(arm)
     path.write_text(json.dumps(found))

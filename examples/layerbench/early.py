@@ -5,7 +5,8 @@
 `quarter` is each layer at the best of its rates after a quarter of the steps, `whole` one whole run of one seed; both
 are scored on `select`, the contribution on `eval` and three seeds. The second table is `quarter` at a single rate: the
 one at which every layer moves the policy equally far by a very small step, or by steps as large as training takes
-(probes/rates.py), each times a factor; rewards between the measured rates are interpolated.
+(probes/rates.py), each times a factor; rewards between the measured rates are interpolated, and beyond them those of
+the last rate are taken. All of it is the measured runs' own first seed, so an upper bound on what new runs would tell.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from environments import ENVIRONMENTS
 from rich.console import Console
 from rich.table import Table
+from run import PROBE_SEEDS
 
 from autolayer.comparing.metrics import regret, spearman
 from autolayer.contribution import NAME, Contribution, read
@@ -60,8 +62,8 @@ def main() -> None:
         whole_L_K = scores(found, rewards, found.steps)
         rows.append(judged(np.nanmax(quarter_L_K, 1)) + judged(np.nanmax(whole_L_K, 1)))
         table.add_row(folder.name, *(f"{value:.2f}" for value in rows[-1]))
-        probed = json.loads((work / "probe" / f"{folder.name}.0" / PROBE).read_text())
-        far_L = np.array(probed["learning_rates"])
+        probed = json.loads((work / "probe" / f"{folder.name}.{PROBE_SEEDS[0]}" / PROBE).read_text())
+        far_L = np.array(probed["learning_rates"], dtype=float)
         small_L = far_L / np.array(probed["scores"]["reach"])
         for name, rate_L in (("small", small_L), ("far", far_L)):
             for factor in FACTORS:

@@ -28,14 +28,16 @@ from lora import gains
 import autolayer
 from autolayer.config import from_dict
 from autolayer.contribution import Contribution
+from autolayer.models import load_model
 from autolayer.probes.known import Known, Signal, of_contribution, save
 from autolayer.runs import PROBE
 
 RESULTS = HERE / "results"
-PROBE_SEEDS = (0, 1, 2)
+PROBE_SEEDS = (10, 11, 12)
+"""None that an arm was measured with: those would share prompts and noise with the truth."""
 BUDGETS = (0.25, 1.0)
 """Shares of one full run that finding may cost."""
-PICK_SEEDS = (0, 1, 2)
+PICK_SEEDS = PROBE_SEEDS
 DEFAULT_BUDGET = 0.25
 """At this one `pick` also trains: what its own learning rate gains is not what the best measured one would."""
 
@@ -56,6 +58,7 @@ def measure(environment: Environment, work: Path) -> None:
 
 def probe(environment: Environment, work: Path) -> None:
     """What the probes say at the default budget, once for each seed."""
+    check(environment, work)
     probings = []
     for seed in PROBE_SEEDS:
         out = work / "probe" / f"{environment.name}.{seed}"
@@ -67,6 +70,7 @@ def probe(environment: Environment, work: Path) -> None:
 
 def pick(environment: Environment, work: Path) -> None:
     """What the tool finds, and at the default budget what its final training gains."""
+    check(environment, work)
     runs = []
     for budget in BUDGETS:
         for seed in PICK_SEEDS:
@@ -85,6 +89,13 @@ def pick(environment: Environment, work: Path) -> None:
                 "learning_rate": result.learning_rate, "gain": result.gain.value if result.gain else None,
             })  # fmt: skip
     keep(environment, picks=runs)
+
+
+def check(environment: Environment, work: Path) -> None:
+    """Stops where a base was built anew with other weights: known.json would take it for one that it has not seen."""
+    stored, built = load(environment), load_model(str(work / "bases" / environment.base)).weight_hash
+    if stored is None or stored["contribution"]["base"] != built:
+        sys.exit(f"{environment.name} was measured on other weights than {environment.base} has: run `measure` again")
 
 
 def lora(environment: Environment, work: Path) -> None:

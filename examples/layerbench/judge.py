@@ -1,0 +1,155 @@
+"""Judges what is stored in results/: the prediction, `pick`, every baseline and probe, one environment at a time.
+
+The prediction is made anew from the stored probe scores, by fits that have seen nothing of the environment's base, or
+of its architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from environments import Environment
+from run import load
+
+from autolayer import positions
+from autolayer.comparing.metrics import coverage, regret, spearman, winkler
+from autolayer.contribution import Contribution
+from autolayer.probes.base import Scores
+from autolayer.probes.known import Known
+from autolayer.probes.predictor import predict
+
+PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change",
+          "gradient_norm")  # fmt: skip
+BASELINES = ("first", "middle", "last", "random", "position")
+NEW_ARCHITECTURE = "prediction, architectures left out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Numbers of one environment, by name of the method; None where a method has none."""
+
+    name: str
+    base: str
+    sealed: bool
+    ceiling: float | None
+    best: int
+    spearman: Mapping[str, float | None]
+    regret: Mapping[str, float]
+    coverage: Mapping[str, float]
+    winkler: Mapping[str, float]
+    cost: Mapping[str, float]
+    picked: Mapping[str, list[int]]
+    gain: Mapping[str, float]
+    log_loss: tuple[float, float] | None
+    """Of all pairs of `pick`'s probability_best and whether the layer was best; and of the uninformed forecast."""
+
+
+def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
+    found = load(environment)
+    assert found is not None
+    measured = Contribution.from_dict(found["contribution"])
+    layers, depth = tuple(measured.layers), measured.num_layers
+    truth_L = np.array([measured.layers[layer].value for layer in layers])
+    truth_S_L = np.array([measured.by_seed()[layer] for layer in layers]).T
+
+    scores: dict[str, list[np.ndarray]] = {}
+    covered: dict[str, list[float]] = {"prediction": []}
+    winklers: dict[str, list[float]] = {"prediction": []}
+    for probing in found["probings"]:
+        signals = _signals(probing)
+        for name, known in (
+            ("prediction", [each for each in learned if each.base != measured.base]),
+            (NEW_ARCHITECTURE, [each for each in learned if each.architecture != measured.architecture]),
+        ):
+            made = predict(signals, layers, depth, known=known, num_parameters=measured.num_parameters)
+            scores.setdefault(name, []).append(np.array(made.predicted))
+            if name == "prediction":
+                covered[name].append(coverage(truth_L, made.low, made.high))
+                winklers[name].append(winkler(truth_L, made.low, made.high))
+        for name in PROBES:
+            if name in signals:
+                scores.setdefault(name, []).append(signals[name].scores_L)
+    for name in positions.POSITIONS:
+        scores[name] = [positions.scores(name, layers, depth)]
+    low_L, high_L = positions.position_interval(layers, depth)
+    covered["position"], winklers["position"] = [coverage(truth_L, low_L, high_L)], [winkler(truth_L, low_L, high_L)]
+
+    regrets = {name: [regret(score_L, truth_S_L) for score_L in each] for name, each in scores.items()}
+    regrets["random"] = [regret(np.zeros(len(layers)), truth_S_L)]
+    cost: dict[str, list[float]] = {}
+    picked: dict[str, list[int]] = {}
+    for run in found.get("picks", ()):
+        name = f"pick {run['budget']:g}"
+        picked.setdefault(name, []).extend(run["best_layers"])
+        cost.setdefault(name, []).append(run["cost_share"])
+        chosen_L = np.array([float(layer in run["best_layers"]) for layer in layers])
+        regrets.setdefault(name, []).append(regret(chosen_L, truth_S_L))
+    forecasts = [log_loss(run["ranking"], truth_S_L, layers) for run in found.get("picks", ())]
+
+    middle = min(layers, key=lambda layer: abs(layer - depth // 2))
+    gain = {"full": measured.full.value, "middle": float(np.mean(measured.layers[middle].gains))}
+    if trained := [run["gain"] for run in found.get("picks", ()) if run.get("gain") is not None]:
+        gain["pick 0.25"] = float(np.mean(trained))
+    if "lora" in found:
+        gain["LoRA"] = float(np.mean(found["lora"]["gains"]))
+    return Judged(
+        name=environment.name,
+        base=measured.base,
+        sealed=environment.sealed,
+        ceiling=measured.ceiling,
+        best=layers[int(truth_L.argmax())],
+        spearman={name: mean([spearman(s, truth_L) for s in each]) for name, each in scores.items()} | {"random": 0.0},
+        regret=_means(regrets),
+        coverage=_means(covered),
+        winkler=_means(winklers),
+        cost=_means(cost),
+        picked=picked,
+        gain=gain,
+        log_loss=(float(np.mean([ours for ours, _ in forecasts])), forecasts[0][1]) if forecasts else None,
+    )
+
+
+def best_probe_of_others(rows: Sequence[Judged]) -> dict[str, tuple[float, float]]:
+    """By environment, Spearman and regret of the probe that has the least mean regret on all other bases."""
+    found = {}
+    for row in rows:
+        others = [other for other in rows if other.base != row.base]
+        usable = [name for name in PROBES if name in row.regret and all(name in other.regret for other in others)]
+        best = min(usable, key=lambda name: float(np.mean([other.regret[name] for other in others])))
+        found[row.name] = (row.spearman[best] or 0.0, row.regret[best])
+    return found
+
+
+def log_loss(ranking: Sequence[dict[str, Any]], truth_S_L: np.ndarray, layers: Sequence[int]) -> tuple[float, float]:
+    """Mean log loss of (probability, was best) over layers and training seeds, ours and with one over their number."""
+    stated = {row["layer"]: row["probability_best"] or 0.0 for row in ranking}
+    was_S_L = np.eye(len(layers))[truth_S_L.argmax(1)]
+
+    def of(probability_L: np.ndarray) -> float:
+        sure_L = np.clip(probability_L, 1e-3, 1 - 1e-3)
+        return float(-np.mean(was_S_L * np.log(sure_L) + (1 - was_S_L) * np.log(1 - sure_L)))
+
+    return of(np.array([stated.get(layer, 0.0) for layer in layers])), of(np.full(len(layers), 1 / len(layers)))
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """A constant has no rank correlation; like a random order it counts as 0."""
+    return float(np.mean([value or 0.0 for value in values])) if values else None
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: float(np.mean(each)) for name, each in values.items()}
+
+
+def _signals(probing: Mapping[str, Any]) -> dict[str, Scores]:
+    """Stored scores with errors that give back the stored reliability."""
+    signals = {}
+    for name, values in probing["scores"].items():
+        if name in probing["reliability"]:
+            scores_L = np.array(values)
+            noise = max(0.0, (1 - probing["reliability"][name]) * float(scores_L.var(ddof=1)))
+            signals[name] = Scores(scores_L=scores_L, errors_L=np.full(len(scores_L), noise**0.5))
+    return signals
