@@ -10,20 +10,27 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from autolayer.contribution import Contribution
 from autolayer.layers import parse_layers
 from autolayer.models import load_model
+from autolayer.probes.known import packaged
 
 FOLDER = Path(__file__).parents[1] / "examples" / "layerbench"
 sys.path.append(str(FOLDER))
 
 import bases as layerbench_bases  # noqa: E402
+from bursts import halving  # noqa: E402
+from early import at_rates  # noqa: E402
 from environments import ENVIRONMENTS, RATES  # noqa: E402
 from humps import humps  # noqa: E402
 from languages import LANGUAGES  # noqa: E402
+from run import known  # noqa: E402
 
+SEALED = {name for name, environment in ENVIRONMENTS.items() if environment.sealed}
 RESULTS = sorted((FOLDER / "results").glob("*.json"))
 
 
@@ -103,6 +110,43 @@ def test_a_hump_is_a_layer_that_beats_three_positions_on_seeds_that_did_not_choo
     lucky, none = humps(_measured([[0.2, 0.2, 0.2], [0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.2, 0.2, 0.2]]))
     # On the two seeds that choose it a lucky layer is ahead, .25 to .2; on the third it gains nothing.
     assert lucky == [2, 1, 1] and none["first"][0] == pytest.approx(-0.4) and none["first"][1] < -0.4
+
+
+def test_the_bound_of_a_hump_is_students() -> None:
+    """By hand: residuals +-d, (layers - 1)(seeds - 1) degrees of freedom, a difference of two means."""
+    d, full = 0.03, 0.5
+    noise = np.array([[d, -d, 0.0], [-d, d, 0.0], [0.0, 0.0, 0.0]])
+    _, found = humps(_measured((noise + np.array([[0.1], [0.5], [0.2]])).tolist()))
+    variance = 2 * 4 * d**2 / 4 / 3
+    reach = stats.t.ppf(0.975, 4) * variance**0.5 / full
+    ahead, low = found["first"]
+    assert ahead == pytest.approx(0.4 / full) and low == pytest.approx(ahead - reach, abs=1e-3)
+
+
+def test_halving_takes_the_better_half_and_then_the_best() -> None:
+    gain_L_T = np.array([[0.0, 0.9], [0.2, 0.1], [0.3, 0.0], [0.1, 0.8]])
+    flat_L_T, prior_L = np.zeros((4, 2)), np.array([0.0, 0.1, 0.0, 0.2])
+    assert halving(gain_L_T, flat_L_T, prior_L, 4) == 1  # 2 and 1 are ahead at first, 1 in the end
+    assert halving(gain_L_T, flat_L_T, prior_L, 2) == 1  # of 3 and 1, the best predictions, 1 is ahead at first
+    assert halving(gain_L_T, flat_L_T, 10 * prior_L, 4) == 1 and halving(gain_L_T, 9 * gain_L_T, prior_L, 4) == 1
+    assert halving(0 * gain_L_T, flat_L_T, prior_L, 4) == 3  # nothing but the prediction
+
+
+def test_rewards_between_measured_rates_are_interpolated_in_the_logarithm() -> None:
+    score_L_K = np.array([[0.0, 1.0], [2.0, 4.0]])
+    assert at_rates(score_L_K, (1e-4, 1e-2), np.array([1e-3, 1e-1])) == pytest.approx([0.5, 4.0])
+
+
+def test_the_prediction_ships_with_what_the_results_say() -> None:
+    measured = [e for e in ENVIRONMENTS.values() if not e.sealed]
+    assert {k.name for k in packaged()} == {e.name for e in measured} == {p.stem for p in RESULTS} - SEALED
+    for shipped in packaged():
+        stored = known(ENVIRONMENTS[shipped.name])
+        assert shipped.base == stored.base and shipped.layers == stored.layers
+        assert shipped.contribution_L == pytest.approx(stored.contribution_L, abs=1e-4)
+        for mine, theirs in zip(shipped.probings, stored.probings, strict=True):
+            assert mine.keys() == theirs.keys()
+            assert all(mine[name].scores_L == pytest.approx(theirs[name].scores_L, rel=1e-3) for name in mine)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
