@@ -24,7 +24,7 @@ from autolayer.probes.known import Known, Signal
 
 # E environments, L layers of one, F features, R rows: one for each layer, probing and environment.
 
-FEATURES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst")
+FEATURES = ("trusted_gain", "reach", "natural_gain")
 """Probes that take part; which and why is in examples/RESULTS.md."""
 SMALL = 100_000_000
 """Parameters below which the published positions, of models of 1.5 to 8 billion, say nothing."""
@@ -32,8 +32,8 @@ PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
 MIN_BASES = 3
 """Bases below which nothing can be judged by leaving one out."""
-FALLBACK = dict(zip(FEATURES, (0.5, 0.0, 0.3, 0.1, 0.05, 0.1), strict=True))
-"""Weights, in deviations of contribution, where nothing better is known: guesses, as is the spread beside them."""
+FALLBACK = dict(zip(FEATURES, (0.4, 0.3, 0.1), strict=True))
+"""Weights, in deviations of contribution, where nothing better is known, and what is learned has to beat."""
 INTERVAL = 0.8
 
 
@@ -122,14 +122,12 @@ def fit(known: Sequence[Known]) -> Model:
 def features(probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
     """The model's inputs, (L, F), each centred over the candidates.
 
-    A probe's scores are standardised and shrunk by the root of their reliability: what is expected of the true score.
-    A probe that was left out, or saw nothing, is 0 everywhere.
+    A probe's scores are standardised, whatever their reliability: that is estimated from a handful of folds and so
+    noisy itself that shrinking by it made predictions of left-out bases worse (examples/RESULTS.md). A probe that was
+    left out, or sees no difference, is 0 everywhere.
     """
     nothing_L = np.zeros(num_candidates)
-    columns = [
-        standard(np.asarray(probes[name].scores_L)) * probes[name].reliability ** 0.5 if name in probes else nothing_L
-        for name in FEATURES
-    ]
+    columns = [standard(np.asarray(probes[name].scores_L)) if name in probes else nothing_L for name in FEATURES]
     return np.stack(columns, axis=1)
 
 

@@ -139,12 +139,12 @@ def test_noise_that_fits_by_chance_is_not_believed() -> None:
 @pytest.mark.parametrize(("noise", "num_bases"), [(0.1, 8), (0.3, 8), (0.1, 20)])
 def test_four_of_five_contributions_of_a_new_base_lie_in_their_interval(noise: float, num_bases: int) -> None:
     inside = []
-    for repeat in range(40):
+    for repeat in range(100):
         first = 10_000 + 100 * repeat
         new = simulate(first + 99, noise=noise)
         found = predict_for(new, world(num_bases, first=first, noise=noise))
         inside += [low <= c <= high for low, c, high in zip(found.low, new.contribution_L, found.high, strict=True)]
-    assert 0.7 < np.mean(inside) < 0.9
+    assert 0.72 < np.mean(inside) < 0.88
 
 
 def test_the_deviation_is_the_error_against_the_models_mean() -> None:
@@ -203,7 +203,7 @@ def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
 
 @pytest.mark.parametrize("known", [[], world(6)], ids=["fallback", "learned"])
 @pytest.mark.parametrize("num_parameters", [10**6, 10**9])
-def test_a_probe_that_is_missing_or_cannot_be_believed_says_nothing(known: list[Known], num_parameters: int) -> None:
+def test_a_probe_that_is_missing_or_sees_no_difference_says_nothing(known: list[Known], num_parameters: int) -> None:
     new = simulate(99)
     probes = scores_of(new)
 
@@ -215,26 +215,18 @@ def test_a_probe_that_is_missing_or_cannot_be_believed_says_nothing(known: list[
     blank = found({})
     for name in FEATURES:
         others = {other: scores for other, scores in probes.items() if other != name}
-        noisy = Scores(scores_L=probes[name].scores_L, errors_L=np.full(LAYERS, 1e9))
         constant = Scores(scores_L=np.ones(LAYERS), errors_L=np.zeros(LAYERS))
-        baseline = Scores(scores_L=probes[name].scores_L)  # a baseline has no errors
-        for said in (noisy, constant, baseline):
-            assert found({**others, name: said}) == pytest.approx(found(others))
-            assert found({name: said}) == pytest.approx(blank)
-    assert found({**probes, "random": probes[FEATURES[0]], "a stranger": probes[FEATURES[0]]}) == pytest.approx(
-        found(probes)
-    )
+        assert found({**others, name: constant}) == pytest.approx(found(others))
+        assert found({name: constant}) == pytest.approx(blank)
+        assert found({name: probes[name]}) != pytest.approx(blank)
+    stranger = probes[FEATURES[0]]
+    assert found({**probes, "random": stranger, "gain_per_kl": stranger}) == pytest.approx(found(probes))
 
 
-def test_a_noisy_probe_moves_the_prediction_less() -> None:
-    new, model = simulate(99), fit(world(10))
-    name = FEATURES[0]
-    scores_L = new.probings[0][name].scores_L
-    reach = [
-        model.centred({name: Signal(scores_L=scores_L, reliability=share)}, len(new.layers)).std()
-        for share in (1.0, 0.5, 0.1)
-    ]
-    assert np.array(reach) / reach[0] == pytest.approx([1, 0.5**0.5, 0.1**0.5])
+def test_what_a_handful_of_folds_says_about_reliability_changes_nothing() -> None:
+    new, known = simulate(99), world(6)
+    doubtful = {name: Scores(scores_L=s.scores_L, errors_L=np.full(LAYERS, 1e9)) for name, s in scores_of(new).items()}
+    assert predict_for(new, known, probes=doubtful) == predict_for(new, known)
 
 
 def test_environments_without_some_probes_are_learned_from_too() -> None:
@@ -265,7 +257,8 @@ def test_a_single_candidate_is_predicted_at_the_level() -> None:
 
 def test_fixed_weights_are_kept_where_learning_does_not_beat_them() -> None:
     """Contributions that no probe has to do with teach nothing; the level and the error are still learned."""
-    good = world(8, weights_F=np.array(list(predictor.FALLBACK.values())) * positions.SPREAD, noise=0.5)
-    found = fit(good)
-    assert found.weights_F == pytest.approx([w * positions.SPREAD for w in predictor.FALLBACK.values()])
-    assert found.num_environments == 8 and found.deviation > 0.4
+    fixed_F = np.array(list(predictor.FALLBACK.values())) * positions.SPREAD
+    found = [fit(world(8, first=100 * repeat, weights_F=fixed_F, noise=2.0)) for repeat in range(10)]
+    kept = [model.weights_F == pytest.approx(fixed_F) for model in found]
+    assert sum(kept) >= 7  # by chance something else fits the others' bases better now and then
+    assert all(model.num_environments == 8 and model.deviation > 1.5 for model in found)
