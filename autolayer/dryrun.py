@@ -113,7 +113,7 @@ def dry_run(config: Config) -> DryRun:
         probes=plan.plan_probes(config, units, candidates, budget),
         full_run=plan.full_run(config, units, (max(candidates),)),
         finding_budget=budget,
-        races=plan.races(config, units, candidates, budget),
+        races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),
         device_bytes={"weights": weights, "float32 master, gradient and Adam of one layer": 16 * layer},
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )

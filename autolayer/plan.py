@@ -131,14 +131,15 @@ def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...])
     return rungs + items - units.generate * (config.prompts_per_step * (width - 1))
 
 
-def races(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> bool:
-    """True if what the probes leave pays for a race."""
-    return smallest_race(config, units, candidates).fits(budget * (1 - config.probe.share)) and len(candidates) > 1
+def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...], left: Cost) -> bool:
+    """False for a race of one, and for one too small to tell anything: the prediction decides alone."""
+    return len(candidates) > 1 and smallest_race(config, units, candidates).fits(left)
 
 
 def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
-    """What the probes may spend: all of a budget that pays for no race."""
-    return budget * config.probe.share if races(config, units, candidates, budget) else budget
+    """What the probes may spend: all of a budget that pays for no race beside them."""
+    part = budget * config.probe.share
+    return part if pays_for_race(config, units, candidates, budget - part) else budget
 
 
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:

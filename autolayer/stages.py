@@ -149,8 +149,7 @@ class Stages:
         config, units, bench = self.config, self.units(calibration), self.bench
         left = plan.finding_budget(config, units, self.candidates) - spent
         num_items = min(plan.select_items(config), len(bench.task.splits["select"]))
-        # A race of one, or one too small to tell anything, is decided by the prediction: no item needs to be read.
-        races = len(self.candidates) > 1 and plan.smallest_race(config, units, self.candidates).fits(left)
+        races = plan.pays_for_race(config, units, self.candidates, left)  # if not, no item needs to be read
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
         budget = replace(left - base_cost, seconds=0.0) if races else Cost()
         race = RaceConfig(

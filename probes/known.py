@@ -19,14 +19,6 @@ FILE = Path(__file__).with_name("known.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signal:
-    """One probe's scores of some layers, and how far they can be believed."""
-
-    scores_L: tuple[float, ...]
-    reliability: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Known:
     """One environment (base, task, algorithm) with its measured contributions and what the probes said about it."""
 
@@ -38,8 +30,8 @@ class Known:
     num_layers: int
     layers: tuple[int, ...]
     contribution_L: tuple[float, ...]
-    probings: tuple[Mapping[str, Signal], ...]
-    """What the probes said, once for each seed they were run with."""
+    probings: tuple[Mapping[str, tuple[float, ...]], ...]
+    """Each probe's scores of the layers, once for each seed the probes were run with."""
 
 
 def packaged(*, without_base: str | None = None) -> list[Known]:
@@ -75,11 +67,7 @@ def files(folder: str | Path) -> list[Path]:
 
 def of_contribution(measured: Contribution, *, name: str) -> Known:
     """A measured environment with the probes of its own run."""
-    own = {
-        probe: Signal(scores_L=tuple(scores), reliability=measured.reliability[probe])
-        for probe, scores in measured.probes.items()
-        if probe in measured.reliability
-    }
+    own = {probe: tuple(scores) for probe, scores in measured.probes.items() if probe in measured.reliability}
     return Known(
         name=name,
         base=measured.base,
@@ -100,10 +88,7 @@ def save(environments: Sequence[Known], path: Path = FILE) -> None:
 
 def _from_dict(values: Mapping[str, Any]) -> Known:
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    probings = tuple(
-        {probe: Signal(scores_L=tuple(s["scores_L"]), reliability=s["reliability"]) for probe, s in probing.items()}
-        for probing in values["probings"]
-    )
+    probings = tuple({probe: tuple(scores) for probe, scores in probing.items()} for probing in values["probings"])
     return Known(**{**plain, "probings": probings})
 
 

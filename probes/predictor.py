@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.linear_model import Ridge
 
 from autolayer import positions
 from autolayer.probes.base import Scores
-from autolayer.probes.known import Known, Signal
+from autolayer.probes.known import Known
 
 # E environments, L layers of one, F features, R rows: one for each layer, probing and environment.
 
@@ -60,7 +61,7 @@ class Model:
     deviation: float
     num_environments: int
 
-    def centred(self, probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
+    def centred(self, probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
         """Predicted contribution over the candidates' mean, (L,)."""
         return features(probes, num_candidates) @ self.weights_F
 
@@ -83,8 +84,7 @@ def predict(
         num_parameters: Of the model: from `SMALL` on, the published positions are a prior.
     """
     model = fit(known)
-    signals = {name: Signal(scores_L=tuple(s.scores_L), reliability=s.reliability) for name, s in probes.items()}
-    centred_L = model.centred(signals, len(layers))
+    centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
     if num_parameters >= SMALL:
         prior_L = standard(positions.scores("position", layers, num_layers))
         centred_L = centred_L + positions.CORRELATION * positions.SPREAD * prior_L
@@ -119,7 +119,7 @@ def fit(known: Sequence[Known]) -> Model:
     )
 
 
-def features(probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
+def features(probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
     """The model's inputs, (L, F), each centred over the candidates.
 
     A probe's scores are standardised, whatever their reliability: that is estimated from a handful of folds and so
@@ -127,7 +127,7 @@ def features(probes: Mapping[str, Signal], num_candidates: int) -> np.ndarray:
     left out, or sees no difference, is 0 everywhere.
     """
     nothing_L = np.zeros(num_candidates)
-    columns = [standard(np.asarray(probes[name].scores_L)) if name in probes else nothing_L for name in FEATURES]
+    columns = [standard(np.asarray(probes[name])) if name in probes else nothing_L for name in FEATURES]
     return np.stack(columns, axis=1)
 
 

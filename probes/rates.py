@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from autolayer.probes.context import FAR, ProbeContext
+from autolayer.probes.reach import reach_scores
 
 BURST_STEPS = 5
-"""Adam steps in one direction in which a short run is to be `FAR` away. Runs of 48 steps on LayerBench are best at two
-thirds of that pace, but what layers are worth shows earliest at this one (examples/RESULTS.md)."""
+"""Adam steps in one direction in which a short run is to be `FAR` away: of the paces tried, the one at which a quarter
+of a run tells most about what layers are worth (examples/RESULTS.md)."""
 PACE = 0.7
 """Where runs are longer they go slower: `FAR` in this many times the root of their steps, as a random walk would."""
 
@@ -21,17 +20,17 @@ def far_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
     `FAR` is the root mean square, in nats, of the log-ratio of the base's own completions; half its square estimates
     the KL divergence. Adam's first steps are its rate times the gradient's sign. Equal distance for a very small step
     would set early layers too fast and late ones too slow, since they differ in how the policy's movement grows with
-    the step (`reach`): on LayerBench the best measured rate, over that of a small step, goes with the reach.
+    the step (`reach`); short runs at such rates tell less (examples/RESULTS.md).
 
     Returns:
         None for a layer that moves nothing.
     """
-    found: dict[int, float | None] = {}
-    for layer in context.layers:
-        deviation, reaches = context.deviation(layer), context.reaches(layer)
-        moves = deviation > 0 and min(reaches) > 0
-        found[layer] = float(np.exp(np.mean(np.log(reaches)))) * FAR / deviation / steps if moves else None
-    return found
+    reach_L = reach_scores([context.reaches(layer) for layer in context.layers]).scores_L
+    deviations = [context.deviation(layer) for layer in context.layers]
+    return {
+        layer: float(reach) * FAR / deviation / steps if reach > 0 and deviation > 0 else None
+        for layer, reach, deviation in zip(context.layers, reach_L, deviations, strict=True)
+    }
 
 
 def steps_to_far(total_steps: int) -> float:

@@ -16,7 +16,7 @@ from autolayer.contribution import Contribution
 from autolayer.errors import ConfigError, DataError
 from autolayer.models import load_model
 from autolayer.probes import known
-from autolayer.probes.known import Known, Signal, history, of_contribution, packaged, save
+from autolayer.probes.known import Known, history, of_contribution, packaged, save
 from autolayer.probes.predictor import MIN_BASES
 
 PROBED = {
@@ -48,14 +48,14 @@ def test_a_contribution_becomes_an_environment_of_its_measured_layers_and_probes
         num_layers=8,
         layers=(1, 4),
         contribution_L=(0.5, 0.5),
-        probings=({"natural_gain": Signal(scores_L=(0.1, 0.3), reliability=0.8)},),  # a baseline has no reliability
+        probings=({"natural_gain": (0.1, 0.3)},),  # a baseline has no reliability
     )
 
 
 def test_what_is_saved_is_read_back_but_for_the_base_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "FILE", tmp_path / "known.json")
     assert packaged() == []
-    more = {"natural_gain": Signal(scores_L=(-2.5, 1e-7), reliability=0.25)}
+    more = {"natural_gain": (-2.5, 1e-7)}
     found = [environment("one"), environment("two", name="two", probings=({}, more)), environment("one", name="three")]
     save(found, known.FILE)
     assert packaged() == found
@@ -65,11 +65,11 @@ def test_what_is_saved_is_read_back_but_for_the_base_at_hand(tmp_path: Path, mon
 
 def test_numbers_keep_five_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "FILE", tmp_path / "known.json")
-    scores = {"natural_gain": Signal(scores_L=(1.23456789e-9, 987654.321), reliability=1 / 3)}
+    scores = {"natural_gain": (1.23456789e-9, 987654.321)}
     save([environment(contribution_L=(1 / 3, -2 / 3), num_parameters=1234567890, probings=(scores,))], known.FILE)
     (found,) = packaged()
     assert found.contribution_L == (0.33333, -0.66667) and found.num_parameters == 1234567890
-    assert found.probings[0]["natural_gain"] == Signal(scores_L=(1.2346e-09, 987650.0), reliability=0.33333)
+    assert found.probings[0]["natural_gain"] == (1.2346e-09, 987650.0)
 
 
 def test_the_packaged_environments_are_sound() -> None:
@@ -77,7 +77,7 @@ def test_the_packaged_environments_are_sound() -> None:
         assert len(found.layers) == len(found.contribution_L) > 1 and found.probings and found.base
         assert all(0 <= layer < found.num_layers for layer in found.layers)
         for probing in found.probings:
-            assert all(len(s.scores_L) == len(found.layers) and 0 <= s.reliability <= 1 for s in probing.values())
+            assert all(len(scores) == len(found.layers) for scores in probing.values())
     assert len({found.name for found in packaged()}) == len(packaged())
 
 

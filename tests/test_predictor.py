@@ -12,7 +12,7 @@ import pytest
 from autolayer import positions
 from autolayer.probes import predictor
 from autolayer.probes.base import Scores
-from autolayer.probes.known import Known, Signal
+from autolayer.probes.known import Known
 from autolayer.probes.predictor import FEATURES, MIN_BASES, SMALL, fit, predict, standard
 
 # E environments, L layers, F features.
@@ -32,8 +32,7 @@ def simulate(
     contribution_L += noise * generator.normal(size=num_layers)
     units_F = 10.0 ** generator.integers(-3, 4, size=len(FEATURES))  # a probe's unit is its own
     signals = {
-        name: Signal(scores_L=tuple(map(float, scores * unit)), reliability=1.0)
-        for name, scores, unit in zip(FEATURES, scores_F_L, units_F, strict=True)
+        name: tuple(map(float, scores * unit)) for name, scores, unit in zip(FEATURES, scores_F_L, units_F, strict=True)
     }
     return Known(
         name=f"simulated {seed}",
@@ -54,8 +53,8 @@ def world(count: int, *, first: int = 0, **options: Any) -> list[Known]:
 def scores_of(known: Known) -> dict[str, Scores]:
     """The environment's probes as `run_probes` would give them, free of noise."""
     return {
-        name: Scores(scores_L=np.array(signal.scores_L), errors_L=np.zeros(len(signal.scores_L)))
-        for name, signal in known.probings[0].items()
+        name: Scores(scores_L=np.array(scores), errors_L=np.zeros(len(scores)))
+        for name, scores in known.probings[0].items()
     }
 
 
@@ -88,7 +87,7 @@ def test_every_environment_counts_the_same() -> None:
         known[0],
         layers=doubled(known[0].layers),
         contribution_L=doubled(known[0].contribution_L),
-        probings=({n: replace(s, scores_L=doubled(s.scores_L)) for n, s in known[0].probings[0].items()},),
+        probings=({n: doubled(scores) for n, scores in known[0].probings[0].items()},),
     )
     for changed in (often, [deep, *known[1:]]):
         found = fit(changed)

@@ -5,10 +5,10 @@
 Hardware: one CPU core, 3 to 8 minutes. Expected at that size, standard error .005 to .008:
 
     strategy           good prior  useless  reversed
-    race                  .144       .370     .660
-    Optuna ASHA           .158       .351     .602
-    Optuna Hyperband      .160       .352     .606
-    Optuna TPE            .163       .346     .596
+    race                  .134       .365     .659
+    Optuna ASHA           .174       .348     .576
+    Optuna Hyperband      .167       .349     .582
+    Optuna TPE            .177       .343     .567
     uniform               .358       .385     .416     (does not look at the prior)
     prior alone           .152       .440     .737
 

@@ -19,7 +19,7 @@ import numpy as np
 from environments import ENVIRONMENTS
 from rich.console import Console
 from rich.table import Table
-from run import PROBE_SEEDS
+from run import SEEDS
 
 from autolayer.comparing.metrics import regret, spearman
 from autolayer.contribution import NAME, Contribution, read
@@ -62,7 +62,7 @@ def main() -> None:
         whole_L_K = scores(found, rewards, found.steps)
         rows.append(judged(np.nanmax(quarter_L_K, 1)) + judged(np.nanmax(whole_L_K, 1)))
         table.add_row(folder.name, *(f"{value:.2f}" for value in rows[-1]))
-        probed = json.loads((work / "probe" / f"{folder.name}.{PROBE_SEEDS[0]}" / PROBE).read_text())
+        probed = json.loads((work / "probe" / f"{folder.name}.{SEEDS[0]}" / PROBE).read_text())
         far_L = np.array(probed["learning_rates"], dtype=float)
         small_L = far_L / np.array(probed["scores"]["reach"])
         for name, rate_L in (("small", small_L), ("far", far_L)):

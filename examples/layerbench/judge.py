@@ -145,11 +145,9 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _signals(probing: Mapping[str, Any]) -> dict[str, Scores]:
-    """Stored scores with errors that give back the stored reliability."""
-    signals = {}
-    for name, values in probing["scores"].items():
-        if name in probing["reliability"]:
-            scores_L = np.array(values)
-            noise = max(0.0, (1 - probing["reliability"][name]) * float(scores_L.var(ddof=1)))
-            signals[name] = Scores(scores_L=scores_L, errors_L=np.full(len(scores_L), noise**0.5))
-    return signals
+    """Stored scores, baselines apart."""
+    return {
+        name: Scores(scores_L=np.array(values))
+        for name, values in probing["scores"].items()
+        if name in probing["reliability"]
+    }

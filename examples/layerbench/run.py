@@ -29,15 +29,14 @@ import autolayer
 from autolayer.config import from_dict
 from autolayer.contribution import Contribution
 from autolayer.models import load_model
-from autolayer.probes.known import Known, Signal, of_contribution, save
+from autolayer.probes.known import Known, of_contribution, packaged, save
 from autolayer.runs import PROBE
 
 RESULTS = HERE / "results"
-PROBE_SEEDS = (10, 11, 12)
-"""None that an arm was measured with: those would share prompts and noise with the truth."""
+SEEDS = (10, 11, 12)
+"""Of probes and picks. None that an arm was measured with: those would share prompts and noise with the truth."""
 BUDGETS = (0.25, 1.0)
 """Shares of one full run that finding may cost."""
-PICK_SEEDS = PROBE_SEEDS
 DEFAULT_BUDGET = 0.25
 """At this one `pick` also trains: what its own learning rate gains is not what the best measured one would."""
 
@@ -60,7 +59,7 @@ def probe(environment: Environment, work: Path) -> None:
     """What the probes say at the default budget, once for each seed."""
     check(environment, work)
     probings = []
-    for seed in PROBE_SEEDS:
+    for seed in SEEDS:
         out = work / "probe" / f"{environment.name}.{seed}"
         autolayer.pick(from_dict({**environment.options(work / "bases", seed), "out": str(out)}), until="probe")
         report = json.loads((out / PROBE).read_text())
@@ -73,7 +72,7 @@ def pick(environment: Environment, work: Path) -> None:
     check(environment, work)
     runs = []
     for budget in BUDGETS:
-        for seed in PICK_SEEDS:
+        for seed in SEEDS:
             out = work / "pick" / f"{environment.name}.{budget:g}.{seed}"
             options = {**environment.options(work / "bases", seed), "budget": budget, "out": str(out)}
             result = autolayer.pick(from_dict(options), until=None if budget == DEFAULT_BUDGET else "search")
@@ -92,10 +91,20 @@ def pick(environment: Environment, work: Path) -> None:
 
 
 def check(environment: Environment, work: Path) -> None:
-    """Stops where a base was built anew with other weights: known.json would take it for one that it has not seen."""
+    """Stops where a base has other weights than were measured; warns where the prediction has learned from its twin.
+
+    Another machine may build a base with other last digits, and then it is not the one that known.json leaves out.
+    """
     stored, built = load(environment), load_model(str(work / "bases" / environment.base)).weight_hash
     if stored is None or stored["contribution"]["base"] != built:
         sys.exit(f"{environment.name} was measured on other weights than {environment.base} has: run `measure` again")
+    same = [name for name, other in ENVIRONMENTS.items() if other.base == environment.base]
+    if twins := [known.name for known in packaged(without_base=built) if known.name in same]:
+        print(
+            f"warning: {environment.base} was built anew, and the prediction has learned from {', '.join(twins)}: this "
+            "is no judgement of it until those are measured again, and then `run.py fit`",
+            file=sys.stderr,
+        )
 
 
 def lora(environment: Environment, work: Path) -> None:
@@ -122,8 +131,7 @@ def known(environment: Environment) -> Known:
     found = load(environment)
     assert found is not None, f"{environment.name} has not been measured"
     probings = [
-        {name: Signal(scores_L=tuple(scores), reliability=probing["reliability"].get(name, 0.0))
-         for name, scores in probing["scores"].items() if name in probing["reliability"]}
+        {name: tuple(scores) for name, scores in probing["scores"].items() if name in probing["reliability"]}
         for probing in found.get("probings", ())
     ]  # fmt: skip
     made = of_contribution(Contribution.from_dict(found["contribution"]), name=environment.name)

@@ -98,6 +98,10 @@ def gains(rows: list[Judged]) -> Table:
     table = _table("Gain in reward of the whole run, equal steps", ("environment", *names))
     for row in rows:
         table.add_row(row.name, *(_f(row.gain.get(name), 3) for name in names))
+    full = [row for row in rows if all(name in row.gain for name in names)]
+    table.add_row("mean", *(_f(mean([row.gain[name] for row in full]), 3) for name in names))
+    behind = [sum(row.gain["pick 0.25"] > row.gain[name] for row in full) for name in names if name != "pick 0.25"]
+    table.add_row(f"behind pick, of {len(full)}", str(behind[0]), "-", *map(str, behind[1:]))
     return table
 
 
