@@ -38,6 +38,10 @@ class RewardError(AutolayerError, ValueError):
     """A reward function that raised or returned something other than one finite number per completion."""
 
 
+class EpisodeError(AutolayerError, RuntimeError):
+    """An environment that raised, or returned something other than an observation, a number and whether it is done."""
+
+
 class NoSignalError(AutolayerError, RuntimeError):
     """The base model's rewards do not vary, so RL has nothing to learn from."""
 

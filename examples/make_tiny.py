@@ -2,7 +2,7 @@
 
     python examples/make_tiny.py  # one CPU thread, 4 to 8 minutes; pass rate about .41; overwrites autolayer/data/tiny
 
-The text is `autolayer.tasks.arith.corpus`; the loss is on the answer and its end. No validation split and no early
+The text is `autolayer.tasks.math.arith.corpus`; the loss is on the answer and its end. No validation split and no early
 stop: the number that matters is the pass rate printed at the end, which should leave RL something to win.
 """
 
@@ -21,7 +21,7 @@ from tqdm import trange
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import autolayer
-from autolayer.tasks import arith
+from autolayer.tasks.math import arith
 
 PACKAGED = Path(list(autolayer.__path__)[0]) / "data" / "tiny"
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUs
 
 import autolayer
 from autolayer.models import load_model
-from autolayer.tasks import arith
+from autolayer.tasks.math import arith
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from autolayer.errors import RewardError
-from autolayer.tasks import answer_pool, answers
-from autolayer.tasks.answers import Verdict, as_number, final_answer, has_answer, judge
+from autolayer.tasks.math import answer_pool, answers
+from autolayer.tasks.math.answers import Verdict, as_number, final_answer, has_answer, judge
 
 HANGS = r"\sum_{n=1}^{1000000000} n!"
 
@@ -132,6 +132,6 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_script_without_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("from autolayer.tasks.answers import judge\nprint(judge(['1/2'], ['0.5'])[0].reason)\n")
+    script.write_text("from autolayer.tasks.math.answers import judge\nprint(judge(['1/2'], ['0.5'])[0].reason)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("equal\n", "")

@@ -14,7 +14,9 @@ import autolayer
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
-    "autolayer": "autolayer", "autolayer.tasks": "autolayer/tasks", "autolayer.measuring": "autolayer/measuring",
+    "autolayer": "autolayer", "autolayer.tasks": "autolayer/tasks", "autolayer.tasks.math": "autolayer/tasks/math",
+    "autolayer.tasks.code": "autolayer/tasks/code", "autolayer.tasks.agent": "autolayer/tasks/agent",
+    "autolayer.measuring": "autolayer/measuring",
     "autolayer.comparing": "autolayer/comparing", "autolayer.probes": "probes", "autolayer.search": "search",
 }  # fmt: skip
 
@@ -38,7 +40,7 @@ STRANGERS = [("probes", "search"), ("search", "probes")]
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package: 'tasks.arith' -> its file. The package's own __init__ is left out."""
+    """Every module of the package: 'tasks.math.arith' -> its file. The package's own __init__ is left out."""
     found = {}
     for package, folder in FOLDERS.items():
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autolayer.patch import load_patch
 from autolayer.results import from_dict, validate
-from autolayer.tasks.gsm8k import INSTRUCTION
+from autolayer.tasks.math.gsm8k import INSTRUCTION
 
 pytestmark = pytest.mark.slow
 

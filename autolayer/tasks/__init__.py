@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError, unknown
-from autolayer.tasks.arith_task import load_arith
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
-from autolayer.tasks.gsm8k import load_math
+from autolayer.tasks.environment import Environment, Step
 from autolayer.tasks.jsonl import check_path, load_jsonl
+from autolayer.tasks.math.arith_task import load_arith
+from autolayer.tasks.math.gsm8k import load_math
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SPLITS", "TASKS", "Row", "Task", "check_name", "load_task", "split_of", "split_rows"]
+__all__ = ["SPLITS", "TASKS", "Environment", "Row", "Step", "Task", "check_name", "load_task", "split_of", "split_rows"]
 
 
 class BuiltIn(NamedTuple):

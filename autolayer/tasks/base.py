@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autolayer.errors import DataError, RewardError
+from autolayer.tasks.environment import MakeEnvironment
 from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,15 @@ class Task:
     name: str
     splits: Mapping[str, Sequence[Row]]
     """One sequence of rows for each of `SPLITS`. The order is kept: whoever needs fewer rows takes the first ones."""
-    reward: Callable[..., Any]
-    """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion."""
+    reward: Callable[..., Any] | None = None
+    """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion. None
+    where an environment gives the rewards."""
     max_new_tokens: int
+    """Tokens of a completion; of each turn's action where there is an environment."""
+    environment: MakeEnvironment | None = None
+    """Makes a new environment for every episode: the task then goes over several turns."""
+    max_turns: int = 1
+    """Actions in an episode, at the most."""
     is_well_formed: Callable[[str], bool] | None = None
     """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
     num_eval: int | None = None
@@ -62,11 +69,14 @@ class Task:
 
     def __post_init__(self) -> None:
         _check_splits(self.name, self.splits)
-        for name in ("max_new_tokens", "num_eval"):
+        for name in ("max_new_tokens", "max_turns", "num_eval"):
             value = getattr(self, name)
             if not (value is None and name == "num_eval") and (not isinstance(value, int) or value < 1):
                 raise DataError(f"task '{self.name}': {name} is {value!r}; give a whole number above 0.")
-        check_signature(self.reward, [name for name in self.splits["train"][0] if name != "prompt"])
+        if self.reward is not None and self.environment is not None:
+            raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")
+        if self.environment is None:
+            check_signature(self.reward, [name for name in self.splits["train"][0] if name != "prompt"])
         if small := [
             f"{split} {len(self.splits[split])}" for split in SPLITS if len(self.splits[split]) < ADVISED_ROWS
         ]:
@@ -97,6 +107,7 @@ class Task:
             raise RewardError(f"{len(texts)} completions for {len(rows)} rows: pass one row per completion.")
         if not rows:
             return []
+        assert self.reward is not None, "an environment gives its rewards itself"
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
         return call_reward(
             self.reward,

@@ -96,7 +96,7 @@ def call_reward(
     return [reward for reward in rewards if reward is not None]
 
 
-def check_signature(function: Callable[..., Any], columns: Iterable[str]) -> None:
+def check_signature(function: Any, columns: Iterable[str]) -> None:
     """Refuses a function that TRL could not call with these columns, before anything is loaded.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autolayer.tasks import arith
 from autolayer.tasks.base import Row, Task
+from autolayer.tasks.math import arith
 from autolayer.tasks.rewards import text_of
 
 SIZES = {"train": 4096, "probe": 512, "select": 512, "eval": 1024}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from autolayer.errors import RewardError
-from autolayer.tasks.answer_pool import FAILURES, compare
+from autolayer.tasks.math.answer_pool import FAILURES, compare
 from autolayer.tasks.rewards import show
 
 logger = logging.getLogger(__name__)

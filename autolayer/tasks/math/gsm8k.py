@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autolayer.errors import DataError
-from autolayer.tasks.answer_pool import FAILURES
-from autolayer.tasks.answers import final_answer, has_answer, judge
 from autolayer.tasks.base import Row, Task, prompt_hash
+from autolayer.tasks.math.answer_pool import FAILURES
+from autolayer.tasks.math.answers import final_answer, has_answer, judge
 from autolayer.tasks.rewards import text_of
 
 logger = logging.getLogger(__name__)
@@ -149,5 +149,5 @@ def _unreachable(error: Exception) -> str:
         f"{error}. Tried the Hugging Face Hub, and the caches {_caches()}. Where there is a network: "
         f"`hf download {REPOSITORY} --repo-type dataset`, then copy the cache here and point HF_HOME at its folder. Or "
         "bring your own copy: --data FILE.jsonl --reward FILE.py:function; a file of that kind with "
-        "`from autolayer.tasks.gsm8k import math_reward` scores an 'answer' column as this task does."
+        "`from autolayer.tasks.math.gsm8k import math_reward` scores an 'answer' column as this task does."
     )

@@ -48,10 +48,10 @@ class _Worker:
     def __init__(self) -> None:
         # A file, not a pipe: nobody reads it while the process runs. It lives as long as the worker.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        package_root = str(Path(__file__).resolve().parents[2])
+        package_root = str(Path(__file__).resolve().parents[3])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from autolayer.tasks import answer_pool; answer_pool.serve()"],
+            [sys.executable, "-c", "from autolayer.tasks.math import answer_pool; answer_pool.serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

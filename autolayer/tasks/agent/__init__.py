@@ -1,0 +1,1 @@
+"""Environments over several turns: our own, and adapters to those of others."""
