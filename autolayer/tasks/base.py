@@ -61,6 +61,8 @@ class Task:
     """Makes a new environment for every episode: the task then goes over several turns."""
     max_turns: int = 1
     """Actions in an episode, at the most."""
+    max_context: int | None = None
+    """Tokens of a whole episode at the most, prompt and observations included; None for all positions of the model."""
     is_well_formed: Callable[[str], bool] | None = None
     """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
     num_eval: int | None = None
@@ -69,9 +71,11 @@ class Task:
 
     def __post_init__(self) -> None:
         _check_splits(self.name, self.splits)
-        for name in ("max_new_tokens", "max_turns", "num_eval"):
+        for name in ("max_new_tokens", "max_turns", "max_context", "num_eval"):
             value = getattr(self, name)
-            if not (value is None and name == "num_eval") and (not isinstance(value, int) or value < 1):
+            if not (value is None and name in ("max_context", "num_eval")) and (
+                not isinstance(value, int) or value < 1
+            ):
                 raise DataError(f"task '{self.name}': {name} is {value!r}; give a whole number above 0.")
         if self.reward is not None and self.environment is not None:
             raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from environments import Environment
 from run import load
-
 from scipy import stats
 
 from autolayer import positions
