@@ -62,7 +62,7 @@ def play(
         EpisodeError: An environment failed, or a first observation leaves no room for an action.
     """
     assert task.environment is not None
-    form = _Chat(engine.tokenizer, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
+    form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
     room = engine.context - task.max_new_tokens
     episodes = []
     for row in rows:
@@ -146,8 +146,9 @@ class _Plain:
 class _Chat:
     """Messages."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, engine: TransformersEngine, template_kwargs: Mapping[str, Any]) -> None:
+        self.tokenizer = engine.tokenizer
+        self._ends = set(engine.eos_token_ids)
         self.template_kwargs = dict(template_kwargs)
         self.stop_ids: tuple[int, ...] = ()
 
@@ -178,7 +179,7 @@ class _Chat:
         between, _, after = text.rpartition(action)[2].partition(answer)
         found = list(self.tokenizer(between + observation + after, add_special_tokens=False)["input_ids"])  # pyright: ignore
         # The model has written the end of its message itself.
-        return found[1:] if found and ids and found[0] == ids[-1] else found
+        return found[1:] if found and found[0] == ids[-1] and found[0] in self._ends else found
 
 
 @lru_cache(maxsize=4)

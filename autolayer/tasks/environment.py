@@ -75,11 +75,11 @@ def act(environment: Environment, action: str) -> Step:
     except Exception as error:
         raise EpisodeError(_raised("step", environment.step, error, action)) from error
     if not isinstance(found, tuple) or len(found) != 3:
-        raise EpisodeError(_wrong(environment.step, show(found), "an autolayer.tasks.Step"))
+        raise EpisodeError(_wrong("step", environment.step, show(found), "an autolayer.tasks.Step"))
     step = Step(*found)
     if not isinstance(step.observation, str):
-        raise EpisodeError(_wrong(environment.step, f"the observation {show(step.observation)}", "a text"))
-    return step._replace(reward=_number(environment.step, step.reward), done=bool(step.done))
+        raise EpisodeError(_wrong("step", environment.step, f"the observation {show(step.observation)}", "a text"))
+    return step._replace(reward=_number("step", environment.step, step.reward), done=bool(step.done))
 
 
 def end(environment: Environment) -> float:
@@ -95,7 +95,7 @@ def end(environment: Environment) -> float:
         reward = finish()
     except Exception as error:
         raise EpisodeError(_raised("finish", finish, error, "nothing")) from error
-    return _number(finish, reward)
+    return _number("finish", finish, reward)
 
 
 def state_of(environment: Environment, observation: str) -> str:
@@ -104,10 +104,10 @@ def state_of(environment: Environment, observation: str) -> str:
     return state if isinstance(state, str) else observation
 
 
-def _number(method: Callable[..., Any], reward: Any) -> float:
+def _number(what: str, method: Callable[..., Any], reward: Any) -> float:
     number = as_number(reward)
     if number is None:
-        raise EpisodeError(_wrong(method, f"the reward {show(reward)}", "a finite number, 0.0 for nothing"))
+        raise EpisodeError(_wrong(what, method, f"the reward {show(reward)}", "a finite number, 0.0 for nothing"))
     return number
 
 
@@ -118,5 +118,5 @@ def _raised(what: str, method: Callable[..., Any], error: Exception, given: Any)
     )
 
 
-def _wrong(method: Callable[..., Any], found: str, wanted: str) -> str:
-    return f"environment {describe(method)} returned {found}: return {wanted}."
+def _wrong(what: str, method: Callable[..., Any], found: str, wanted: str) -> str:
+    return f"environment {describe(method)} returned {found} from {what}: return {wanted}."
