@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError, unknown
+from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
@@ -37,6 +38,9 @@ TASKS: dict[str, BuiltIn] = {
     "math": BuiltIn("grade-school word problems (GSM8K, from the Hugging Face Hub or its cache)", load_math),
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
+    ),
+    "agent:house": BuiltIn(
+        "find an object in a household and bring it, generated; the smallest form of agent, for tiny models", load_house
     ),
 }
 
