@@ -13,6 +13,7 @@ from typing import NamedTuple
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError, unknown
 from autolayer.tasks.agent.house_task import load_house
+from autolayer.tasks.agent.keys_task import load_keys
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
@@ -42,6 +43,7 @@ TASKS: dict[str, BuiltIn] = {
     "agent:house": BuiltIn(
         "find an object in a household and bring it, generated; the smallest form of agent, for tiny models", load_house
     ),
+    "agent:keys": BuiltIn("find the way through a small maze with locked doors, generated", load_keys),
 }
 
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from autolayer.tasks.agent.house import CLOSED, MAX_TURNS, House, is_action, make_world
-from autolayer.tasks.base import SPLITS, Row, Task, split_of
+from autolayer.tasks.agent.rows import seeded_rows
+from autolayer.tasks.base import Task
 
 SIZES = {"train": 4096, "probe": 512, "select": 512, "eval": 1024}
 INSTRUCTION = f"""You are in a house and act in it step by step. Your actions:
@@ -28,26 +29,10 @@ def load_house(*, chat: bool, dense: bool = False) -> Task:
     """
     return Task(
         name="agent:house",
-        splits=house_rows(chat),
+        splits=seeded_rows(lambda seed: make_world(seed).prompt, SIZES, INSTRUCTION if chat else None),
         environment=partial(House, dense=dense),
         max_turns=MAX_TURNS,
         max_new_tokens=32 if chat else 8,
         is_well_formed=is_action,
         num_eval=512,
     )
-
-
-def house_rows(chat: bool) -> dict[str, list[Row]]:
-    """Rows `{"prompt", "seed"}` of the four splits, split by the plain prompt in either form."""
-    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    seen: set[str] = set()
-    seed = 0
-    while any(len(splits[split]) < num for split, num in SIZES.items()):
-        prompt = make_world(seed).prompt
-        split = split_of(prompt)
-        if len(splits[split]) < SIZES[split] and prompt not in seen:
-            seen.add(prompt)
-            content = f"{INSTRUCTION}\n\n{prompt}"
-            splits[split].append({"prompt": [{"role": "user", "content": content}] if chat else prompt, "seed": seed})
-        seed += 1
-    return splits
