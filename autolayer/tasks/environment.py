@@ -1,7 +1,8 @@
 """What an environment is: several turns of an observation and an action each, and a reward for every action.
 
 An environment is made new for every episode and knows nothing of tokens. The episode's first observation follows the
-row's prompt; every action is what the model then writes, and its observation what the model reads next.
+row's prompt; every action is what the model then writes, and its observation what the model reads next. An episode
+ends when a step says so, or when its turns or the context are used up.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class Step(NamedTuple):
 
 
 class Environment(Protocol):
-    """One episode."""
+    """One episode.
+
+    An environment that rewards only once an episode is over may also have `finish() -> float`: what is due when the
+    turns or the context are used up, so that no step could be the last. It adds to the last action's reward.
+    """
 
     def reset(self, row: Mapping[str, Any]) -> str:
         """Begins the episode that a row describes, and returns the first observation ('' if the prompt says all)."""
@@ -77,11 +82,44 @@ def act(environment: Environment, action: str) -> Step:
     step = Step(*found)
     if not isinstance(step.observation, str) or not isinstance(step.state, str | None):
         raise EpisodeError(_wrong(environment, f"the observation {show(step.observation)}", "a text"))
-    reward: Any = step.reward
-    number = reward.item() if hasattr(reward, "item") else reward  # scalars of numpy and torch
-    if not isinstance(number, numbers.Real) or not math.isfinite(float(number)):
+    if (reward := _as_number(step.reward)) is None:
         raise EpisodeError(_wrong(environment, f"the reward {show(step.reward)}", "a finite number, 0.0 for nothing"))
-    return step._replace(reward=float(number), done=bool(step.done))
+    return step._replace(reward=reward, done=bool(step.done))
+
+
+def finish(environment: Environment) -> float:
+    """What is due when an episode ends though no step was its last; 0.0 for an environment without `finish`.
+
+    Raises:
+        EpisodeError: The environment raised, or returned no finite number.
+    """
+    method = getattr(environment, "finish", None)
+    if method is None:
+        return 0.0
+    try:
+        found = method()
+    except Exception as error:
+        raise EpisodeError(
+            f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
+        ) from error
+    if (reward := _as_number(found)) is None:
+        raise EpisodeError(
+            f"environment {describe(method)} returned {show(found)} from finish: return a finite number, 0.0 for "
+            "nothing."
+        )
+    return reward
+
+
+def _as_number(reward: Any) -> float | None:
+    """A finite float, or None for what is no reward."""
+    try:
+        number = reward.item() if hasattr(reward, "item") else reward  # scalars of numpy and torch
+    except (RuntimeError, TypeError, ValueError):  # more than one element
+        return None
+    try:
+        return float(number) if isinstance(number, numbers.Real) and math.isfinite(float(number)) else None
+    except OverflowError:
+        return None
 
 
 def _raised(what: str, method: Callable[..., Any], error: Exception, given: Any) -> str:
