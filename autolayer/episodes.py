@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from autolayer.errors import EpisodeError
 from autolayer.rollouts import Rollouts, TransformersEngine, Turn, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
-from autolayer.tasks.environment import Environment, act, begin, end, state_of
+from autolayer.tasks.environment import Environment, act, begin, finish, state_of
 
 PROMPT = "\n> "
 """Stands between an observation and the action, in plain text."""
@@ -92,7 +92,7 @@ def play(
     for episode in episodes:
         if not episode.done:
             last = episode.turns[-1]
-            episode.turns[-1] = last._replace(reward=last.reward + end(episode.environment))
+            episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
     return Rollouts(
         prompt_ids=[episode.prompt_ids for episode in episodes],
         completion_ids=[episode.completion_ids for episode in episodes],

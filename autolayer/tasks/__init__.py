@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError, unknown
+from autolayer.tasks.agent.house_task import load_house
+from autolayer.tasks.agent.keys_task import load_keys
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
@@ -38,6 +40,10 @@ TASKS: dict[str, BuiltIn] = {
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
+    "agent:house": BuiltIn(
+        "find an object in a household and bring it, generated; the smallest form of agent, for tiny models", load_house
+    ),
+    "agent:keys": BuiltIn("find the way through a small maze with locked doors, generated", load_keys),
 }
 
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."

@@ -82,20 +82,22 @@ def act(environment: Environment, action: str) -> Step:
     return step._replace(reward=_number("step", environment.step, step.reward), done=bool(step.done))
 
 
-def end(environment: Environment) -> float:
+def finish(environment: Environment) -> float:
     """What an episode earns that ended at its turn limit, or with its context full.
 
     Raises:
         EpisodeError: `finish` raised or returned no finite number.
     """
-    finish = getattr(environment, "finish", None)
-    if finish is None:
+    method = getattr(environment, "finish", None)
+    if method is None:
         return 0.0
     try:
-        reward = finish()
+        reward = method()
     except Exception as error:
-        raise EpisodeError(_raised("finish", finish, error, "nothing")) from error
-    return _number("finish", finish, reward)
+        raise EpisodeError(
+            f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
+        ) from error
+    return _number("finish", method, reward)
 
 
 def state_of(environment: Environment, observation: str) -> str:

@@ -63,7 +63,7 @@ def call_reward(
             **given,
         )
         if inspect.isawaitable(result):
-            result = _wait_for(result)
+            result = wait_for(result)
         # Inside the `try`: a generator runs the user's code only now.
         values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
     except RewardError:
@@ -177,7 +177,9 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands for TRL's log_extra and log_metric outside a training run."""
 
 
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
+def wait_for(awaitable: Awaitable[Any]) -> Any:
+    """The result of a coroutine, from code that is none and inside a running loop too."""
+
     async def wait() -> Any:
         return await awaitable
 
