@@ -33,7 +33,9 @@ class Environment(Protocol):
     """One episode.
 
     An environment that rewards only once an episode is over may also have `finish() -> float`: what is due when the
-    turns or the context are used up, so that no step could be the last. It adds to the last action's reward.
+    turns or the context are used up, so that no step could be the last. It adds to the last action's reward. For a chat
+    model, observations become messages of the attribute `role` ("user" without it, "tool" for the results of tools),
+    and the chat template lists the JSON schemas in the attribute `tools`.
     """
 
     def reset(self, row: Mapping[str, Any]) -> str:
