@@ -69,7 +69,7 @@ def play(
         environment = task.environment()
         observation = begin(environment, row)
         state = state_of(environment, observation)
-        episodes.append(_Episode(environment, form.first(row, observation), state))
+        episodes.append(_Episode(environment, form.first(row, observation, environment), state))
     if (longest := max(len(episode.ids) for episode in episodes)) > room:
         raise EpisodeError(
             f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
@@ -118,7 +118,7 @@ def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: in
     episode.state = state_of(episode.environment, step.observation)
     if last or episode.done:
         return
-    observation = form.next(ids, step.observation, getattr(episode.environment, "role", "user"))
+    observation = form.next(ids, step.observation, episode.environment)
     episode.full = len(episode.ids) + len(observation) > room
     if not episode.full:
         episode.completion_ids += observation
@@ -132,13 +132,13 @@ class _Plain:
         self.stop_ids = _line_ends(tokenizer)
         self._breaks = set(self.stop_ids)
 
-    def first(self, row: Row, observation: str) -> list[int]:
+    def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
         return encode_prompts(self.tokenizer, [{"prompt": row["prompt"] + observation + PROMPT}], {})[0]
 
     def action(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # pyright: ignore
 
-    def next(self, ids: list[int], observation: str, role: str) -> list[int]:
+    def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
         line = "" if ids[-1] in self._breaks else "\n"
         return list(self.tokenizer(line + observation + PROMPT, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
@@ -152,16 +152,16 @@ class _Chat:
         self.template_kwargs = dict(template_kwargs)
         self.stop_ids: tuple[int, ...] = ()
 
-    def first(self, row: Row, observation: str) -> list[int]:
+    def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
         *before, last = row["prompt"]
         content = f"{last['content']}\n\n{observation}" if observation else last["content"]
         messages = [*before, {**last, "content": content}]
-        return encode_prompts(self.tokenizer, [{"prompt": messages}], self.template_kwargs)[0]
+        return encode_prompts(self.tokenizer, [{"prompt": messages}], self._options(environment))[0]
 
     def action(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # pyright: ignore
 
-    def next(self, ids: list[int], observation: str, role: str) -> list[int]:
+    def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
         """What the chat template writes between one assistant message and the next.
 
         Found between two known words, since a template may write the messages before them in another way.
@@ -170,16 +170,20 @@ class _Chat:
         messages = [
             {"role": "user", "content": "a question"},
             {"role": "assistant", "content": action},
-            {"role": role, "content": answer},
+            {"role": getattr(environment, "role", "user"), "content": answer},
         ]
         text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self.template_kwargs
+            messages, add_generation_prompt=True, tokenize=False, **self._options(environment)
         )
         assert isinstance(text, str)
         between, _, after = text.rpartition(action)[2].partition(answer)
         found = list(self.tokenizer(between + observation + after, add_special_tokens=False)["input_ids"])  # pyright: ignore
         # The model has written the end of its message itself.
         return found[1:] if found and found[0] == ids[-1] and found[0] in self._ends else found
+
+    def _options(self, environment: Environment) -> dict[str, Any]:
+        tools = getattr(environment, "tools", None)
+        return self.template_kwargs if tools is None else {**self.template_kwargs, "tools": tools}
 
 
 @lru_cache(maxsize=4)

@@ -185,6 +185,7 @@ def test_house_is_a_task(chat: bool) -> None:
         ("<think>\nopen fridge?\n</think>\n\ntake cup", "take cup"),
         ("I look there. <action>Open the Fridge</action>", "open fridge"),
         ("Thought: it is cold.\nAction: put cup in the fridge", "put cup in fridge"),
+        ("Action: look\nIt may help.", "look"),
         ("> `look`<|im_end|>", "look"),
         ("", ""),
         ("</think>", ""),

@@ -26,11 +26,13 @@ class Step(NamedTuple):
 class Environment(Protocol):
     """One episode.
 
-    Three more attributes are read where there are any:
+    Four more attributes are read where there are any:
         state: A text that names the state the next action is taken in, where the observation does not: GiGPO compares
             actions taken in equal states (arXiv 2505.10978).
-        role: Of the messages that observations become for a chat model; 'user' if it is not there.
-        finish: A method that returns a reward on top, called where an episode was not `done` when it ended.
+        finish: A method without arguments that returns what is due when the turns or the context are used up, so that
+            no step could be the last; it adds to the last action's reward.
+        role: Of the messages that observations become for a chat model: "user" without it, "tool" for results of tools.
+        tools: JSON schemas that the chat template lists.
     """
 
     def reset(self, row: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ def action_of(text: str) -> str:
     """The action alone, in lower case and with single blanks.
 
     Thoughts before `</think>` are left out; of `<action>...</action>` (the form of verl-agent's prompts) only the
-    inside counts, of several lines only the last, and of `Action: ...` (ReAct, arXiv 2210.03629) what follows.
+    inside counts, of a line `Action: ...` (ReAct, arXiv 2210.03629) what follows, else of several lines the last.
 
     Example:
         action_of("<think>it may be cold</think>\\nAction: Open fridge.") == "open fridge"
@@ -20,10 +20,10 @@ def action_of(text: str) -> str:
     text = re.sub(r"<\|?(?:pad|eos|unk|im_end|endoftext)\|?>", "", text).rpartition("</think>")[2]
     if tagged := re.findall(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE):
         text = tagged[-1]
-    lines = [line for line in text.splitlines() if line.strip()]
-    line = lines[-1] if lines else ""
-    line = re.sub(r"^\s*(?:>|action\s*:)\s*", "", line, flags=re.IGNORECASE)
-    return " ".join(line.strip(" \t.!*`'\"").lower().split())
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    named = [line.partition(":")[2] for line in lines if re.match(r"action\s*:", line, flags=re.IGNORECASE)]
+    line = (named or lines)[-1].strip(" \t.!*`'\">")
+    return " ".join(line.lower().split())
 
 
 def words_of(text: str) -> list[str]:

@@ -101,15 +101,20 @@ class Explorer:
         return (known or unknown or others)[0]
 
 
-def corpus(rng: random.Random) -> list[tuple[str, str]]:
+def corpus(rng: random.Random, careless: float | None = None) -> list[tuple[str, str]]:
     """One episode of a careless writer: what was read and the action written then, turn by turn.
 
     A language model learns from the actions only; the observations are the house's words.
 
+    Args:
+        rng: Draws the house and the writer.
+        careless: The writer's share of other actions; None draws one of `CARELESS`.
+
     Returns:
         (text, action) pairs: the first text is the prompt, every other one an observation.
     """
-    return play(House(make_world(f"corpus/{rng.getrandbits(48)}")), rng, rng.choice(CARELESS))[0]
+    house = House(make_world(f"corpus/{rng.getrandbits(48)}"))
+    return play(house, rng, rng.choice(CARELESS) if careless is None else careless)[0]
 
 
 def play(house: House, rng: random.Random, careless: float = 0.0) -> tuple[list[tuple[str, str]], float]:

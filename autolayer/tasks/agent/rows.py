@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from autolayer.tasks.base import Row
 
@@ -28,10 +29,11 @@ def seeded_rows(
             if prompt in seen:
                 continue
             seen.add(prompt)
-            rows.append({"prompt": prompt if instruction is None else as_message(instruction, prompt), "seed": seed})
+            text = prompt if instruction is None else f"{instruction}\n\n{prompt}"
+            rows.append({"prompt": as_prompt(text, chat=instruction is not None), "seed": seed})
     return splits
 
 
-def as_message(instruction: str, prompt: str) -> list[dict[str, str]]:
-    """One user message: many chat templates refuse two in a row."""
-    return [{"role": "user", "content": f"{instruction}\n\n{prompt}"}]
+def as_prompt(text: str, chat: bool) -> Any:
+    """The text itself, or one user message: many chat templates refuse two in a row."""
+    return [{"role": "user", "content": text}] if chat else text
