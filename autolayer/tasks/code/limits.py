@@ -37,7 +37,7 @@ class Outcome:
     reason: str
     """'ok', or why the program did not run to its end: 'error' (it raised), 'timeout', 'memory', 'output', 'crash'."""
     values: tuple[Any, ...] = ()
-    """What each call returned: plain data, or a `Failed`. Fewer than there were calls, where the program ended early."""
+    """What each call returned: plain data, or a `Failed`. Fewer than the calls, where the program ended early."""
     stdout: str = ""
     passed: tuple[bool, ...] = ()
     """For each test whether it passed. Fewer than there are tests, where the first failure ended it."""

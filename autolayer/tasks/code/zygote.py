@@ -157,7 +157,10 @@ def _fresh_scratch(mode: str, limits: dict[str, Any]) -> str:
     options = f"size={limits['scratch']},nr_inodes={limits['files']},mode=777".encode()
     for failed, what in (
         (libc.unshare(_NEW_MOUNTS | _NEW_PIDS), "new namespaces"),
-        (libc.mount(b"scratch", SCRATCH.encode(), b"tmpfs", _NO_SUID_NO_DEVICES, options), "mounting the scratch folder"),
+        (
+            libc.mount(b"scratch", SCRATCH.encode(), b"tmpfs", _NO_SUID_NO_DEVICES, options),
+            "mounting the scratch folder",
+        ),
     ):
         if failed:
             raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
