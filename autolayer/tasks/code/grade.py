@@ -10,7 +10,7 @@ from typing import Any
 
 from autolayer.tasks.code.limits import Limits, Outcome
 from autolayer.tasks.code.problems import Problem
-from autolayer.tasks.code.sandbox import Calls, Sandbox, Script, Tested
+from autolayer.tasks.code.sandbox import Calls, Judged, Sandbox, Script
 
 FUNCTION_LIMITS = Limits(seconds=10, wall_seconds=25)
 SCRIPT_LIMITS = Limits(seconds=6, wall_seconds=15)
@@ -74,9 +74,9 @@ def _keys(programs: Sequence[str | None], problems: Sequence[Problem]) -> list[t
     return [(program, id(problem)) for program, problem in zip(programs, problems, strict=True)]
 
 
-def _job(program: str, problem: Problem, run_all: bool) -> Calls | Tested:
+def _job(program: str, problem: Problem, run_all: bool) -> Calls | Judged:
     if problem.fn_name is None:
-        return Tested(
+        return Judged(
             program=program, tests=problem.tests, functions=problem.functions, setup=problem.setup, run_all=run_all
         )
     calls = [(problem.fn_name, arguments) for arguments in problem.inputs]

@@ -117,7 +117,8 @@ def _bwrap(tool: str) -> list[str]:
     binds, renamed = _binds()
     account = [] if _mode() == "root" else ["--unshare-user", "--uid", "0", "--gid", "0"]
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--cap-add", "ALL"]
-    parents = {str(parent) for path in binds for parent in Path(renamed.get(path, path)).parents} - {"/"}
+    places = [renamed.get(path, path) for path in (*binds, *DEVICES)]
+    parents = {str(parent) for place in places for parent in Path(place).parents} - {"/"}
     # Made first: bwrap would give them the permissions that they have outside, such as root's alone.
     view = [part for path in sorted(parents, key=len) for part in ("--perms", "0755", "--dir", path)]
     view += [part for path in binds for part in ("--ro-bind", path, renamed.get(path, path))]

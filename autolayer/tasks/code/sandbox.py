@@ -56,7 +56,7 @@ class Script:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class Judged:
     """A program, and tests of it that are Python themselves."""
 
     program: str
@@ -81,7 +81,7 @@ class Sandbox:
         for _ in range(size):
             self._workers.put(None)
 
-    def run(self, jobs: Sequence[Calls | Script | Tested], limits: Limits | None = None) -> list[Outcome]:
+    def run(self, jobs: Sequence[Calls | Script | Judged], limits: Limits | None = None) -> list[Outcome]:
         """What came of each job. Safe to call from any thread.
 
         Raises:
@@ -101,7 +101,7 @@ class Sandbox:
             if worker := self._workers.get():
                 worker.close()
 
-    def _run(self, jobs: Sequence[Calls | Script | Tested], limits: Limits) -> list[Outcome]:
+    def _run(self, jobs: Sequence[Calls | Script | Judged], limits: Limits) -> list[Outcome]:
         """Outcomes of a batch: many `Calls`, or one job of another kind."""
         found: list[Outcome] = []
         failures = 0
@@ -157,7 +157,7 @@ class _Worker:
         except OSError as error:
             raise _Failure(f"{self.launcher.command[0]}: {error.strerror}") from None
 
-    def ask(self, jobs: Sequence[Calls | Script | Tested], limits: Limits) -> Iterator[Outcome]:
+    def ask(self, jobs: Sequence[Calls | Script | Judged], limits: Limits) -> Iterator[Outcome]:
         """Yields outcomes in the order of the jobs; all of them, or as many as one set of namespaces was good for."""
         assert self._process.stdin is not None and self._process.stdout is not None, "opened with pipes"
         to_it, from_it = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -171,15 +171,15 @@ class _Worker:
             for job in jobs:
                 summary, result = wire.receive(from_it), wire.receive(from_it)
                 if summary is None or result is None:
-                    raise _Failure(f"no answer in {limit:.0f} s" if late.is_set() else self._last_words())
+                    raise OSError("it ended")
                 reason = json.loads(summary)["reason"]
                 if reason == "used up":
                     return
                 if reason == "broken":
                     raise _Failure(f"{result.decode()}: {self._last_words()}")
                 yield _outcome(job, reason, result)
-        except OSError as error:
-            raise _Failure(f"{error.strerror}: {self._last_words()}") from None
+        except OSError:
+            raise _Failure(f"no answer in {limit:.0f} s" if late.is_set() else self._last_words()) from None
         finally:
             timer.cancel()
 
@@ -202,19 +202,19 @@ class _Worker:
         return lines[-1] if lines else "it ended without a word"
 
 
-def _batches(jobs: Sequence[Calls | Script | Tested]) -> list[list[int]]:
+def _batches(jobs: Sequence[Calls | Script | Judged]) -> list[list[int]]:
     """Positions of jobs that are asked about together."""
     calls = [i for i, job in enumerate(jobs) if isinstance(job, Calls)]
     others = [[i] for i, job in enumerate(jobs) if not isinstance(job, Calls)]
     return [calls[start : start + BATCH] for start in range(0, len(calls), BATCH)] + others
 
 
-def _frames(jobs: Sequence[Calls | Script | Tested], limits: Limits) -> list[bytes]:
+def _frames(jobs: Sequence[Calls | Script | Judged], limits: Limits) -> list[bytes]:
     """What the zygote is sent. The tests are a frame of their own, which only the judge reads."""
     (job, *_), shared = jobs, {"limits": asdict(limits)}
     if isinstance(job, Script):
         frames = [{"kind": "stdin", "program": job.program, "input": job.stdin, **shared}]
-    elif isinstance(job, Tested):
+    elif isinstance(job, Judged):
         tests = {"tests": job.tests, "functions": job.functions, "setup": job.setup, "all": job.run_all}
         frames = [{"kind": "tests", "program": job.program, **shared}, tests]
     else:
@@ -227,11 +227,11 @@ def _frames(jobs: Sequence[Calls | Script | Tested], limits: Limits) -> list[byt
     return [json.dumps(frame).encode() for frame in frames]
 
 
-def _outcome(job: Calls | Script | Tested, reason: str, result: bytes) -> Outcome:
+def _outcome(job: Calls | Script | Judged, reason: str, result: bytes) -> Outcome:
     """What the untrusted bytes say; whatever cannot be read is left out."""
     if isinstance(job, Script):
         return Outcome(reason=reason, stdout=result.decode("utf-8", "replace"))
-    if isinstance(job, Tested):
+    if isinstance(job, Judged):
         passed = tuple(json.loads(result)) if result else ()
         missing = reason == "ok" and (len(passed) < len(job.tests) and all(passed))
         return Outcome(reason="crash" if missing else reason, passed=passed)
