@@ -75,10 +75,10 @@ class Sandbox:
     def __init__(self, launcher: Launcher, size: int | None = None) -> None:
         self.launcher = launcher
         self.owner = os.getpid()
-        size = size or min(4, os.cpu_count() or 1)
-        self._threads = ThreadPoolExecutor(size, thread_name_prefix="autolayer-sandbox")
+        self.size = size or min(4, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="autolayer-sandbox")
         self._workers: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
-        for _ in range(size):
+        for _ in range(self.size):
             self._workers.put(None)
 
     def run(self, jobs: Sequence[Calls | Script | Judged], limits: Limits | None = None) -> list[Outcome]:
@@ -88,7 +88,7 @@ class Sandbox:
             SandboxError: The sandbox itself failed, twice.
         """
         limits = limits or Limits()
-        batches = _batches(jobs)
+        batches = _batches(jobs, self.size)
         found: dict[int, Outcome] = {}
         done = self._threads.map(lambda batch: self._run([jobs[i] for i in batch], limits), batches)
         for batch, outcomes in zip(batches, done, strict=True):
@@ -96,6 +96,8 @@ class Sandbox:
         return [found[i] for i in range(len(jobs))]
 
     def close(self) -> None:
+        if self.owner != os.getpid():
+            return  # a fork of ours has come to its end: the processes are not its own
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._workers.empty():
             if worker := self._workers.get():
@@ -202,11 +204,12 @@ class _Worker:
         return lines[-1] if lines else "it ended without a word"
 
 
-def _batches(jobs: Sequence[Calls | Script | Judged]) -> list[list[int]]:
+def _batches(jobs: Sequence[Calls | Script | Judged], num_workers: int) -> list[list[int]]:
     """Positions of jobs that are asked about together."""
     calls = [i for i, job in enumerate(jobs) if isinstance(job, Calls)]
     others = [[i] for i, job in enumerate(jobs) if not isinstance(job, Calls)]
-    return [calls[start : start + BATCH] for start in range(0, len(calls), BATCH)] + others
+    size = min(BATCH, -(-len(calls) // num_workers)) or 1
+    return [calls[start : start + size] for start in range(0, len(calls), size)] + others
 
 
 def _frames(jobs: Sequence[Calls | Script | Judged], limits: Limits) -> list[bytes]:
@@ -232,7 +235,7 @@ def _outcome(job: Calls | Script | Judged, reason: str, result: bytes) -> Outcom
     if isinstance(job, Script):
         return Outcome(reason=reason, stdout=result.decode("utf-8", "replace"))
     if isinstance(job, Judged):
-        passed = tuple(json.loads(result)) if result else ()
+        passed = _verdict(result)[: len(job.tests)]
         missing = reason == "ok" and (len(passed) < len(job.tests) and all(passed))
         return Outcome(reason="crash" if missing else reason, passed=passed)
     values: list[Any] = []
@@ -246,6 +249,14 @@ def _outcome(job: Calls | Script | Judged, reason: str, result: bytes) -> Outcom
             break
     ended_early = reason == "ok" and len(values) < len(job.calls)
     return Outcome(reason="crash" if ended_early else reason, values=tuple(values))
+
+
+def _verdict(result: bytes) -> tuple[bool, ...]:
+    """What the judge said; nothing, if it was ended before it could."""
+    try:
+        return tuple(passed is True for passed in json.loads(result))
+    except (ValueError, TypeError):
+        return ()
 
 
 _TRIAL = """

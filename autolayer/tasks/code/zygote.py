@@ -174,10 +174,11 @@ def _watch(pid: int, judge_pid: int | None, mode: str, streams: dict[int, bytear
         'ok', or why the job did not run to its end: 'error', 'timeout', 'memory', 'output' or 'crash'.
     """
     deadline = time.monotonic() + limits["wall_seconds"]
-    awaited, has_ended, passed = judge_pid or pid, False, None
+    awaited, passed = judge_pid or pid, None
+    ended: dict[int, tuple[int, Any]] = {}  # status and usage
     still_open = set(streams)
     while passed is None:
-        pause = 0.02 if still_open and not has_ended else 0
+        pause = 0.02 if still_open and not ended else 0
         ready = select.select(list(still_open), [], [], pause)[0]
         for descriptor in ready:
             part = os.read(descriptor, 1 << 16)
@@ -187,26 +188,27 @@ def _watch(pid: int, judge_pid: int | None, mode: str, streams: dict[int, bytear
             if len(streams[descriptor]) > limits["output"]:
                 passed = "output"
         if not ready:
-            if has_ended:  # a pipe that is open now is held by a survivor, where there is no sandbox
+            if ended:  # a pipe that is open now is held by a survivor, where there is no sandbox
                 break
             if not still_open:
                 time.sleep(0.0005)
-            # Not reaped: its number must stay its own until the kill below.
-            has_ended = os.waitid(os.P_PID, awaited, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        if time.monotonic() > deadline and not has_ended:
+            number, *found = os.wait4(awaited, os.WNOHANG)
+            ended |= {number: tuple(found)} if number else {}
+        if time.monotonic() > deadline and not ended:
             passed = "timeout"
     for other in filter(None, (judge_pid, pid)):
-        _kill(other, mode)
-    if judge_pid is not None:
-        os.waitpid(judge_pid, 0)
-    _, status, usage = os.wait4(pid, 0)
+        _kill(other, mode, has_ended=other in ended)
+        if other not in ended:
+            _, *found = os.wait4(other, 0)
+            ended[other] = tuple(found)
+    status, usage = ended[pid]
     seconds = usage.ru_utime + usage.ru_stime
     return passed or _reason(os.waitstatus_to_exitcode(status), seconds, limits, was_killed=judge_pid is not None)
 
 
-def _kill(pid: int, mode: str) -> None:
+def _kill(pid: int, mode: str, has_ended: bool) -> None:
     """Ends a process with all that it started: as init of a namespace, or else as the leader of a group."""
-    for end in (os.killpg, os.kill) if mode == "bare" else (os.kill,):
+    for end in ([os.killpg] if mode == "bare" else []) + ([] if has_ended else [os.kill]):
         try:
             end(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
