@@ -20,7 +20,7 @@ from autolayer.errors import ConfigError, unknown
 
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 
-NOT_SIGNED = ("out", "storage", "hours", "device")
+NOT_SIGNED = ("out", "storage", "hours", "device", "allow_unsandboxed")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 
 
@@ -152,6 +152,8 @@ class Config:
     """Optuna storage of the search; default: study.db in the run folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    allow_unsandboxed: bool = False
+    """Run programs that the model writes without a sandbox where there is none; they can do what you can."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)

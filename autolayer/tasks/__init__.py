@@ -17,6 +17,8 @@ from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.agent.keys_task import load_keys
 from autolayer.tasks.agent.textworld import load_textworld
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
+from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp, load_small
+from autolayer.tasks.code.expr_task import load_expr
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
 from autolayer.tasks.jsonl import check_path, load_jsonl
@@ -35,12 +37,23 @@ class BuiltIn(NamedTuple):
     """One line for `autolayer tasks`."""
     load: Callable[..., Task]
     """Called with `chat=`, whether the model has a chat template."""
+    runs_programs: bool = False
+    """Whether the reward runs what the model writes: `load` is then told `allow_unsandboxed=` as well."""
 
 
 TASKS: dict[str, BuiltIn] = {
     "math": BuiltIn("grade-school word problems (GSM8K, from the Hugging Face Hub or its cache)", load_math),
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
+    ),
+    "code": BuiltIn("programs with tests (DeepCoder; HumanEval and MBPP for the evaluation)", load_code, True),
+    "code:mbpp": BuiltIn("short functions with tests (MBPP)", load_mbpp, True),
+    "code:humaneval": BuiltIn(
+        "functions from their header and docstring (HumanEval), split by hash", load_humaneval, True
+    ),
+    "code:small": BuiltIn("short functions with tests, written for autolayer; nothing is downloaded", load_small, True),
+    "code:expr": BuiltIn(
+        "one-line expressions, generated; the smallest form of code, for tiny models", load_expr, True
     ),
     "agent:house": BuiltIn(
         "find an object in a household and bring it, generated; the smallest form of agent, for tiny models", load_house
@@ -95,7 +108,9 @@ def load_task(config: Config, *, chat: bool) -> Task:
     elif is_reference(config.task):
         task = load_custom_task(config, chat=chat)
     else:
-        task = TASKS[config.task].load(chat=chat)
+        built_in = TASKS[config.task]
+        options = {"allow_unsandboxed": config.allow_unsandboxed} if built_in.runs_programs else {}
+        task = built_in.load(chat=chat, **options)
     if task.is_chat and not chat:
         raise DataError(
             f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "

@@ -7,14 +7,13 @@ under this name would be taken for one on GSM8K.
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autolayer.errors import DataError
 from autolayer.tasks.base import Row, Task, prompt_hash
+from autolayer.tasks.hub import read_hub
 from autolayer.tasks.math.answer_pool import FAILURES
 from autolayer.tasks.math.answers import final_answer, has_answer, judge
 from autolayer.tasks.rewards import text_of
@@ -100,54 +99,12 @@ def _without_question(rows: Sequence[Row]) -> list[Row]:
 
 def _read() -> Mapping[str, Sequence[Mapping[str, str]]]:
     """The public splits, checked for the format that everything here relies on."""
-    import datasets
-
-    try:
-        public: Any = datasets.load_dataset(REPOSITORY, CONFIGURATION)
-    except Exception as error:  # its type depends on how the network failed; the message names it
-        public = _read_hub_cache()
-        if public is None:
-            raise DataError(_unreachable(error)) from error
-    for split in ("train", "test"):
-        if split not in public or not {"question", "answer"} <= set(public[split].column_names):
-            raise DataError(
-                f"{REPOSITORY} as found here has no '{split}' split with the columns question and answer: the cache "
-                f"holds something else under that name. Remove it from {_caches()} and load it again."
-            )
-        if bad := next((row for row in public[split] if "####" not in row["answer"]), None):
+    columns = {"question", "answer"}
+    public = read_hub(REPOSITORY, CONFIGURATION, {"train": columns, "test": columns})
+    for split in public.values():
+        if bad := next((row for row in split if "####" not in row["answer"]), None):
             raise DataError(
                 f"{REPOSITORY} as found here has an answer without '####' ({bad['answer'][:80]!r}): this is not "
-                f"GSM8K. Remove it from {_caches()} and load it again."
+                "GSM8K. Remove it from the cache and load it again."
             )
     return public
-
-
-def _read_hub_cache() -> Any:
-    """The files that `hf download --repo-type dataset` leaves, which `datasets` does not look at when offline."""
-    import datasets
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(REPOSITORY, repo_type="dataset", local_files_only=True)
-    except OSError:  # not there; what was tried first is what the user is told
-        return None
-    files = {s: sorted(glob.glob(f"{folder}/{CONFIGURATION}/{s}-*.parquet")) for s in ("train", "test")}
-    return datasets.load_dataset("parquet", data_files=files) if all(files.values()) else None
-
-
-def _caches() -> str:
-    import datasets.config
-    import huggingface_hub.constants
-
-    return f"{datasets.config.HF_DATASETS_CACHE} and {huggingface_hub.constants.HF_HUB_CACHE}"
-
-
-def _unreachable(error: Exception) -> str:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        f"task 'math' needs the data set {REPOSITORY}, which could not be read{offline}: {type(error).__name__}: "
-        f"{error}. Tried the Hugging Face Hub, and the caches {_caches()}. Where there is a network: "
-        f"`hf download {REPOSITORY} --repo-type dataset`, then copy the cache here and point HF_HOME at its folder. Or "
-        "bring your own copy: --data FILE.jsonl --reward FILE.py:function; a file of that kind with "
-        "`from autolayer.tasks.math.gsm8k import math_reward` scores an 'answer' column as this task does."
-    )
