@@ -160,7 +160,7 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer train --model tiny --task math:arith --layers 2\n"
              "  autolayer train --model Qwen/Qwen3-8B --task math --layers 16-18 --learning-rate 3e-6")  # fmt: skip
-@config_options(leave_out=("budget", "regret", "storage"))  # they steer the search, and here is none
+@config_options(leave_out=("budget", "regret", "storage", "top_k", "boost"))  # they steer the search; here is none
 @json_option
 @debug_option
 @click.pass_context
@@ -184,7 +184,7 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
       autolayer measure --model Qwen/Qwen3-8B --task math --dry-run
     """
 )
-@config_options(leave_out=("regret", "storage", "hours"))  # they steer the search, and here is none
+@config_options(leave_out=("regret", "storage", "hours", "top_k", "boost", "adapter"))  # here is no search
 @click.option(
     "--num-seeds", type=click.INT, help=f"Training seeds of every arm.  [default: {config.MeasureConfig.num_seeds}]"
 )
@@ -277,12 +277,15 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
 def merge(source: Path, model: str | None, out: Path) -> None:
     """Write a complete Hugging Face checkpoint with the trained layer in it."""
     path = source / runs.PATCH if source.is_dir() else source
-    if not path.is_file():
+    if (source / runs.ADAPTER).is_dir():
+        path = source / runs.ADAPTER
+    if not path.exists():
         raise ConfigError(f"{path} does not exist: give a run folder whose training has finished, or a patch file.")
     with only_stderr():
         from autolayer import patch
 
-        written = patch.merge(model or patch.load_patch(path).base, path, out)
+        base = patch.adapter_about(path)["base"] if path.is_dir() else patch.load_patch(path).base
+        written = patch.merge(model or base, path, out)
     click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
 
 

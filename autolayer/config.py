@@ -118,6 +118,12 @@ class Config:
     """RL algorithm: grpo, dr_grpo or gigpo (for tasks of several turns)."""
     layers: str | None = None
     """Candidate layers, such as 16, 10-14 or 8,16; in `train` and `measure`, what is trained. Default: all."""
+    top_k: int = 1
+    """Layers to train together: sets of so many race instead of single ones."""
+    boost: float | None = None
+    """Train all parameters in the end, with this many times the learning rate on the best layers (2 is usual)."""
+    adapter: str | None = None
+    """lora: train LoRA adapters on the chosen layers instead of whole layers."""
     budget: float = 0.25
     """What finding the layer may cost, as a share of one full run of the final training."""
     regret: float = 0.05
@@ -162,6 +168,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
+        if self.adapter not in (None, "lora"):
+            raise unknown("adapter", self.adapter or "", ("lora",))
         problems = [text for field_name, valid, text in self._checks() if not valid and field_name]
         if problems:
             raise ConfigError("; ".join(problems) + ".")
@@ -176,6 +184,10 @@ class Config:
         return [
             *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens", "num_eval")),
             *(positive(name) for name in ("budget", "hours", "temperature", "learning_rate", "regret")),
+            ("top_k", self.top_k >= 1, f"--top-k {self.top_k} cannot work: give a whole number above 0"),
+            ("boost", None in (self.boost, self.adapter), "--boost trains all parameters, --adapter only adapters: "
+             "give one"),
+            ("boost", self.boost is None or self.boost >= 1, f"--boost {self.boost} cannot work: give 1 or more"),
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
             ("beta", self.beta >= 0, f"--beta {self.beta} cannot work: give 0 or a number above"),

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from autolayer.arms import Layers
 from autolayer.errors import LayerError, ModelError
 from autolayer.freeze import Watch
+from autolayer.lora import adapter_parameters
 from autolayer.precision import fp32_block, restore_forward
 
 _ROUTER_NAMES = ("gate", "router")
@@ -97,7 +98,8 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
 
     Args:
         model: A model `find_layers` accepts.
-        layers: Non-negative indices, or "full" for everything but routers. Tied weights appear once.
+        layers: Non-negative indices, or "full" for everything but routers. Tied weights appear once. In a model with
+            LoRA adapters only they are trained, of these layers.
 
     Raises:
         LayerError: A layer is not there, shares weights with the rest of the model, or is quantized.
@@ -119,11 +121,21 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
         shared = [name for name, p in model.named_parameters() if id(p) in chosen and counts[id(p)] > 0]
         if shared:
             raise LayerError(f"{shared[0]} is shared with other layers: it cannot be trained alone; train 'full'.")
+    if adapters := adapter_parameters(model):
+        chosen &= adapters
     trained = {name: p for name, p in model.named_parameters() if id(p) in chosen}
     stiff = [name for name, p in trained.items() if not p.is_floating_point()]
     if stiff:
         raise LayerError(f"{stiff[0]} is quantized and cannot be trained: load the model in bfloat16 or float32.")
     return trained
+
+
+def linear_maps(model: nn.Module, layers: Sequence[int]) -> list[str]:
+    """Full names of the linear maps in some layers, routers left out: where LoRA puts its adapters."""
+    blocks = find_layers(model)
+    inside = {id(m) for index in layers for m in blocks[index].modules() if isinstance(m, nn.Linear)}
+    routers = {id(module) for module in _routers(model)}
+    return [name for name, module in model.named_modules() if id(module) in inside - routers]
 
 
 def head_ratio(model: nn.Module) -> float:

@@ -21,6 +21,7 @@ from torch import nn
 from autolayer.arms import Layers
 from autolayer.errors import LayerError, PatchError
 from autolayer.layers import find_layers, layer_parameters, parse_layers
+from autolayer.lora import ABOUT
 from autolayer.models import load_model, quiet, read_tokenizer, weight_hash
 
 if TYPE_CHECKING:
@@ -143,13 +144,7 @@ def apply(model: nn.Module, patch: LayerPatch) -> None:
     Raises:
         PatchError: The model is not the patch's base, or the tensors do not fit it. Then nothing has changed.
     """
-    found = weight_hash(model)
-    if found != patch.base_hash:
-        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        raise PatchError(
-            f"the patch was trained on {patch.base} (weights {patch.base_hash[:10]}), but this is {name} (weights "
-            f"{found[:10]}): apply it to an unchanged {patch.base}."
-        )
+    _check_base(model, patch.base, patch.base_hash)
     parameters = _parameters(model, patch)
     problems = [f"{name} is missing" for name in parameters if name not in patch.tensors]
     for name, tensor in patch.tensors.items():
@@ -175,7 +170,7 @@ def merge(base_name: str, patch_path: str | Path, out: str | Path) -> Path:
 
     Args:
         base_name: As for `load_model`.
-        patch_path: A file that `LayerPatch.save` wrote.
+        patch_path: A file that `LayerPatch.save` wrote, or a folder with an adapter.
         out: A folder that is empty or not there yet; it appears complete or not at all.
 
     Raises:
@@ -185,11 +180,50 @@ def merge(base_name: str, patch_path: str | Path, out: str | Path) -> Path:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PatchError(f"--out {out} is {'not empty' if out.is_dir() else 'a file'}: give a new or empty folder.")
-    patch = load_patch(patch_path)
     base = load_model(base_name, device="cpu")
-    apply(base.model, patch)
+    if Path(patch_path).is_dir():
+        apply_adapter(base.model, Path(patch_path))
+    else:
+        apply(base.model, load_patch(patch_path))
     _write_checkpoint(base, out)
     return out
+
+
+def apply_adapter(model: nn.Module, folder: Path) -> None:
+    """Adds a trained LoRA adapter to the weights under it, in place.
+
+    Raises:
+        PatchError: The folder holds no adapter of ours, or the model is not its base.
+    """
+    from peft import PeftModel
+
+    about = adapter_about(folder)
+    _check_base(model, about["base"], about["base_hash"])
+    PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
+
+
+def adapter_about(folder: Path) -> dict[str, Any]:
+    """What the adapter in a folder belongs to.
+
+    Raises:
+        PatchError: It cannot be read.
+    """
+    try:
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PatchError(
+            f"{folder} holds no adapter that autolayer has written ({error}): give the folder of a finished run."
+        ) from None
+
+
+def _check_base(model: nn.Module, base: str, base_hash: str) -> None:
+    found = weight_hash(model)
+    if found != base_hash:
+        name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        raise PatchError(
+            f"the patch was trained on {base} (weights {base_hash[:10]}), but this is {name} (weights {found[:10]}): "
+            f"apply it to an unchanged {base}."
+        )
 
 
 def _write_checkpoint(base: LoadedModel, out: Path) -> None:

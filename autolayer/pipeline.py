@@ -54,7 +54,7 @@ def pick(
         if until == "search":
             return stages.keep(summary.result())
 
-        trained = summary.add_training(*stages.train(outcome.winner))
+        trained = summary.add_training(*stages.train(stages.final_arm(outcome, probed)))
         return stages.keep(summary.result(), trained)
 
 
@@ -84,6 +84,9 @@ def train_layer(config: Config | None = None, *, progress: Progress | None = Non
         rate = stages.config.learning_rate
         if rate is None:
             rate = joint_rate(summary.add_probes(*stages.probe(calibration)))
+        stages.adapt()
+        if stages.config.learning_rate is None:
+            rate *= stages.rate_factor()
         arm = Arm(layers=stages.trained_layers, learning_rate=rate, seed=stages.config.seed)
         trained = summary.add_training(*stages.train(arm))
         return stages.keep(summary.result(), trained)

@@ -55,7 +55,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
     )
-    trained = layer_parameters(loaded.model, candidates)
+    trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
     if config.storage is not None:
         check_storage(config.storage)
     check_room(folder / PATCH, trained.values())

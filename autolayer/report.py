@@ -24,6 +24,7 @@ MAX_ROWS = 12
 
 FILES = (
     ("layer.safetensors", "the trained layer"),
+    ("adapter", "the trained adapter, for PEFT and vLLM"),
     ("report.html", "this report, with a figure"),
     ("result.json", "every number"),
 )

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,20 @@ class RankingRow:
     predicted: float | None = None
     predicted_low: float | None = None
     predicted_high: float | None = None
+    measured: float | None = None
+    measured_low: float | None = None
+    measured_high: float | None = None
+    measured_steps: int | None = None
+    probability_best: float | None = None
+    rungs: Sequence[Rung] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRow:
+    """Layers that race together (--top-k)."""
+
+    layers: Sequence[int]
+    predicted: float | None = None
     measured: float | None = None
     measured_low: float | None = None
     measured_high: float | None = None
@@ -106,6 +120,7 @@ class PickResult:
     gain: Gain | None = None
     contribution_reference: Literal["full", "best"] | None = None
     ranking: Sequence[RankingRow] | None = None
+    sets: Sequence[SetRow] | None = None
     baselines: Mapping[str, Baseline] | None = None
     probes: Mapping[str, Sequence[float | None]] | None = None
     cost: Mapping[str, StageCost] = field(default_factory=dict)
@@ -136,12 +151,13 @@ def from_dict(value: dict[str, Any]) -> PickResult:
             f"this is no result of autolayer ({'; '.join(wrong[:5])}): delete result.json and repeat the command "
             "that made it."
         )
-    ranking, gain, baselines = value["ranking"], value["gain"], value["baselines"]
+    ranking, gain, baselines, sets = value["ranking"], value["gain"], value["baselines"], value.get("sets")
     return PickResult(
         **{
             **{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()},
             "gain": gain and Gain(**gain),
-            "ranking": None if ranking is None else tuple(_row(row) for row in ranking),
+            "ranking": None if ranking is None else tuple(_row(RankingRow, row) for row in ranking),
+            "sets": None if sets is None else tuple(_row(SetRow, row) for row in sets),
             "baselines": None if baselines is None else {name: Baseline(**b) for name, b in baselines.items()},
             "cost": {stage: StageCost(**cost) for stage, cost in value["cost"].items()},
         }
@@ -175,8 +191,9 @@ def schema() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("result.schema.json").read_text(encoding="utf-8"))
 
 
-def _row(row: dict[str, Any]) -> RankingRow:
-    return RankingRow(**{**row, "rungs": tuple(Rung(**rung) for rung in row["rungs"])})
+def _row(kind: Callable[..., Any], row: dict[str, Any]) -> Any:
+    lists = {name: tuple(item) if isinstance(item, list) else item for name, item in row.items()}
+    return kind(**{**lists, "rungs": tuple(Rung(**rung) for rung in row["rungs"])})
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,8 @@ CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
 FIRST = "first.json"
 """Completions of the arms' first steps."""
 PATCH, REPORT = "layer.safetensors", "report.html"
+ADAPTER = "adapter"
+"""Folder of what --adapter trained, in PEFT's format."""
 
 
 class RunFolder:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from autolayer import checkpoints, plan, results, runs
+from autolayer import checkpoints, lora, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
 from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
 from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, ConfigError
+from autolayer.models import model_path
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
 from autolayer.probes import PROBES, known
-from autolayer.probes.run import ProbeReport, run_probes
+from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.progress import Progress
 from autolayer.report import write_html
 from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
+from autolayer.sets import candidate_sets
 from autolayer.workbench import Workbench
 
 SEGMENT_STEPS = 25
@@ -47,6 +49,7 @@ class Stages:
     signature: str
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
+    _adapted: list[bool] = field(default_factory=list, init=False)
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -148,9 +151,11 @@ class Stages:
             spent: What calibration and probes have cost.
         """
         config, units, bench = self.config, self.units(calibration), self.bench
+        self.adapt()
         left = plan.finding_budget(config, units, self.candidates) - spent
         num_items = min(plan.select_items(config), len(bench.task.splits["select"]))
-        races = plan.pays_for_race(config, units, self.candidates, left)  # if not, no item needs to be read
+        several = len(self._candidates(probed)) > 1
+        races = several and plan.pays_for_race(config, units, self.candidates, left)  # if not, no item is read
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
         budget = replace(left - base_cost, seconds=0.0) if races else Cost()
         race = RaceConfig(
@@ -181,7 +186,7 @@ class Stages:
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             outcome = run_search(
-                race, _candidates(config, probed), base, run, storage=storage, deadline=self._search_deadline()
+                race, self._candidates(probed), base, run, storage=storage, deadline=self._search_deadline()
             )
             bar.advance(0, outcome.verdict.replace("_", " "))
         return outcome, outcome.spent + base_cost
@@ -213,6 +218,50 @@ class Stages:
         if self.config.hours is None:
             return None
         return self.started + self.config.hours * 3600 * self.config.budget / (1 + self.config.budget)
+
+    def _candidates(self, probed: ProbeReport) -> list[Candidate]:
+        """The race's arms, single layers or sets. A layer that moves nothing cannot be trained, so it does not race."""
+        factor = self.rate_factor()
+        candidates = [
+            Candidate(
+                layers=(layer,),
+                predicted=predicted,
+                predicted_sd=probed.deviation,
+                learning_rate=self.config.learning_rate or rate * factor,
+            )
+            for layer, predicted, rate in zip(probed.layers, probed.predicted, probed.learning_rates, strict=True)
+            if rate is not None
+        ]
+        if not candidates:
+            raise ConfigError(
+                f"no candidate layer moves the policy at all ({list(probed.layers)}): give other --layers."
+            )
+        if self.config.top_k == 1:
+            return candidates
+        sets = candidate_sets(candidates, self.config.top_k, len(self.bench.layers))
+        return [replace(each, learning_rate=self.config.learning_rate or each.learning_rate) for each in sets]
+
+    def adapt(self) -> None:
+        """With --adapter, puts the adapters in: after the probes, which look at whole layers."""
+        if self.config.adapter is not None and not self._adapted:
+            self.bench.adapt(self.candidates, self.config.seed)
+            self._adapted.append(True)
+
+    def rate_factor(self) -> float:
+        """Learning rates of what is trained, over those of whole layers."""
+        return lora.rate_factor(self.bench.model) if self._adapted else 1.0
+
+    def final_arm(self, outcome: Outcome, probed: ProbeReport) -> Arm:
+        """What is trained to the end: the winner, or with --boost all parameters, faster in the winner."""
+        if self.config.boost is None:
+            return outcome.winner
+        return Arm(
+            layers="full",
+            learning_rate=self.config.learning_rate or joint_rate(probed),
+            seed=self.config.seed,
+            boosted=outcome.best,
+            boost=self.config.boost,
+        )
 
     # Train
 
@@ -260,8 +309,12 @@ class Stages:
 
     def keep(self, result: PickResult, trained: Arm | None = None) -> PickResult:
         """Saves the trained layers, the report and the result; result.json comes last and says that all is there."""
-        if trained is not None:
+        if trained is not None and self.config.adapter is None:
             self._patch(trained).save(self.folder / runs.PATCH)
+        elif trained is not None:
+            patch = self._patch(trained)
+            about = {name: value for name, value in vars(patch).items() if name != "tensors"}
+            lora.save(self.folder / runs.ADAPTER, patch.tensors, model_path(patch.base), about)
         write_html(result, self.folder / runs.REPORT)
         values = result.to_dict()
         results.validate(values)
@@ -279,23 +332,6 @@ class Stages:
             algorithm=self.config.algorithm,
             steps=trained.step,
         )
-
-
-def _candidates(config: Config, probed: ProbeReport) -> list[Candidate]:
-    """The race's arms. A layer that moves nothing cannot be trained, so it does not race."""
-    candidates = [
-        Candidate(
-            layers=(layer,),
-            predicted=predicted,
-            predicted_sd=probed.deviation,
-            learning_rate=config.learning_rate or rate,
-        )
-        for layer, predicted, rate in zip(probed.layers, probed.predicted, probed.learning_rates, strict=True)
-        if rate is not None
-    ]
-    if not candidates:
-        raise ConfigError(f"no candidate layer moves the policy at all ({list(probed.layers)}): give other --layers.")
-    return candidates
 
 
 def _name(arm: Arm) -> str:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autolayer import plan
+from autolayer import lora, plan
 from autolayer.arms import Arm
 from autolayer.calibrate import Calibration
 from autolayer.costs import Cost
 from autolayer.probes import PROBES
 from autolayer.probes.predictor import MIN_BASES
 from autolayer.probes.run import ProbeReport
-from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost
+from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost
+from autolayer.runs import ADAPTER
 from autolayer.search import records
 from autolayer.stages import Stages
 from autolayer.stats import paired_interval
@@ -80,29 +81,37 @@ class Summary:
     def add_search(self, outcome: records.Outcome, cost: Cost) -> records.Outcome:
         self.costs["search"] = cost
         best_at = _best_gains(outcome)
-        predicted = {row.layer: row for row in self.found["ranking"]}
-        rows = tuple(_row(row, predicted[row.layers[0]], best_at) for row in outcome.ranking)
-        raced = {row.layer for row in rows}
-        rows += tuple(row for row in self.found["ranking"] if row.layer not in raced)
+        single = self.stages.config.top_k == 1
+        rows: tuple[Any, ...]
+        if single:
+            predicted = {row.layer: row for row in self.found["ranking"]}
+            rows = tuple(_row(row, predicted[row.layers[0]], best_at) for row in outcome.ranking)
+            raced = {row.layers[0] for row in outcome.ranking}
+            ranking = rows + tuple(row for row in self.found["ranking"] if row.layer not in raced)
+            self.found |= {"ranking": ranking, "baselines": _baselines(self._probed, ranking)}
+        else:
+            rows = tuple(
+                _row(row, SetRow(layers=row.layers, predicted=row.predicted), best_at) for row in outcome.ranking
+            )
+            self.found["sets"] = rows
         self.notes += [
-            f"layer {row.layers[0]}: a short run failed ({row.failed})" for row in outcome.ranking if row.failed
+            f"{records.name_layers(row.layers)}: a short run failed ({row.failed})"
+            for row in outcome.ranking
+            if row.failed
         ]
         flat = sorted({row.measured_steps for row in rows if row.measured_steps and row.measured is None})
         if flat:
             steps = " and ".join(map(str, flat))
             self.notes.append(f"no layer had gained by step {steps}: such short runs say nothing about contribution")
+        tied = sorted({*(layers[0] for layers in outcome.tied), *outcome.best}) if outcome.tied and single else ()
         self.found |= {
-            "ranking": rows,
             "best_layers": outcome.best,
-            "tied_layers": tuple(sorted({*(layers[0] for layers in outcome.tied), *outcome.best}))
-            if outcome.tied
-            else (),
+            "tied_layers": tuple(tied),
             "verdict": outcome.verdict,
             "stop_reason": outcome.stop_reason,
             "expected_regret": outcome.expected_regret,
             "learning_rate": outcome.winner.learning_rate,
             "contribution_reference": "best" if any(row.measured is not None for row in rows) else None,
-            "baselines": _baselines(self._probed, rows),
         }
         return outcome
 
@@ -111,6 +120,11 @@ class Summary:
         self.full_run = self.stages.bench.training_cost(arm)
         steps = self.stages.config.steps or 0
         self.complete = arm.step >= steps
+        if arm.boosted:
+            boosted = records.name_layers(arm.boosted)
+            self.notes.append(f"all parameters were trained, {boosted} at {arm.boost:g} times the learning rate")
+        if self.stages.config.adapter is not None:
+            self.notes.append(f"LoRA adapters of rank {lora.RANK} were trained: the folder {ADAPTER} has them")
         if not self.complete:
             self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps; the same command goes on")
             self.full_run *= steps / max(1, arm.step)
@@ -180,7 +194,7 @@ def _best_gains(outcome: records.Outcome) -> dict[int, float]:
     return best
 
 
-def _row(row: records.RankingRow, predicted: RankingRow, best_at: dict[int, float]) -> RankingRow:
+def _row(row: records.RankingRow, predicted: Any, best_at: dict[int, float]) -> Any:
     """A row of the race in contribution: gains relative to the best one after equally many steps."""
     unit = best_at.get(row.measured_steps or 0, 0.0)
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from autolayer import checkpoints
+from autolayer import checkpoints, lora
 from autolayer.arms import Arm, Layers
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
-from autolayer.layers import find_layers, head_ratio, layer_parameters, train_only
+from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
@@ -101,6 +101,11 @@ class Workbench:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).copy_(tensor)
+
+    def adapt(self, layers: Sequence[int], seed: int) -> None:
+        """From now on LoRA adapters are what is trained of a layer. They compute nothing until they are trained."""
+        lora.inject(self.model, linear_maps(self.model, layers), seed)
+        self._base.clear()  # weights under an adapter have other names
 
     @contextlib.contextmanager
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
@@ -203,7 +208,11 @@ class Workbench:
             quiet_trainer(),
             train_only(self.model, arm.layers, quiet=True) as freeze,
         ):
-            optimizer = MasterAdamW(parameters, lr=arm.learning_rate)
+            optimizer = MasterAdamW(
+                parameters,
+                lr=arm.learning_rate,
+                boosts=dict.fromkeys(self.parameters(arm.boosted), arm.boost) if arm.boosted else {},
+            )
             trainer = None
             try:
                 before = Cost()

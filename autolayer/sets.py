@@ -1,0 +1,55 @@
+"""Sets of layers that are trained together: the few that a race compares for `--top-k`.
+
+Which layers are good together is not the sum of what each is good for: two neighbours may learn the same thing. So the
+sets differ in just that, and short runs decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from autolayer.search.records import Candidate
+
+
+def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> list[Candidate]:
+    """At most five sets of `size` layers, the best predictions together first.
+
+    Args:
+        singles: Candidates of one layer each.
+        size: Layers in a set; with no more candidates than that there is one set, of all.
+        num_layers: Blocks of the model.
+
+    Returns:
+        The best predictions; the same with the weakest replaced by the runner-up; the best that are no neighbours; the
+        best consecutive block; the block in the middle, the rule that needs no probes. Without repetitions.
+    """
+    ranked = sorted(singles, key=lambda single: (-single.predicted, -single.layers[0]))
+    by_depth = sorted(singles, key=lambda single: single.layers)
+    if size >= len(singles):
+        return [_joined(by_depth)]
+    apart: list[Candidate] = []
+    for single in ranked:
+        if len(apart) < size and all(abs(single.layers[0] - other.layers[0]) > 1 for other in apart):
+            apart.append(single)
+    blocks = [by_depth[start : start + size] for start in range(len(by_depth) - size + 1)]
+    blocks = [block for block in blocks if all(b.layers[0] - a.layers[0] == 1 for a, b in pairwise(block))]
+    near = sorted(singles, key=lambda single: (abs(single.layers[0] - num_layers // 2), -single.layers[0]))
+    proposals = [ranked[:size], [*ranked[: size - 1], ranked[size]]]
+    proposals += [apart] if len(apart) == size else []
+    proposals += [max(blocks, key=lambda block: sum(single.predicted for single in block))] if blocks else []
+    proposals.append(near[:size])
+    return list({each.layers: each for each in map(_joined, proposals)}.values())
+
+
+def _joined(singles: Sequence[Candidate]) -> Candidate:
+    """What is predicted of layers together is the mean of what is predicted of each, and so is no reason to take more.
+
+    Their movements add up like independent errors, which gives the rate.
+    """
+    return Candidate(
+        layers=tuple(sorted(single.layers[0] for single in singles)),
+        predicted=sum(single.predicted for single in singles) / len(singles),
+        predicted_sd=max(single.predicted_sd for single in singles),
+        learning_rate=sum(single.learning_rate**-2 for single in singles) ** -0.5,
+    )
