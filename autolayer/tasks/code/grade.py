@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autolayer.tasks.code.jobs import Calls, Judged, Script
 from autolayer.tasks.code.limits import Limits, Outcome
 from autolayer.tasks.code.problems import Problem
-from autolayer.tasks.code.sandbox import Calls, Judged, Sandbox, Script
+from autolayer.tasks.code.sandbox import Sandbox
 
-FUNCTION_LIMITS = Limits(seconds=10, wall_seconds=25)
-SCRIPT_LIMITS = Limits(seconds=6, wall_seconds=15)
+LIMITS = Limits(seconds=6, wall_seconds=15)
 TOLERANCE = 1e-6  # of decimal fractions in an output
 
 # LeetCode gives its solutions these names without an import, and so do the collections made from it.
@@ -62,7 +62,7 @@ def grade(
     functions = [key for key in asked if by_id[key[1]].tests or by_id[key[1]].fn_name]
     scripts = [key for key in asked if key not in set(functions)]
     jobs = [_job(program, by_id[number], share) for program, number in functions]
-    done = sandbox.run(jobs, FUNCTION_LIMITS) if jobs else []
+    done = sandbox.run(jobs, LIMITS) if jobs else []
     scores = {key: _score(by_id[key[1]], outcome) for key, outcome in zip(functions, done, strict=True)}
     scores |= _grade_scripts(scripts, by_id, sandbox, share)
     nothing = Score(0.0, "no program")
@@ -101,7 +101,7 @@ def _grade_scripts(
     while alive:
         runs = [(key, i) for key in alive for i in range(done, min(done + step, len(by_id[key[1]].inputs)))]
         jobs = [Script(program=key[0], stdin=by_id[key[1]].inputs[i]) for key, i in runs]
-        for (key, i), outcome in zip(runs, sandbox.run(jobs, SCRIPT_LIMITS), strict=True):
+        for (key, i), outcome in zip(runs, sandbox.run(jobs, LIMITS), strict=True):
             passed[key] += outcome.reason == "ok" and same_text(outcome.stdout, by_id[key[1]].outputs[i])
             if outcome.reason != "ok":
                 reasons[key] = outcome.reason

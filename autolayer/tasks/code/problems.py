@@ -78,7 +78,7 @@ def _with_tests(given: Mapping[str, Any]) -> Problem:
         needed = _undefined([ast.parse(setup), *map(ast.parse, tests)])
     except (SyntaxError, ValueError) as error:
         raise DataError(f"a test or its setup is no Python ({error}): {show(tests)}.") from None
-    functions = tuple(dict.fromkeys([*([entry] if entry else []), *sorted(needed)]))
+    functions = (*([entry] if entry else []), *(name for name in needed if name != entry))
     if not functions:
         raise DataError(f"the tests {show(tests)} use nothing that a program defines: give its name as 'entry_point'.")
     if classes := [name for name in functions if name[:1].isupper() and name != entry]:
@@ -112,9 +112,10 @@ def _with_outputs(given: Mapping[str, Any]) -> Problem:
     )
 
 
-def _undefined(trees: Sequence[ast.AST]) -> set[str]:
+def _undefined(trees: Sequence[ast.AST]) -> list[str]:
     """Names that are read and bound nowhere: what is left for the program to define."""
-    read, bound = set(), set(dir(builtins))
+    read: set[str] = set()
+    bound = set(dir(builtins))
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Name):
             (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
@@ -126,4 +127,4 @@ def _undefined(trees: Sequence[ast.AST]) -> set[str]:
             bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
-    return read - bound
+    return sorted(read - bound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from typing import Any
 
 FENCE = "```"
@@ -30,7 +31,7 @@ def program_of(prompt: Any, completion: str, prefix: str = "") -> str | None:
         return prefix + completion.partition(FENCE)[0] if completion.strip() else None
     program = _last_block(completion)
     # The header on its own gives the program its imports and helpers, and is then defined anew.
-    return program if program is None or not is_program(prefix) else f"{prefix}\n\n{program}"
+    return f"{prefix}\n\n{program}" if program and prefix and is_program(prefix) else program
 
 
 def is_answer(completion: str, *, chat: bool) -> bool:
@@ -64,4 +65,4 @@ def _last_block(text: str) -> str | None:
     if "<think>" in text:
         return None
     blocks = [code for language, code in _BLOCK.findall(text + "\n") if language.lower() in _LANGUAGES]
-    return blocks[-1] if blocks and blocks[-1].strip() else None
+    return textwrap.dedent(blocks[-1]) if blocks and blocks[-1].strip() else None
