@@ -152,9 +152,14 @@ class Worker:
             timer.cancel()
 
     def close(self) -> None:
-        self._kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
+        assert self._process.stdin is not None, "opened with pipes"
+        self._process.stdin.close()
+        try:
+            self._process.wait(1)  # an idle zygote ends with its stdin, and tidies up
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self._process.wait()
+        for stream in (self._process.stdout, self._errors):
             if stream is not None:
                 stream.close()
 
