@@ -13,7 +13,7 @@ import pytest
 from autolayer.config import Config
 from autolayer.errors import DataError, SandboxError
 from autolayer.tasks import TASKS, load_task
-from autolayer.tasks.code import code_task, expr, public, sandbox
+from autolayer.tasks.code import code_task, expr, opening, public
 from autolayer.tasks.code.code_task import SMALL, make_reward, small_questions
 from autolayer.tasks.code.grade import same_text, same_value
 from autolayer.tasks.code.problems import parse_problem
@@ -26,7 +26,7 @@ CHAT = [{"role": "user", "content": "Square a number."}]
 @pytest.fixture
 def _sandbox() -> None:
     try:
-        sandbox.open_sandbox()
+        opening.open_sandbox()
     except SandboxError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
 
@@ -143,8 +143,8 @@ def test_outputs_are_compared_by_words(found: str, wanted: str, same: bool) -> N
 @pytest.mark.parametrize(
     ("found", "wanted", "same"),
     [(1, 1, True), (True, 1, False), (1, True, False), (1.0, 1, True), ((1, [2]), [1, [2]], True),
-     ({1: 2}, {"1": 2}, True), ("1", 1, False), (None, None, True), (10**400, 1.0, False), (10**17 + 1, 10**17, False), ([1], [1, 2], False),
-     (float("nan"), 1.0, False), ({1}, [1], False)],
+     ({1: 2}, {"1": 2}, True), ("1", 1, False), (None, None, True), (10**400, 1.0, False),
+     (10**17 + 1, 10**17, False), ([1], [1, 2], False), (float("nan"), 1.0, False), ({1}, [1], False)],
 )  # fmt: skip
 def test_values_are_compared_by_kind(found: Any, wanted: Any, same: bool) -> None:
     assert same_value(found, wanted) == same

@@ -28,7 +28,8 @@ def run(mode: str, job: dict[str, Any], limits: dict[str, Any], descriptors: Seq
 
     Args:
         mode: As in `zygote.main`.
-        job: `kind`, `program`, and `input` (kind 'stdin') or `calls`: [function, *encoded arguments] (kind 'calls').
+        job: `kind`, `program`, and for kind 'stdin' the `input`. Of kind 'calls' it is read here, so that nobody else
+            has it: `program` and `calls`, each [function, *encoded arguments].
         limits: As in `limits.Limits`.
         descriptors: To write what is printed, to write answers, to read requests (kind 'tests').
 
@@ -36,6 +37,8 @@ def run(mode: str, job: dict[str, Any], limits: dict[str, Any], descriptors: Seq
         The exit status.
     """
     out, answers, requests = descriptors
+    if job["kind"] == "calls":
+        job |= json.loads(wire.receive(0) or b"{}")
     stdin = _file_of(job.get("input", ""))
     nothing = os.open(os.devnull, os.O_RDWR)
     keep_only((stdin, out or nothing, nothing, answers or nothing, requests or nothing))

@@ -20,6 +20,8 @@ HERE = Path(__file__).resolve().parent
 INSIDE = "/inside"
 MODULES = ("child", "confine", "judge", "wire", "zygote")
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache")
+TOOLS = ("bwrap", "unshare")
+"""Programs that make sandboxes, the best first."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/nonexistent"}
 
@@ -41,7 +43,7 @@ def sandboxes() -> list[Launcher]:
     """The ways of this machine, the best first. Whether they work, only a trial can tell."""
     if platform.system() != "Linux":
         return []
-    makers = (("bwrap", _bwrap), ("unshare", _unshare))
+    makers = zip(TOOLS, (_bwrap, _unshare), strict=True)
     return [Launcher(name, tuple(make(path))) for name, make in makers if (path := shutil.which(name))]
 
 

@@ -4,7 +4,7 @@ The zygote never reads a job: for each it forks a supervisor, which reads the jo
 mount namespace of its own with an empty scratch folder, and writes what came of it to stdout. So a program cannot see
 the supervisor, and what it leaves behind ends with its namespace. The tests of a job, with the expected values in them,
 are read by a process of their own (`judge`) and by nobody else. A job of many programs (kind 'batch') makes the
-namespaces once: each program has a process of its own, and all that it started is ended before the next one begins.
+namespaces once: each program is read by a process of its own, and all that it started is ended before the next begins.
 
 Standard library only, and no import of ours but what lies beside it: it runs where nothing else is mounted.
 """
@@ -95,15 +95,16 @@ def _supervise(mode: str) -> int:
     folder = _fresh_scratch(mode, limits)
     pid = os.fork()
     if pid == 0:
-        _exit_after(_run_batch, mode, job["programs"], limits, folder)
+        _exit_after(_run_batch, mode, job["num"], limits, folder)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if mode == "bare":
         shutil.rmtree(folder, ignore_errors=True)
     return status
 
 
-def _send(reason: str, result: bytes) -> None:
-    wire.send(1, json.dumps({"reason": reason}).encode())
+def _send(reason: str, result: bytes, more: bool = False) -> None:
+    """Answers for one program. `more`: another one of the batch may follow."""
+    wire.send(1, json.dumps({"reason": reason, "more": more}).encode())
     wire.send(1, result)
 
 
@@ -138,14 +139,18 @@ def _run(mode: str, job: dict[str, Any], limits: dict[str, Any], folder: str | N
     return reason, bytes(streams[printed if job["kind"] == "stdin" else answers])
 
 
-def _run_batch(mode: str, programs: list[dict[str, Any]], limits: dict[str, Any], folder: str) -> None:
-    """Runs programs one after the other, as init of their PID namespace, until one leaves something in the folder."""
-    for i, program in enumerate(programs):
-        _send(*_run(mode, {"kind": "calls", **program}, limits, folder))
+def _run_batch(mode: str, num: int, limits: dict[str, Any], folder: str) -> None:
+    """Runs programs one after the other, as init of their PID namespace.
+
+    Until one leaves something in the folder, or runs out of time: it may not have read all of its frame.
+    """
+    for left in reversed(range(num)):
+        reason, result = _run(mode, {"kind": "calls"}, limits, folder)
         if mode != "bare":
             _end_everything_else()
-        if os.listdir(folder) and i + 1 < len(programs):
-            _send("used up", b"")
+        more = left > 0 and reason != "timeout" and not os.listdir(folder)
+        _send(reason, result, more)
+        if not more:
             return
 
 
@@ -192,15 +197,15 @@ def _watch(pid: int, judge_pid: int | None, mode: str, streams: dict[int, bytear
                 break
             if not still_open:
                 time.sleep(0.0005)
-            number, *found = os.wait4(awaited, os.WNOHANG)
-            ended |= {number: tuple(found)} if number else {}
+            number, status, usage = os.wait4(awaited, os.WNOHANG)
+            ended |= {number: (status, usage)} if number else {}
         if time.monotonic() > deadline and not ended:
             passed = "timeout"
     for other in filter(None, (judge_pid, pid)):
         _kill(other, mode, has_ended=other in ended)
         if other not in ended:
-            _, *found = os.wait4(other, 0)
-            ended[other] = tuple(found)
+            _, status, usage = os.wait4(other, 0)
+            ended[other] = (status, usage)
     status, usage = ended[pid]
     seconds = usage.ru_utime + usage.ru_stime
     return passed or _reason(os.waitstatus_to_exitcode(status), seconds, limits, was_killed=judge_pid is not None)
