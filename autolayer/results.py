@@ -61,6 +61,20 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuiteScore:
+    """Base and trained model on one evaluation set."""
+
+    num_items: int
+    samples: int
+    base_score: float
+    trained_score: float
+    base_truncated: float
+    trained_truncated: float
+    base_well_formed: float | None = None
+    trained_well_formed: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A layer taken without looking at the model."""
 
@@ -104,6 +118,7 @@ class PickResult:
     base_score: float | None = None
     trained_score: float | None = None
     gain: Gain | None = None
+    suites: Mapping[str, SuiteScore] | None = None
     contribution_reference: Literal["full", "best"] | None = None
     ranking: Sequence[RankingRow] | None = None
     baselines: Mapping[str, Baseline] | None = None
@@ -137,10 +152,12 @@ def from_dict(value: dict[str, Any]) -> PickResult:
             "that made it."
         )
     ranking, gain, baselines = value["ranking"], value["gain"], value["baselines"]
+    suites = value.get("suites")  # an older result has none
     return PickResult(
         **{
             **{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()},
             "gain": gain and Gain(**gain),
+            "suites": suites and {name: SuiteScore(**suite) for name, suite in suites.items()},
             "ranking": None if ranking is None else tuple(_row(row) for row in ranking),
             "baselines": None if baselines is None else {name: Baseline(**b) for name, b in baselines.items()},
             "cost": {stage: StageCost(**cost) for stage, cost in value["cost"].items()},

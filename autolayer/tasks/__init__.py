@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from autolayer.config import Config
@@ -15,9 +17,12 @@ from autolayer.errors import ConfigError, DataError, unknown
 from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
+from autolayer.tasks.hub import local_copies
 from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith_task import load_arith
+from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.gsm8k import load_math
+from autolayer.tasks.math.public import load_public
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,14 @@ class BuiltIn(NamedTuple):
 
 TASKS: dict[str, BuiltIn] = {
     "math": BuiltIn("grade-school word problems (GSM8K, from the Hugging Face Hub or its cache)", load_math),
+    "math:gsm8k": BuiltIn("the same", partial(load_math, "math:gsm8k")),
+    **{
+        f"math:{name}": BuiltIn(
+            f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
+        )
+        for name, source in TRAINING.items()
+        if name != "gsm8k"
+    },
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
@@ -47,23 +60,29 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
     """Refuses a task that cannot be loaded, as far as can be told without importing anything heavy.
 
     Args:
-        config: The configuration; `data` goes before `task`.
+        config: The configuration; `data` with a `reward` goes before `task`.
         forms: For a packaged model, the form of each task that it is large enough for: `{"math": "math:arith"}`.
 
     Raises:
         AutolayerError: An unknown name, a file that is not there, or a task too hard for a packaged model.
     """
-    if config.data is not None:
+    if config.data is not None and config.reward is not None:
         check_path(config.data)
-        parse_reference("--reward", config.reward or "")
-    elif is_reference(config.task):
+        parse_reference("--reward", config.reward)
+        return
+    if config.data is not None and not Path(config.data).is_dir():
+        raise ConfigError(
+            f"--data {config.data} without --reward is a folder with copies of the public data sets that --task reads, "
+            "and this is none: give such a folder (FOLDER/openai/gsm8k/...), or a .jsonl file and a --reward."
+        )
+    if is_reference(config.task):
         parse_reference("--task", config.task)
     elif config.task not in TASKS:
         raise unknown("task", config.task, TASKS, OWN_TASK)
-    elif forms and config.task in forms:
+    elif forms and (form := forms.get(config.task.partition(":")[0])) not in (None, config.task):
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
-            f"to learn from: use --task {forms[config.task]}, its smallest form, or another --model."
+            f"to learn from: use --task {form}, its smallest form, or another --model."
         )
 
 
@@ -78,14 +97,19 @@ def load_task(config: Config, *, chat: bool) -> Task:
         AutolayerError: The data cannot be read, or do not fit the model.
     """
     check_name(config)
-    if config.data is not None:
+    if config.data is not None and config.reward is not None:
         # The reward first: its errors show at once, a large file takes a while.
-        reward = load_reward(config.reward or "")
+        reward = load_reward(config.reward)
         task = load_jsonl(config.data, reward)
-    elif is_reference(config.task):
-        task = load_custom_task(config, chat=chat)
     else:
-        task = TASKS[config.task].load(chat=chat)
+        with local_copies(config.data) as read:
+            task = (
+                load_custom_task(config, chat=chat) if is_reference(config.task) else TASKS[config.task].load(chat=chat)
+            )
+        if config.data is not None and not read:
+            raise ConfigError(
+                f"--task {config.task} reads no public data set, so --data {config.data} means nothing: leave it out."
+            )
     if task.is_chat and not chat:
         raise DataError(
             f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "
