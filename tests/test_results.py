@@ -25,7 +25,7 @@ def finished() -> PickResult:
         expected_regret=0.01, learning_rate=1e-3, base_score=0.4, trained_score=0.6,
         gain=Gain(value=0.2, low=0.1, high=0.3, level=0.95, num_items=100), contribution_reference="best",
         suites={"math:arith": SuiteScore(num_items=100, samples=1, base_score=0.4, trained_score=0.6,
-                                         base_truncated=0.2, trained_truncated=0.1, base_well_formed=0.8, trained_well_formed=None)},
+                                         base_truncated=0.2, trained_truncated=0.1, base_well_formed=0.8)},
         ranking=(
             RankingRow(layer=1, predicted=0.9, predicted_low=0.7, predicted_high=1.1, measured=1.0, measured_low=0.8,
                        measured_high=1.2, measured_steps=8, probability_best=0.97, rungs=(rung,)),

@@ -23,10 +23,23 @@ from autolayer.tasks.math.arith_task import load_arith
 from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.gsm8k import load_math
 from autolayer.tasks.math.public import load_public
+from autolayer.tasks.reasoning_gym import PREFIX, check_reasoning_gym, load_reasoning_gym
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SPLITS", "TASKS", "Environment", "Row", "Step", "Task", "check_name", "load_task", "split_of", "split_rows"]
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "TASKS",
+    "Environment",
+    "Row",
+    "Step",
+    "Task",
+    "check_name",
+    "load_task",
+    "split_of",
+    "split_rows",
+]
 
 
 class BuiltIn(NamedTuple):
@@ -40,7 +53,10 @@ class BuiltIn(NamedTuple):
 
 TASKS: dict[str, BuiltIn] = {
     "math": BuiltIn("grade-school word problems (GSM8K, from the Hugging Face Hub or its cache)", load_math),
-    "math:gsm8k": BuiltIn("the same", partial(load_math, "math:gsm8k")),
+    "math:arith": BuiltIn(
+        "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
+    ),
+    "math:gsm8k": BuiltIn("the same as math", partial(load_math, "math:gsm8k")),
     **{
         f"math:{name}": BuiltIn(
             f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
@@ -48,10 +64,12 @@ TASKS: dict[str, BuiltIn] = {
         for name, source in TRAINING.items()
         if name != "gsm8k"
     },
-    "math:arith": BuiltIn(
-        "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
-    ),
 }
+
+FAMILIES: dict[str, BuiltIn] = {
+    PREFIX: BuiltIn("NAME is any data set that reasoning-gym generates, offline", load_reasoning_gym),
+}
+"""Tasks named PREFIX:NAME. `load` takes the NAME as well, first."""
 
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."
 
@@ -77,8 +95,10 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
         )
     if is_reference(config.task):
         parse_reference("--task", config.task)
+    elif config.task.startswith(PREFIX):
+        check_reasoning_gym(config.task.removeprefix(PREFIX))
     elif config.task not in TASKS:
-        raise unknown("task", config.task, TASKS, OWN_TASK)
+        raise unknown("task", config.task, [*TASKS, *(f"{prefix}NAME" for prefix in FAMILIES)], OWN_TASK)
     elif forms and (form := forms.get(config.task.partition(":")[0])) not in (None, config.task):
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
@@ -103,9 +123,7 @@ def load_task(config: Config, *, chat: bool) -> Task:
         task = load_jsonl(config.data, reward)
     else:
         with local_copies(config.data) as read:
-            task = (
-                load_custom_task(config, chat=chat) if is_reference(config.task) else TASKS[config.task].load(chat=chat)
-            )
+            task = load_custom_task(config, chat=chat) if is_reference(config.task) else _built_in(config.task, chat)
         if config.data is not None and not read:
             raise ConfigError(
                 f"--task {config.task} reads no public data set, so --data {config.data} means nothing: leave it out."
@@ -133,3 +151,10 @@ def load_task(config: Config, *, chat: bool) -> Task:
         num_eval=config.num_eval or task.num_eval,
         chat_template_kwargs={**task.chat_template_kwargs, **switches},
     )
+
+
+def _built_in(name: str, chat: bool) -> Task:
+    for prefix, family in FAMILIES.items():
+        if name.startswith(prefix):
+            return family.load(name.removeprefix(prefix), chat=chat)
+    return TASKS[name].load(chat=chat)
