@@ -17,7 +17,7 @@ from workbench_helpers import Untouched, make_bench, make_task
 import autolayer
 from autolayer import evaluation
 from autolayer.errors import ConfigError, DataError
-from autolayer.evaluation import Evaluation, fit_decoding, items, requests, suite_scores
+from autolayer.evaluation import Evaluation, fit_decoding, items, requests, scale, suite_scores
 from autolayer.masks import mask_tail
 from autolayer.report import Report, write_html
 from autolayer.results import from_dict
@@ -48,6 +48,17 @@ def test_every_suite_weighs_the_same() -> None:
     assert found.score == 0.5 * (0.5 + 0.5)
     assert item_weights(found.suites_I).tolist() == [0.25, 0.25, 0.5]
     assert (found.mean(found.truncated_I, "a"), found.mean(found.truncated_I, "b")) == (0.5, 0.25)
+
+
+def test_measure_weighs_items_by_suite() -> None:
+    """`measure` takes plain means: of scaled rewards they are the score."""
+    task, rewards_I = suited(), np.random.default_rng(0).random(24)
+    scale_I = scale(task, 24)
+    assert scale_I is not None
+    scaled_I = rewards_I * scale_I
+    parts = [rewards_I[[name == suite for name in task.suites or ()]].mean() for suite in "ab"]
+    assert scaled_I.mean() == pytest.approx(np.mean(parts))
+    assert scale(make_task(), 24) is None
 
 
 def test_the_stratified_interval_by_hand() -> None:

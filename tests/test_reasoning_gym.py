@@ -124,12 +124,11 @@ def test_an_answer_that_hangs_its_scorer_is_killed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(answer_pool, "TIME_LIMIT", 1.0)
     pool = answer_pool.Pool(1, "autolayer.tasks.reasoning_gym")
     monkeypatch.setattr(answer_pool, "pool", lambda *names: pool)
-    monkeypatch.setattr(reasoning_gym, "NUM_QUESTIONS", 768)
-    task = load("countdown")
+    reasoning_gym.unjudged.clear()
+    entry = gym.create_dataset("countdown", size=1, seed=0)[0]
+    gold = reasoning_gym._packed("countdown", entry)
     try:
-        reasoning_gym.unjudged.clear()
-        assert task.score(task.splits["eval"][:1], ["<answer>9**9**9**9</answer>"]) == [0.0]
-        assert reasoning_gym.unjudged.keys() <= {"timeout", "crash"} and reasoning_gym.unjudged
-        assert task.score(task.splits["eval"][:1], ["<answer>1</answer>"])[0] < 1, "the pool goes on"
+        assert reasoning_gym._score(["9**9**9**9", entry["answer"]], [gold, gold], None) == [0.0, 1.0]
+        assert reasoning_gym.unjudged.total() == 1 and reasoning_gym.unjudged.keys() <= {"timeout", "crash"}
     finally:
         pool.close()

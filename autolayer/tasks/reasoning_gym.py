@@ -72,7 +72,7 @@ def load_reasoning_gym(name: str, *, chat: bool) -> Task:
     """
     check_reasoning_gym(name)
     entries = _entries(name)
-    golds = [base64.b64encode(pickle.dumps((name, entry))).decode() for entry in entries]
+    golds = [_packed(name, entry) for entry in entries]
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Any], entry: Sequence[int], log_metric: Any = None, **columns: Any
@@ -147,6 +147,11 @@ def _cut(rows: Sequence[Row]) -> dict[str, list[Row]]:
         splits[split] = list(rows[start : start + share * unit])
         start += share * unit
     return splits
+
+
+def _packed(name: str, entry: dict[str, Any]) -> str:
+    """What a worker needs to score an answer. Pickled: JSON would turn the tuples in an entry into lists."""
+    return base64.b64encode(pickle.dumps((name, entry))).decode()
 
 
 def _answer(text: str) -> str | None:

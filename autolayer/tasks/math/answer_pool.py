@@ -189,8 +189,9 @@ def answer_requests(reason: Callable[[str, str], str]) -> None:
     send("ready")
     for line in sys.stdin:
         _limit_seconds()
+        request = json.loads(line)
         try:
-            send(reason(**json.loads(line)))
+            send(reason(request["answer"], request["gold"]))
         except Exception:  # what it raises for depends on the text: the parent counts it by name
             send("error")
 
