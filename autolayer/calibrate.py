@@ -41,7 +41,10 @@ class Calibration:
     entropy: float
     """Mean surprise of the sampled tokens over that of the uniform distribution: 1 is noise."""
     mean_prompt_tokens: float
+    """Read, not written: observations of several turns are among them."""
     mean_completion_tokens: float
+    mean_prefill_tokens: float
+    """Read in order to write: over several turns everything so far counts again for each of them."""
     example: dict[str, Any]
     """One prompt, completion and reward, so that a person can see what the numbers are about."""
 
@@ -103,6 +106,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
         reason=reason,
         mean_prompt_tokens=(rollouts.num_tokens - rollouts.num_generated) / count,
         mean_completion_tokens=rollouts.num_generated / count,
+        mean_prefill_tokens=sum(rollouts.prefilled) / count,
         example={
             "prompt": bench.tokenizer.decode(rollouts.prompt_ids[0])[:500],
             "completion": rollouts.texts[0][:500],

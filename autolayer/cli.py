@@ -89,7 +89,7 @@ def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], C
 
     def add(command: Callable) -> Callable:
         for field in reversed(dataclasses.fields(config.Config)):
-            if field.name in ("probe", "search", "measure", *leave_out):  # the tables of a --config file
+            if field.name in config.TABLES or field.name in leave_out:
                 continue
             name, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
             if kind == "bool":
@@ -97,7 +97,7 @@ def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], C
             else:
                 kind = RateType() if field.name == "learning_rate" else types[kind]
                 command = click.option(name, cls=ConfigOption, type=kind)(command)
-        tables = "TOML file with any of these settings, [probe], [search] and [measure]."
+        tables = f"TOML file with any of these settings, and {', '.join(f'[{name}]' for name in config.TABLES)}."
         return click.option("--config", "toml", metavar="FILE", help=tables)(command)
 
     return add
@@ -369,6 +369,8 @@ def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
 
 
 def _why_no_result(folder: runs.RunFolder) -> str:
+    if (folder / "contribution.json").is_file():
+        return f"{folder.path} is a run of `measure`: repeat its command to see it, or `compare` a prediction with it."
     if (calibration := folder.read(runs.CALIBRATION)) is None:
         return f"{folder.path} has no {runs.RESULT}: give the folder of a run, or repeat its command to finish it."
     if calibration.get("status") == "no_signal":

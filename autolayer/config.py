@@ -1,8 +1,8 @@
 """Every setting, its default and its one line of explanation, in one place.
 
-`Config` holds what the command line shows; `ProbeConfig`, `SearchConfig` and `MeasureConfig` hold the rest, reachable
-through `--config run.toml`. A field that is None is filled from the model's preset or the task (`prepare.resolve`),
-and the resolved values are written to the run folder.
+`Config` holds what the command line shows; the tables (`TABLES`) hold the rest, reachable through `--config run.toml`.
+A field that is None is filled from the model's preset or the task (`prepare.resolve`), and the resolved values are
+written to the run folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from autolayer.errors import ConfigError, unknown
 
-ALGORITHMS = ("grpo", "dr_grpo")
+ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 
-NOT_SIGNED = ("out", "storage", "hours", "device")
+NOT_SIGNED = ("out", "storage", "hours", "device", "allow_unsandboxed")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 
 
@@ -48,6 +48,31 @@ class SearchConfig:
     """A layer's learning rate is searched between the starting rate divided and multiplied by this."""
     confidence: float = 0.95
     """The leader is clear when it is best with at least this probability."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GiGPOConfig:
+    """How GiGPO (arXiv 2505.10978) weighs the steps of an episode."""
+
+    omega: float = 1.0
+    """Weight of the advantages among equal states against those among episodes."""
+    gamma: float = 0.95
+    """Discount of a later step's reward."""
+    normalize: str = "std"
+    """std: advantages are divided by the standard deviation of what they compare; none: they are not."""
+    similarity: float | None = None
+    """Share of two states' text that has to agree for them to count as equal (difflib's ratio); default: all of it."""
+
+    def __post_init__(self) -> None:
+        if self.normalize not in ("std", "none"):
+            raise unknown("norm of [gigpo]", self.normalize, ("std", "none"))
+        for name, valid, wanted in (
+            ("omega", 0 <= self.omega < math.inf, "0 or a number above"),
+            ("gamma", 0 <= self.gamma <= 1, "a number from 0 to 1"),
+            ("similarity", self.similarity is None or 0 < self.similarity <= 1, "a number above 0 and up to 1"),
+        ):
+            if not valid:
+                raise ConfigError(f"[gigpo] {name} = {getattr(self, name)} cannot work: give {wanted}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +116,7 @@ class Config:
     reward: str | None = None
     """Your own reward: FILE.py:function with TRL's signature."""
     algorithm: str = "grpo"
-    """RL algorithm: grpo or dr_grpo."""
+    """RL algorithm: grpo, dr_grpo or gigpo (for tasks of several turns)."""
     layers: str | None = None
     """Candidate layers, such as 16, 10-14 or 8,16; in `train` and `measure`, what is trained. Default: all."""
     budget: float = 0.25
@@ -128,9 +153,12 @@ class Config:
     """Optuna storage of the search; default: study.db in the run folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    allow_unsandboxed: bool = False
+    """Run programs that the model writes without a sandbox where there is none; they can do what you can."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -165,7 +193,13 @@ class Config:
         signed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SIGNED}
         if self.measure == MeasureConfig():  # the other verbs do nothing with it
             del signed["measure"]
+        if self.algorithm != "gigpo":
+            del signed["gigpo"]
         return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:10]
+
+
+TABLES = {"probe": ProbeConfig, "search": SearchConfig, "measure": MeasureConfig, "gigpo": GiGPOConfig}
+"""Fields of `Config` that are tables in a --config file."""
 
 
 def from_dict(values: dict[str, Any]) -> Config:
@@ -174,7 +208,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """Reads a `--config` file. The keys are the fields of `Config`, with [probe], [search] and [measure] as tables."""
+    """Reads a `--config` file. The keys are the fields of `Config`, the names in `TABLES` are tables."""
     try:
         return tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
@@ -185,14 +219,13 @@ def read_toml(path: str) -> dict[str, Any]:
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    nested = {"probe": ProbeConfig, "search": SearchConfig, "measure": MeasureConfig}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
             raise unknown("setting", name, fields)
-        if name in nested and isinstance(value, dict):
-            value = _build(nested[name], value)
-        elif name not in nested or not isinstance(value, nested[name]):
+        if name in TABLES and isinstance(value, dict):
+            value = _build(TABLES[name], value)
+        elif name not in TABLES or not isinstance(value, TABLES[name]):
             value = _typed(name, str(fields[name].type), value)
         arguments[name] = value
     if cls is Config and "model" not in arguments:

@@ -17,7 +17,7 @@ from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
 from autolayer.rollouts import encode_prompts
-from autolayer.tasks import load_task
+from autolayer.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,7 +61,7 @@ class DryRun:
         table.add_row(
             "finding",
             f"at most {config.budget:.0%} of one full run: {amount(self.finding_budget.generated_tokens)} generated "
-            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens",
+            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens besides",
         )
         table.add_row("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions")
         sizes = self.probes
@@ -73,7 +73,7 @@ class DryRun:
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
-        for where, amounts in (("device memory", self.device_bytes), ("host memory", self.host_bytes)):
+        for where, amounts in (("device, without activations", self.device_bytes), ("host memory", self.host_bytes)):
             parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
             table.add_row(where, f"{_bytes(sum(amounts.values()))}: {parts}")
         for note in sizes.notes:
@@ -98,8 +98,7 @@ def dry_run(config: Config) -> DryRun:
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
         group_size=config.group_size,
-        prompt_tokens=sum(map(len, some)) / len(some),
-        completion_tokens=task.max_new_tokens,
+        **expected_tokens(task, sum(map(len, some)) / len(some)),
     )
     budget = plan.finding_budget(config, units, candidates)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -117,6 +116,16 @@ def dry_run(config: Config) -> DryRun:
         device_bytes={"weights": weights, "float32 master, gradient and Adam of one layer": 16 * layer},
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )
+
+
+def expected_tokens(task: Task, prompt: float) -> dict[str, float]:
+    """Of completions that use all their tokens, and episodes all their turns, with observations as long as actions."""
+    action, turns = task.max_new_tokens, task.max_turns
+    return {
+        "prompt_tokens": prompt + action * (turns - 1),
+        "completion_tokens": action * turns,
+        "prefill_tokens": prompt * turns + action * turns * (turns - 1),
+    }
 
 
 def amount(value: float) -> str:

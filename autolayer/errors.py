@@ -38,6 +38,10 @@ class RewardError(AutolayerError, ValueError):
     """A reward function that raised or returned something other than one finite number per completion."""
 
 
+class SandboxError(AutolayerError, RuntimeError):
+    """There is no sandbox for the programs that a model writes, or it failed."""
+
+
 class EpisodeError(AutolayerError, RuntimeError):
     """An environment that raised, or returned something other than an observation, a number and whether it is done."""
 

@@ -47,7 +47,10 @@ class UnitCosts:
     costs: CostModel
     group_size: int
     prompt_tokens: float
+    """Of a sequence, what was read; `completion_tokens` is what was written."""
     completion_tokens: float
+    prefill_tokens: float | None = None
+    """Read in order to write, over several turns again and again; None for `prompt_tokens`."""
 
     @property
     def tokens(self) -> float:
@@ -55,7 +58,8 @@ class UnitCosts:
 
     @property
     def generate(self) -> Cost:
-        prefill = self.costs.forward(self.group_size * self.prompt_tokens)
+        read = self.prompt_tokens if self.prefill_tokens is None else self.prefill_tokens
+        prefill = self.costs.forward(self.group_size * read)
         return prefill + Cost(generated_tokens=self.group_size * self.completion_tokens)
 
     @property

@@ -45,6 +45,11 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     with progress.stage("load", None):
         loaded = models.load_model(config.model, config.device)
         task = tasks.load_task(config, chat=loaded.chat)
+    if config.algorithm == "gigpo" and task.environment is None:
+        raise ConfigError(
+            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
+            "environment, such as agent:house, or --algorithm grpo."
+        )
     folder = open_run(config, verb)
     task = fit_context(config, task, loaded)
     config = resolve(config, task)
@@ -64,6 +69,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         prompts_per_step=config.prompts_per_step or 0,
         group_size=config.group_size,
         beta=config.beta,
+        gigpo=config.gigpo,
     )
     with folder.held():
         folder.claim(resolved, signature)
@@ -91,6 +97,8 @@ def fit_context(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
     Raises:
         ConfigError: The prompts leave no room, or the user asked for more than there is.
     """
+    if task.environment is not None:  # where its context is full an episode ends
+        return task
     context = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     rows = [row for split in task.splits.values() for row in split]
     longest = max(map(len, encode_prompts(loaded.tokenizer, rows, dict(task.chat_template_kwargs))))
@@ -117,7 +125,8 @@ def resolve(config: Config, task: Task) -> Config:
 
 def signed(config: Config, verb: str) -> dict[str, Any]:
     """The settings that decide what a run does."""
-    left_out = NOT_SIGNED if verb == "measure" else (*NOT_SIGNED, "measure")
+    left_out = [*NOT_SIGNED, *([] if verb == "measure" else ["measure"])]
+    left_out += [] if config.algorithm == "gigpo" else ["gigpo"]
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in left_out}
 
 

@@ -239,7 +239,7 @@ def _cost_table(result: PickResult) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("cost")
-    for name in ("tokens generated", "layer-tokens", "time"):
+    for name in ("tokens generated", "layer-tokens, all", "time"):
         table.add_column(name, justify="right")
     for name, cost in result.cost.items():
         table.add_row(name, _amount(cost.generated_tokens), _amount(cost.layer_tokens), duration(cost.seconds))
@@ -344,7 +344,7 @@ _FIGURE = """<figure><svg viewBox="0 0 700 240" role=img aria-label="Contributio
 _RANKING = """<table><tr><th>layer<th class=words><th>predicted<th>measured<th>steps<th>P(best)</tr>
 {rows}</table><p class=dim>{legend}</p>
 """
-_COST = """<table><tr><th class=words>cost<th>tokens generated<th>layer-tokens<th>time</tr>
+_COST = """<table><tr><th class=words>cost<th>tokens generated<th>layer-tokens, generation included<th>time</tr>
 {rows}</table>
 """
 _PAGE = """<!DOCTYPE html>

@@ -9,11 +9,12 @@ learns from, are for evaluation only (`TransformersEngine.decoding`).
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import psutil
 import torch
@@ -25,6 +26,8 @@ from autolayer.masks import mask_tail
 from autolayer.tasks.base import Row
 from autolayer.tasks.suites import Decoding
 
+UNLIMITED = 1 << 30
+
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width.
 
 
@@ -34,26 +37,79 @@ def request_seed(*words: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+class Turn(NamedTuple):
+    """One action of an episode, or the whole completion of a task without an environment."""
+
+    start: int
+    stop: int
+    """The model's own tokens are `completion_ids[start:stop]`; what lies between two turns it has read."""
+    reward: float
+    state: str
+    """The state that the action was taken in, by name; '' where there is no environment."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
     """Sampled completions of P prompts, G each, in prompt order: lists of length B = P * G."""
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
+    """From the first token written to the last; over several turns with the observations in between."""
+    turns: list[tuple[Turn, ...]]
     texts: list[str]
-    """Completions decoded without special tokens."""
+    """What was written, decoded without special tokens; actions stand in lines of their own."""
     rewards: list[float]
+    """Over several turns the sum of their rewards."""
     finished: list[bool]
-    """Ended by itself, not by the token limit."""
+    """Ended by itself, not by the token limit; over several turns, every action did."""
+    prefilled: list[int]
+    """Tokens read in order to write: the prompt, and over several turns everything so far, again for each of them."""
     group_size: int
+
+    @classmethod
+    def of_one_turn(
+        cls,
+        prompt_ids: list[list[int]],
+        completion_ids: list[list[int]],
+        texts: list[str],
+        rewards: list[float],
+        finished: list[bool],
+        group_size: int,
+    ) -> Rollouts:
+        """Those of a task without an environment."""
+        return cls(
+            prompt_ids=prompt_ids,
+            completion_ids=completion_ids,
+            turns=[(Turn(0, len(ids), reward, ""),) for ids, reward in zip(completion_ids, rewards, strict=True)],
+            texts=texts,
+            rewards=rewards,
+            finished=finished,
+            prefilled=list(map(len, prompt_ids)),
+            group_size=group_size,
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Rollouts:
+        """From plain values, as `dataclasses.asdict` makes them."""
+        turns = [tuple(Turn(*turn) for turn in episode) for episode in values["turns"]]
+        return cls(**{**values, "turns": turns})
 
     @property
     def num_generated(self) -> int:
-        return sum(map(len, self.completion_ids))
+        return sum(turn.stop - turn.start for turns in self.turns for turn in turns)
 
     @property
     def num_tokens(self) -> int:
-        return self.num_generated + sum(map(len, self.prompt_ids))
+        """Of whole sequences, as they are trained on."""
+        return sum(map(len, self.completion_ids)) + sum(map(len, self.prompt_ids))
+
+    def own_masks(self) -> list[list[int]]:
+        """For each completion, 1 at the tokens that the model wrote."""
+        masks = [[0] * len(ids) for ids in self.completion_ids]
+        for mask, turns in zip(masks, self.turns, strict=True):
+            for turn in turns:
+                mask[turn.start : turn.stop] = [1] * (turn.stop - turn.start)
+        return masks
 
     def rewards_P_G(self) -> torch.Tensor:
         return torch.tensor(self.rewards, dtype=torch.float64).view(-1, self.group_size)
@@ -76,7 +132,7 @@ class Rollouts:
         return Rollouts(**{name: [getattr(self, name)[row] for row in rows] for name in LISTS}, group_size=group_size)
 
 
-LISTS = ("prompt_ids", "completion_ids", "texts", "rewards", "finished")
+LISTS = ("prompt_ids", "completion_ids", "turns", "texts", "rewards", "finished", "prefilled")
 """The fields of Rollouts that have an entry for each completion."""
 
 
@@ -101,12 +157,16 @@ class TransformersEngine:
         *,
         max_new_tokens: int,
         temperature: float,
+        max_context: int | None = None,
         max_sequences: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_k, self.top_p = 0, 1.0
+        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self.context = min(max_context or UNLIMITED, positions or UNLIMITED)
+        """Tokens of a sequence at the most, read and written together."""
         self.max_sequences = max_sequences
         """Sequences generated at once; None for as many as half of the free memory holds the key-value cache of."""
         self.seconds, self.tokens = 0.0, 0
@@ -140,12 +200,15 @@ class TransformersEngine:
         finally:
             self.temperature, self.top_k, self.top_p, self.config.max_new_tokens = before
 
-    def generate(self, prompt_ids: list[list[int]], seeds: Sequence[int]) -> list[list[int]]:
-        """Samples one completion per prompt, the end-of-text token included where it ended by itself.
+    def generate(
+        self, prompt_ids: list[list[int]], seeds: Sequence[int], *, stop_ids: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """Samples one completion per prompt, the token that ended it included where it ended by itself.
 
         Args:
             prompt_ids: Token ids, one list per request.
             seeds: One seed per request: equal prompt, weights and seed give the same completion.
+            stop_ids: Tokens that end a completion besides the end-of-text tokens.
         """
         started = time.perf_counter()
         completions: list[list[int]] = []
@@ -153,33 +216,40 @@ class TransformersEngine:
         at_once = self.max_sequences or sequences_that_fit(self.model, longest)
         for start in range(0, len(prompt_ids), at_once):
             stop = start + at_once
-            completions += self._generate_batch(prompt_ids[start:stop], seeds[start:stop])
+            completions += self._generate_batch(prompt_ids[start:stop], seeds[start:stop], stop_ids)
         self.seconds += time.perf_counter() - started
         self.tokens += sum(map(len, completions))
         return completions
 
-    def _generate_batch(self, prompt_ids: list[list[int]], seeds: Sequence[int]) -> list[list[int]]:
+    def _generate_batch(
+        self, prompt_ids: list[list[int]], seeds: Sequence[int], stop_ids: Sequence[int]
+    ) -> list[list[int]]:
         device = self.model.device
         width = max(map(len, prompt_ids))
         pad = self.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
         noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device, self.top_k, self.top_p)])
-        with _generation_mode(self.model, self.config), torch.no_grad():
+        config, ends = self.config, {*self.eos_token_ids, *stop_ids}
+        if stop_ids:
+            config = copy.deepcopy(config)
+            config.eos_token_id = sorted(ends)
+        with _generation_mode(self.model, config), torch.no_grad():
             output = cast(Any, self.model).generate(
-                input_ids=input_ids, attention_mask=mask, generation_config=self.config, logits_processor=noise
+                input_ids=input_ids, attention_mask=mask, generation_config=config, logits_processor=noise
             )
-        return [self._until_end(ids) for ids in output[:, width:].tolist()]  # pyright: ignore
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        """Cuts the padding after the first end-of-text token, which stays."""
-        for position, token in enumerate(ids):
-            if token in self.eos_token_ids:
-                return ids[: position + 1]
-        return ids
+        return [_until_end(ids, ends) for ids in output[:, width:].tolist()]  # pyright: ignore
 
     def finished(self, completion_ids: list[int]) -> bool:
         return bool(completion_ids) and completion_ids[-1] in self.eos_token_ids
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    """Cuts the padding after the first token that ends a completion, which stays."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return ids[: position + 1]
+    return ids
 
 
 def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
@@ -232,21 +302,21 @@ class ScoreBatch:
     attention_mask: torch.Tensor
     """(B, T), 1 at real tokens."""
     completion_mask: torch.Tensor
-    """(B, T), 1 at completion tokens."""
+    """(B, T), 1 at the tokens that the model wrote."""
 
     @classmethod
     def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
-        pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
-        width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+        triples = list(zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.own_masks(), strict=True))
+        width = max(len(prompt) + len(completion) for prompt, completion, _ in triples)
 
         def padded(fill: int, make) -> torch.Tensor:
-            rows = [make(prompt, completion) for prompt, completion in pairs]
+            rows = [make(*triple) for triple in triples]
             return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
 
         return cls(
-            input_ids=padded(pad_token_id, lambda p, c: p + c),
-            attention_mask=padded(0, lambda p, c: [1] * (len(p) + len(c))),
-            completion_mask=padded(0, lambda p, c: [0] * len(p) + [1] * len(c)),
+            input_ids=padded(pad_token_id, lambda p, c, own: p + c),
+            attention_mask=padded(0, lambda p, c, own: [1] * (len(p) + len(c))),
+            completion_mask=padded(0, lambda p, c, own: [0] * len(p) + own),
         )
 
     def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:

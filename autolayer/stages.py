@@ -99,6 +99,7 @@ class Stages:
             group_size=self.config.group_size,
             prompt_tokens=calibration.mean_prompt_tokens,
             completion_tokens=calibration.mean_completion_tokens,
+            prefill_tokens=calibration.mean_prefill_tokens,
         )
 
     # Probe
@@ -111,7 +112,7 @@ class Stages:
             budget = plan.finding_budget(config, units, self.candidates)
             sizes = plan.plan_probes(config, units, self.candidates, budget)
             with self._reading(runs.ROLLOUTS):
-                rollouts = Rollouts(**(self.folder.read(runs.ROLLOUTS) or {}))
+                rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
             with self.progress.stage("probe", len(PROBES)) as bar:
                 before = self.bench.spent
                 report = run_probes(

@@ -21,13 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.arms import Arm
+from autolayer.config import GiGPOConfig
+from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
-from autolayer.rollouts import Rollouts, TransformersEngine, encode_prompts, request_seed
+from autolayer.rollouts import Rollouts, TransformersEngine, request_seed
+from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -37,8 +41,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
 LOSS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "gigpo": {"loss_type": "grpo", "scale_rewards": "group"},  # the advantages are replaced
 }
-"""GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783; no deviation, constant length. TRL's default is DAPO."""
+"""GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783; no deviation, constant length. GiGPO: arXiv 2505.10978,
+eq. 9, GRPO's loss with an advantage for every step of an episode (gigpo.py). TRL's default is DAPO."""
 
 MICRO_BATCH_TOKENS = 32_768
 """Tokens, padding included, in one forward and backward pass."""
@@ -52,8 +58,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         longest: Tokens of the task's longest prompt and a whole completion: micro-batches must not depend on where
             a segment was cut.
         swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
-        first_completions: The first step's completions, where another arm that started from the same weights with
-            the same prompts and seeds has sampled them.
+        first_rollouts: The first step's, where another arm that started from the same weights with the same prompts
+            and seeds has sampled them.
         on_rollouts: Called with every step's rollouts, after they are rewarded.
     """
 
@@ -68,12 +74,13 @@ class LayerGRPOTrainer(GRPOTrainer):
         num_steps: int,
         group_size: int,
         algorithm: str,
+        gigpo: GiGPOConfig,
         beta: float,
         engine: TransformersEngine,
         optimizer: MasterAdamW,
         longest: int,
         swap_in_base: Callable[[], AbstractContextManager[None]],
-        first_completions: Sequence[list[int]] | None = None,
+        first_rollouts: Rollouts | None = None,
         on_rollouts: Callable[[Rollouts], None],
     ) -> None:
         self.task = task
@@ -81,14 +88,15 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.arm = arm
         self.engine = engine
         self.swap_in_base = swap_in_base
-        self.first_completions = first_completions
+        self.first_rollouts = first_rollouts
         self.on_rollouts = on_rollouts
         self.group_size = group_size
-        self.pending: dict[str, Any] = {}
+        self.gigpo = gigpo if algorithm == "gigpo" else None
+        self.pending: Rollouts | None = None
+        self.had_advantage = False
+        """Whether any token so far had an advantage: without, a zero gradient is right."""
         prompts_per_step = len(self.rows) // num_steps
         batch = prompts_per_step * group_size
-        prompt_ids = encode_prompts(tokenizer, self.rows, dict(task.chat_template_kwargs))
-        self.ids_by_index = prompt_ids
         micro_batch = largest_divisor(batch, max(1, MICRO_BATCH_TOKENS // longest))
         self._scratch = tempfile.TemporaryDirectory()
         arguments = GRPOConfig(
@@ -98,7 +106,7 @@ class LayerGRPOTrainer(GRPOTrainer):
             gradient_accumulation_steps=batch // micro_batch,
             steps_per_generation=batch // micro_batch,
             num_generations=group_size,
-            max_completion_length=task.max_new_tokens,
+            max_completion_length=task.max_new_tokens * task.max_turns,  # the constant that Dr. GRPO divides by
             temperature=engine.temperature,
             learning_rate=arm.learning_rate,
             beta=0.0,
@@ -123,7 +131,8 @@ class LayerGRPOTrainer(GRPOTrainer):
             model=model,
             reward_funcs=self._reward,
             args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": [row["prompt"] for row in self.rows], "row": range(len(rows))}),
+            # TRL passes prompts on to `_rollout`, which needs no more than their place.
+            train_dataset=Dataset.from_dict({"prompt": [str(index) for index in range(len(self.rows))]}),
             processing_class=tokenizer,
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, _constant)),
             rollout_func=self._rollout,
@@ -133,37 +142,58 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.beta = beta
         self.ref_model = _BASE if beta else None
 
-    def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, Any]:
+    def _rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's rollout hook: prompts come repeated, group by group; one seed per completion."""
         step = self.arm.step + self.state.global_step
         # Everything random in this step follows from (seed, step): resuming replays it bitwise.
         seed_everything(request_seed(self.arm.seed, "step", step) % 2**32)
-        first = self.state.global_step * len(prompts) // self.group_size
-        prompt_ids = [self.ids_by_index[first + i // self.group_size] for i in range(len(prompts))]
-        seeds = [request_seed(self.arm.seed, "train", step, i) for i in range(len(prompts))]
-        known = self.first_completions if self.state.global_step == 0 else None
-        completion_ids = self.engine.generate(prompt_ids, seeds) if known is None else list(map(list, known))
-        self.pending = {"prompt_ids": prompt_ids, "completion_ids": completion_ids}
-        return {**self.pending, "logprobs": None}
+        if self.first_rollouts is not None and self.state.global_step == 0:
+            self.pending = self.first_rollouts
+        else:
+            rows = [self.rows[int(prompt)] for prompt in prompts[:: self.group_size]]
+            first = self.accelerator.process_index * len(prompts)
+            seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
+            self.pending = sample(self.engine, self.task, rows, seeds, self.group_size)
+        self.on_rollouts(self.pending)
+        masks = {} if self.task.environment is None else {"env_mask": self.pending.own_masks()}
+        return {
+            "prompt_ids": self.pending.prompt_ids,
+            "completion_ids": self.pending.completion_ids,
+            "logprobs": None,
+            **masks,
+        }
 
-    def _reward(self, prompts: list, completions: list, completion_ids: list, row: list[int], **kwargs: Any) -> list:
-        """The task's reward, checked, with the row's own columns (a Dataset would change their types)."""
-        texts = self.engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        rewards = self.task.score([self.rows[index] for index in row], texts, completion_ids)
-        self.on_rollouts(
-            Rollouts(
-                **self.pending,
-                texts=texts,
-                rewards=rewards,
-                finished=[self.engine.finished(ids) for ids in completion_ids],
-                group_size=self.group_size,
-            )
-        )
+    def _reward(self, prompts: list, completions: list, **kwargs: Any) -> list[float | None]:
+        """The rewards that came with the rollouts."""
+        assert self.pending is not None, "rollouts come before their rewards"
         # Advantages do not know a group's mean, so where it is so large that TRL's float32 would round the
         # differences beside it away, it is taken out first.
-        grouped = torch.tensor(rewards, dtype=torch.float64).view(-1, self.group_size)
+        grouped = self.pending.rewards_P_G()
         mean = grouped.mean(1, keepdim=True)
         return torch.where(mean.abs() > 1e3 * grouped.std(1, keepdim=True), grouped - mean, grouped).flatten().tolist()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        assert self.pending is not None
+        if self.gigpo is None:
+            rewards_P_G = self.pending.rewards_P_G()  # a deviation is rarely 0 to the last bit
+            self.had_advantage |= bool((rewards_P_G.amax(1) > rewards_P_G.amin(1)).any())
+        else:
+            output["advantages"] = self._step_advantages(self.pending, output["completion_ids"].shape[1])
+            self.had_advantage |= bool(output["advantages"].any())
+        return output
+
+    def _step_advantages(self, rollouts: Rollouts, width: int) -> torch.Tensor:
+        """GiGPO's advantage of every token, (B, T); a group may lie across processes."""
+        assert self.gigpo is not None
+        everywhere = gather_object([tuple(turns) for turns in rollouts.turns])
+        first = self.accelerator.process_index * len(rollouts.turns)
+        of_turns = step_advantages(everywhere, self.group_size, self.gigpo)[first : first + len(rollouts.turns)]
+        advantages_B_T = torch.zeros(len(rollouts.turns), width, device=self.accelerator.device)
+        for row, (turns, values) in enumerate(zip(rollouts.turns, of_turns, strict=True)):
+            for turn, value in zip(turns, values, strict=True):
+                advantages_B_T[row, turn.start : turn.stop] = value
+        return advantages_B_T
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         swapped = self.swap_in_base() if model is _BASE else contextlib.nullcontext()

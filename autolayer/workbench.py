@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from autolayer import checkpoints, evaluation
 from autolayer.arms import Arm, Layers
+from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, train_only
@@ -25,6 +26,7 @@ from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
 from autolayer.runs import FIRST, RunFolder
+from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
 from autolayer.trainer import (
     MICRO_BATCH_TOKENS,
@@ -44,6 +46,7 @@ class TrainSettings:
     prompts_per_step: int
     group_size: int
     beta: float
+    gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,11 @@ class Workbench:
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
         self.engine = TransformersEngine(
-            self.model, self.tokenizer, max_new_tokens=task.max_new_tokens, temperature=temperature
+            self.model,
+            self.tokenizer,
+            max_new_tokens=task.max_new_tokens,
+            temperature=temperature,
+            max_context=task.max_context,
         )
         self.layers = find_layers(self.model)
         self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
@@ -119,7 +126,9 @@ class Workbench:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest training prompt and a whole completion."""
+        """Tokens of the longest training prompt and a whole completion, or of the longest episode there can be."""
+        if self.task.environment is not None:
+            return self.engine.context
         rows = self.task.splits["train"]
         prompts = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
         return max(map(len, prompts)) + self.task.max_new_tokens
@@ -127,19 +136,7 @@ class Workbench:
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
         """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
         started = time.perf_counter()
-        encoded = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
-        prompt_ids = [ids for ids in encoded for _ in range(group_size)]
-        completion_ids = self.engine.generate(prompt_ids, seeds)
-        texts = self.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        repeated = [row for row in rows for _ in range(group_size)]
-        rollouts = Rollouts(
-            prompt_ids=prompt_ids,
-            completion_ids=completion_ids,
-            texts=texts,
-            rewards=self.task.score(repeated, texts, completion_ids),
-            finished=[self.engine.finished(ids) for ids in completion_ids],
-            group_size=group_size,
-        )
+        rollouts = sample(self.engine, self.task, rows, seeds, group_size)
         self.charge(self._generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
@@ -227,27 +224,28 @@ class Workbench:
                     num_steps=num_steps,
                     group_size=self.settings.group_size,
                     algorithm=self.settings.algorithm,
+                    gigpo=self.settings.gigpo,
                     beta=self.settings.beta,
                     engine=self.engine,
                     optimizer=optimizer,
                     longest=self.longest,
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
-                    first_completions=first and first["completion_ids"],
+                    first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
                     on_rollouts=seen.append,
                 )
                 if on_step is not None:
                     trainer.add_callback(EachStep(lambda: on_step(_mean(seen[-1].rewards))))
                 trainer.train()
+                # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
+                freeze.expect_gradient = trainer.had_advantage
             finally:
                 optimizer.close()
                 if trainer is not None:
                     trainer.close()
-            # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-            freeze.expect_gradient = any(map(_any_advantage, seen))
             alone = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
             cost = alone
             if arm.step == 0 and first is None:
-                sampled = {"payer": arm.key, "completion_ids": seen[0].completion_ids}
+                sampled = {"payer": arm.key, "rollouts": asdict(seen[0])}
                 self.folder.write(FIRST, {**self._first_rollouts(), place: sampled}, indent=None)
             elif first is not None and first["payer"] != arm.key:
                 cost -= self._generation_cost(seen[0])
@@ -273,7 +271,7 @@ class Workbench:
         return chosen
 
     def _first_rollouts(self) -> dict[str, Any]:
-        """Completions of step 0 by seed and prompts, and the arm that pays for them: the same for every arm.
+        """Rollouts of step 0 by seed and prompts, and the arm that pays for them: the same for every arm.
 
         On disk, since what an arm costs must not depend on where a run was interrupted.
         """
@@ -310,7 +308,7 @@ class Workbench:
         return per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio))
 
     def _generation_cost(self, rollouts: Rollouts) -> Cost:
-        prompts = self.costs.forward(rollouts.num_tokens - rollouts.num_generated)
+        prompts = self.costs.forward(sum(rollouts.prefilled))
         return prompts + Cost(generated_tokens=rollouts.num_generated)
 
     def _training_cost(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
@@ -320,11 +318,6 @@ class Workbench:
             if self.settings.beta:
                 cost += self.costs.forward(rollouts.num_tokens)
         return cost
-
-
-def _any_advantage(rollouts: Rollouts) -> bool:
-    rewards_P_G = rollouts.rewards_P_G()
-    return bool((rewards_P_G.amax(1) > rewards_P_G.amin(1)).any())  # a variance is rarely 0 to the last bit
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,14 +5,15 @@ never how good models are in general. That level is added afterwards, with its o
 describes an error comes from environments whose base took no part in the fit.
 
 Depth is no feature: learned from LayerBench it made predictions for left-out bases worse (examples/RESULTS.md). For
-models from `SMALL` parameters on, a weak prior from the published positions is added (positions.py, arXiv 2607.01232):
-a prior, not a measurement of ours.
+models from `SMALL` parameters on, a weak prior from the published positions is added, and level and error are those of
+published models until models of that size have been measured (positions.py, arXiv 2607.01232): a prior, not a
+measurement of ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -84,6 +85,9 @@ def predict(
         num_parameters: Of the model: from `SMALL` on, the published positions are a prior.
     """
     model = fit(known)
+    if num_parameters >= SMALL and all(environment.num_parameters < SMALL for environment in known):
+        published = _fallback()
+        model = replace(model, level=published.level, level_sd=published.level_sd, deviation=published.deviation)
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
     if num_parameters >= SMALL:
         prior_L = standard(positions.scores("position", layers, num_layers))

@@ -122,10 +122,8 @@ def test_an_item_is_the_mean_of_its_samples() -> None:
     task = suited()
     asked = requests(task, "eval", 24, 0)
     count = len(asked.rows)
-    rollouts = Rollouts(
-        prompt_ids=[[1]] * count, completion_ids=[[1]] * count, texts=["1"] * count, group_size=1,
-        rewards=[float(i) for i in range(count)], finished=[i % 2 == 0 for i in range(count)],
-    )  # fmt: skip
+    rewards, finished = [float(i) for i in range(count)], [i % 2 == 0 for i in range(count)]
+    rollouts = Rollouts.of_one_turn([[1]] * count, [[1]] * count, ["1"] * count, rewards, finished, 1)
     found = evaluation.evaluation(task, asked, rollouts)
     assert found.rewards_I[:4] == (0.0, 1.0, 3.0, 5.0)
     assert found.truncated_I[:3] == pytest.approx((0.0, 1.0, 1 / 3))

@@ -29,6 +29,7 @@ NEEDED = {
     "autolayer/tasks/__init__.py",
     "autolayer/probes/__init__.py",
     "autolayer/search/__init__.py",
+    "autolayer/data/code/small.jsonl",
     "autolayer/data/published/README.md",
     "autolayer/data/published/qwen3-1.7b.csv",
     "autolayer/data/tiny/config.json",

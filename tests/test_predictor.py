@@ -178,13 +178,18 @@ def test_where_layers_lie_in_measured_models_teaches_nothing(num_parameters: int
 
 
 def test_large_models_have_the_weak_prior_of_the_published_positions() -> None:
+    """And the published level and error, until a model of their size has been measured."""
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
     rule_L = standard(positions.scores("position", new.layers, new.num_layers))
     wanted_L = positions.CORRELATION * positions.SPREAD * rule_L
     for known in ([], world(10)):
         found = predict_for(new, known, probes={}, num_parameters=SMALL)
-        level = fit(known).level
-        assert np.array(found.predicted) - level == pytest.approx(wanted_L)
+        assert np.array(found.predicted) - positions.LEVEL == pytest.approx(wanted_L)
+        assert found.deviation == positions.SPREAD
+    large = [replace(each, num_parameters=SMALL) for each in world(10)]
+    measured = predict_for(new, large, probes={}, num_parameters=SMALL)
+    assert np.mean(measured.predicted) == pytest.approx(fit(large).level)
+    assert measured.deviation == fit(large).deviation
     flat = predict_for(new, [], probes={}, num_parameters=SMALL - 1)
     assert set(flat.predicted) == {positions.LEVEL}
 
@@ -249,9 +254,9 @@ def test_units_of_probes_do_not_matter() -> None:
 def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
     probes = {name: Scores(scores_L=np.array([3.0]), errors_L=np.array([0.1])) for name in FEATURES}
-    for num_parameters in (10**6, 10**9):
+    for num_parameters, level in ((10**6, fit(known).level), (10**9, positions.LEVEL)):
         found = predict(probes, (5,), 8, known=known, num_parameters=num_parameters)
-        assert found.predicted == pytest.approx([fit(known).level])
+        assert found.predicted == pytest.approx([level])
 
 
 def test_fixed_weights_are_kept_where_learning_does_not_beat_them() -> None:

@@ -205,7 +205,7 @@ def test_the_aligned_share_is_the_double_loop_over_pairs_of_different_prompts() 
     count, group, width = 12, 4, 5
     movement = torch.randn(count, width, dtype=torch.float64, generator=generator)
     advantages = torch.randn(count, dtype=torch.float64, generator=generator)
-    rollouts = Rollouts(
+    rollouts = Rollouts.of_one_turn(
         prompt_ids=[[2]] * count, completion_ids=[[2]] * count, texts=[""] * count, rewards=[0.0] * count,
         finished=[True] * count, group_size=group,
     )  # fmt: skip

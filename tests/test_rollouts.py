@@ -34,7 +34,7 @@ def _ids(prompts: list[str]) -> list[list[int]]:
 
 
 def test_a_slice_takes_whole_groups_and_thinning_the_first_of_each() -> None:
-    rollouts = Rollouts(
+    rollouts = Rollouts.of_one_turn(
         prompt_ids=[[1], [1], [1], [2], [2], [2]],
         completion_ids=[[3], [4], [5], [6], [7], [8]],
         texts=list("abcdef"),
@@ -52,7 +52,7 @@ def test_a_slice_takes_whole_groups_and_thinning_the_first_of_each() -> None:
 
 def _rollouts(prompt_ids: list[list[int]], completion_ids: list[list[int]], group_size: int = 1) -> Rollouts:
     count = len(prompt_ids)
-    return Rollouts(
+    return Rollouts.of_one_turn(
         prompt_ids=prompt_ids,
         completion_ids=completion_ids,
         texts=[""] * count,

@@ -64,7 +64,6 @@ class SeedNoise:
     """Of u."""
     freedom: int
     """Degrees of freedom of `residual`."""
-    freedom_common: int
 
     @property
     def own(self) -> float:
@@ -115,7 +114,7 @@ def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
     """Variance components of the training seeds, by moments."""
     num_arms, num_seeds, num_items = gain_A_S_I.shape
     if num_seeds == 1:
-        return SeedNoise(residual=0.0, items=0.0, common=0.0, freedom=0, freedom_common=0)
+        return SeedNoise(residual=0.0, items=0.0, common=0.0, freedom=0)
     freedom = (num_arms - 1) * (num_seeds - 1)
     # Centred over arms and over seeds, item by item: the mean over items is e, the spread over items its error.
     left_A_S_I = gain_A_S_I - gain_A_S_I.mean(1, keepdims=True)
@@ -128,7 +127,6 @@ def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
         items=items,
         common=max(0.0, between - residual / num_arms),
         freedom=freedom,
-        freedom_common=num_seeds - 1,
     )
 
 

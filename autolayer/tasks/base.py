@@ -62,6 +62,8 @@ class Task:
     """Makes a new environment for every episode: the task then goes over several turns."""
     max_turns: int = 1
     """Actions in an episode, at the most."""
+    max_context: int | None = None
+    """Tokens of a whole episode at the most, prompt and observations included; None for all positions of the model."""
     is_well_formed: Callable[[str], bool] | None = None
     """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
     num_eval: int | None = None
@@ -75,10 +77,11 @@ class Task:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_splits(self.name, self.splits)
-        for name in ("max_new_tokens", "max_turns", "num_eval"):
+        _check_splits(self.name, self.splits, by_row=self.environment is not None)
+        for name in ("max_new_tokens", "max_turns", "max_context", "num_eval"):
             value = getattr(self, name)
-            if not (value is None and name == "num_eval") and (not isinstance(value, int) or value < 1):
+            is_open = value is None and name in ("max_context", "num_eval")
+            if not is_open and (not isinstance(value, int) or value < 1):
                 raise DataError(f"task '{self.name}': {name} is {value!r}; give a whole number above 0.")
         check_suites(self.name, self.suites, self.samples, len(self.splits["eval"]))
         if self.reward is not None and self.environment is not None:
@@ -126,7 +129,7 @@ class Task:
         )
 
 
-def split_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
     """The split of a prompt, 70/10/10/10, for ever: it depends on nothing but the prompt.
 
     So a file that grows never moves a prompt from `train` to `eval`.
@@ -134,21 +137,42 @@ def split_of(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     return SPLITS[max(0, prompt_hash(prompt) % 10 - 6)]
 
 
-def split_rows(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def split_rows(rows: Iterable[Row], *, by_row: bool = False) -> dict[str, list[Row]]:
     """Distributes rows by `split_of`, each split in the order of the hash.
 
     A file is often sorted by source or difficulty, and whoever needs fewer rows takes the first ones.
+
+    Args:
+        rows: Any number of rows.
+        by_row: Takes the whole row for the prompt, for environments: their prompt may be the same in every episode.
     """
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in sorted(rows, key=lambda row: prompt_hash(row["prompt"])):
-        splits[split_of(row["prompt"])].append(row)
+
+    def key(row: Row) -> Any:
+        return row if by_row else row["prompt"]
+
+    for row in sorted(rows, key=lambda row: prompt_hash(key(row))):
+        splits[split_of(key(row))].append(row)
     return splits
 
 
 def prompt_hash(prompt: Any) -> int:
-    """64 bits of the prompt, the same on every machine and in every process."""
-    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    """64 bits of the prompt (or of a whole row), the same on every machine and in every process.
+
+    Raises:
+        DataError: A row holds an object that JSON does not know.
+    """
+    text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and torch
+        return value.tolist()
+    raise DataError(
+        f"a row holds {show(value)}, a {type(value).__name__}: rows tell episodes apart and may be moved to another "
+        "process, so give only texts, numbers, lists and dictionaries."
+    )
 
 
 def prompt_problem(prompt: Any) -> str | None:
@@ -166,7 +190,8 @@ def prompt_problem(prompt: Any) -> str | None:
     return None
 
 
-def _check_splits(task: str, splits: Mapping[str, Sequence[Row]]) -> None:
+def _check_splits(task: str, splits: Mapping[str, Sequence[Row]], *, by_row: bool) -> None:
+    """Refuses splits that cannot be used. With `by_row` a row is another episode although its prompt is the same."""
     if not isinstance(splits, Mapping) or set(splits) != set(SPLITS):
         found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise DataError(f"task '{task}' needs the splits {', '.join(SPLITS)}; it has: {found or 'none'}.")
@@ -193,10 +218,11 @@ def _check_splits(task: str, splits: Mapping[str, Sequence[Row]]) -> None:
                 raise DataError(
                     f"{where} differs from the first row in the columns {differing}: give all rows the same."
                 )
-            if (other := home.setdefault(prompt_hash(row["prompt"]), name)) != name:
+            what, episode = ("row", row) if by_row else ("prompt", row["prompt"])
+            if (other := home.setdefault(prompt_hash(episode), name)) != name:
                 raise DataError(
-                    f"task '{task}': the prompt {show(row['prompt'])} is in '{other}' and in '{name}'. The splits must "
-                    "be disjoint, or a result would be measured on what it was fitted to: keep it in one of them."
+                    f"task '{task}': the {what} {show(episode)} is in '{other}' and in '{name}'. The splits must be "
+                    "disjoint, or a result would be measured on what it was fitted to: keep it in one of them."
                 )
     if taken := sorted(columns & TRL_NAMES):
         raise DataError(f"task '{task}': TRL uses the column name {', '.join(taken)} itself: rename it.")

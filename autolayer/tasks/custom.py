@@ -14,11 +14,13 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autolayer.config import Config
 from autolayer.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
+from autolayer.tasks.agent.tool_environment import task_of_class
 from autolayer.tasks.base import Task
 from autolayer.tasks.rewards import show
 
@@ -53,10 +55,19 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
     """The task of `--task FILE.py:NAME`.
 
     NAME is a `Task`, or a function or class that makes one. It may take `config` (the run's `Config`) and `chat`
-    (whether the model has a chat template).
+    (whether the model has a chat template). Or it is a class that follows TRL's `environment_factory` and says in a
+    class method `rows()` which episodes there are (autolayer/tasks/agent/tool_environment.py shows one).
     """
     path, name = parse_reference("--task", config.task)
     value = _attribute("--task", path, name)
+    if inspect.isclass(value) and hasattr(value, "reset"):
+        if not callable(getattr(value, "rows", None)):
+            raise DataError(
+                f"--task {config.task} is an environment that does not say which episodes there are: give it a class "
+                "method rows() that returns a list of rows with a 'prompt', or name a function that returns "
+                "environment_task(...)."
+            )
+        value = _make(partial(task_of_class, value), config.task, {})
     if not isinstance(value, Task) and callable(value):
         value = _make(value, config.task, {"config": config, "chat": chat})
     if not isinstance(value, Task):

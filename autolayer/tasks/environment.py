@@ -6,13 +6,11 @@ row's prompt; every action is what the model then writes, and its observation wh
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from autolayer.errors import EpisodeError
-from autolayer.tasks.rewards import describe, show
+from autolayer.tasks.rewards import as_number, describe, show
 
 
 class Step(NamedTuple):
@@ -23,13 +21,19 @@ class Step(NamedTuple):
     reward: float
     """For this action alone. An episode's return is the sum over its actions."""
     done: bool
-    state: str | None = None
-    """Names the state that was reached, where the observation does not: GiGPO compares actions taken in equal states
-    (arXiv 2505.10978). None takes the observation."""
 
 
 class Environment(Protocol):
-    """One episode."""
+    """One episode.
+
+    Four more attributes are read where there are any:
+        state: A text that names the state the next action is taken in, where the observation does not: GiGPO compares
+            actions taken in equal states (arXiv 2505.10978).
+        finish: A method without arguments that returns what is due when the turns or the context are used up, so that
+            no step could be the last; it adds to the last action's reward.
+        role: Of the messages that observations become for a chat model: "user" without it, "tool" for results of tools.
+        tools: JSON schemas that the chat template lists.
+    """
 
     def reset(self, row: Mapping[str, Any]) -> str:
         """Begins the episode that a row describes, and returns the first observation ('' if the prompt says all)."""
@@ -72,16 +76,43 @@ def act(environment: Environment, action: str) -> Step:
         found = environment.step(action)
     except Exception as error:
         raise EpisodeError(_raised("step", environment.step, error, action)) from error
-    if not isinstance(found, tuple) or len(found) not in (3, 4):
-        raise EpisodeError(_wrong(environment, show(found), "an autolayer.tasks.Step"))
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise EpisodeError(_wrong("step", environment.step, show(found), "an autolayer.tasks.Step"))
     step = Step(*found)
-    if not isinstance(step.observation, str) or not isinstance(step.state, str | None):
-        raise EpisodeError(_wrong(environment, f"the observation {show(step.observation)}", "a text"))
-    reward: Any = step.reward
-    number = reward.item() if hasattr(reward, "item") else reward  # scalars of numpy and torch
-    if not isinstance(number, numbers.Real) or not math.isfinite(float(number)):
-        raise EpisodeError(_wrong(environment, f"the reward {show(step.reward)}", "a finite number, 0.0 for nothing"))
-    return step._replace(reward=float(number), done=bool(step.done))
+    if not isinstance(step.observation, str):
+        raise EpisodeError(_wrong("step", environment.step, f"the observation {show(step.observation)}", "a text"))
+    return step._replace(reward=_number("step", environment.step, step.reward), done=bool(step.done))
+
+
+def finish(environment: Environment) -> float:
+    """What an episode earns that ended at its turn limit, or with its context full.
+
+    Raises:
+        EpisodeError: `finish` raised or returned no finite number.
+    """
+    method = getattr(environment, "finish", None)
+    if method is None:
+        return 0.0
+    try:
+        reward = method()
+    except Exception as error:
+        raise EpisodeError(
+            f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
+        ) from error
+    return _number("finish", method, reward)
+
+
+def state_of(environment: Environment, observation: str) -> str:
+    """The name of the state that the next action is taken in."""
+    state = getattr(environment, "state", None)
+    return state if isinstance(state, str) else observation
+
+
+def _number(what: str, method: Callable[..., Any], reward: Any) -> float:
+    number = as_number(reward)
+    if number is None:
+        raise EpisodeError(_wrong(what, method, f"the reward {show(reward)}", "a finite number, 0.0 for nothing"))
+    return number
 
 
 def _raised(what: str, method: Callable[..., Any], error: Exception, given: Any) -> str:
@@ -91,5 +122,5 @@ def _raised(what: str, method: Callable[..., Any], error: Exception, given: Any)
     )
 
 
-def _wrong(environment: Environment, found: str, wanted: str) -> str:
-    return f"environment {describe(environment.step)} returned {found} from step: return {wanted}."
+def _wrong(what: str, method: Callable[..., Any], found: str, wanted: str) -> str:
+    return f"environment {describe(method)} returned {found} from {what}: return {wanted}."

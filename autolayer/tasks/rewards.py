@@ -63,7 +63,7 @@ def call_reward(
             **given,
         )
         if inspect.isawaitable(result):
-            result = _wait_for(result)
+            result = wait_for(result)
         # Inside the `try`: a generator runs the user's code only now.
         values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
     except RewardError:
@@ -85,7 +85,7 @@ def call_reward(
             f"(prompts repeat, one for each completion). The batch began with {_sample(0, prompts, completions)}. "
             "Return one number per completion, in their order."
         )
-    rewards = [_as_number(value) for value in values]
+    rewards = [as_number(value) for value in values]
     for index, reward in enumerate(rewards):
         if reward is None:
             raise RewardError(
@@ -157,7 +157,7 @@ def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> s
     return f"sample {index}: prompt {show(prompts[index])}, completion {show(completions[index])}"
 
 
-def _as_number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A finite float, or None for what is no reward."""
     if not isinstance(value, numbers.Real) and hasattr(value, "item"):
         try:
@@ -177,7 +177,9 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands for TRL's log_extra and log_metric outside a training run."""
 
 
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
+def wait_for(awaitable: Awaitable[Any]) -> Any:
+    """The result of a coroutine, from code that is none and inside a running loop too."""
+
     async def wait() -> Any:
         return await awaitable
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from environments import Environment
 from run import load
+from scipy import stats
 
 from autolayer import positions
 from autolayer.comparing.metrics import coverage, regret, spearman, winkler
@@ -25,6 +26,8 @@ PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search",
           "gradient_norm")  # fmt: skip
 BASELINES = ("first", "middle", "last", "random", "position")
 NEW_ARCHITECTURE = "prediction, architectures left out"
+LEVEL = "the level alone"
+"""Knows mean and deviation of the other bases' contributions, and nothing of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +58,15 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
     truth_L = np.array([measured.layers[layer].value for layer in layers])
     truth_S_L = np.array([measured.by_seed()[layer] for layer in layers]).T
 
+    # By name as well as by weights: a base that was built anew is still the same base.
+    others = [each for each in learned if each.base != measured.base and each.name.split(".")[0] != environment.base]
     scores: dict[str, list[np.ndarray]] = {}
     covered: dict[str, list[float]] = {"prediction": []}
     winklers: dict[str, list[float]] = {"prediction": []}
     for probing in found["probings"]:
         signals = _signals(probing)
         for name, known in (
-            ("prediction", [each for each in learned if each.base != measured.base]),
+            ("prediction", others),
             (NEW_ARCHITECTURE, [each for each in learned if each.architecture != measured.architecture]),
         ):
             made = predict(signals, layers, depth, known=known, num_parameters=measured.num_parameters)
@@ -74,8 +79,11 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
                 scores.setdefault(name, []).append(signals[name].scores_L)
     for name in positions.POSITIONS:
         scores[name] = [positions.scores(name, layers, depth)]
-    low_L, high_L = positions.position_interval(layers, depth)
-    covered["position"], winklers["position"] = [coverage(truth_L, low_L, high_L)], [winkler(truth_L, low_L, high_L)]
+    for name, (low_L, high_L) in (
+        ("position", positions.position_interval(layers, depth)),
+        (LEVEL, _level_interval(others, len(layers))),
+    ):
+        covered[name], winklers[name] = [coverage(truth_L, low_L, high_L)], [winkler(truth_L, low_L, high_L)]
 
     regrets = {name: [regret(score_L, truth_S_L) for score_L in each] for name, each in scores.items()}
     regrets["random"] = [regret(np.zeros(len(layers)), truth_S_L)]
@@ -138,6 +146,18 @@ def log_loss(ranking: Sequence[dict[str, Any]], truth_S_L: np.ndarray, layers: S
 def mean(values: Sequence[float | None]) -> float | None:
     """A constant has no rank correlation; like a random order it counts as 0."""
     return float(np.mean([value or 0.0 for value in values])) if values else None
+
+
+def _level_interval(others: Sequence[Known], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 80% interval of somebody who knows the other environments' levels and spreads; the same for every layer."""
+    level, spread = positions.LEVEL, positions.SPREAD
+    if others:
+        contributions = [np.array(each.contribution_L) for each in others]
+        levels = np.array([each.mean() for each in contributions])
+        level, within = levels.mean(), np.mean([each.var() for each in contributions])
+        spread = float(np.sqrt(levels.var() + within))
+    reach_L = np.full(num_layers, stats.norm.ppf(0.9) * spread)
+    return level - reach_L, level + reach_L
 
 
 def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

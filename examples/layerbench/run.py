@@ -91,7 +91,7 @@ def pick(environment: Environment, work: Path) -> None:
 
 
 def check(environment: Environment, work: Path) -> None:
-    """Stops where a base has other weights than were measured; warns where the prediction has learned from its twin.
+    """Stops where a base has other weights than were measured, and where the prediction has learned from its twin.
 
     Another machine may build a base with other last digits, and then it is not the one that known.json leaves out.
     """
@@ -100,10 +100,9 @@ def check(environment: Environment, work: Path) -> None:
         sys.exit(f"{environment.name} was measured on other weights than {environment.base} has: run `measure` again")
     same = [name for name, other in ENVIRONMENTS.items() if other.base == environment.base]
     if twins := [known.name for known in packaged(without_base=built) if known.name in same]:
-        print(
-            f"warning: {environment.base} was built anew, and the prediction has learned from {', '.join(twins)}: this "
-            "is no judgement of it until those are measured again, and then `run.py fit`",
-            file=sys.stderr,
+        sys.exit(
+            f"{environment.base} was built anew, and the prediction has learned from {', '.join(twins)}, which is the "
+            "same base: run `measure` for those again, and then `fit`"
         )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from environments import ENVIRONMENTS
-from judge import BASELINES, NEW_ARCHITECTURE, PROBES, Judged, best_probe_of_others, judge, mean
+from judge import BASELINES, LEVEL, NEW_ARCHITECTURE, PROBES, Judged, best_probe_of_others, judge, mean
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -109,7 +109,7 @@ def sentences(rows: list[Judged]) -> list[str]:
     """The numbers that the tables leave out."""
     share = np.mean([(row.spearman["prediction"] or 0) / row.ceiling for row in rows if row.ceiling])
     found = [f"Spearman of the prediction as a share of the ceiling: {share:.2f}"]
-    for name in ("prediction", "position"):
+    for name in ("prediction", "position", LEVEL):
         cover, score = (np.mean([getattr(row, what)[name] for row in rows]) for what in ("coverage", "winkler"))
         found.append(f"80% intervals of {name}: hold {cover:.0%} of the layers, Winkler score {score:.2f}")
     if losses := [row.log_loss for row in rows if row.log_loss]:

@@ -1,0 +1,31 @@
+"""The action in what a model wrote: a chat model may think aloud first, or wrap the action in tags."""
+
+from __future__ import annotations
+
+import re
+
+FILLERS = frozenset(("the", "a", "to"))
+"""Words that a chat model adds and that change nothing."""
+
+
+def action_of(text: str) -> str:
+    """The action alone, in lower case and with single blanks.
+
+    Thoughts before `</think>` are left out; of `<action>...</action>` (the form of verl-agent's prompts) only the
+    inside counts, of a line `Action: ...` (ReAct, arXiv 2210.03629) what follows, else of several lines the last.
+
+    Example:
+        action_of("<think>it may be cold</think>\\nAction: Open fridge.") == "open fridge"
+    """
+    text = re.sub(r"<\|?(?:pad|eos|unk|im_end|endoftext)\|?>", "", text).rpartition("</think>")[2]
+    if tagged := re.findall(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE):
+        text = tagged[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    named = [line.partition(":")[2] for line in lines if re.match(r"action\s*:", line, flags=re.IGNORECASE)]
+    line = (named or lines)[-1].strip(" \t.!*`'\">")
+    return " ".join(line.lower().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of the action, without fillers: `go to the kitchen` becomes `go kitchen`."""
+    return [word for word in action_of(text).split() if word not in FILLERS]

@@ -1,0 +1,164 @@
+"""`agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
+
+Settings as in verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
+observation, 0.1 less for an action that is none of them, and reward for success alone. The reward is 1, where that
+recipe pays 10: groups are normalised, and calibration reads a mean of 1 as solved. The six kinds of task and their
+wording (`put a clean mug in coffeemachine`) come with the games.
+
+The games are not in the package: `alfworld-download` fetches them, and ALFWORLD_DATA names the folder. `train`,
+`probe` and `select` are the training games 80/10/10 by the hash of the trial's name; `eval` is `valid_seen`, or with
+`ALFWORLD_EVAL=valid_unseen` the rooms never trained on. Every row is one game file, played by itself: ALFWorld's own
+batches, gym interface and 3D engine are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from autolayer.errors import ConfigError, DataError
+from autolayer.tasks.agent.actions import action_of
+from autolayer.tasks.agent.rows import as_prompt
+from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash
+from autolayer.tasks.environment import Step
+
+INSTALL = "pip install 'autolayer[alfworld]'"
+FOLDER = "json_2.1.1"
+"""Of the games inside ALFWORLD_DATA, as `alfworld-download` lays them out."""
+TASK_TYPES = (
+    "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place",
+)  # fmt: skip
+MAX_TURNS = 50
+PENALTY = 0.1
+"""For an action that is not admissible."""
+INSTRUCTION = """You act in a household, step by step, to complete a task. Every turn you read what you see and which \
+actions are admissible. Reply with one of them, word for word."""
+THINK = """ You may reason first, inside <think> </think>; then give the action inside <action> </action>."""
+
+
+class AlfredGame:
+    """One episode of a game: `reset` takes a row with `game`, the file of a trial."""
+
+    def __init__(self, *, penalty: float = PENALTY) -> None:
+        self.penalty = penalty
+        self._game: Any = None
+        self._admissible: list[str] = []
+
+    def reset(self, row: Mapping[str, Any]) -> str:
+        """Starts the game; the room and the task."""
+        textworld, demangler = import_alfworld()
+        infos = textworld.EnvInfos(won=True, admissible_commands=True)
+        # Without the demangler things would be called mug_bar__minus_00_dot_58 instead of mug 1.
+        self._game = textworld.start(row["game"], infos, wrappers=[demangler(shuffle=False)])
+        state = self._game.reset()
+        self._admissible = list(state["admissible_commands"])
+        _, _, text = state["feedback"].partition("=-")  # the greeting
+        return self._observation(text or state["feedback"])
+
+    def step(self, action: str) -> Step:
+        """One action, word for word; any other one is told that nothing happens, and costs the penalty."""
+        command = action_of(action)
+        is_valid = command in self._admissible
+        state, _, _ = self._game.step(command)
+        self._admissible = list(state["admissible_commands"])
+        reward = float(bool(state["won"])) - (0.0 if is_valid else self.penalty)
+        return Step(self._observation(state["feedback"]), reward, bool(state["won"]))
+
+    def _observation(self, text: str) -> str:
+        actions = ", ".join(action for action in self._admissible if action != "help")
+        return f"{text.strip()}\nAdmissible actions: {actions}."
+
+
+def load_alfworld(*, chat: bool) -> Task:
+    """The task `agent:alfworld`.
+
+    Raises:
+        ConfigError: ALFWorld is not installed, or ALFWORLD_DATA does not name its data.
+        DataError: There are no games in it.
+    """
+    import_alfworld()
+    held_out = os.environ.get("ALFWORLD_EVAL") or "valid_seen"
+    root = data_folder()
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    prompt = as_prompt(INSTRUCTION + (THINK if chat else ""), chat)
+    for game in find_games(root / "train"):
+        share = prompt_hash(_name(game)) % 10
+        split = "train" if share < 8 else SPLITS[share - 7]
+        splits[split].append({"prompt": prompt, "game": str(game)})
+    splits["eval"] = [{"prompt": prompt, "game": str(game)} for game in find_games(root / held_out)]
+    return Task(
+        name="agent:alfworld",
+        splits=splits,
+        environment=partial(AlfredGame, penalty=PENALTY),
+        max_turns=MAX_TURNS,
+        max_new_tokens=512 if chat else 32,
+    )
+
+
+def data_folder() -> Path:
+    """The folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    named = os.environ.get("ALFWORLD_DATA")
+    root = Path(named or "~/.cache/alfworld").expanduser() / FOLDER
+    if not (root / "train").is_dir():
+        where = f"ALFWORLD_DATA is {named}, where" if named else "ALFWORLD_DATA is not set, and"
+        raise ConfigError(
+            f"agent:alfworld needs the games of ALFWorld; {where} there is no folder {root / 'train'}. Fetch them with "
+            "`alfworld-download`, and set ALFWORLD_DATA to the folder they are in."
+        )
+    return root
+
+
+def find_games(folder: Path) -> Iterator[Path]:
+    """The solvable games below a folder, in an order that does not depend on where the folder is.
+
+    As ALFWorld's AlfredTWEnv selects them: of the six task types, without movable receptacles and slicing.
+
+    Raises:
+        DataError: There is none, or one of them cannot be read.
+    """
+    found = False
+    names = {_name(path): path for path in folder.glob("**/game.tw-pddl")}
+    for name in sorted(names, key=prompt_hash):
+        game = names[name]
+        if "movable" in name or "Sliced" in name:
+            continue
+        try:
+            kind = json.loads((game.parent / "traj_data.json").read_text(encoding="utf-8"))["task_type"]
+            is_solvable = json.loads(game.read_text(encoding="utf-8")).get("solvable", False)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"the ALFWorld game {game} cannot be read ({error!r}): download the data again.") from error
+        if kind in TASK_TYPES and is_solvable:
+            found = True
+            yield game
+    if not found:
+        raise DataError(f"there is no solvable game of ALFWorld below {folder}: run `alfworld-download` again.")
+
+
+def import_alfworld() -> tuple[Any, Any]:
+    """TextWorld, and ALFWorld's wrapper that gives things their names.
+
+    Raises:
+        ConfigError: One of them is not installed.
+    """
+    try:
+        import textworld  # pyright: ignore[reportMissingImports]
+        from alfworld.agents.environment.alfred_tw_env import (  # pyright: ignore[reportMissingImports]
+            AlfredDemangler,
+        )
+    except ImportError as error:
+        raise ConfigError(f"agent:alfworld needs the package alfworld ({error}): {INSTALL}.") from error
+    return textworld, AlfredDemangler
+
+
+def _name(game: Path) -> str:
+    """Task and trial: `pick_and_place_simple-Mug-None-Desk-308/trial_T2019...`."""
+    return "/".join(game.parts[-3:-1])

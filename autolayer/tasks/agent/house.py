@@ -1,0 +1,192 @@
+"""`agent:house`: find an object in a household and put it where it belongs, in the manner of ALFWorld.
+
+ALFWorld is arXiv 2010.03768. A house has four or five rooms with one piece of furniture each. The prompt says what to
+put where, which furniture stands in which room, and what can be seen at the start; where the object lies is hidden,
+and some furniture has to be opened first. The prompt begins the transcript, so `reset` has nothing to add:
+
+    put cup in fridge
+    kitchen has fridge , hall has table , office has drawer , garden has shelf
+    hall : table has pen
+    > go garden
+    garden : shelf is empty
+    > go office
+    office : drawer is closed
+    > open drawer
+    office : drawer has cup
+    > take cup
+    office : drawer is empty , you have cup
+
+Every observation is the whole of what can be seen, so equal observations are equal states, however they were reached.
+Left out on purpose: closing, carrying two things, and doors between rooms (every room leads to every other).
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autolayer.tasks.agent.actions import words_of
+from autolayer.tasks.environment import Step
+
+ROOMS = ("kitchen", "bedroom", "bathroom", "office", "garden", "hall")
+CLOSED = ("fridge", "drawer", "box", "closet")
+"""Furniture that has to be opened, and that things lie in."""
+OPEN = ("table", "shelf", "desk", "bed")
+"""Furniture that things lie on."""
+OBJECTS = ("cup", "book", "apple", "key", "ball", "pen")
+VERBS = ("go", "open", "take", "put", "look")
+_OTHERS = ("in", "on", "has", "and", "is", "closed", "empty", "you", "have", "nothing", "happens", "done", ":", ",")
+WORDS: tuple[str, ...] = (*VERBS, *ROOMS, *CLOSED, *OPEN, *OBJECTS, *_OTHERS)
+"""Every word of prompts, observations and actions; blanks and line ends stand between them."""
+
+MAX_TURNS = 8
+INVALID = "nothing happens"
+HOLDING_REWARD = 0.2
+"""Dense form: for holding the right object the first time; success then brings the rest of 1."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A house at the start. Rooms are in the prompt's order."""
+
+    furniture: Mapping[str, str]
+    """Of each room."""
+    objects: Mapping[str, tuple[str, ...]]
+    """What lies in or on each piece of furniture."""
+    start: str
+    """The room where the episode begins."""
+    target: str
+    """The object to bring."""
+    goal: str
+    """The furniture to bring it to."""
+
+    @property
+    def task(self) -> str:
+        """The goal in words: `put cup in fridge`."""
+        return f"put {self.target} {'in' if self.goal in CLOSED else 'on'} {self.goal}"
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads first: the goal, where the furniture stands, and what is seen at the start."""
+        rooms = " , ".join(f"{room} has {furniture}" for room, furniture in self.furniture.items())
+        return f"{self.task}\n{rooms}\n{House(self).view()}"
+
+
+def make_world(seed: int | str) -> World:
+    """The house of a seed: 4 or 5 rooms, 1 to 3 objects, the target anywhere but where it belongs."""
+    rng = random.Random(f"house/{seed}")
+    num_rooms = rng.choice((4, 4, 5))
+    rooms = rng.sample(ROOMS, num_rooms)
+    num_closed = rng.choice((1, 2))
+    furniture = rng.sample(CLOSED, num_closed) + rng.sample(OPEN, num_rooms - num_closed)
+    rng.shuffle(furniture)
+    target, *others = rng.sample(OBJECTS, rng.choice((1, 2, 3)))
+    goal = rng.choice(furniture)
+    lying: dict[str, list[str]] = {piece: [] for piece in furniture}
+    lying[rng.choice([piece for piece in furniture if piece != goal])].append(target)
+    for other in others:
+        lying[rng.choice(furniture)].append(other)
+    return World(
+        furniture=dict(zip(rooms, furniture, strict=True)),
+        objects={piece: tuple(sorted(things)) for piece, things in lying.items()},
+        start=rng.choice(rooms),
+        target=target,
+        goal=goal,
+    )
+
+
+class House:
+    """One episode in a house: `reset` takes a row with a `seed`.
+
+    Reward 1.0 for the action that puts the target where it belongs, else 0.0; with `dense`, `HOLDING_REWARD` of it
+    comes earlier, so that the sum is never above 1.
+
+    Raises:
+        KeyError: The row has no `seed`.
+    """
+
+    def __init__(self, world: World | None = None, *, dense: bool = False) -> None:
+        self.dense = dense
+        self._begin(make_world(0) if world is None else world)
+
+    def reset(self, row: Mapping[str, Any]) -> str:
+        """Begins the episode; '' because the prompt holds the first observation."""
+        self._begin(make_world(row["seed"]))
+        return ""
+
+    def step(self, action: str) -> Step:
+        """One of `go ROOM`, `open FURNITURE`, `take OBJECT`, `put OBJECT`, `look`; anything else changes nothing."""
+        words = parse(action)
+        if words is None or not self._apply(*words):
+            return Step(INVALID, 0.0, False)
+        if self.world.target in self.lying[self.world.goal]:
+            return Step("done", 1.0 - self._paid, True)
+        reward = 0.0
+        if self.dense and self.held == self.world.target and not self._paid:
+            reward = self._paid = HOLDING_REWARD
+        return Step(self.view(), reward, False)
+
+    @property
+    def state(self) -> str:
+        """All that can be seen: what the next action is chosen by, whatever the last one was answered."""
+        return self.view()
+
+    def view(self) -> str:
+        """What can be seen: the room, what lies there, and what is held."""
+        here = self.here
+        if here in self.closed:
+            seen = f"{here} is closed"
+        else:
+            seen = f"{here} has {' and '.join(self.lying[here])}" if self.lying[here] else f"{here} is empty"
+        return f"{self.room} : {seen}" + (f" , you have {self.held}" if self.held else "")
+
+    @property
+    def here(self) -> str:
+        """The furniture of the room."""
+        return self.world.furniture[self.room]
+
+    def _begin(self, world: World) -> None:
+        self.world = world
+        self.room = world.start
+        self.held: str | None = None
+        self.closed = {piece for piece in world.furniture.values() if piece in CLOSED}
+        self.lying = {piece: list(things) for piece, things in world.objects.items()}
+        self._paid = 0.0
+
+    def _apply(self, verb: str, noun: str) -> bool:
+        """Changes the house; whether the action was possible."""
+        things = [] if self.here in self.closed else self.lying[self.here]
+        if verb == "go" and noun in self.world.furniture and noun != self.room:
+            self.room = noun
+        elif verb == "open" and noun == self.here and noun in self.closed:
+            self.closed.remove(noun)
+        elif verb == "take" and noun in things and self.held is None:
+            things.remove(noun)
+            self.held = noun
+        elif verb == "put" and noun == self.held and self.here not in self.closed:
+            self.lying[self.here] = sorted([*things, noun])
+            self.held = None
+        else:
+            return verb == "look"
+        return True
+
+
+def is_action(text: str) -> bool:
+    """Whether the text looks like an action, possible or not."""
+    return parse(text) is not None
+
+
+def parse(action: str) -> tuple[str, str] | None:
+    """Verb and noun of an action, or None: for `put cup in fridge` and `take cup from fridge` the first noun counts."""
+    words = words_of(action)
+    if words == ["look"]:
+        return "look", ""
+    nouns = {"go": ROOMS, "open": (*CLOSED, *OPEN), "take": OBJECTS, "put": OBJECTS}
+    if len(words) < 2 or words[1] not in nouns.get(words[0], ()):
+        return None
+    if len(words) == 2 or (len(words) == 4 and words[0] in ("put", "take") and words[2] in ("in", "on", "from")):
+        return words[0], words[1]
+    return None

@@ -1,0 +1,139 @@
+"""Who acts in a house: an oracle, an explorer, and the careless writers of the pretraining text.
+
+The oracle knows the world and so bounds what can be reached; the explorer knows what it has read, and shows what a
+sensible model can reach. The writers explore, but now and then do something else: a language model that imitates them
+knows every action and what it leads to, and RL has carelessness to take away. They solve somewhat less than half of
+the houses, as tests/test_house.py measures.
+"""
+
+from __future__ import annotations
+
+import random
+
+from autolayer.tasks.agent.house import MAX_TURNS, OBJECTS, House, make_world
+
+CARELESS = (0.2, 0.4, 0.6)
+"""How often a writer does not do what an explorer would; each writer has one of these shares."""
+BLUNDERS = 0.2
+"""How many of the careless actions are drawn without looking whether they are possible."""
+
+
+def oracle(house: House) -> str:
+    """The shortest way to the goal, for one who sees into everything. Bringing always takes 3 to 6 actions."""
+    target, goal = house.world.target, house.world.goal
+    if house.held not in (None, target):
+        return f"open {house.here}" if house.here in house.closed else f"put {house.held}"
+    if house.held == target:
+        wanted, action = goal, f"put {target}"
+    else:
+        wanted, action = next(piece for piece, things in house.lying.items() if target in things), f"take {target}"
+    if house.here != wanted:
+        return f"go {next(room for room, piece in house.world.furniture.items() if piece == wanted)}"
+    return f"open {wanted}" if wanted in house.closed else action
+
+
+class Explorer:
+    """Acts on nothing but what it reads: searches the rooms in the order of the prompt.
+
+    Example:
+        explorer = Explorer(row["prompt"])
+        step = house.step(explorer.choose())
+        explorer.read(step.observation)
+    """
+
+    def __init__(self, prompt: str) -> None:
+        task, rooms, view = prompt.splitlines()
+        _, self.target, _, self.goal = task.split()
+        pairs = [room.split() for room in rooms.split(" , ")]
+        self.furniture = {room: piece for room, _, piece in pairs}
+        self.seen: dict[str, list[str] | None] = {}
+        """Of each room seen: what lies there, None where the furniture is closed."""
+        self.read(view)
+
+    def read(self, observation: str) -> None:
+        """Takes in what an action led to."""
+        if " : " not in observation:  # nothing happened
+            return
+        self.room, _, view = observation.partition(" : ")
+        lying, _, held = view.partition(" , you have ")
+        self.held = held or None
+        words = lying.split()
+        self.seen[self.room] = None if words[-1] == "closed" else [w for w in words[2:] if w not in ("and", "empty")]
+
+    def choose(self) -> str:
+        """The next action."""
+        here = self.furniture[self.room]
+        things = self.seen[self.room]
+        if self.held == self.target and here != self.goal:
+            return f"go {next(room for room, piece in self.furniture.items() if piece == self.goal)}"
+        if things is None and (self.held is not None or here != self.goal):
+            return f"open {here}"
+        if self.held is not None:
+            return f"put {self.held}"
+        if things and self.target in things:
+            return f"take {self.target}"
+        return f"go {self._next_room()}"
+
+    def possible(self) -> list[str]:
+        """Every action that changes something, and `look`."""
+        things = self.seen[self.room]
+        actions = ["look", *(f"go {room}" for room in self.furniture if room != self.room)]
+        if things is None:
+            actions.append(f"open {self.furniture[self.room]}")
+        elif self.held is None:
+            actions += [f"take {thing}" for thing in things]
+        else:
+            actions.append(f"put {self.held}")
+        return actions
+
+    def stray(self, rng: random.Random) -> str:
+        """What a careless writer does instead: mostly something possible."""
+        if rng.random() >= BLUNDERS:
+            return rng.choice(self.possible())
+        verb, noun = rng.choice(("open", "go", "take", "put")), rng.choice((self.target, *OBJECTS))
+        return f"{verb} {({'open': self.furniture[self.room], 'go': self.room}).get(verb, noun)}"
+
+    def _next_room(self) -> str:
+        """Where the target was seen, else the first room not searched: closed furniture has not been."""
+        others = [room for room in self.furniture if room != self.room]
+        known = [room for room in others if self.target in (self.seen.get(room) or ())]
+        unknown = [room for room in others if self.seen.get(room) is None and self.furniture[room] != self.goal]
+        return (known or unknown or others)[0]
+
+
+def corpus(rng: random.Random, careless: float | None = None) -> list[tuple[str, str]]:
+    """One episode of a careless writer: what was read and the action written then, turn by turn.
+
+    A language model learns from the actions only; the observations are the house's words.
+
+    Args:
+        rng: Draws the house and the writer.
+        careless: The writer's share of other actions; None draws one of `CARELESS`.
+
+    Returns:
+        (text, action) pairs: the first text is the prompt, every other one an observation.
+    """
+    house = House(make_world(f"corpus/{rng.getrandbits(48)}"))
+    return play(house, rng, rng.choice(CARELESS) if careless is None else careless)[0]
+
+
+def play(house: House, rng: random.Random, careless: float = 0.0) -> tuple[list[tuple[str, str]], float]:
+    """Lets an explorer act who with probability `careless` does anything else instead.
+
+    Returns:
+        The episode as (text, action) pairs, and its reward.
+    """
+    read = house.world.prompt
+    explorer = Explorer(read)
+    turns: list[tuple[str, str]] = []
+    total = 0.0
+    for _ in range(MAX_TURNS):
+        action = explorer.stray(rng) if rng.random() < careless else explorer.choose()
+        turns.append((read, action))
+        step = house.step(action)
+        read = step.observation
+        total += step.reward
+        explorer.read(read)
+        if step.done:
+            break
+    return turns, total

@@ -1,0 +1,35 @@
+"""`agent:keys` as a task: the generated mazes, in the four splits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from autolayer.tasks.agent.keys import MAX_TURNS, Keys, is_action, make_maze
+from autolayer.tasks.agent.rows import seeded_rows
+from autolayer.tasks.base import Task
+
+SIZES = {"train": 2048, "probe": 256, "select": 256, "eval": 512}
+INSTRUCTION = f"""You are in a maze and walk to its exit step by step. Your actions:
+go CELL (a neighbouring cell that the ways lead to; a way with a closed door is no way)
+take COLOUR (the key of that colour, if it lies in your cell; you can carry all of them)
+open COLOUR (the door of that colour, if it is next to your cell and you have its key)
+You have {MAX_TURNS} actions. Reply with one action and nothing else. Below you read where to go, which cells have a \
+way between them, where the keys are, and what you see now."""
+
+
+def load_keys(*, chat: bool, dense: bool = False) -> Task:
+    """The task; a base model reads plain text, a chat model gets the actions explained.
+
+    Args:
+        chat: Whether the prompts are messages.
+        dense: Whether opening a door that has to be opened is rewarded too.
+    """
+    return Task(
+        name="agent:keys",
+        splits=seeded_rows(lambda seed: make_maze(seed).prompt, SIZES, INSTRUCTION if chat else None),
+        environment=partial(Keys, dense=dense),
+        max_turns=MAX_TURNS,
+        max_new_tokens=32 if chat else 8,
+        is_well_formed=is_action,
+        num_eval=256,
+    )

@@ -1,0 +1,128 @@
+"""The last steps before code under test runs: no capabilities, no way to new ones, few system calls, small limits.
+
+The filter of system calls closes what namespaces and limits leave open: sockets that no network namespace covers
+(vsock), keyrings, memory that counts for nobody (memfd, System V), new namespaces with capabilities of their own.
+Linux on x86-64 and aarch64. Standard library only: it runs inside the sandbox.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+FIRST_UID = 1_000_000_000  # of the accounts that jobs run under where the sandbox was started by root
+NOBODY = 65534
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# x86-64 and aarch64 number; calls that are newer have the same number everywhere.
+_DENIED = {
+    "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "memfd_create": (319, 279), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "init_module": (175, 105), "finit_module": (313, 273),
+    "kexec_load": (246, 104), "reboot": (169, 142), "personality": (135, 92), "open_by_handle_at": (304, 265),
+    "kcmp": (312, 272), "acct": (163, 89), "swapon": (167, 224), "quotactl": (179, 60),
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
+    "pidfd_getfd": (438, 438), "mount_setattr": (442, 442), "memfd_secret": (447, 447),
+}  # fmt: skip
+_CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
+_NEW_NAMESPACES = 0x7E020000  # the CLONE_NEW... bits
+
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
+_MEGABYTE = 1 << 20
+
+
+def limit(limits: Mapping[str, Any], others: int) -> None:
+    """Sets the limits of this process, which it cannot raise again.
+
+    Args:
+        limits: As in `limits.Limits`.
+        others: Processes of the sandbox itself that count towards the number of processes.
+    """
+    seconds = max(1, round(limits["seconds"]))
+    wanted = {
+        "RLIMIT_CPU": seconds,
+        "RLIMIT_AS": limits["memory"],
+        "RLIMIT_FSIZE": limits["file_size"],
+        "RLIMIT_NOFILE": limits["open_files"],
+        "RLIMIT_NPROC": limits["processes"] + others,
+        "RLIMIT_STACK": 64 * _MEGABYTE,
+        "RLIMIT_CORE": 0,
+    }
+    for name, value in wanted.items():
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (ValueError, OSError):
+            if limits["sandboxed"]:
+                raise
+            # macOS has some of them in name only: without a sandbox, the others have to do.
+
+
+def drop_privileges(real_root: bool) -> None:
+    """Gives up every right to manage anything. What cannot be given up raises, so that nothing runs with it.
+
+    Args:
+        real_root: Whether our uid 0 is root outside too, which is exempt from the limit on processes.
+
+    Raises:
+        OSError: The kernel or the machine does not support it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if real_root:
+        _become(FIRST_UID + int.from_bytes(os.urandom(3), "big"))
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    _check(libc.capset(header, nothing), "capset")
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    program = _filter(platform.machine())
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = ctypes.create_string_buffer(struct.pack("HL", len(program) // 8, ctypes.addressof(code)))
+    _check(libc.prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0), "seccomp")
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    try:
+        os.setresgid(uid, uid, uid)
+    except OSError:  # a container that knows few accounts
+        uid = NOBODY
+        os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _filter(machine: str) -> bytes:
+    """The filter in the kernel's BPF: denied calls fail with EPERM, clone3 with ENOSYS so that libc uses clone."""
+    if machine not in ARCHITECTURES:
+        raise OSError(f"there is no filter of system calls for {machine}")
+    column = list(ARCHITECTURES).index(machine)
+    denied = [numbers[column] for numbers in _DENIED.values()]
+    load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, kill, not_permitted, not_there = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+    code = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (end, 0, 0, kill), (load, 0, 0, 0)]
+    # Each test jumps to its verdict, which stands right behind it.
+    for test, number in [(at_least, 0x40000000), *((equal, number) for number in denied)]:
+        code += [(test, 0, 1, number), (end, 0, 0, not_permitted)]
+    code += [(equal, 0, 1, _CLONE3), (end, 0, 0, not_there)]
+    # Limits of another process, and new namespaces, are told by the first argument.
+    code += [(equal, 0, 4, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 0, 1, 0)]
+    code += [(end, 0, 0, allow), (end, 0, 0, not_permitted)]
+    code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES)]
+    code += [(end, 0, 0, not_permitted), (end, 0, 0, allow)]
+    return b"".join(struct.pack("HBBI", *line) for line in code)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

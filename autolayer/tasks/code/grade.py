@@ -1,0 +1,149 @@
+"""Judging programs by their problems' tests: the sandbox runs them, and what they claim is compared here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autolayer.tasks.code.limits import Limits, Outcome
+from autolayer.tasks.code.problems import Problem
+from autolayer.tasks.code.sandbox import Calls, Judged, Sandbox, Script
+
+LIMITS = Limits(seconds=6, wall_seconds=15)
+TOLERANCE = 1e-6  # of decimal fractions in an output
+
+# LeetCode gives its solutions these names without an import, and so do the collections made from it.
+USUAL_IMPORTS = """\
+import bisect, collections, functools, heapq, itertools, math, random, re, string, sys
+from bisect import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import ceil, floor, gcd, inf, sqrt
+from typing import *
+"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a program did."""
+
+    share: float
+    """Of the tests, that were passed."""
+    reason: str
+    """'ok', or as in `limits.Outcome` why it did not run to its end; 'no program' where there was none."""
+
+    @property
+    def passed(self) -> bool:
+        return self.share == 1.0
+
+
+def grade(
+    programs: Sequence[str | None], problems: Sequence[Problem], sandbox: Sandbox, *, share: bool = False
+) -> list[Score]:
+    """Judges each program by the problem beside it.
+
+    Args:
+        programs: None where there is no program.
+        problems: One for each program.
+        sandbox: Where they run.
+        share: Whether the share of passed tests is wanted: else a program's first failure ends its tests.
+
+    Raises:
+        SandboxError: The sandbox itself failed.
+    """
+    asked = list(dict.fromkeys((p, q) for p, q in _keys(programs, problems) if p is not None))
+    by_id = {id(problem): problem for problem in problems}
+    functions = [key for key in asked if by_id[key[1]].tests or by_id[key[1]].fn_name]
+    scripts = [key for key in asked if key not in set(functions)]
+    jobs = [_job(program, by_id[number], share) for program, number in functions]
+    done = sandbox.run(jobs, LIMITS) if jobs else []
+    scores = {key: _score(by_id[key[1]], outcome) for key, outcome in zip(functions, done, strict=True)}
+    scores |= _grade_scripts(scripts, by_id, sandbox, share)
+    nothing = Score(0.0, "no program")
+    return [scores[p, q] if p is not None else nothing for p, q in _keys(programs, problems)]
+
+
+def _keys(programs: Sequence[str | None], problems: Sequence[Problem]) -> list[tuple[Any, int]]:
+    """A group often agrees on one program: each is run once for each problem."""
+    return [(program, id(problem)) for program, problem in zip(programs, problems, strict=True)]
+
+
+def _job(program: str, problem: Problem, run_all: bool) -> Calls | Judged:
+    if problem.fn_name is None:
+        return Judged(
+            program=program, tests=problem.tests, functions=problem.functions, setup=problem.setup, run_all=run_all
+        )
+    calls = [(problem.fn_name, arguments) for arguments in problem.inputs]
+    return Calls(program=USUAL_IMPORTS + program, calls=calls)
+
+
+def _score(problem: Problem, outcome: Outcome) -> Score:
+    if problem.tests:
+        return Score(sum(outcome.passed) / len(problem.tests), outcome.reason)
+    passed = [
+        _is_output(value, wanted, problem) for value, wanted in zip(outcome.values, problem.outputs, strict=False)
+    ]
+    return Score(sum(passed) / len(problem.outputs), outcome.reason)
+
+
+def _grade_scripts(
+    keys: Sequence[tuple[str, int]], by_id: dict[int, Problem], sandbox: Sandbox, share: bool
+) -> dict[tuple[str, int], Score]:
+    """Runs a script once for every input; without `share`, in growing rounds of those that have failed nothing."""
+    passed, reasons, done = dict.fromkeys(keys, 0), dict.fromkeys(keys, "ok"), 0
+    alive, step = list(keys), 10**9 if share else 1
+    while alive:
+        runs = [(key, i) for key in alive for i in range(done, min(done + step, len(by_id[key[1]].inputs)))]
+        jobs = [Script(program=key[0], stdin=by_id[key[1]].inputs[i]) for key, i in runs]
+        for (key, i), outcome in zip(runs, sandbox.run(jobs, LIMITS), strict=True):
+            passed[key] += outcome.reason == "ok" and same_text(outcome.stdout, by_id[key[1]].outputs[i])
+            if outcome.reason != "ok":
+                reasons[key] = outcome.reason
+        done, step = done + step, 2 * step
+        alive = [key for key in alive if passed[key] == done and done < len(by_id[key[1]].inputs)]
+    return {key: Score(passed[key] / len(by_id[key[1]].inputs), reasons[key]) for key in keys}
+
+
+def same_text(found: str, wanted: str) -> bool:
+    """Whether two outputs agree: blanks between words and at the ends do not count, decimal fractions may differ by
+    `TOLERANCE`."""
+    lines, wanted_lines = ([line.split() for line in text.strip().splitlines()] for text in (found, wanted))
+    if lines == wanted_lines:
+        return True
+    if [len(line) for line in lines] != [len(line) for line in wanted_lines]:
+        return False
+    pairs = zip(itertools.chain(*lines), itertools.chain(*wanted_lines), strict=True)
+    return all(word == other or ("." in other and _close(word, other)) for word, other in pairs)
+
+
+def _close(found: Any, wanted: Any) -> bool:
+    try:
+        return math.isclose(float(found), float(wanted), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    except (ValueError, OverflowError):
+        return False
+
+
+def _is_output(found: Any, wanted: Any, problem: Problem) -> bool:
+    unwrapped = problem.wrapped and isinstance(wanted, list) and len(wanted) == 1
+    return same_value(found, wanted) or (unwrapped and same_value(found, wanted[0]))
+
+
+def same_value(found: Any, wanted: Any) -> bool:
+    """Whether plain values agree. JSON has no tuples, so a tuple may stand for a list; a number is no bool."""
+    if isinstance(wanted, (list, tuple)):
+        return isinstance(found, (list, tuple)) and len(found) == len(wanted) and all(map(same_value, found, wanted))
+    if isinstance(wanted, dict):
+        keys = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+        return keys.keys() == {str(key) for key in wanted} and all(same_value(keys[str(k)], wanted[k]) for k in wanted)
+    if isinstance(wanted, bool) or isinstance(found, bool) or not isinstance(wanted, (int, float)):
+        return type(found) is type(wanted) and found == wanted
+    if not isinstance(found, (int, float)):
+        return False
+    if isinstance(wanted, int) and isinstance(found, int):
+        return found == wanted
+    return _close(found, wanted)

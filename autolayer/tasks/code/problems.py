@@ -1,0 +1,130 @@
+"""A programming problem's tests, in the three forms that public data sets have.
+
+    {"tests": ["assert f(2) == 4"], "entry_point": "f", "setup": "import math"}     # MBPP, HumanEval
+    {"inputs": ["1 2\\n"], "outputs": ["3\\n"]}                                       # standard input and output
+    {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}                          # calls; a method of Solution too
+
+One of these, as a JSON text or a dictionary, is the column `problem` of a row. `prefix` is code that the program
+begins with.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autolayer.errors import DataError
+from autolayer.tasks.rewards import show
+
+FORMS = '{"tests": [...], "entry_point": ...}, {"inputs": [...], "outputs": [...]} or these with "fn_name"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a program is judged by."""
+
+    tests: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    """Names that the tests use and the program must define."""
+    setup: str = ""
+    fn_name: str | None = None
+    inputs: tuple[Any, ...] = ()
+    outputs: tuple[Any, ...] = ()
+    wrapped: bool = False
+    """Whether an output may be a list around the value, as in some collections."""
+    prefix: str = ""
+
+
+@functools.lru_cache(maxsize=512)
+def _parse_text(text: str) -> Problem:
+    return parse_problem(json.loads(text))
+
+
+def parse_problem(given: Any) -> Problem:
+    """The problem that a row describes.
+
+    Raises:
+        DataError: It has no tests, or none that can be run.
+    """
+    if isinstance(given, str):
+        try:
+            return _parse_text(given)
+        except json.JSONDecodeError as error:
+            raise DataError(f"the problem {show(given)} is not valid JSON ({error}): give {FORMS}.") from None
+    if not isinstance(given, Mapping):
+        raise DataError(f"the problem {show(given)} is a {type(given).__name__}: give {FORMS}.")
+    given = {name: value for name, value in given.items() if value is not None}
+    if "tests" in given:
+        return _with_tests(given)
+    if "inputs" in given or "outputs" in given:
+        return _with_outputs(given)
+    raise DataError(f"the problem {show(given)} has no tests, so no program could be judged by it: give {FORMS}.")
+
+
+def _with_tests(given: Mapping[str, Any]) -> Problem:
+    tests, setup, entry = given["tests"], given.get("setup", ""), given.get("entry_point")
+    if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
+        raise DataError(
+            f"the tests {show(tests)} are no list with a test in it: give texts such as 'assert f(2) == 4'."
+        )
+    if bad := [test for test in tests if not isinstance(test, str) or "assert" not in test]:
+        raise DataError(f"the test {show(bad[0])} asserts nothing: give texts such as 'assert f(2) == 4'.")
+    try:
+        needed = _undefined([ast.parse(setup), *map(ast.parse, tests)])
+    except (SyntaxError, ValueError) as error:
+        raise DataError(f"a test or its setup is no Python ({error}): {show(tests)}.") from None
+    functions = (*([entry] if entry else []), *(name for name in needed if name != entry))
+    if not functions:
+        raise DataError(f"the tests {show(tests)} use nothing that a program defines: give its name as 'entry_point'.")
+    if classes := [name for name in functions if name[:1].isupper() and name != entry]:
+        raise DataError(
+            f"the tests {show(tests)} use {', '.join(classes)}, which looks like a class of the program: only "
+            "functions of plain data can be tested from outside. Leave the problem out, or define the class in 'setup'."
+        )
+    return Problem(tests=tuple(tests), functions=functions, setup=setup, prefix=given.get("prefix", ""))
+
+
+def _with_outputs(given: Mapping[str, Any]) -> Problem:
+    inputs, outputs, name = given.get("inputs"), given.get("outputs"), given.get("fn_name")
+    for column in (inputs, outputs):
+        if not isinstance(column, Sequence) or isinstance(column, str) or not column:
+            raise DataError(f"the problem {show(given)} has no tests: give lists of 'inputs' and 'outputs'.")
+    assert inputs is not None and outputs is not None, "checked above"
+    if len(inputs) != len(outputs):
+        raise DataError(f"{len(inputs)} inputs and {len(outputs)} outputs cannot belong together: {show(given)}.")
+    wanted = str if name is None else Sequence
+    if bad := [value for value in inputs if not isinstance(value, wanted) or (name and isinstance(value, str))]:
+        kind = "a text for standard input" if name is None else f"a list of arguments of {name}"
+        raise DataError(f"the input {show(bad[0])} is not {kind}: mend the problem {show(given)}.")
+    if name is None and any(not isinstance(value, str) for value in outputs):
+        raise DataError(f"an output of {show(given)} is no text: give what the program should print.")
+    return Problem(
+        fn_name=name,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        wrapped=bool(given.get("wrapped")),
+        prefix=given.get("prefix", ""),
+    )
+
+
+def _undefined(trees: Sequence[ast.AST]) -> list[str]:
+    """Names that are read and bound nowhere: what is left for the program to define."""
+    read: set[str] = set()
+    bound = set(dir(builtins))
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return sorted(read - bound)

@@ -1,0 +1,188 @@
+"""Public collections of programming problems, each row turned into a question and a `problem`.
+
+DeepCoder (agentica-org/DeepCoder-Preview-Dataset) has its tests as JSON in three dialects: TACO's, PrimeIntellect's
+and LiveCodeBench's. MBPP (Austin et al. 2021) and HumanEval (Chen et al. 2021) have asserts. Rows whose tests cannot be
+used here are left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autolayer.errors import DataError
+from autolayer.tasks.code.problems import parse_problem
+from autolayer.tasks.hub import read_hub
+
+logger = logging.getLogger(__name__)
+
+DEEPCODER, MBPP = "agentica-org/DeepCoder-Preview-Dataset", "google-research-datasets/mbpp"
+HUMANEVAL = "openai/openai_humaneval"
+DEEPCODER_PARTS = ("primeintellect", "taco", "lcbv5")
+MAX_TESTS = 20  # of a DeepCoder problem: those with the longest inputs, which are the hardest
+MAX_UNUSABLE = 0.2  # share of a collection's rows
+
+HUMANEVAL_COLUMNS = {"prompt", "test", "entry_point"}
+
+
+class Question(NamedTuple):
+    """A problem as it is asked."""
+
+    text: str
+    """What the program should do; '' where the prefix says all."""
+    problem: str
+    """JSON, as in `problems`."""
+    prefix: str = ""
+
+
+def deepcoder() -> list[Question]:
+    """The training problems of DeepCoder.
+
+    Raises:
+        DataError: As `read_hub`, or too many rows are unusable.
+    """
+    found = []
+    for part in DEEPCODER_PARTS:
+        rows = read_hub(DEEPCODER, part, {"train": {"problem", "tests"}})["train"]
+        found += usable(f"{DEEPCODER}, {part}", rows, deepcoder_question)
+    return found
+
+
+def mbpp(configuration: str, splits: Sequence[str]) -> list[Question]:
+    """Splits of MBPP: of its 'full' or its 'sanitized' configuration."""
+    columns = {"text", "test_list"} if configuration == "full" else {"prompt", "test_list"}
+    public = read_hub(MBPP, configuration, {split: columns for split in splits})
+    return [question for split in splits for question in usable(f"{MBPP}, {split}", public[split], mbpp_question)]
+
+
+def humaneval() -> list[Question]:
+    """HumanEval, which has one split."""
+    rows = read_hub(HUMANEVAL, None, {"test": HUMANEVAL_COLUMNS})["test"]
+    return usable(HUMANEVAL, rows, humaneval_question)
+
+
+def usable(
+    name: str, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Question]
+) -> list[Question]:
+    """The questions of the rows that can be judged.
+
+    Raises:
+        DataError: Too few can.
+    """
+    found, problems = [], []
+    for row in rows:
+        try:
+            question = make(row)
+            parse_problem(question.problem)
+            found.append(question)
+        except DataError as error:
+            problems.append(str(error))
+    if len(problems) > MAX_UNUSABLE * len(rows):
+        raise DataError(
+            f"{len(problems)} of {len(rows)} problems of {name} cannot be used, the first because {problems[0]} This "
+            "is not the data set that is known under that name: load it again."
+        )
+    if problems:
+        logger.warning(
+            "%s: %d of %d problems are left out, the first because %s", name, len(problems), len(rows), problems[0]
+        )
+    return found
+
+
+def deepcoder_question(row: Mapping[str, Any]) -> Question:
+    """A row of DeepCoder, in any of its dialects.
+
+    Raises:
+        DataError: Its tests are none, or of an unknown kind.
+    """
+    tests = _loaded(row["tests"], "tests")
+    if isinstance(tests, Mapping):
+        names = [tests.get("fn_name")]
+        pairs = list(zip(tests.get("inputs") or [], tests.get("outputs") or [], strict=False))
+    elif isinstance(tests, Sequence) and all(isinstance(test, Mapping) for test in tests):
+        names = [_function_of(test, row) for test in tests]
+        pairs = [
+            (test.get("input"), _value(test.get("output")) if _is_json(test) else test.get("output")) for test in tests
+        ]
+    else:
+        raise DataError(f"the tests of {str(row['problem'])[:80]!r} are of an unknown kind: {str(tests)[:80]}.")
+    if not pairs:
+        raise DataError(f"{str(row['problem'])[:80]!r} has no tests.")
+    if len(set(names)) > 1:
+        raise DataError(
+            f"the tests of {str(row['problem'])[:80]!r} are of several kinds: {sorted(map(str, set(names)))}."
+        )
+    pairs = sorted(pairs, key=lambda pair: -len(str(pair[0])))[:MAX_TESTS]
+    (name,) = set(names)
+    if name is None:
+        form = {"inputs": [_text(i) for i, _ in pairs], "outputs": [_text(o) for _, o in pairs]}
+        task = "The program reads standard input and prints its answer."
+    else:
+        form = {"fn_name": name, "inputs": [_arguments(i) for i, _ in pairs], "outputs": [o for _, o in pairs]}
+        form["wrapped"] = True
+        task = f"Write the function `{name}`."
+    if starter := (row.get("starter_code") or "").strip():
+        task = f"Begin with this:\n\n{starter}"
+    return Question(f"{str(row['problem']).strip()}\n\n{task}", json.dumps(form))
+
+
+def mbpp_question(row: Mapping[str, Any]) -> Question:
+    """A row of MBPP; the first test is shown, since it alone tells the function's name."""
+    text, tests = row.get("prompt") or row.get("text") or "", list(row["test_list"])
+    setup = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or ""]).strip()
+    form = {"tests": tests, "setup": setup}
+    example = tests[0] if tests else ""
+    return Question(f"{text.strip()}\nYour code should pass tests such as this one:\n\n{example}", json.dumps(form))
+
+
+def humaneval_question(row: Mapping[str, Any]) -> Question:
+    """A row of HumanEval. Helpers of its prompt are defined for the tests as well, not taken from the program."""
+    test = f"{row['test']}\n\ncheck({row['entry_point']})\n"
+    form = {"tests": [test], "entry_point": row["entry_point"], "setup": row["prompt"], "prefix": row["prompt"]}
+    return Question("", json.dumps(form), row["prompt"])
+
+
+def _loaded(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise DataError(f"the {what} are not valid JSON ({error}): {value[:80]!r}.") from None
+
+
+def _function_of(test: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+    """The name of the function that a test calls, or None for standard input."""
+    kind = str(test.get("testtype") or test.get("type") or "stdin")
+    if kind.startswith("stdin"):
+        return None
+    for place in (test.get("metadata"), row.get("metadata")):
+        metadata = _loaded(place, "metadata") if place else None
+        if isinstance(metadata, Mapping) and metadata.get("func_name"):
+            return str(metadata["func_name"])
+    if not test.get("fn_name"):
+        raise DataError(f"a test of kind {kind} does not say which function it calls: {str(test)[:80]}.")
+    return str(test["fn_name"])
+
+
+def _is_json(test: Mapping[str, Any]) -> bool:
+    """LiveCodeBench writes values as JSON, the others as themselves."""
+    return test.get("testtype") == "functional"
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _arguments(value: Any) -> list[Any]:
+    """LiveCodeBench has one argument in each line, as JSON; the others have a list."""
+    return [_value(line) for line in value.split("\n") if line.strip()] if isinstance(value, str) else list(value)
+
+
+def _value(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
