@@ -293,10 +293,11 @@ def merge(source: Path, model: str | None, out: Path) -> None:
 @debug_option
 def tasks() -> None:
     """List the built-in tasks."""
-    from autolayer.tasks import TASKS
+    from autolayer.tasks import FAMILIES, TASKS
 
-    width = max(map(len, TASKS))
-    for name, task in TASKS.items():
+    shown = {**TASKS, **{f"{prefix}NAME": family for prefix, family in FAMILIES.items()}}
+    width = max(map(len, shown))
+    for name, task in shown.items():
         click.echo(f"{name:{width}}  {task.description}")
     click.echo("\nYour own: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
 

@@ -111,7 +111,8 @@ class Config:
     task: str = "math"
     """Task: a built-in name (see `autolayer tasks`) or FILE.py:NAME."""
     data: str | None = None
-    """Your own prompts: a .jsonl file with a 'prompt' column; needs --reward."""
+    """Your own prompts: a .jsonl file with a 'prompt' column; needs --reward. Or a folder with copies of the public
+    data sets that --task reads (FOLDER/openai/gsm8k)."""
     reward: str | None = None
     """Your own reward: FILE.py:function with TRL's signature."""
     algorithm: str = "grpo"
@@ -191,7 +192,7 @@ class Config:
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
             ("beta", self.beta >= 0, f"--beta {self.beta} cannot work: give 0 or a number above"),
-            ("data", (self.data is None) == (self.reward is None),
+            ("data", self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl"),
              f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, "
              "or a --task"),
             ("measure", None in (self.learning_rate, self.measure.grid),

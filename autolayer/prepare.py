@@ -14,6 +14,7 @@ from typing import Any
 from autolayer import models, tasks
 from autolayer.config import NOT_SIGNED, Config
 from autolayer.errors import ConfigError
+from autolayer.evaluation import fit_decoding
 from autolayer.layers import layer_parameters, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
@@ -102,13 +103,13 @@ def fit_context(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
     rows = [row for split in task.splits.values() for row in split]
     longest = max(map(len, encode_prompts(loaded.tokenizer, rows, dict(task.chat_template_kwargs))))
     if context is None or longest + task.max_new_tokens <= context:
-        return task
+        return fit_decoding(task, context, longest)
     if longest >= context or config.max_new_tokens is not None:
         raise ConfigError(
             f"{config.model} has {context} positions, too few for the longest prompt of {longest} tokens and "
             f"{task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {max(1, context - longest)}."
         )
-    return dataclasses.replace(task, max_new_tokens=context - longest)
+    return fit_decoding(dataclasses.replace(task, max_new_tokens=context - longest), context, longest)
 
 
 def resolve(config: Config, task: Task) -> Config:
@@ -130,8 +131,12 @@ def signed(config: Config, verb: str) -> dict[str, Any]:
 
 
 def _content(config: Config) -> dict[str, str]:
-    """Hashes of the user's own files: an edited file is another configuration."""
-    named = {"data": config.data, "reward": config.reward, "task": config.task if ".py:" in config.task else None}
+    """Hashes of the user's own files: an edited file is another configuration. Public data sets are not edited."""
+    named = {
+        "data": config.data if config.reward else None,
+        "reward": config.reward,
+        "task": config.task if ".py:" in config.task else None,
+    }
     hashes = {}
     for name, reference in named.items():
         if reference is not None:

@@ -219,6 +219,19 @@ def _scores(result: PickResult) -> list[str]:
             f"Gain: {gain.value:+.3f}, {gain.level:.0%} interval {gain.low:+.3f} to {gain.high:+.3f} "
             f"(paired, {gain.num_items} items never used before)"
         )
+    return [*lines, *_suites(result)]
+
+
+def _suites(result: PickResult) -> list[str]:
+    """A line for each evaluation set; of a single one, whose scores are said already, the rates alone."""
+    lines = []
+    for name, suite in (result.suites or {}).items():
+        rates = f"cut off {suite.base_truncated:.0%} -> {suite.trained_truncated:.0%}"
+        if suite.base_well_formed is not None and suite.trained_well_formed is not None:
+            rates += f", look like an answer {suite.base_well_formed:.0%} -> {suite.trained_well_formed:.0%}"
+        samples = f", {suite.samples} samples each" if suite.samples > 1 else ""
+        scores = f"  {name} ({suite.num_items} items{samples}): {suite.base_score:.3f} -> {suite.trained_score:.3f}; "
+        lines.append((scores if len(result.suites or {}) > 1 else "Completions, base -> trained: ") + rates)
     return lines
 
 

@@ -75,6 +75,20 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuiteScore:
+    """Base and trained model on one evaluation set."""
+
+    num_items: int
+    samples: int
+    base_score: float
+    trained_score: float
+    base_truncated: float
+    trained_truncated: float
+    base_well_formed: float | None = None
+    trained_well_formed: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """A layer taken without looking at the model."""
 
@@ -118,6 +132,7 @@ class PickResult:
     base_score: float | None = None
     trained_score: float | None = None
     gain: Gain | None = None
+    suites: Mapping[str, SuiteScore] | None = None
     contribution_reference: Literal["full", "best"] | None = None
     ranking: Sequence[RankingRow] | None = None
     sets: Sequence[SetRow] | None = None
@@ -151,13 +166,15 @@ def from_dict(value: dict[str, Any]) -> PickResult:
             f"this is no result of autolayer ({'; '.join(wrong[:5])}): delete result.json and repeat the command "
             "that made it."
         )
-    ranking, gain, baselines, sets = value["ranking"], value["gain"], value["baselines"], value.get("sets")
+    ranking, gain, baselines = value["ranking"], value["gain"], value["baselines"]
+    sets, suites = value.get("sets"), value.get("suites")  # an older result has none
     return PickResult(
         **{
             **{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()},
             "gain": gain and Gain(**gain),
             "ranking": None if ranking is None else tuple(_row(RankingRow, row) for row in ranking),
             "sets": None if sets is None else tuple(_row(SetRow, row) for row in sets),
+            "suites": suites and {name: SuiteScore(**suite) for name, suite in suites.items()},
             "baselines": None if baselines is None else {name: Baseline(**b) for name, b in baselines.items()},
             "cost": {stage: StageCost(**cost) for stage, cost in value["cost"].items()},
         }

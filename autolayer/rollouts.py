@@ -2,8 +2,8 @@
 
 Sampling adds one request's own Gumbel noise to the logits and takes the largest (the Gumbel-max trick), which is
 exact sampling at the given temperature. Two policies that answer one request with one seed therefore differ only
-where their probabilities do, and paired comparisons need far fewer items. Left out on purpose: top-p and top-k,
-which cut the tail that RL learns from.
+where their probabilities do, and paired comparisons need far fewer items. Top-p and top-k, which cut the tail that RL
+learns from, are for evaluation only (`TransformersEngine.decoding`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trl.trainer.utils import add_fused_lm_head
 
+from autolayer.masks import mask_tail
 from autolayer.tasks.base import Row
+from autolayer.tasks.suites import Decoding
 
 UNLIMITED = 1 << 30
 
@@ -161,6 +163,7 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
+        self.top_k, self.top_p = 0, 1.0
         positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context = min(max_context or UNLIMITED, positions or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
@@ -184,6 +187,18 @@ class TransformersEngine:
             bos_token_id=tokenizer.bos_token_id,
             disable_compile=True,
         )
+
+    @contextlib.contextmanager
+    def decoding(self, decoding: Decoding | None) -> Iterator[None]:
+        """Samples inside as an evaluation asks for, outside from the policy again; None changes nothing."""
+        before = self.temperature, self.top_k, self.top_p, self.config.max_new_tokens
+        try:
+            if decoding is not None:
+                self.temperature, self.top_k, self.top_p = decoding.temperature, decoding.top_k, decoding.top_p
+                self.config.max_new_tokens = decoding.max_new_tokens
+            yield
+        finally:
+            self.temperature, self.top_k, self.top_p, self.config.max_new_tokens = before
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], *, stop_ids: Sequence[int] = ()
@@ -214,7 +229,7 @@ class TransformersEngine:
         pad = self.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
-        noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device)])
+        noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device, self.top_k, self.top_p)])
         config, ends = self.config, {*self.eos_token_ids, *stop_ids}
         if stop_ids:
             config = copy.deepcopy(config)
@@ -249,17 +264,20 @@ def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
 
 
 class _GumbelNoise(LogitsProcessor):
-    """Logits over temperature plus each request's own noise: the largest is a sample of the softmax."""
+    """Logits over temperature, without their tail, plus each request's own noise: the largest is a sample."""
 
-    def __init__(self, seeds: Sequence[int], temperature: float, device: torch.device) -> None:
-        self.temperature = temperature
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, device: torch.device, top_k: int = 0, top_p: float = 1.0
+    ) -> None:
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         for row, generator in zip(noise, self.generators, strict=True):
             row.exponential_(generator=generator)
-        return scores.float() / self.temperature - noise.log_()
+        logits = mask_tail(scores.float() / self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return logits - noise.log_()
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ def open_run(config: Config, verb: str = "pick") -> RunFolder:
     """The folder of a configuration: `--out`, or a name made from model, task and signature."""
     if config.out is not None:
         return RunFolder(config.out)
-    task = Path(config.data).stem if config.data else config.task
+    task = Path(config.data).stem if config.data and config.reward else config.task
     words = [Path(config.model).name if Path(config.model).exists() else config.model, task, config.signature]
     words = words if verb == "pick" else [verb, *words]
     return RunFolder(Path("runs") / "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in w) for w in words))

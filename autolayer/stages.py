@@ -17,6 +17,7 @@ from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
 from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, ConfigError
+from autolayer.evaluation import Evaluation
 from autolayer.models import model_path
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
@@ -265,11 +266,11 @@ class Stages:
 
     # Train
 
-    def train(self, arm: Arm) -> tuple[Arm, tuple[float, ...], tuple[float, ...], Cost]:
+    def train(self, arm: Arm) -> tuple[Arm, Evaluation, Evaluation, Cost]:
         """Takes the arm through the full run from wherever it stands, then reads `eval`, for the only time.
 
         Returns:
-            The trained arm; reward per `eval` item of the base and of the trained model; what this has cost.
+            The trained arm; what the base and the trained model made of `eval`; what this has cost.
         """
         steps, deadline = self.config.steps or 0, self.started + (self.config.hours or 1e9) * 3600
         inherited = self._inherited(arm)
@@ -283,12 +284,12 @@ class Stages:
                 ).arm
         before = self.bench.spent
         with self.progress.stage("evaluate", 2) as bar:
-            base_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed)
+            base = self.bench.examine("eval", self.config.num_eval or 0, seed=self.config.seed)
             bar.advance(1, "base")
-            trained_I = self.bench.evaluate("eval", self.config.num_eval or 0, seed=self.config.seed, arm=arm)
+            trained = self.bench.examine("eval", self.config.num_eval or 0, seed=self.config.seed, arm=arm)
             bar.advance(1, "trained")
         cost = self.bench.training_cost(arm) - inherited + (self.bench.spent - before)
-        return arm, base_I, trained_I, cost
+        return arm, base, trained, cost
 
     def _inherited(self, arm: Arm) -> Cost:
         """What the search has paid of the arm's training. Noted once: the arm's early checkpoints do not last."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,23 +22,42 @@ class Interval:
     num_items: int
 
 
-def paired_interval(after_I: Sequence[float], before_I: Sequence[float], level: float = 0.95) -> Interval:
+def paired_interval(
+    after_I: Sequence[float], before_I: Sequence[float], level: float = 0.95, suites_I: Sequence[str] | None = None
+) -> Interval:
     """Mean of the item-wise differences with Student's t interval.
 
-    Both runs answered the same items with the same sampling noise, so the items' difficulty cancels.
+    Both runs answered the same items with the same sampling noise, so the items' difficulty cancels. With suites, it is
+    the unweighted mean over them; they are fixed and only their items a sample, so the variance is the stratified one,
+    sum_s s_s^2 / (S^2 n_s), with the degrees of freedom of Satterthwaite (1946). One suite is the ordinary interval.
 
     Args:
         after_I: Reward per item after training, shape (items,).
         before_I: Reward of the same items before, same order.
         level: Coverage, such as 0.95.
+        suites_I: The suite of each item; None for a single one.
 
     Raises:
-        ValueError: Different lengths, or fewer than two items.
+        ValueError: Different lengths, or fewer than two items (of any suite).
     """
     if len(after_I) != len(before_I) or len(after_I) < 2:
         raise ValueError(f"paired intervals need two or more pairs, got {len(after_I)} and {len(before_I)} items")
     difference_I = np.asarray(after_I, dtype=float) - np.asarray(before_I, dtype=float)
-    mean = float(difference_I.mean())
-    error = float(difference_I.std(ddof=1)) / math.sqrt(len(difference_I))
-    reach = float(stats.t.ppf((1 + level) / 2, len(difference_I) - 1)) * error
+    names_I = np.zeros(len(difference_I)) if suites_I is None else np.asarray(suites_I)
+    parts = [difference_I[names_I == name] for name in np.unique(names_I)]
+    if min(map(len, parts)) < 2:
+        raise ValueError(f"paired intervals need two or more pairs of every suite, got {[len(part) for part in parts]}")
+    mean = float(np.mean([part.mean() for part in parts]))
+    errors_S = np.array([part.std(ddof=1) / math.sqrt(len(part)) / len(parts) for part in parts])
+    reach = 0.0
+    if errors_S.any():
+        shares_S = errors_S**2 / (errors_S**2).sum()
+        freedom = 1 / sum(share**2 / (len(part) - 1) for share, part in zip(shares_S, parts, strict=True))
+        reach = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(float((errors_S**2).sum()))
     return Interval(value=mean, low=mean - reach, high=mean + reach, level=level, num_items=len(difference_I))
+
+
+def item_weights(suites_I: Sequence[str]) -> np.ndarray:
+    """What each item weighs in the unweighted mean over suites: 1 / (number of suites * items of its own)."""
+    count = Counter(suites_I)
+    return np.array([1 / (len(count) * count[suite]) for suite in suites_I])

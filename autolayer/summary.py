@@ -11,6 +11,7 @@ from autolayer import lora, plan
 from autolayer.arms import Arm
 from autolayer.calibrate import Calibration
 from autolayer.costs import Cost
+from autolayer.evaluation import Evaluation, suite_scores
 from autolayer.probes import PROBES
 from autolayer.probes.predictor import MIN_BASES
 from autolayer.probes.run import ProbeReport
@@ -115,7 +116,7 @@ class Summary:
         }
         return outcome
 
-    def add_training(self, arm: Arm, base_I: Sequence[float], trained_I: Sequence[float], cost: Cost) -> Arm:
+    def add_training(self, arm: Arm, base: Evaluation, trained: Evaluation, cost: Cost) -> Arm:
         self.costs["train"] = cost
         self.full_run = self.stages.bench.training_cost(arm)
         steps = self.stages.config.steps or 0
@@ -128,14 +129,15 @@ class Summary:
         if not self.complete:
             self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps; the same command goes on")
             self.full_run *= steps / max(1, arm.step)
-        interval = paired_interval(trained_I, base_I)
+        interval = paired_interval(trained.rewards_I, base.rewards_I, suites_I=base.suites_I)
         layers = tuple(range(len(self.stages.bench.layers))) if arm.layers == "full" else arm.layers
         self.found |= {
             "trained_layers": layers,
             "best_layers": self.found.get("best_layers") if self._searched else layers,
             "learning_rate": arm.learning_rate,
-            "base_score": sum(base_I) / len(base_I),
-            "trained_score": sum(trained_I) / len(trained_I),
+            "base_score": base.score,
+            "trained_score": trained.score,
+            "suites": suite_scores(self.stages.bench.task, base, trained),
             "gain": Gain(
                 value=interval.value,
                 low=interval.low,

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from autolayer import checkpoints, lora
+from autolayer import checkpoints, evaluation, lora
 from autolayer.arms import Arm, Layers
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
+from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
@@ -145,13 +146,17 @@ class Workbench:
         return rollouts
 
     def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
-        """Reward per item of a split, one completion each; base and arms get the same items and noise."""
-        rows = self.task.splits[split][:num_items]
-        seeds = [request_seed(seed, split, index) for index in range(len(rows))]
-        if arm is None or arm.checkpoint is None:
-            return tuple(self.sample(rows, seeds).rewards)
-        with self.weights(arm.layers, self.arm_weights(arm)):
-            return tuple(self.sample(rows, seeds).rewards)
+        """Reward per item of a split; base and arms get the same items and noise."""
+        return self.examine(split, num_items, seed=seed, arm=arm).rewards_I
+
+    def examine(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
+        """As `evaluate`, with how many completions were cut off or badly formed."""
+        asked = evaluation.requests(self.task, split, num_items, seed)
+        trained = arm is not None and arm.checkpoint is not None
+        weights = self.weights(arm.layers, self.arm_weights(arm)) if arm and trained else contextlib.nullcontext()
+        with weights, self.engine.decoding(asked.decoding):
+            rollouts = self.sample(asked.rows, asked.seeds)
+        return evaluation.evaluation(self.task, asked, rollouts)
 
     def score_batch(self, rollouts: Rollouts) -> ScoreBatch:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)

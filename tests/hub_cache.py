@@ -14,9 +14,11 @@ import random
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetInfo
 from datasets.arrow_writer import ArrowWriter
+from datasets.naming import camelcase_to_snakecase
 from datasets.splits import SplitDict, SplitInfo
 
 COMMIT = "0" * 40
@@ -46,32 +48,53 @@ def make_gsm8k_cache(
     """
     num_test = max(1, len(rows) // 5) if num_test is None else num_test
     splits = {"train": [dict(row) for row in rows[:-num_test]], "test": [dict(row) for row in rows[-num_test:]]}
+    make_dataset_cache(hf_home, "openai/gsm8k", "main", splits, layout=layout)
+
+
+def make_dataset_cache(
+    hf_home: Path,
+    repository: str,
+    configuration: str | None,
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    layout: str = "datasets",
+) -> None:
+    """Puts splits into HF_HOME under the name of a public data set; the arguments are those of `make_gsm8k_cache`."""
     if layout == "hub":
-        folder = _snapshot(hf_home, "datasets--openai--gsm8k")
-        (folder / "README.md").write_text("# GSM8K, a stand-in\n")
-        (folder / "main").mkdir()
-        for name, part in splits.items():
-            Dataset.from_list(part).to_parquet(folder / "main" / f"{name}-00000-of-00001.parquet")
+        snapshot = "datasets--" + repository.replace("/", "--")
+        exists = (hf_home / "hub" / snapshot).exists()
+        folder = hf_home / "hub" / snapshot / "snapshots" / COMMIT if exists else _snapshot(hf_home, snapshot)
+        (folder / "README.md").write_text("# A stand-in\n")
+        write_files(folder / (configuration or "data"), splits)
         return
-    folder = hf_home / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / COMMIT
+    owner, name = repository.split("/")
+    name, config_name = camelcase_to_snakecase(name), configuration or "default"
+    folder = hf_home / "datasets" / f"{owner}___{name}" / config_name / "0.0.0" / COMMIT
     folder.mkdir(parents=True)
-    infos = SplitDict(dataset_name="gsm8k")
-    features = Dataset.from_list(splits["train"]).features
-    for name, part in splits.items():
-        writer = ArrowWriter(path=str(folder / f"gsm8k-{name}.arrow"), features=features)
+    infos = SplitDict(dataset_name=name)
+    features = Dataset.from_list([dict(row) for part in splits.values() for row in part]).features
+    for split, part in splits.items():
+        writer = ArrowWriter(path=str(folder / f"{name}-{split}.arrow"), features=features)
         for row in part:
-            writer.write(row)
+            writer.write(dict(row))
         num_examples, num_bytes = writer.finalize()
-        infos.add(SplitInfo(name=name, num_bytes=num_bytes, num_examples=num_examples, dataset_name="gsm8k"))
+        infos.add(SplitInfo(name=split, num_bytes=num_bytes, num_examples=num_examples, dataset_name=name))
     info = DatasetInfo(
         features=features,
         builder_name="parquet",
-        dataset_name="gsm8k",
-        config_name="main",
+        dataset_name=name,
+        config_name=config_name,
         version="0.0.0",
         splits=infos,
     )
     info.write_to_directory(str(folder))
+
+
+def write_files(folder: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """One parquet file for each split, as public repositories have them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in splits.items():
+        Dataset.from_list([dict(row) for row in part]).to_parquet(folder / f"{name}-00000-of-00001.parquet")
 
 
 def make_model_cache(hf_home: Path, folder: Path, name: str) -> None:

@@ -23,8 +23,8 @@ HANGS = r"\sum_{n=1}^{1000000000} n!"
 @pytest.fixture
 def _fresh_pool(monkeypatch: pytest.MonkeyPatch):
     """A pool of one worker and a short time limit; what the worker runs can be replaced."""
-    pool = answer_pool._Pool(1)
-    monkeypatch.setattr(answer_pool, "_pool", lambda: pool)
+    pool = answer_pool.Pool(1)
+    monkeypatch.setattr(answer_pool, "pool", lambda: pool)
     monkeypatch.setattr(answer_pool, "TIME_LIMIT", 0.7)
     answers.unjudged.clear()
     yield pool
@@ -98,7 +98,7 @@ def test_a_right_answer_that_is_no_mathematics_is_an_error() -> None:
 
 
 def test_a_hanging_answer_is_killed_counted_and_the_pool_goes_on(
-    _fresh_pool: answer_pool._Pool, caplog: pytest.LogCaptureFixture
+    _fresh_pool: answer_pool.Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = time.monotonic()
     assert judge([HANGS, r"\frac{1}{2}"], ["42", "0.5"]) == [Verdict(False, "timeout"), Verdict(True, "equal")]
@@ -113,7 +113,7 @@ def test_many_hanging_answers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         judge([f"{HANGS}+{n}" for n in range(8)], ["42"] * 8)
 
 
-def test_a_worker_that_died_is_replaced(_fresh_pool: answer_pool._Pool) -> None:
+def test_a_worker_that_died_is_replaced(_fresh_pool: answer_pool.Pool) -> None:
     assert judge([r"\frac{1}{2}"], ["0.5"])[0].correct
     worker = _fresh_pool._workers.get()
     assert worker is not None
@@ -127,7 +127,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "math_verify.py").write_text("raise ImportError('no sympy here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RewardError, match="no sympy here.*math-verify"):
-        answer_pool._Worker()
+        answer_pool.Worker()
 
 
 def test_a_script_without_main_guard(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ FOLDERS = {
 TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
-    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints"),
-    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo"),
+    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks"),
+    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),

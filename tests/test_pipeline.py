@@ -17,7 +17,8 @@ from autolayer.errors import ConfigError, RunFolderError
 from autolayer.models import load_model, model_path
 from autolayer.results import PickResult
 from autolayer.runs import RunFolder
-from autolayer.tasks.math import arith, load_task
+from autolayer.tasks import load_task
+from autolayer.tasks.math import arith
 from autolayer.workbench import TrainSettings, Workbench
 
 SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",

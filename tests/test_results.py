@@ -14,7 +14,7 @@ import pytest
 from autolayer import results
 from autolayer.config import ALGORITHMS
 from autolayer.errors import RunFolderError
-from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost
+from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost, SuiteScore
 
 
 def finished() -> PickResult:
@@ -24,6 +24,8 @@ def finished() -> PickResult:
         best_layers=(1,), tied_layers=(), trained_layers=(1,), verdict="clear", stop_reason="the leader is clear",
         expected_regret=0.01, learning_rate=1e-3, base_score=0.4, trained_score=0.6,
         gain=Gain(value=0.2, low=0.1, high=0.3, level=0.95, num_items=100), contribution_reference="best",
+        suites={"math:arith": SuiteScore(num_items=100, samples=1, base_score=0.4, trained_score=0.6,
+                                         base_truncated=0.2, trained_truncated=0.1, base_well_formed=0.8)},
         ranking=(
             RankingRow(layer=1, predicted=0.9, predicted_low=0.7, predicted_high=1.1, measured=1.0, measured_low=0.8,
                        measured_high=1.2, measured_steps=8, probability_best=0.97, rungs=(rung,)),
@@ -61,6 +63,7 @@ def test_schema_is_a_valid_schema() -> None:
         (RankingRow, ("ranking", "items")),
         (Rung, ("ranking", "items", "properties", "rungs", "items")),
         (Gain, ("gain",)),
+        (SuiteScore, ("suites", "additionalProperties")),
         (Baseline, ("baselines", "additionalProperties")),
         (StageCost, ("cost", "additionalProperties")),
     ],
@@ -70,7 +73,7 @@ def test_records_and_schema_name_the_same_fields(record: type, path: tuple[str, 
     for step in ("properties", *path) if path else ():
         part = part[step]
     assert list(part["properties"]) == [field.name for field in dataclasses.fields(record)]
-    assert set(part["required"]) >= set(part["properties"]) - {"notes"}
+    assert set(part["required"]) >= set(part["properties"]) - {"notes", "suites"}
     assert part["additionalProperties"] is False
 
 

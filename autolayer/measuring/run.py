@@ -20,6 +20,7 @@ from autolayer.config import Config, from_dict
 from autolayer.contribution import ArmGain, Contribution
 from autolayer.costs import Cost
 from autolayer.errors import ConfigError, DataError
+from autolayer.evaluation import scale
 from autolayer.measuring.estimate import ESTIMATOR, NUM_DRAWS, estimate
 from autolayer.measuring.schedule import Schedule, rate_grid
 from autolayer.measuring.trials import MEASURED, Trials, name_of
@@ -78,7 +79,9 @@ def measure(
             chosen, rewards_A_S_I = zip(*map(trials.run, arms), strict=True)
             bar.advance(0, f"{len(arms)} arms, {len(schedule.seeds)} seeds")
 
-        found = summarize(stages, probed, grid, chosen, np.array(base_I), np.array(rewards_A_S_I))
+        weigh = scale(stages.bench.task, stages.config.num_eval or 0)  # suites count equally, however many items
+        scale_I = np.ones(len(base_I)) if weigh is None else weigh
+        found = summarize(stages, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
         notes = (*found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
         return keep(stages, schedule.seeds, found, notes, costs)

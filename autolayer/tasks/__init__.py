@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from autolayer.config import Config
@@ -21,13 +23,29 @@ from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp,
 from autolayer.tasks.code.expr_task import load_expr
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
+from autolayer.tasks.hub import local_copies
 from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith_task import load_arith
+from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.gsm8k import load_math
+from autolayer.tasks.math.public import load_public
+from autolayer.tasks.reasoning_gym import PREFIX, check_reasoning_gym, load_reasoning_gym
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["SPLITS", "TASKS", "Environment", "Row", "Step", "Task", "check_name", "load_task", "split_of", "split_rows"]
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "TASKS",
+    "Environment",
+    "Row",
+    "Step",
+    "Task",
+    "check_name",
+    "load_task",
+    "split_of",
+    "split_rows",
+]
 
 
 class BuiltIn(NamedTuple):
@@ -46,6 +64,14 @@ TASKS: dict[str, BuiltIn] = {
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
+    "math:gsm8k": BuiltIn("the same as math", partial(load_math, "math:gsm8k")),
+    **{
+        f"math:{name}": BuiltIn(
+            f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
+        )
+        for name, source in TRAINING.items()
+        if name != "gsm8k"
+    },
     "code": BuiltIn("programs with tests (DeepCoder; HumanEval and MBPP for the evaluation)", load_code, True),
     "code:mbpp": BuiltIn("short functions with tests (MBPP)", load_mbpp, True),
     "code:humaneval": BuiltIn(
@@ -63,6 +89,11 @@ TASKS: dict[str, BuiltIn] = {
     "agent:alfworld": BuiltIn("household tasks of ALFWorld (an extra; its data in $ALFWORLD_DATA)", load_alfworld),
 }
 
+FAMILIES: dict[str, BuiltIn] = {
+    PREFIX: BuiltIn("NAME is any data set that reasoning-gym generates, offline", load_reasoning_gym),
+}
+"""Tasks named PREFIX:NAME. `load` takes the NAME as well, first."""
+
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."
 
 
@@ -70,23 +101,31 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
     """Refuses a task that cannot be loaded, as far as can be told without importing anything heavy.
 
     Args:
-        config: The configuration; `data` goes before `task`.
+        config: The configuration; `data` with a `reward` goes before `task`.
         forms: For a packaged model, the form of each task that it is large enough for: `{"math": "math:arith"}`.
 
     Raises:
         AutolayerError: An unknown name, a file that is not there, or a task too hard for a packaged model.
     """
-    if config.data is not None:
+    if config.data is not None and config.reward is not None:
         check_path(config.data)
-        parse_reference("--reward", config.reward or "")
-    elif is_reference(config.task):
+        parse_reference("--reward", config.reward)
+        return
+    if config.data is not None and not Path(config.data).is_dir():
+        raise ConfigError(
+            f"--data {config.data} without --reward is a folder with copies of the public data sets that --task reads, "
+            "and this is none: give such a folder (FOLDER/openai/gsm8k/...), or a .jsonl file and a --reward."
+        )
+    if is_reference(config.task):
         parse_reference("--task", config.task)
+    elif config.task.startswith(PREFIX):
+        check_reasoning_gym(config.task.removeprefix(PREFIX))
     elif config.task not in TASKS:
-        raise unknown("task", config.task, TASKS, OWN_TASK)
-    elif forms and config.task in forms:
+        raise unknown("task", config.task, [*TASKS, *(f"{prefix}NAME" for prefix in FAMILIES)], OWN_TASK)
+    elif forms and (form := forms.get("math" if config.task.removeprefix("math:") in TRAINING else config.task)):
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
-            f"to learn from: use --task {forms[config.task]}, its smallest form, or another --model."
+            f"to learn from: use --task {form}, its smallest form, or another --model."
         )
 
 
@@ -101,16 +140,17 @@ def load_task(config: Config, *, chat: bool) -> Task:
         AutolayerError: The data cannot be read, or do not fit the model.
     """
     check_name(config)
-    if config.data is not None:
+    if config.data is not None and config.reward is not None:
         # The reward first: its errors show at once, a large file takes a while.
-        reward = load_reward(config.reward or "")
+        reward = load_reward(config.reward)
         task = load_jsonl(config.data, reward)
-    elif is_reference(config.task):
-        task = load_custom_task(config, chat=chat)
     else:
-        built_in = TASKS[config.task]
-        options = {"allow_unsandboxed": config.allow_unsandboxed} if built_in.runs_programs else {}
-        task = built_in.load(chat=chat, **options)
+        with local_copies(config.data) as read:
+            task = load_custom_task(config, chat=chat) if is_reference(config.task) else _built_in(config, chat)
+        if config.data is not None and not read:
+            raise ConfigError(
+                f"--task {config.task} reads no public data set, so --data {config.data} means nothing: leave it out."
+            )
     if task.is_chat and not chat:
         raise DataError(
             f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "
@@ -134,3 +174,12 @@ def load_task(config: Config, *, chat: bool) -> Task:
         num_eval=config.num_eval or task.num_eval,
         chat_template_kwargs={**task.chat_template_kwargs, **switches},
     )
+
+
+def _built_in(config: Config, chat: bool) -> Task:
+    for prefix, family in FAMILIES.items():
+        if config.task.startswith(prefix):
+            return family.load(config.task.removeprefix(prefix), chat=chat)
+    built_in = TASKS[config.task]
+    options = {"allow_unsandboxed": config.allow_unsandboxed} if built_in.runs_programs else {}
+    return built_in.load(chat=chat, **options)

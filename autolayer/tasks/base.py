@@ -17,6 +17,7 @@ from typing import Any
 from autolayer.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
 from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
+from autolayer.tasks.suites import Decoding, check_suites
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,13 @@ class Task:
     is_well_formed: Callable[[str], bool] | None = None
     """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
     num_eval: int | None = None
-    """Rows of `eval` that are read; None means all."""
+    """Rows of `eval` that are read; None means all. Of several suites each gives its part, the first rows of it."""
+    suites: Sequence[str] | None = None
+    """The suite of each row of `eval`. The score is then the unweighted mean over suites of the mean over items."""
+    samples: Mapping[str, int] = field(default_factory=dict)
+    """Completions for each item of a suite, 1 where nothing is said. An item's reward is their mean."""
+    eval_decoding: Decoding | None = None
+    """How completions of `eval` are drawn; None: as in training."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +83,7 @@ class Task:
             is_open = value is None and name in ("max_context", "num_eval")
             if not is_open and (not isinstance(value, int) or value < 1):
                 raise DataError(f"task '{self.name}': {name} is {value!r}; give a whole number above 0.")
+        check_suites(self.name, self.suites, self.samples, len(self.splits["eval"]))
         if self.reward is not None and self.environment is not None:
             raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")
         if self.environment is None:

@@ -1,19 +1,44 @@
-"""Public data sets of the Hugging Face Hub, read through `datasets` from the network or a local cache, and checked."""
+"""Public data sets of the Hugging Face Hub, read through `datasets` or from a local copy, and checked.
+
+There is no stand-in for a data set that cannot be read: a score on something else under its name would be taken for
+one on it. Left out on purpose: streaming, since splits are cut by hash and need every row.
+"""
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from autolayer.errors import DataError
+
+_copies: ContextVar[Path | None] = ContextVar("copies", default=None)
+_read: ContextVar[list[str] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def local_copies(folder: str | None) -> Iterator[list[str]]:
+    """Inside, `read_hub` reads every data set from FOLDER/OWNER/NAME and nowhere else; None changes nothing.
+
+    Yields:
+        The names of the data sets read so far.
+    """
+    names: list[str] = []
+    tokens = _copies.set(None if folder is None else Path(folder)), _read.set(names)
+    try:
+        yield names
+    finally:
+        _copies.reset(tokens[0])
+        _read.reset(tokens[1])
 
 
 def read_hub(
     repository: str, configuration: str | None, splits: Mapping[str, set[str]]
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """The public splits of a data set.
+    """The public splits of a data set of the Hub, as `datasets.Dataset`s.
 
     Args:
         repository: Its name, such as `openai/gsm8k`.
@@ -21,36 +46,80 @@ def read_hub(
         splits: The splits that are needed, each with the columns that it must have.
 
     Raises:
-        DataError: It is neither reachable nor in a cache, or is not what it should be.
+        DataError: It can be read neither from the Hub nor from a cache (inside `local_copies`: nor from that folder),
+            or a split is missing, is empty or lacks a column.
     """
-    import datasets
-
-    try:
-        public: Any = datasets.load_dataset(repository, configuration)
-    except Exception as error:  # its type depends on how the network failed; the message names it
-        public = _read_cache(repository, configuration, splits)
-        if public is None:
-            raise DataError(_unreachable(repository, error)) from error
+    if (names := _read.get()) is not None:
+        names.append(repository)
+    copies = _copies.get()
+    public = _from_hub(repository, configuration) if copies is None else _from_copy(copies, repository, configuration)
+    where = _caches() if copies is None else str(copies / repository)
     for split, columns in splits.items():
         if split not in public or not columns <= set(public[split].column_names):
+            found = ", ".join(f"'{name}' ({', '.join(part.column_names)})" for name, part in public.items())
             raise DataError(
-                f"{repository} as found here has no '{split}' split with the columns {' and '.join(sorted(columns))}: "
-                f"the cache holds something else under that name. Remove it from {_caches()} and load it again."
+                f"{repository} as found here has no '{split}' split with the columns {_listed(columns)}; it has: "
+                f"{found}. Something else lies there under that name: remove it from {where} and load it again."
+            )
+        if not len(public[split]):
+            raise DataError(
+                f"{repository} as found here has no row in its '{split}' split: the copy is incomplete. Remove it from "
+                f"{where} and load it again."
             )
     return {split: public[split] for split in splits}
 
 
-def _read_cache(repository: str, configuration: str | None, splits: Mapping[str, set[str]]) -> Any:
-    """The files that `hf download --repo-type dataset` leaves, which `datasets` does not look at when offline."""
+def _from_hub(repository: str, configuration: str | None) -> Any:
     import datasets
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
-    except OSError:  # not there; what was tried first is what the user is told
-        return None
-    files = {split: sorted(glob.glob(f"{folder}/{configuration or '**'}/{split}-*.parquet")) for split in splits}
-    return datasets.load_dataset("parquet", data_files=files) if all(files.values()) else None
+        return datasets.load_dataset(repository, configuration)
+    except Exception as error:  # its type depends on how the network failed; the message names it
+        try:
+            # What `hf download` leaves, which `datasets` does not look at when offline.
+            folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
+        except OSError:  # not there; what was tried first is what the user is told
+            raise DataError(_unreachable(repository, error)) from error
+        return _read_folder(Path(folder), repository, configuration)
+
+
+def _from_copy(copies: Path, repository: str, configuration: str | None) -> Any:
+    folder = copies / repository
+    if not folder.is_dir():
+        raise DataError(
+            f"--data {copies} has no copy of the data set {repository} (looked for {folder}): make one with "
+            f"`{_download(repository)} --local-dir {folder}`, or leave --data out to read the Hugging Face Hub."
+        )
+    return _read_folder(folder, repository, configuration)
+
+
+def _read_folder(folder: Path, repository: str, configuration: str | None) -> Any:
+    """A copy of the repository: configurations as its README names them, or else as folders of files by split."""
+    import datasets
+
+    try:
+        try:
+            return datasets.load_dataset(str(folder), configuration)
+        except ValueError:  # its README names no such configuration
+            if configuration is None or not (folder / configuration).is_dir():
+                raise
+            return datasets.load_dataset(str(folder / configuration))
+    except Exception as error:  # its type depends on the kind of file
+        raise DataError(
+            f"the copy of {repository} in {folder} cannot be read: {type(error).__name__}: {error}. It should hold "
+            f"what `{_download(repository)}` brings, or one parquet, jsonl or json file for each split"
+            + (f" in a folder '{configuration}'." if configuration else ".")
+        ) from error
+
+
+def _listed(columns: set[str]) -> str:
+    *first, last = sorted(columns)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _download(repository: str) -> str:
+    return f"hf download {repository} --repo-type dataset"
 
 
 def _caches() -> str:
@@ -64,7 +133,7 @@ def _unreachable(repository: str, error: Exception) -> str:
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return (
         f"the data set {repository} could not be read{offline}: {type(error).__name__}: {error}. Tried the Hugging "
-        f"Face Hub, and the caches {_caches()}. Where there is a network: `hf download {repository} --repo-type "
-        "dataset`, then copy the cache here and point HF_HOME at its folder. Or bring your own copy: --data FILE.jsonl "
-        "--reward FILE.py:function."
+        f"Face Hub, and the caches {_caches()}. Where there is a network: `{_download(repository)}`, then copy the "
+        f"cache here and point HF_HOME at its folder; or `{_download(repository)} --local-dir FOLDER/{repository}` and "
+        "give --data FOLDER. Or bring prompts and a reward of your own: --data FILE.jsonl --reward FILE.py:function."
     )

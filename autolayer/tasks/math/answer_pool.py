@@ -1,4 +1,4 @@
-"""A few processes that compare answers with math-verify, and that can be killed.
+"""A few processes that compare answers with math-verify, and that can be killed; `Pool` serves other judges as well.
 
 math-verify calls sympy, which can run for ever or eat all memory on what a model makes up (`9^{9^{9^9}}`), and its own
 time limit is `signal.alarm`, which works in a main thread only: trainers that caught the error scored 0 in silence.
@@ -9,6 +9,7 @@ script and no pickling.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from autolayer.errors import RewardError
 TIME_LIMIT = 5.0  # seconds for one comparison; they take milliseconds
 START_LIMIT = 120.0  # seconds for importing sympy, on a machine that is busy
 MEMORY_LIMIT = 4 << 30  # bytes of address space for a process, where the system can limit it
+
+MATH = "autolayer.tasks.math.answer_pool"
 
 FAILURES = ("timeout", "crash", "error")
 """Outcomes that are no judgement: killed after the time limit, died, or an exception inside math-verify."""
@@ -39,19 +42,24 @@ def compare(pairs: Sequence[tuple[str, str]]) -> list[str]:
     Raises:
         RewardError: The processes cannot be started.
     """
-    return _pool().compare(pairs)
+    return pool().compare(pairs)
 
 
-class _Worker:
+class Worker:
     """One process that judges; it is killed when it takes too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = MATH, package: str = "math-verify") -> None:
+        """
+        Args:
+            module: Whose `serve()` the process runs.
+            package: What that needs, for the message.
+        """
         # A file, not a pipe: nobody reads it while the process runs. It lives as long as the worker.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         package_root = str(Path(__file__).resolve().parents[3])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from autolayer.tasks.math import answer_pool; answer_pool.serve()"],
+            [sys.executable, "-c", f"from {module} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -63,7 +71,7 @@ class _Worker:
             last = self._errors.read().strip().splitlines()[-1:] or ["no message"]
             self.close()
             raise RewardError(
-                f"the process that checks answers did not start ({last[0]}): `pip install math-verify` "
+                f"the process that checks answers did not start ({last[0]}): `pip install {package}` "
                 f"into {sys.executable}."
             )
 
@@ -97,17 +105,19 @@ class _Worker:
                 continue
 
 
-class _Pool:
+class Pool:
     """A few workers, started when first needed."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, module: str = MATH, package: str = "math-verify") -> None:
         self.owner = os.getpid()
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="autolayer-answers")
-        self._workers: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
+        self._new_worker = functools.partial(Worker, module, package)
+        self._workers: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         for _ in range(size):
             self._workers.put(None)
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """What the workers say to each (answer, right answer), or one of `FAILURES`."""
         return list(self._threads.map(lambda pair: self._compare(*pair), pairs))
 
     def _compare(self, answer: str, gold: str) -> str:
@@ -115,7 +125,7 @@ class _Pool:
         try:
             # Once more in a fresh process: the first may have died of something else.
             for _ in range(2):
-                worker = worker or _Worker()
+                worker = worker or self._new_worker()
                 reason = worker.ask(answer, gold)
                 if reason not in ("timeout", "crash"):
                     break
@@ -132,29 +142,24 @@ class _Pool:
                 worker.close()
 
 
-_pools: list[_Pool] = []
+_pools: dict[str, Pool] = {}
 _pools_lock = threading.Lock()
 
 
-def _pool() -> _Pool:
-    """This process's pool. After a fork the parent's is left alone: its pipes cannot be shared."""
+def pool(module: str = MATH, package: str = "math-verify") -> Pool:
+    """This process's pool for a module. After a fork the parent's is left alone: its pipes cannot be shared."""
     with _pools_lock:
-        if not _pools or _pools[-1].owner != os.getpid():
-            _pools.append(_Pool(min(4, os.cpu_count() or 1)))
-            atexit.register(_pools[-1].close)
-        return _pools[-1]
+        if module not in _pools or _pools[module].owner != os.getpid():
+            _pools[module] = Pool(min(4, os.cpu_count() or 1), module, package)
+            atexit.register(_pools[module].close)
+        return _pools[module]
 
 
 def serve() -> None:
-    """What a worker does: reads pairs from stdin and writes reasons to stdout until stdin ends."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    """What a worker for mathematics does."""
     from math_verify import parse, verify
 
     logging.disable(logging.WARNING)  # math-verify warns that its own time limit is off, which is the point
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
 
     def value(text: str) -> list:
         return parse(rf"\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
@@ -165,6 +170,17 @@ def serve() -> None:
         correct = verify(wanted, value(answer), timeout_seconds=None, raise_on_error=True)
         return "equal" if correct else "different"
 
+    answer_requests(reason)
+
+
+def answer_requests(reason: Callable[[str, str], str]) -> None:
+    """Reads pairs from stdin and writes what `reason` makes of (answer, gold) to stdout, until stdin ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+
     def send(word: str) -> None:
         channel.write(json.dumps(word) + "\n")
         channel.flush()
@@ -173,8 +189,9 @@ def serve() -> None:
     send("ready")
     for line in sys.stdin:
         _limit_seconds()
+        request = json.loads(line)
         try:
-            send(reason(**json.loads(line)))
+            send(reason(request["answer"], request["gold"]))
         except Exception:  # what it raises for depends on the text: the parent counts it by name
             send("error")
 

@@ -48,14 +48,20 @@ def final_answer(text: str) -> str | None:
     text = text.rpartition("</think>")[2]
     if "<think>" in text:
         return None
-    if (start := text.rfind(r"\boxed{")) >= 0:
-        return _braced(text[start + len(r"\boxed{") :])
+    if r"\boxed{" in text:
+        return last_boxed(text)
     if "####" in text:
         return _first_line(text.rpartition("####")[2])
     if phrases := list(_PHRASE.finditer(text)):
         # The end of the sentence, but not the point of 0.5.
         return _first_line(re.split(r"\.(?:\s|$)", text[phrases[-1].end() :].lstrip(" :*"), maxsplit=1)[0])
     return None
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What the last `\boxed{}` of a text holds; None if there is none, or it is empty or never closed."""
+    start = text.rfind(r"\boxed{")
+    return None if start < 0 else _braced(text[start + len(r"\boxed{") :])
 
 
 def has_answer(text: str) -> bool:

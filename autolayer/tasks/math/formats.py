@@ -1,0 +1,97 @@
+r"""The public formats of mathematical problems: where a row has its question, and where its right answer.
+
+Each function takes a row of one data set and returns the `Problem`, or the reason why the row is left out: what has no
+answer that can be checked cannot be trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from autolayer.errors import DataError
+from autolayer.tasks.math.answers import MAX_ANSWER, last_boxed
+
+
+class Problem(NamedTuple):
+    """A question and its right answer."""
+
+    question: str
+    answer: str
+
+
+Found = Problem | str
+"""A problem, or why there is none: completes 'left out: 12 ...'."""
+
+_PROOF = re.compile(r"\bprove\b|\bshow that\b", re.IGNORECASE)
+_CHOICES = re.compile(r"\bA\s*[.):].*?\bB\s*[.):].*?\bC\s*[.):]", re.DOTALL)
+_LETTERS = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?[A-F](?:[,\s]*[A-F])*\)?\.?\s*\}?")
+_INSTRUCTION = re.compile(r"\s*(?:Please|Let's)\b[^\n]*\\boxed\{\}[^\n]*$")
+
+
+def gsm8k(row: Mapping[str, Any]) -> Found:
+    """`question`, and `answer` ending in '#### 1,234'.
+
+    Raises:
+        DataError: An answer without '####'. Every one of GSM8K has it.
+    """
+    if "####" not in row["answer"]:
+        raise DataError(
+            f"openai/gsm8k as found here has an answer without '####' ({row['answer'][:80]!r}): this is not GSM8K. "
+            "Remove that copy and load it again."
+        )
+    return _problem(row["question"], row["answer"].rpartition("####")[2].strip().replace(",", ""))
+
+
+def solved(row: Mapping[str, Any]) -> Found:
+    r"""`problem`, and `solution` with the answer in its last \boxed{} (MATH)."""
+    return _problem(row["problem"], last_boxed(row["solution"]))
+
+
+def numina(row: Mapping[str, Any]) -> Found:
+    r"""As `solved`, but collected from everywhere: proofs and multiple choice cannot be checked by their answer."""
+    answer = last_boxed(row["solution"])
+    if _PROOF.search(row["problem"]):
+        return "proofs"
+    if _CHOICES.search(row["problem"]) or (answer is not None and _LETTERS.fullmatch(answer)):
+        return "with multiple choice"
+    return _problem(row["problem"], answer)
+
+
+def answered(row: Mapping[str, Any]) -> Found:
+    """`problem` (or `question`) and `answer` (MATH500, DeepScaleR, AMC)."""
+    return _problem(row["problem"] if "problem" in row else row["question"], row["answer"])
+
+
+def olympiad(row: Mapping[str, Any]) -> Found:
+    """`question`, after its `context` where there is one, and the list `final_answer` (OlympiadBench)."""
+    context = (row.get("context") or "").strip()
+    return _problem(f"{context}\n\n{row['question']}" if context else row["question"], ", ".join(row["final_answer"]))
+
+
+def skywork(row: Mapping[str, Any]) -> Found:
+    """`prompt`, one message, and `reward_model.ground_truth`, a JSON list of answers (Skywork-OR1)."""
+    truth = row["reward_model"]["ground_truth"]
+    try:
+        answers = json.loads(truth)
+    except json.JSONDecodeError:  # a bare answer
+        answers = truth
+    answers = answers if isinstance(answers, list) else [truth]
+    if len(answers) > 1:
+        return "with several right answers"
+    question = _INSTRUCTION.sub("", row["prompt"][-1]["content"])
+    return _problem(question, str(answers[0]) if answers else None)
+
+
+def _problem(question: str, answer: Any) -> Found:
+    answer = "" if answer is None else str(answer).strip()
+    # OlympiadBench writes "$2$"; "$1$ and $2$" stays as it is.
+    inner = answer[1:-1]
+    answer = inner.strip() if answer[:1] == answer[-1:] == "$" and "$" not in inner else answer
+    if not answer:
+        return "without an answer"
+    if len(answer) > MAX_ANSWER:
+        return f"with an answer of more than {MAX_ANSWER} characters"
+    return Problem(question.strip(), answer) if question.strip() else "without a question"

@@ -1,0 +1,118 @@
+"""`math:NAME`: a public data set to train on, evaluated on the sets of arXiv 2607.01232.
+
+The training set is cut by hash into `train`, `probe` and `select`, a tenth each for the last two. Nothing of the
+evaluation is left in it: problems count as the same if they differ in case, spaces and punctuation only. Left out on
+purpose: a search for paraphrases, which no public list of these sets makes either.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from autolayer.errors import DataError
+from autolayer.tasks.base import Row, Task, prompt_hash
+from autolayer.tasks.hub import read_hub
+from autolayer.tasks.math.datasets import EVAL_DECODING, MAX_NEW_TOKENS, SAMPLES, SUITES, TRAINING, Source
+from autolayer.tasks.math.formats import Problem
+from autolayer.tasks.math.reward import as_row, is_well_formed, math_reward
+
+logger = logging.getLogger(__name__)
+
+MAX_PROBLEMS = 50_000
+"""Problems taken of a training set, by hash: the source trained on as many (4 epochs, 391 steps of 512)."""
+MAX_HELD_OUT = 2048
+"""Rows of `probe` and of `select`, at the most."""
+
+
+def load_public(name: str, *, chat: bool) -> Task:
+    """A training set of `datasets.TRAINING` as a task.
+
+    Args:
+        name: Its name there.
+        chat: Message prompts, for a model with a chat template; else plain text that a base model can go on with.
+
+    Raises:
+        DataError: A data set cannot be read, or holds something else than its name says.
+    """
+    suites = {suite: read_problems(source, suite) for suite, source in SUITES.items()}
+    evaluation = [(suite, problem) for suite, problems in suites.items() for problem in problems]
+    problems = read_problems(
+        TRAINING[name], f"math:{name}", [problem for _, problem in evaluation], max_problems=MAX_PROBLEMS
+    )
+    return Task(
+        name=f"math:{name}",
+        splits=cut(problems, [problem for _, problem in evaluation], chat),
+        reward=math_reward,
+        max_new_tokens=MAX_NEW_TOKENS,
+        is_well_formed=is_well_formed,
+        num_eval=len(evaluation),
+        suites=[suite for suite, _ in evaluation],
+        samples=SAMPLES,
+        eval_decoding=EVAL_DECODING,
+    )
+
+
+def read_problems(
+    source: Source, name: str, held_out: Collection[Problem] = (), max_problems: int | None = None
+) -> list[Problem]:
+    """The problems of a public split, ordered by a hash of the question, each of them once.
+
+    Args:
+        source: The split.
+        name: For messages.
+        held_out: Problems that are left out.
+        max_problems: As many are taken; no row behind them is looked at.
+
+    Raises:
+        DataError: It cannot be read, or holds no problem that can be used.
+    """
+    columns = {source.split: {source.question, source.answer}}
+    parts: list[Any] = [
+        read_hub(source.repository, configuration, columns)[source.split] for configuration in source.configurations
+    ]
+    places = [
+        (prompt_hash(question), part, index)
+        for part in parts
+        for index, question in enumerate(part[source.question])  # a whole row would bring its long solution along
+    ]
+    places.sort(key=lambda place: place[0])
+    taken = {_key(problem.question) for problem in held_out}
+    found: dict[str, Problem] = {}
+    left_out: Counter[str] = Counter()
+    for _, part, index in places:
+        problem = source.read(part[index])
+        if isinstance(problem, str):
+            left_out[problem] += 1
+        elif (key := _key(problem.question)) in taken:
+            left_out["in the evaluation as well"] += 1
+        elif found.setdefault(key, problem) is not problem:
+            left_out["there twice"] += 1
+        if len(found) == max_problems:
+            break
+    if left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+        logger.warning("%s: %d problems of %s; left out: %s.", name, len(found), source.repository, reasons)
+    if not found:
+        raise DataError(
+            f"{source.repository} as found here has no problem that can be used ({reasons if left_out else 'no row'}): "
+            "this is not what it should hold. Remove that copy and load it again."
+        )
+    return list(found.values())
+
+
+def cut(problems: Sequence[Problem], evaluation: Sequence[Problem], chat: bool) -> dict[str, list[Row]]:
+    """The four splits. Ordered by the question, so that base and chat models get the same problems in each."""
+    ordered = sorted(problems, key=lambda problem: prompt_hash(problem.question))
+    share = min(MAX_HELD_OUT, max(1, len(ordered) // 10))
+    parts = {"probe": ordered[:share], "select": ordered[share : 2 * share], "train": ordered[2 * share :]}
+    parts["eval"] = list(evaluation)
+    return {name: [as_row(*problem, chat) for problem in part] for name, part in parts.items()}
+
+
+def _key(question: str) -> str:
+    """What two writings of one question share. Signs stay: `x-1` is not `x+1`."""
+    return re.sub(r"[\s.,;:!?$'\"`]+", "", question).casefold()

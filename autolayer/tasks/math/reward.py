@@ -1,0 +1,44 @@
+r"""How a mathematical problem is asked, and the reward of its answer: the same for every data set with an answer.
+
+Answers are asked for in \boxed{}, found by `answers.final_answer` and compared by `answers.judge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autolayer.tasks.base import Row
+from autolayer.tasks.math.answer_pool import FAILURES
+from autolayer.tasks.math.answers import final_answer, has_answer, judge
+from autolayer.tasks.rewards import text_of
+
+INSTRUCTION = r"Reason step by step, and put the final answer in \boxed{}."
+NEXT_QUESTION = "\nQuestion:"  # where a base model goes on by inventing the next problem
+
+
+def as_row(question: str, answer: str, chat: bool) -> Row:
+    """A problem as a message for a chat model, as plain text that a base model can go on with."""
+    if chat:
+        return {"prompt": [{"role": "user", "content": f"{question}\n\n{INSTRUCTION}"}], "answer": answer}
+    return {"prompt": f"{INSTRUCTION}\n\nQuestion: {question}\nAnswer:", "answer": answer}
+
+
+def math_reward(
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], log_metric: Any = None, **columns: Any
+) -> list[float]:
+    """1.0 for a final answer equal to `answer`, else 0.0. Serves any data with an `answer` column."""
+    verdicts = judge([final_answer(_own_part(text_of(c))) for c in completions], [str(a) for a in answer])
+    if log_metric is not None:
+        num_unjudged = sum(verdict.reason in FAILURES for verdict in verdicts)
+        log_metric("answers/unjudged", num_unjudged / max(1, len(verdicts)))
+    return [float(verdict.correct) for verdict in verdicts]
+
+
+def is_well_formed(text: str) -> bool:
+    """Whether a completion ends in an answer that can be checked, right or wrong."""
+    return has_answer(_own_part(text))
+
+
+def _own_part(text: str) -> str:
+    return text.partition(NEXT_QUESTION)[0]

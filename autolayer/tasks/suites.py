@@ -1,0 +1,63 @@
+"""Evaluation of a task on several named sets (suites), and with a decoding of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autolayer.errors import DataError
+
+MIN_ITEMS = 2
+"""Items of a suite: a spread needs two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How completions are drawn: the `top_k` likeliest tokens, of these the fewest that hold `top_p` of what is left.
+
+    Raises:
+        DataError: A value that nothing can be drawn with.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    """Above 0; 1 leaves every token."""
+    top_k: int = 0
+    """0 leaves every token."""
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1:
+            raise DataError(
+                f"{self} cannot work: give a temperature above 0, a top_p above 0 and at most 1, a top_k of 0 (all) or "
+                "more, and at least one new token."
+            )
+
+
+def check_suites(task: str, suites: Sequence[str] | None, samples: Mapping[str, int], num_rows: int) -> None:
+    """Refuses suites that do not fit the `eval` split.
+
+    Args:
+        task: Its name, for the message.
+        suites: The suite of each row, or None.
+        samples: Completions for each item of a suite.
+        num_rows: Rows of the split.
+
+    Raises:
+        DataError: Not one suite for each row, a suite of one item, or samples that are no counts of known suites.
+    """
+    counts = Counter(suites or ())
+    if suites is not None and len(suites) != num_rows:
+        raise DataError(f"task '{task}' has {num_rows} rows in 'eval' and {len(suites)} suites: give one for each row.")
+    if small := [name for name, count in counts.items() if count < MIN_ITEMS]:
+        raise DataError(
+            f"task '{task}': the suite {', '.join(small)} has a single item, so its spread is unknown: give "
+            f"{MIN_ITEMS} or more, or leave it out."
+        )
+    for name, count in samples.items():
+        if name not in counts or not isinstance(count, int) or count < 1:
+            raise DataError(
+                f"task '{task}': samples has {name!r}: {count!r}; give a whole number above 0 for any of the suites: "
+                f"{', '.join(counts) or 'there are none'}."
+            )
