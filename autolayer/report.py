@@ -33,23 +33,24 @@ FILES = (
 def verdict(result: PickResult) -> str:
     """The outcome as one plain sentence."""
     best = _layers(result.best_layers)
+    are = "is" if len(result.best_layers or ()) < 2 else "are"
     if result.status == "no_signal":
         return f"No training signal: {result.stop_reason or 'the rewards of the base model do not vary.'}"
     if result.verdict == "clear":
-        return f"{best} is the clear winner{_probability(result)}."
+        return f"{best} {are} the clear winner{_probability(result)}."
     if result.verdict == "tied" and len(result.tied_layers or ()) < 2:
-        return f"{best} is taken: what another layer could gain beyond it cannot matter."
+        return f"{best} {are} taken: what another layer could gain beyond it cannot matter."
     if result.verdict == "tied":
         highest = [max(result.tied_layers or (), default=None)] == list(result.best_layers or ())
         why = " because it trains fastest" if highest else ""  # backward stops at the lowest trained layer
         return f"{_layers(result.tied_layers)} cannot be told apart; {best.lower()} is taken{why}."
     if result.verdict == "budget_spent":
-        return f"The budget was spent before a winner was clear; {best.lower()} is taken{_probability(result)}."
+        return f"The budget was spent before a winner was clear; {best.lower()} {are} taken{_probability(result)}."
     if result.trained_layers is not None:
         return f"{_layers(result.trained_layers)} {'was' if len(result.trained_layers) == 1 else 'were'} trained."
     if result.best_layers:
         measured = any(row.measured is not None for row in result.ranking or ())
-        return f"Not finished: {best.lower()} is best so far{'' if measured else ', by prediction only'}."
+        return f"Not finished: {best.lower()} {are} best so far{'' if measured else ', by prediction only'}."
     return "Not finished: the base model has a training signal, no layer has been looked at yet."
 
 
@@ -72,6 +73,9 @@ class Report:
         if shown:
             yield _ranking_table(result, shown, options.max_width, "#" if options.ascii_only else "█")
             yield Text(_legend(result), style="dim")
+        if result.sets:
+            yield ""
+            yield _sets_table(result)
         if hidden:
             command = f"autolayer report {self.folder or 'RUN_FOLDER'} --all"
             yield Text(f"{hidden} more layers are hidden; `{command}` shows them.")
@@ -167,6 +171,26 @@ def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, b
         if Measurement.get(endless, endless.options, table).maximum <= width:
             return table
     return _ranking_form(result, rows, False, False, "")
+
+
+def _sets_table(result: PickResult) -> Table:
+    """What raced with --top-k."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for name in ("layers", "predicted", "measured", "steps", "P(best)"):
+        table.add_column(name, justify="right" if name in ("steps", "P(best)") else "left", no_wrap=True)
+    for row in result.sets or ():
+        best = tuple(row.layers) == tuple(result.best_layers or ())
+        table.add_row(
+            f"{'>' if best else ' '}{', '.join(map(str, row.layers))}",
+            _estimate(row.predicted, None, None),
+            _estimate(row.measured, row.measured_low, row.measured_high),
+            _dash(row.measured_steps),
+            _percent(row.probability_best),
+            style="bold green" if best else None,
+        )
+    return table
 
 
 def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: bool, steps: bool, bar: str) -> Table:
