@@ -14,7 +14,7 @@ import pytest
 from autolayer import results
 from autolayer.config import ALGORITHMS
 from autolayer.errors import RunFolderError
-from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, StageCost, SuiteScore
+from autolayer.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost, SuiteScore
 
 
 def finished() -> PickResult:
@@ -61,6 +61,7 @@ def test_schema_is_a_valid_schema() -> None:
     [
         (PickResult, ()),
         (RankingRow, ("ranking", "items")),
+        (SetRow, ("sets", "items")),
         (Rung, ("ranking", "items", "properties", "rungs", "items")),
         (Gain, ("gain",)),
         (SuiteScore, ("suites", "additionalProperties")),
@@ -73,7 +74,7 @@ def test_records_and_schema_name_the_same_fields(record: type, path: tuple[str, 
     for step in ("properties", *path) if path else ():
         part = part[step]
     assert list(part["properties"]) == [field.name for field in dataclasses.fields(record)]
-    assert set(part["required"]) >= set(part["properties"]) - {"notes", "suites"}
+    assert set(part["required"]) >= set(part["properties"]) - {"notes", "suites", "sets"}
     assert part["additionalProperties"] is False
 
 
