@@ -33,19 +33,32 @@ class EmbeddedModel:
     """Below `autolayer/data/`."""
     forms: Mapping[str, str] = field(default_factory=dict)
     """Task to the form of it that fits this model."""
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `Config` fields that the user left open."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By task, values of `Config` fields that the user left open; '' for all other tasks."""
 
+    def preset(self, task: str) -> Mapping[str, Any]:
+        return self.presets.get(task, self.presets.get("", {}))
+
+
+_FORMS = {
+    "math": "math:arith", **dict.fromkeys(("code", "code:mbpp", "code:humaneval", "code:small"), "code:expr"),
+    **dict.fromkeys(("agent:keys", "agent:textworld", "agent:alfworld"), "agent:house"),
+    **{f"math:{name}": "math:arith" for name in ("gsm8k", "math", "numina", "deepscaler", "skywork")},
+}  # fmt: skip
+_PRESETS = {
+    "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024},
+    # A program is run for every completion, an episode has some 100 tokens: these cost more than arithmetic.
+    "code:expr": {"steps": 120, "prompts_per_step": 16, "num_eval": 512},
+    "agent:house": {"steps": 60, "prompts_per_step": 16, "num_eval": 512},
+}
 
 EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
     {
-        "tiny": EmbeddedModel(
-            folder="tiny",
-            forms={"math": "math:arith"},
-            preset={"steps": 400, "prompts_per_step": 32, "num_eval": 1024},
-        ),
+        "tiny": EmbeddedModel(folder="tiny-2", forms=_FORMS, presets=_PRESETS),
+        "tiny-qwen2": EmbeddedModel(folder="tiny-qwen2-2", forms=_FORMS, presets=_PRESETS),
     }
 )
+"""A new version of a model is a new folder: published numbers belong to weights."""
 
 _HINT = "Your own: a folder with config.json, or a Hugging Face name such as Qwen/Qwen3-8B."
 

@@ -115,7 +115,7 @@ def fit_context(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
 def resolve(config: Config, task: Task) -> Config:
     """Fills what the user left open: the embedded model's preset first, then the task, then the defaults."""
     embedded = models.EMBEDDED.get(config.model)
-    preset = {**DEFAULTS, "num_eval": task.num_eval or NUM_EVAL, **(embedded.preset if embedded else {})}
+    preset = {**DEFAULTS, "num_eval": task.num_eval or NUM_EVAL, **(embedded.preset(config.task) if embedded else {})}
     preset["max_new_tokens"] = task.max_new_tokens
     open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_fields)

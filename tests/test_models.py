@@ -14,6 +14,7 @@ from autolayer import models
 from autolayer.config import Config
 from autolayer.errors import ConfigError, ModelError, UnknownNameError
 from autolayer.models import EMBEDDED, check_name, load_model, weight_hash
+from autolayer.tasks import TASKS
 
 
 def test_import_loads_no_torch():
@@ -26,8 +27,11 @@ def test_import_loads_no_torch():
 
 def test_presets_are_config_fields():
     for embedded in EMBEDDED.values():
-        Config(model="tiny", **embedded.preset)
-        assert all(form.startswith(f"{task}:") for task, form in embedded.forms.items())
+        for task in ("math:arith", "code:expr", "agent:house", "my.py:TASK"):
+            Config(model="tiny", **embedded.preset(task))
+        assert set(embedded.presets) <= {"", *TASKS}
+        for task, form in embedded.forms.items():
+            assert {task, form} <= set(TASKS) and form.partition(":")[0] == task.partition(":")[0]
 
 
 def test_names(tmp_path, tiny_folder):
