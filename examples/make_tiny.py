@@ -146,7 +146,7 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespa
     model.eval()
 
 
-def pass_rates(model: Any, tokenizer: PreTrainedTokenizerFast, num_prompts: int = 256, samples: int = 4) -> dict:
+def pass_rates(model: Any, tokenizer: PreTrainedTokenizerFast, num_prompts: int, samples: int = 4) -> dict[str, float]:
     """Mean reward at temperature 1 on the `select` split of each form."""
     rates = {}
     for form in FORMS:
@@ -164,8 +164,9 @@ def main() -> None:
     parser.add_argument("name", choices=CONFIGS)
     parser.add_argument("--out", type=Path, help="folder to write (default: the packaged one)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--prompts", type=int, default=256, help="of each task, for the pass rates")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     out = args.out or DATA / f"{args.name}-2"
@@ -186,7 +187,7 @@ def main() -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # written as 600, and this folder is packaged
-    rates = pass_rates(model, tokenizer)
+    rates = pass_rates(model, tokenizer, args.prompts)
     table = "\n".join(f"| {form} | {rate:.3f} |" for form, rate in rates.items())
     print(table)
     (out / "README.md").write_text(
