@@ -1,0 +1,91 @@
+"""More than one layer, or less than one: what else the tool can train, against one layer and all parameters.
+
+    python examples/layerbench/beyond.py run exit-llama.reading.grpo    # 5 minutes of one core each; builds bases first
+    python examples/layerbench/beyond.py table                          # seconds, from results/
+
+Every variant is one `pick` at the default budget with the tool's own learning rates: the layer, or the set of layers,
+that it finds in the seed's run. Same steps, same seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environments import ENVIRONMENTS, Environment
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+from run import SEEDS, build, check, keep, load
+
+import autolayer
+from autolayer.config import from_dict
+from autolayer.contribution import Contribution
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "top 3": {"top_k": 3},
+    "all, boost 2": {"boost": 2.0},
+    "LoRA on the layer": {"adapter": "lora"},
+}
+
+
+def run(environment: Environment, work: Path) -> None:
+    """Gains of each variant for each seed, kept in the environment's file."""
+    build(environment, work)
+    check(environment, work)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, options in VARIANTS.items():
+        for seed in SEEDS:
+            out = work / "beyond" / f"{environment.name}.{name.replace(' ', '-')}.{seed}"
+            values = {**environment.options(work / "bases", seed), **options, "out": str(out)}
+            result = autolayer.pick(from_dict(values))
+            assert result.gain is not None
+            found.setdefault(name, []).append(
+                {"best_layers": result.best_layers, "gain": result.gain.value, "learning_rate": result.learning_rate}
+            )
+            print(f"{environment.name}, {name}, seed {seed}: {result.best_layers} {result.gain.value:+.3f}", flush=True)
+    keep(environment, beyond=found)
+
+
+def table() -> Table:
+    """Mean gains over seeds; full, one layer and LoRA on everything come from `run.py`."""
+    names = ("full", "one layer", *VARIANTS, "LoRA on all layers")
+    made = Table(box=MARKDOWN)
+    for head in ("environment", "sets of three", *names):
+        made.add_column(head)
+    rows = []
+    for environment in ENVIRONMENTS.values():
+        found = load(environment) or {}
+        if "beyond" not in found:
+            continue
+        single = [pick["gain"] for pick in found["picks"] if pick.get("gain") is not None]
+        gains = {
+            "full": Contribution.from_dict(found["contribution"]).full.value,
+            "one layer": float(np.mean(single)),
+            **{name: float(np.mean([run["gain"] for run in found["beyond"][name]])) for name in VARIANTS},
+            "LoRA on all layers": float(np.mean(found["lora"]["gains"])),
+        }
+        rows.append(gains)
+        sets = "; ".join(",".join(map(str, run["best_layers"])) for run in found["beyond"]["top 3"])
+        made.add_row(environment.name, sets, *(f"{gains[name]:.3f}" for name in names))
+    if rows:
+        made.add_row("mean", "", *(f"{np.mean([row[name] for row in rows]):.3f}" for name in names))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["run", "table"])
+    parser.add_argument("names", nargs="*", metavar="ENVIRONMENT")
+    parser.add_argument("--work", type=Path, default=Path("runs/layerbench"))
+    options = parser.parse_args()
+    if options.step == "table":
+        return Console(width=200).print(table())
+    for name in options.names:
+        run(ENVIRONMENTS[name], options.work)
+
+
+if __name__ == "__main__":
+    main()
