@@ -141,6 +141,8 @@ class Config:
     """Completions per prompt: the group that rewards are compared in."""
     max_new_tokens: int | None = None
     """Longest completion, in tokens."""
+    max_prompt_tokens: int | None = None
+    """Leave longer prompts out of training; the evaluation keeps all."""
     temperature: float = 1.0
     """Sampling temperature of rollouts and evaluation."""
     learning_rate: float | None = None
@@ -184,6 +186,7 @@ class Config:
 
         return [
             *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens", "num_eval")),
+            positive("max_prompt_tokens", whole=True),
             *(positive(name) for name in ("budget", "hours", "temperature", "learning_rate", "regret")),
             ("top_k", self.top_k >= 1, f"--top-k {self.top_k} cannot work: give a whole number above 0"),
             ("boost", None in (self.boost, self.adapter), "--boost trains all parameters, --adapter only adapters: "
