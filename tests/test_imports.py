@@ -23,11 +23,11 @@ FOLDERS = {
 TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
-    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks"),
+    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora"),
     ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
-    ("stages", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),
+    ("stages", "sets", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),
     ("cli", "__main__"),
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""

@@ -1,9 +1,9 @@
 """`agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
 
-Settings as in verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
-observation, 0.1 less for an action that is none of them, and reward for success alone. The reward is 1, where that
-recipe pays 10: groups are normalised, and calibration reads a mean of 1 as solved. The six kinds of task and their
-wording (`put a clean mug in coffeemachine`) come with the games.
+Settings after verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
+observation, and reward for success alone but for a small penalty. A win pays 1 and an action that is not admissible costs
+.01; that recipe pays 10 and takes .1, for an answer without its tags. The six kinds of task and their wording (`put a
+clean mug in coffeemachine`) come with the games.
 
 The games are not in the package: `alfworld-download` fetches them, and ALFWORLD_DATA names the folder. `train`,
 `probe` and `select` are the training games 80/10/10 by the hash of the trial's name; `eval` is `valid_seen`, or with
@@ -34,8 +34,8 @@ TASK_TYPES = (
     "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place",
 )  # fmt: skip
 MAX_TURNS = 50
-PENALTY = 0.1
-"""For an action that is not admissible."""
+PENALTY = 0.01
+"""For an action that is not admissible, where a win pays 1."""
 INSTRUCTION = """You act in a household, step by step, to complete a task. Every turn you read what you see and which \
 actions are admissible. Reply with one of them, word for word."""
 THINK = """ You may reason first, inside <think> </think>; then give the action inside <action> </action>."""
