@@ -32,8 +32,9 @@ NEEDED = {
     "autolayer/data/code/small.jsonl",
     "autolayer/data/published/README.md",
     "autolayer/data/published/qwen3-1.7b.csv",
-    "autolayer/data/tiny/config.json",
-    "autolayer/data/tiny/model.safetensors",
+    "autolayer/data/tiny-2/config.json",
+    "autolayer/data/tiny-2/model.safetensors",
+    "autolayer/data/tiny-qwen2-2/model.safetensors",
     "autolayer/data/tiny/tokenizer.json",
 }
 QUICK = ("--steps", "2", "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "8", "--num-eval", "8",

@@ -1,9 +1,9 @@
 """`agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
 
 Settings after verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
-observation, and reward for success alone but for a small penalty. A win pays 1 and an action that is not admissible costs
-.01; that recipe pays 10 and takes .1, for an answer without its tags. The six kinds of task and their wording (`put a
-clean mug in coffeemachine`) come with the games.
+observation, and reward for success alone but for a small penalty. A win pays 1 and an action that is not admissible
+costs .01; that recipe pays 10 and takes .1, for an answer without its tags. The six kinds of task and their wording
+(`put a clean mug in coffeemachine`) come with the games.
 
 The games are not in the package: `alfworld-download` fetches them, and ALFWORLD_DATA names the folder. `train`,
 `probe` and `select` are the training games 80/10/10 by the hash of the trial's name; `eval` is `valid_seen`, or with
