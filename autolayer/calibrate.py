@@ -91,7 +91,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
     finished = sum(rollouts.finished)
     formed = None
     if bench.task.is_well_formed is not None:
-        formed = sum(map(bench.task.is_well_formed, rollouts.texts)) / count
+        formed = sum(rollouts.well_formed(bench.task.is_well_formed)) / count
     numbers = {
         "num_completions": count,
         "mean_reward": float(rewards_P_G.mean()),

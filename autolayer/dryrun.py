@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from autolayer import plan
+from autolayer import lora, plan
+from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
-from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
+from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, parse_layers
 from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
@@ -102,7 +103,7 @@ def dry_run(config: Config) -> DryRun:
     )
     budget = plan.finding_budget(config, units, candidates)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    layer = sum(p.numel() for p in layer_parameters(model, candidates[:1]).values())
+    trained = plan.final_layers(config, candidates)
     all_layers = sum(p.numel() for p in layer_parameters(model, candidates).values())
     return DryRun(
         config=config,
@@ -110,12 +111,23 @@ def dry_run(config: Config) -> DryRun:
         candidates=candidates,
         calibration_prompts=plan.calibration_prompts(config),
         probes=plan.plan_probes(config, units, candidates, budget),
-        full_run=plan.full_run(config, units, (max(candidates),)),
+        full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),
-        device_bytes={"weights": weights, "float32 master, gradient and Adam of one layer": 16 * layer},
+        device_bytes={
+            "weights": weights,
+            "float32 master, gradient and Adam of what is trained": 16 * _num_trained(config, model, trained),
+        },
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )
+
+
+def _num_trained(config: Config, model: Any, layers: Layers) -> int:
+    """Parameters that the final run trains."""
+    if config.adapter is None or layers == "full":
+        return sum(p.numel() for p in layer_parameters(model, layers).values())
+    maps = [model.get_submodule(name) for name in linear_maps(model, layers)]
+    return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)
 
 
 def expected_tokens(task: Task, prompt: float) -> dict[str, float]:

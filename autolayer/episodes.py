@@ -63,7 +63,8 @@ def play(
     """
     assert task.environment is not None
     form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
-    room = engine.context - task.max_new_tokens
+    most = engine.config.max_new_tokens or task.max_new_tokens
+    room = engine.context - most
     episodes = []
     for row in rows:
         environment = task.environment()
@@ -73,7 +74,7 @@ def play(
     if (longest := max(len(episode.ids) for episode in episodes)) > room:
         raise EpisodeError(
             f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
-            f"{task.max_new_tokens} in {engine.context}: give shorter ones, or a smaller --max-new-tokens."
+            f"{most} in {engine.context}: give shorter ones, or a smaller --max-new-tokens."
         )
     ends = {*engine.eos_token_ids, *form.stop_ids}
     for turn in range(task.max_turns):
@@ -97,7 +98,7 @@ def play(
         prompt_ids=[episode.prompt_ids for episode in episodes],
         completion_ids=[episode.completion_ids for episode in episodes],
         turns=[tuple(episode.turns) for episode in episodes],
-        texts=["\n".join(episode.actions) for episode in episodes],
+        actions=[tuple(episode.actions) for episode in episodes],
         rewards=[sum(turn.reward for turn in episode.turns) for episode in episodes],
         finished=[not (episode.truncated or episode.full) for episode in episodes],
         prefilled=[episode.prefilled for episode in episodes],

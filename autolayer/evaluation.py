@@ -113,7 +113,7 @@ def evaluation(task: Task, asked: Requests, rollouts: Rollouts) -> Evaluation:
     return Evaluation(
         rewards_I=by_item(rollouts.rewards),
         truncated_I=by_item([not finished for finished in rollouts.finished]),
-        well_formed_I=None if formed is None else by_item([formed(text) for text in rollouts.texts]),
+        well_formed_I=None if formed is None else by_item(rollouts.well_formed(formed)),
         suites_I=asked.suites_I,
     )
 

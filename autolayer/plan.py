@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 
@@ -71,7 +72,7 @@ class UnitCosts:
     def forward(self) -> Cost:
         return self.costs.forward(self.tokens)
 
-    def step(self, layers: tuple[int, ...]) -> Cost:
+    def step(self, layers: Layers) -> Cost:
         """Rollouts and one update of these layers."""
         return self.generate + self.costs.train(self.tokens, layers)
 
@@ -94,7 +95,12 @@ class ProbePlan:
     notes: tuple[str, ...] = field(default=())
 
 
-def full_run(config: Config, units: UnitCosts, layers: tuple[int, ...]) -> Cost:
+def final_layers(config: Config, candidates: tuple[int, ...]) -> Layers:
+    """What the final run trains, where it is cheapest: the highest candidates, or with --boost all parameters."""
+    return "full" if config.boost is not None else tuple(sorted(candidates)[-config.top_k :])
+
+
+def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
     """Cost of the final training from start to end, evaluation apart."""
     assert config.steps is not None and config.prompts_per_step is not None
     return units.step(layers) * (config.steps * config.prompts_per_step)
@@ -102,7 +108,7 @@ def full_run(config: Config, units: UnitCosts, layers: tuple[int, ...]) -> Cost:
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """What calibration, probes and search may cost together."""
-    return full_run(config, units, (max(candidates),)) * (config.budget * MARGIN)
+    return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
 
 
 def calibration_prompts(config: Config) -> int:
@@ -129,7 +135,8 @@ def scout_steps(total_steps: int) -> int:
 def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """One rung of `MIN_WIDTH` average arms, and the base model's evaluation."""
     assert config.steps is not None and config.prompts_per_step is not None
-    step = sum((units.step((layer,)) for layer in candidates), Cost()) * (1 / len(candidates))
+    arms = [(layer,) * config.top_k for layer in candidates]  # of sets, the lowest layer and the number make the cost
+    step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
     width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
     rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
     return rungs + items - units.generate * (config.prompts_per_step * (width - 1))

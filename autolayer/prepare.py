@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from autolayer import models, tasks
+from autolayer.arms import Layers
 from autolayer.config import NOT_SIGNED, Config
 from autolayer.errors import ConfigError
 from autolayer.evaluation import fit_decoding
-from autolayer.layers import layer_parameters, parse_layers
+from autolayer.layers import layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
@@ -59,6 +60,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
     )
+    check_beyond(config, verb, candidates, loaded)
     trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
     if config.storage is not None:
         check_storage(config.storage)
@@ -84,6 +86,27 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
             progress=progress,
             signature=signature,
             started=started,
+        )
+
+
+def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.LoadedModel) -> None:
+    """Refuses what this verb, or this model, cannot do with more or less than one layer.
+
+    Raises:
+        ConfigError: `train` and `measure` choose nothing, there are too few layers, or none that LoRA could adapt.
+    """
+    searching = [name for name, default in (("top_k", 1), ("boost", None)) if getattr(config, name) != default]
+    if verb == "measure" and config.adapter is not None:
+        searching.append("adapter")
+    if verb != "pick" and searching:
+        names = " and ".join("--" + name.replace("_", "-") for name in searching)
+        raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if candidates != "full" and config.top_k > len(candidates):
+        raise ConfigError(f"--top-k {config.top_k} is more than the {len(candidates)} candidate layers: give fewer.")
+    chosen = range(loaded.num_layers) if candidates == "full" else candidates
+    if config.adapter is not None and not linear_maps(loaded.model, chosen):
+        raise ConfigError(
+            f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
         )
 
 

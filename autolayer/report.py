@@ -39,7 +39,7 @@ def verdict(result: PickResult) -> str:
     if result.verdict == "clear":
         return f"{best} {are} the clear winner{_probability(result)}."
     if result.verdict == "tied" and len(result.tied_layers or ()) < 2:
-        return f"{best} {are} taken: what another layer could gain beyond it cannot matter."
+        return f"{best} {are} taken: what any other choice could gain beyond it cannot matter."
     if result.verdict == "tied":
         highest = [max(result.tied_layers or (), default=None)] == list(result.best_layers or ())
         why = " because it trains fastest" if highest else ""  # backward stops at the lowest trained layer

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -56,8 +56,8 @@ class Rollouts:
     completion_ids: list[list[int]]
     """From the first token written to the last; over several turns with the observations in between."""
     turns: list[tuple[Turn, ...]]
-    texts: list[str]
-    """What was written, decoded without special tokens; actions stand in lines of their own."""
+    actions: list[tuple[str, ...]]
+    """What was written, decoded without special tokens: the completion, or one text for each turn."""
     rewards: list[float]
     """Over several turns the sum of their rewards."""
     finished: list[bool]
@@ -81,7 +81,7 @@ class Rollouts:
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
             turns=[(Turn(0, len(ids), reward, ""),) for ids, reward in zip(completion_ids, rewards, strict=True)],
-            texts=texts,
+            actions=[(text,) for text in texts],
             rewards=rewards,
             finished=finished,
             prefilled=list(map(len, prompt_ids)),
@@ -92,7 +92,16 @@ class Rollouts:
     def from_dict(cls, values: Mapping[str, Any]) -> Rollouts:
         """From plain values, as `dataclasses.asdict` makes them."""
         turns = [tuple(Turn(*turn) for turn in episode) for episode in values["turns"]]
-        return cls(**{**values, "turns": turns})
+        return cls(**{**values, "turns": turns, "actions": list(map(tuple, values["actions"]))})
+
+    @property
+    def texts(self) -> list[str]:
+        """What was written; each action in lines of its own."""
+        return ["\n".join(actions) for actions in self.actions]
+
+    def well_formed(self, is_well_formed: Callable[[str], bool]) -> list[float]:
+        """For each completion, the share of its actions that look like one; 0 or 1 where there is one turn."""
+        return [sum(map(is_well_formed, actions)) / max(1, len(actions)) for actions in self.actions]
 
     @property
     def num_generated(self) -> int:
@@ -132,7 +141,7 @@ class Rollouts:
         return Rollouts(**{name: [getattr(self, name)[row] for row in rows] for name in LISTS}, group_size=group_size)
 
 
-LISTS = ("prompt_ids", "completion_ids", "turns", "texts", "rewards", "finished", "prefilled")
+LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled")
 """The fields of Rollouts that have an entry for each completion."""
 
 

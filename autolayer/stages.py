@@ -258,7 +258,9 @@ class Stages:
             return outcome.winner
         return Arm(
             layers="full",
-            learning_rate=self.config.learning_rate or joint_rate(probed),
+            # As if the layers that were not probed moved the policy as much as those that were.
+            learning_rate=self.config.learning_rate
+            or joint_rate(probed) * (len(probed.layers) / len(self.bench.layers)) ** 0.5,
             seed=self.config.seed,
             boosted=outcome.best,
             boost=self.config.boost,

@@ -47,7 +47,9 @@ class Summary:
     def add_calibration(self, calibration: Calibration, cost: Cost) -> Calibration:
         self.costs["calibrate"] = cost
         units = self.stages.units(calibration)
-        self.full_run = plan.full_run(self.stages.config, units, (max(self.stages.candidates),))
+        self.full_run = plan.full_run(
+            self.stages.config, units, plan.final_layers(self.stages.config, self.stages.candidates)
+        )
         if calibration.truncated > 0.2:
             self.notes.append(f"{calibration.truncated:.0%} of the base model's completions hit the token limit")
         return calibration
@@ -95,6 +97,10 @@ class Summary:
                 _row(row, SetRow(layers=row.layers, predicted=row.predicted), best_at) for row in outcome.ranking
             )
             self.found["sets"] = rows
+        if len(outcome.best) < self.stages.config.top_k:
+            self.notes.append(
+                f"only {len(outcome.best)} candidate layers move the policy: no more can be trained together"
+            )
         self.notes += [
             f"{records.name_layers(row.layers)}: a short run failed ({row.failed})"
             for row in outcome.ranking

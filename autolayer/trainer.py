@@ -14,13 +14,16 @@ import logging
 import os
 import random
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
@@ -93,18 +96,21 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.group_size = group_size
         self.gigpo = gigpo if algorithm == "gigpo" else None
         self.pending: Rollouts | None = None
+        self.sampling_seconds = 0.0
+        """Time spent on rollouts, their rewards included."""
         self.had_advantage = False
         """Whether any token so far had an advantage: without, a zero gradient is right."""
         prompts_per_step = len(self.rows) // num_steps
         batch = prompts_per_step * group_size
-        micro_batch = largest_divisor(batch, max(1, MICRO_BATCH_TOKENS // longest))
+        share = batch // PartialState().num_processes
+        micro_batch = largest_divisor(share, max(1, MICRO_BATCH_TOKENS // longest))
         self._scratch = tempfile.TemporaryDirectory()
         arguments = GRPOConfig(
             output_dir=self._scratch.name,
             max_steps=num_steps,
             per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=batch // micro_batch,
-            steps_per_generation=batch // micro_batch,
+            gradient_accumulation_steps=share // micro_batch,
+            steps_per_generation=share // micro_batch,
             num_generations=group_size,
             max_completion_length=task.max_new_tokens * task.max_turns,  # the constant that Dr. GRPO divides by
             temperature=engine.temperature,
@@ -150,10 +156,14 @@ class LayerGRPOTrainer(GRPOTrainer):
         if self.first_rollouts is not None and self.state.global_step == 0:
             self.pending = self.first_rollouts
         else:
-            rows = [self.rows[int(prompt)] for prompt in prompts[:: self.group_size]]
             first = self.accelerator.process_index * len(prompts)
             seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
-            self.pending = sample(self.engine, self.task, rows, seeds, self.group_size)
+            started = time.perf_counter()
+            rollouts = sample(self.engine, self.task, [self.rows[int(prompt)] for prompt in prompts], seeds, 1)
+            self.sampling_seconds += time.perf_counter() - started
+            # With several processes a group may lie across two of them; then only the advantages know of it.
+            whole = len(prompts) % self.group_size == 0
+            self.pending = replace(rollouts, group_size=self.group_size if whole else 1)
         self.on_rollouts(self.pending)
         masks = {} if self.task.environment is None else {"env_mask": self.pending.own_masks()}
         return {
@@ -176,7 +186,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         assert self.pending is not None
         if self.gigpo is None:
-            rewards_P_G = self.pending.rewards_P_G()  # a deviation is rarely 0 to the last bit
+            rewards_P_G = self.pending.rewards_P_G()  # their deviation is rarely 0 to the last bit
             self.had_advantage |= bool((rewards_P_G.amax(1) > rewards_P_G.amin(1)).any())
         else:
             output["advantages"] = self._step_advantages(self.pending, output["completion_ids"].shape[1])

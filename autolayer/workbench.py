@@ -197,7 +197,7 @@ class Workbench:
         Returns:
             The advanced arm. A segment cut in two gives the same arm, bit for bit (on one machine).
         """
-        started, generating = time.perf_counter(), self.engine.seconds
+        started = time.perf_counter()
         num_steps = to_step - arm.step
         assert num_steps > 0, f"{arm} is not behind step {to_step}"
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
@@ -246,7 +246,7 @@ class Workbench:
                     trainer.add_callback(EachStep(lambda: on_step(_mean(seen[-1].rewards))))
                 trainer.train()
                 # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-                freeze.expect_gradient = trainer.had_advantage
+                freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
             finally:
                 optimizer.close()
                 if trainer is not None:
@@ -259,7 +259,7 @@ class Workbench:
             elif first is not None and first["payer"] != arm.key:
                 cost -= self._generation_cost(seen[0])
             self.spent += cost
-            self._time_training(cost, self.engine.seconds - generating)
+            self._time_training(cost, sampling)
             advanced = replace(arm, step=to_step)
             advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
             checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
@@ -304,8 +304,8 @@ class Workbench:
     def charge(self, cost: Cost, seconds: float) -> None:
         self.spent += replace(cost, seconds=seconds)
 
-    def _time_training(self, cost: Cost, generating: float) -> None:
-        self.training_seconds += cost.seconds - generating
+    def _time_training(self, cost: Cost, sampling: float) -> None:
+        self.training_seconds += cost.seconds - sampling
         self.training_layer_tokens += cost.layer_tokens
 
     def exchange_rate(self) -> float:

@@ -87,6 +87,19 @@ def test_a_trained_adapter_loads_with_peft_and_merges(tmp_path: Path) -> None:
     assert float((wanted - start).abs().max()) > 1e-3
 
 
+def test_adapters_resume_bit_for_bit_with_a_reference(tmp_path: Path) -> None:
+    arm = Arm(layers=(1,), learning_rate=0.02, seed=3)
+    ends = []
+    for name, stops in (("whole", (3,)), ("cut", (1, 3))):
+        bench = make_bench(build_model("qwen3"), tmp_path / name, beta=0.05)
+        bench.adapt((1, 2), seed=0)
+        reached = arm
+        for stop in stops:
+            reached = bench.train(reached, stop).arm
+        ends.append(bench.arm_weights(reached))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_boosted_layers_take_larger_steps(tmp_path: Path) -> None:
     moved: dict[float, dict[str, float]] = {}
     for boost in (1.0, 2.0):
@@ -132,6 +145,22 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
         Config(model="tiny", adapter="dora")
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        ("train", {"top_k": 2, "layers": "1"}, "--top-k belongs to `pick`"),
+        ("train", {"boost": 2.0, "layers": "1"}, "--boost belongs to `pick`"),
+        ("measure", {"adapter": "lora"}, "--adapter belongs to `pick`"),
+        ("pick", {"top_k": 3, "layers": "0,1"}, "more than the 2 candidate layers"),
+    ],
+)
+def test_verbs_refuse_what_they_would_ignore(verb: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    run: Any = {"train": autolayer.train_layer, "measure": autolayer.measure, "pick": autolayer.pick}[verb]
+    with pytest.raises(ConfigError, match=words):
+        run(**SHORT, **options, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_sets_race_and_the_winner_is_trained(tmp_path: Path) -> None:
     result = autolayer.pick(**SHORT, top_k=2, budget=2.0, out=str(tmp_path))
@@ -160,6 +189,18 @@ def test_an_adapter_run_from_start_to_merge(tmp_path: Path, capsys: pytest.Captu
     changed = differing(weights_of(base.model), weights_of(merged.model))
     layer = (result.best_layers or (0,))[0]
     assert changed and all(f".layers.{layer}." in name for name in changed)
+
+
+@pytest.mark.slow
+def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
+    options = {**SHORT, "adapter": "lora", "layers": "6-7", "budget": 2.0}
+    whole = autolayer.pick(**options, out=str(tmp_path / "whole"))
+    stopped = autolayer.pick(**options, out=str(tmp_path / "cut"), until="search")
+    assert any(row.rungs for row in stopped.ranking or ())
+    resumed = autolayer.pick(**options, out=str(tmp_path / "cut"))
+    assert (resumed.gain, resumed.best_layers, resumed.learning_rate) == (
+        whole.gain, whole.best_layers, whole.learning_rate,
+    )  # fmt: skip
 
 
 @pytest.mark.slow

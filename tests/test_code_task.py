@@ -210,6 +210,29 @@ DEEPCODER_ROWS = {
 
 
 @pytest.mark.usefixtures("_sandbox")
+def test_what_a_program_may_use_is_not_its_own() -> None:
+    problem = json.dumps({"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]})
+    method = json.dumps({"fn_name": "accumulate", "inputs": [[[1, 2]]], "outputs": [3]})
+    programs = ["pass", "def gcd(a, b): return b and gcd(b, a % b) or a", "from math import gcd"]
+    assert make_reward()([CHAT] * 3, list(map(fenced, programs)), problem=[problem] * 3) == [0.0, 1.0, 0.0]
+    solution = "class Solution:\n    def accumulate(self, a): return sum(a)"
+    assert make_reward()([CHAT], [fenced(solution)], problem=[method]) == [1.0]
+
+
+@pytest.mark.usefixtures("_sandbox")
+def test_a_key_that_python_cannot_write_is_a_wrong_answer() -> None:
+    problem = json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [{"1": 1}]})
+    assert make_reward()([CHAT], [fenced("def f(x): return {10**5000: 1}")], problem=[problem]) == [0.0]
+
+
+def test_a_malformed_row_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"problem": "x", "tests": json.dumps({"fn_name": "f", "inputs": [5], "outputs": [5]})}
+    good = DEEPCODER_ROWS["taco"]
+    assert len(usable("deepcoder", [good] * 9 + [row], deepcoder_question)) == 9
+    assert "1 of 10 problems are left out" in caplog.text
+
+
+@pytest.mark.usefixtures("_sandbox")
 @pytest.mark.parametrize("kind", DEEPCODER_ROWS)
 def test_deepcoder_in_every_dialect(kind: str) -> None:
     question = deepcoder_question(DEEPCODER_ROWS[kind])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from autolayer.config import GiGPOConfig
 from autolayer.errors import ConfigError, UnknownNameError
@@ -120,48 +124,70 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-def work(rank, port):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    from accelerate import Accelerator
-    from autolayer.config import GiGPOConfig
-    from autolayer.gigpo import step_advantages
-    from autolayer.rollouts import Rollouts, Turn
+def advantages(folder, algorithm, inputs):
+    from test_episodes import make_task, often_ending
+    from workbench_helpers import make_bench
+    from autolayer.arms import Arm
+    from autolayer.optimizer import MasterAdamW
     from autolayer.trainer import LayerGRPOTrainer
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    def turn(i, t):
-        return Turn(3 * t, 3 * t + 2, float((i * t) % 3), f"{i % 2}{t}" if t else "s")
-    walks = [tuple(turn(i, t) for t in range(1 + i % 4)) for i in range(6)]
-    mine = walks[3 * rank : 3 * rank + 3]  # groups of two: the middle one lies across
-    trainer = LayerGRPOTrainer.__new__(LayerGRPOTrainer)
-    trainer.accelerator, trainer.group_size, trainer.gigpo = accelerator, 2, GiGPOConfig()
-    ids = [[0] * walk[-1].stop for walk in mine]
-    rollouts = Rollouts(prompt_ids=[[1]] * 3, completion_ids=ids, turns=mine, texts=[""] * 3, rewards=[0.0] * 3,
-                        finished=[True] * 3, prefilled=[1] * 3, group_size=1)
-    found = trainer._step_advantages(rollouts, 12)
-    wanted = step_advantages(walks, 2, GiGPOConfig())[3 * rank : 3 * rank + 3]
-    for row, walk, values in zip(found, mine, wanted):
-        expected = torch.zeros(12)
-        for turn, value in zip(walk, values):
-            expected[turn.start:turn.stop] = value
-        assert torch.allclose(row, expected), (rank, row, expected)
-    assert bool(found.any())
-    dist.barrier(); dist.destroy_process_group()
+    bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
+    arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
+    for parameter in bench.parameters(arm.layers).values():
+        parameter.requires_grad_(True)
+    trainer = LayerGRPOTrainer(
+        model=bench.model, tokenizer=bench.tokenizer, task=bench.task, rows=bench.train_rows(0, 0, 1, 3), arm=arm,
+        num_steps=1, group_size=2, algorithm=algorithm, gigpo=bench.settings.gigpo, beta=0.0, engine=bench.engine,
+        optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), longest=bench.longest, swap_in_base=None,
+        on_rollouts=lambda rollouts: None)
+    trainer.model.train()
+    found = trainer._generate_and_score_completions(inputs)
+    return found["advantages"], trainer.pending
+
+def work(rank, port, folder, num):
+    from pathlib import Path
+    if num == 2:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    size = 6 // num  # three prompts, two episodes each: with two processes the middle group lies across
+    inputs = [{"prompt": str(i // 2)} for i in range(size * rank, size * (rank + 1))]
+    saved = {}
+    for algorithm in ("gigpo", "grpo"):
+        values, rollouts = advantages(Path(folder) / f"{algorithm}{num}{rank}", algorithm, inputs)
+        if values.dim() == 1:
+            values = values[:, None]
+        saved[algorithm] = [(v[: len(ids)].tolist(), ids) for v, ids in zip(values, rollouts.completion_ids)]
+    torch.save(saved, Path(folder) / f"found-{num}-{rank}.pt")
+    if num == 2:
+        dist.barrier()
+        dist.destroy_process_group()
 
 if __name__ == "__main__":
-    mp.spawn(work, args=(int(sys.argv[1]),), nprocs=2)
+    port, folder = int(sys.argv[1]), sys.argv[2]
+    mp.spawn(work, args=(port, folder, 2), nprocs=2)
+    mp.spawn(work, args=(port, folder, 1), nprocs=1)
 """
 
 
 @pytest.mark.slow
-def test_groups_across_two_processes_of_unequal_lengths(tmp_path) -> None:
-    import socket
-
+def test_two_processes_find_the_advantages_of_one(tmp_path: Path) -> None:
+    """Sampling, rewarding and comparing for real, over gloo; episodes of unequal lengths, a group across both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    done = subprocess.run([sys.executable, str(script), str(port)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, str(script), str(port), str(tmp_path)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    halves, whole = (
+        [torch.load(tmp_path / f"found-2-{rank}.pt") for rank in (0, 1)],
+        torch.load(tmp_path / "found-1-0.pt"),
+    )
+    for algorithm in ("gigpo", "grpo"):
+        joined = halves[0][algorithm] + halves[1][algorithm]
+        assert len({len(ids) for _, ids in joined}) > 1 and any(any(values) for values, _ in joined)
+        for (values, ids), (wanted, wanted_ids) in zip(joined, whole[algorithm], strict=True):
+            assert ids == wanted_ids and values == pytest.approx(wanted, abs=1e-6)

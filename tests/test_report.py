@@ -74,7 +74,7 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
          "Layers 2, 3 and 4 cannot be told apart; layer 4 is taken because it trains fastest."),
         (result(verdict="tied", best_layers=(3,), tied_layers=(3, 4)),
          "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
-        (result(verdict="tied"), "Layer 3 is taken: what another layer could gain beyond it cannot matter."),
+        (result(verdict="tied"), "Layer 3 is taken: what any other choice could gain beyond it cannot matter."),
         (result(verdict="budget_spent"),
          "The budget was spent before a winner was clear; layer 3 is taken: it is the best with probability 0.90."),
         (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),

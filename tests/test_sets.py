@@ -38,5 +38,5 @@ def test_what_is_the_same_set_races_once_and_all_layers_are_one_set() -> None:
 
 def test_candidates_far_apart_have_no_block() -> None:
     found = candidate_sets(singles([0.5, 0.6, 0.7], layers=[0, 10, 20]), 2, 24)
-    assert {each.layers for each in found} == {(10, 20), (0, 20), (0, 10)} or len(found) >= 2
-    assert all(len(each.layers) == 2 for each in found)
+    # The best; the runner-up for the weakest; the best apart are the best; no two are consecutive; the middle is 12.
+    assert [each.layers for each in found] == [(10, 20), (0, 20)]

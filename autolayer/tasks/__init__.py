@@ -122,7 +122,7 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
         check_reasoning_gym(config.task.removeprefix(PREFIX))
     elif config.task not in TASKS:
         raise unknown("task", config.task, [*TASKS, *(f"{prefix}NAME" for prefix in FAMILIES)], OWN_TASK)
-    elif forms and (form := forms.get("math" if config.task.removeprefix("math:") in TRAINING else config.task)):
+    elif forms and (form := forms.get(config.task)):
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
             f"to learn from: use --task {form}, its smallest form, or another --model."

@@ -33,6 +33,7 @@ def load_house(*, chat: bool, dense: bool = False) -> Task:
         environment=partial(House, dense=dense),
         max_turns=MAX_TURNS,
         max_new_tokens=32 if chat else 8,
+        max_context=2048 if chat else 256,
         is_well_formed=is_action,
         num_eval=512,
     )

@@ -30,6 +30,7 @@ def load_keys(*, chat: bool, dense: bool = False) -> Task:
         environment=partial(Keys, dense=dense),
         max_turns=MAX_TURNS,
         max_new_tokens=32 if chat else 8,
+        max_context=4096 if chat else 1024,
         is_well_formed=is_action,
         num_eval=256,
     )

@@ -70,6 +70,12 @@ class ToolEnvironment:
         """The JSON schema of every tool, for the chat template to list."""
         return tool_schemas(self._object)
 
+    @property
+    def state(self) -> str:
+        """The object's own `state`, where it is a text; else all that was said and done so far."""
+        own = getattr(self._object, "state", None)
+        return own if isinstance(own, str) else "\n".join(message["content"] for message in self._messages)
+
     def reset(self, row: Mapping[str, Any]) -> str:
         """Begins the episode with the columns of the row, the prompt included, as TRL does."""
         self._row, self._messages, self._is_paid = row, [], False

@@ -46,7 +46,9 @@ def run(mode: str, job: dict[str, Any], limits: dict[str, Any], descriptors: Seq
     os.environ.update(HOME=os.getcwd(), TMPDIR=os.getcwd(), PATH="/nonexistent", LANG="C.UTF-8")
     lock_up(mode, limits)
     try:
-        space = {"__name__": "__main__" if job["kind"] == "stdin" else "solution"}
+        space: dict[str, Any] = {"__name__": "__main__" if job["kind"] == "stdin" else "solution"}
+        exec(job.get("prelude", ""), space)
+        usual = dict(space)
         try:
             exec(compile(job["program"], "solution.py", "exec"), space)
             if job["kind"] == "stdin":
@@ -55,9 +57,9 @@ def run(mode: str, job: dict[str, Any], limits: dict[str, Any], descriptors: Seq
             pass
         if job["kind"] == "calls":
             for name, *arguments in job["calls"]:
-                _answer(space, name, [wire.decode(argument) for argument in arguments], {})
+                _answer(space, usual, name, [wire.decode(argument) for argument in arguments], {})
         elif job["kind"] == "tests":
-            _serve(space)
+            _serve(space, usual)
         sys.stdout.flush()
         return 0
     except MemoryError:
@@ -107,17 +109,19 @@ def _join_threads() -> None:
             thread.join()
 
 
-def _serve(space: dict[str, Any]) -> None:
+def _serve(space: dict[str, Any], usual: dict[str, Any]) -> None:
     """Answers calls until the judge has no more."""
     with os.fdopen(_REQUESTS, "rb") as requests:
         for line in requests:
             name, arguments, named = wire.decode(line)
-            _answer(space, name, arguments, named)
+            _answer(space, usual, name, arguments, named)
 
 
-def _answer(space: dict[str, Any], name: str, arguments: Sequence[Any], named: dict[str, Any]) -> None:
+def _answer(
+    space: dict[str, Any], usual: dict[str, Any], name: str, arguments: Sequence[Any], named: dict[str, Any]
+) -> None:
     try:
-        line = '{"value": ' + wire.encode(_function(space, name)(*arguments, **named)) + "}"
+        line = '{"value": ' + wire.encode(_function(space, usual, name)(*arguments, **named)) + "}"
     except MemoryError:
         raise
     except BaseException as error:  # SystemExit too: the next call is another test
@@ -127,8 +131,14 @@ def _answer(space: dict[str, Any], name: str, arguments: Sequence[Any], named: d
         data = data[os.write(_ANSWERS, data) :]
 
 
-def _function(space: dict[str, Any], name: str) -> Any:
-    """A function of the program, or a method of its class `Solution`, as the data sets have it."""
-    if name not in space and "Solution" in space:
+def _function(space: dict[str, Any], usual: dict[str, Any], name: str) -> Any:
+    """A function of the program, or a method of its class `Solution`, as the data sets have it.
+
+    Raises:
+        NameError: The program has neither; what it was given to use is not its own.
+    """
+    if name in space and space[name] is not usual.get(name):
+        return space[name]
+    if "Solution" in space:
         return getattr(space["Solution"](), name)
-    return space[name]
+    raise NameError(name)

@@ -80,7 +80,7 @@ def _job(program: str, problem: Problem, run_all: bool) -> Calls | Judged:
             program=program, tests=problem.tests, functions=problem.functions, setup=problem.setup, run_all=run_all
         )
     calls = [(problem.fn_name, arguments) for arguments in problem.inputs]
-    return Calls(program=USUAL_IMPORTS + program, calls=calls)
+    return Calls(program=program, calls=calls, prelude=USUAL_IMPORTS)
 
 
 def _score(problem: Problem, outcome: Outcome) -> Score:
@@ -139,8 +139,8 @@ def same_value(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, (list, tuple)):
         return isinstance(found, (list, tuple)) and len(found) == len(wanted) and all(map(same_value, found, wanted))
     if isinstance(wanted, dict):
-        keys = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-        return keys.keys() == {str(key) for key in wanted} and all(same_value(keys[str(k)], wanted[k]) for k in wanted)
+        keys = {_name(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+        return keys.keys() == set(map(_name, wanted)) and all(same_value(keys[_name(k)], wanted[k]) for k in wanted)
     if isinstance(wanted, bool) or isinstance(found, bool) or not isinstance(wanted, (int, float)):
         return type(found) is type(wanted) and found == wanted
     if not isinstance(found, (int, float)):
@@ -148,3 +148,11 @@ def same_value(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, int) and isinstance(found, int):
         return found == wanted
     return _close(found, wanted)
+
+
+def _name(key: Any) -> str:
+    """A key as JSON would have it."""
+    try:
+        return str(key)
+    except ValueError:  # an integer of more digits than Python writes
+        return ""

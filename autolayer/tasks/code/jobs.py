@@ -10,6 +10,9 @@ from typing import Any
 from autolayer.tasks.code import wire
 from autolayer.tasks.code.limits import Failed, Limits, Outcome
 
+MAX_HASHED = 4000
+"""Items of a set or dictionary that a program may return."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calls:
@@ -18,6 +21,8 @@ class Calls:
     program: str
     calls: Sequence[tuple[str, Sequence[Any]]]
     """Name of the function and its arguments, which must be plain data."""
+    prelude: str = ""
+    """Run before the program; what it defines is there to be used, and is not the program's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ def opening_frames(jobs: Sequence[Job], limits: Limits) -> list[bytes]:
 def program_frame(job: Calls) -> bytes:
     """What the process of one program in a batch is sent, and reads itself."""
     calls = [[name, *map(wire.encode, arguments)] for name, arguments in job.calls]
-    return json.dumps({"program": job.program, "calls": calls}).encode()
+    return json.dumps({"program": job.program, "prelude": job.prelude, "calls": calls}).encode()
 
 
 def outcome_of(job: Job, reason: str, result: bytes) -> Outcome:
@@ -76,7 +81,7 @@ def outcome_of(job: Job, reason: str, result: bytes) -> Outcome:
     for line in result.split(b"\n")[: len(job.calls)]:
         try:
             if line.startswith(b'{"value": ') and line.endswith(b"}"):
-                values.append(wire.decode(line[len(b'{"value": ') : -1]))
+                values.append(wire.decode(line[len(b'{"value": ') : -1], max_hashed=MAX_HASHED))
             else:
                 values.append(Failed(str(json.loads(line)["error"])[:100]))
         except (ValueError, TypeError, KeyError, RecursionError):

@@ -17,7 +17,7 @@ class Limits:
     wall_seconds: float = 15.0
     """Of the whole job. Larger than `seconds`, so that a busy machine does not fail a good program."""
     memory: int = 512 * _MEGABYTE
-    """Address space, in bytes."""
+    """Address space of each process, in bytes: a job may use `processes` times as much."""
     processes: int = 4
     """Processes and threads of the job."""
     output: int = 4 * _MEGABYTE

@@ -79,6 +79,8 @@ def usable(
             found.append(question)
         except DataError as error:
             problems.append(str(error))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a row that is not as all others are
+            problems.append(f"a row is malformed ({type(error).__name__}: {error}).")
     if len(problems) > MAX_UNUSABLE * len(rows):
         raise DataError(
             f"{len(problems)} of {len(rows)} problems of {name} cannot be used, the first because {problems[0]} This "
@@ -121,7 +123,8 @@ def deepcoder_question(row: Mapping[str, Any]) -> Question:
         task = "The program reads standard input and prints its answer."
     else:
         form = {"fn_name": name, "inputs": [_arguments(i) for i, _ in pairs], "outputs": [o for _, o in pairs]}
-        form["wrapped"] = True
+        # LiveCodeBench's outputs are as they are, the others' in a list of one.
+        form["wrapped"] = isinstance(tests, Mapping) or not any(map(_is_json, tests))
         task = f"Write the function `{name}`."
     if starter := (row.get("starter_code") or "").strip():
         task = f"Begin with this:\n\n{starter}"

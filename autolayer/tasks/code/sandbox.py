@@ -90,6 +90,11 @@ class Sandbox:
                             "no verdict on the program, so the run ends here. If the machine is overloaded or out of "
                             "memory, give it fewer jobs; the same command goes on from where it stopped."
                         ) from failure
+        except BaseException:
+            if worker is not None:  # it may be in the middle of a batch, and would answer for another program
+                worker.close()
+                worker = None
+            raise
         finally:
             self._workers.put(worker)
         return found

@@ -144,14 +144,22 @@ def _run_batch(mode: str, num: int, limits: dict[str, Any], folder: str) -> None
 
     Until one leaves something in the folder, or runs out of time: it may not have read all of its frame.
     """
+    fresh = _traces(folder)
     for left in reversed(range(num)):
         reason, result = _run(mode, {"kind": "calls"}, limits, folder)
         if mode != "bare":
             _end_everything_else()
-        more = left > 0 and reason != "timeout" and not os.listdir(folder)
+        more = left > 0 and reason != "timeout" and _traces(folder) == fresh
         _send(reason, result, more)
         if not more:
             return
+
+
+def _traces(folder: str) -> tuple[Any, ...]:
+    """What a program could leave for the next one: files, attributes of the folder, its mode and owner."""
+    found = os.stat(folder)
+    attributes = os.listxattr(folder) if hasattr(os, "listxattr") else []
+    return sorted(os.listdir(folder)), attributes, found.st_mode, found.st_uid, found.st_gid
 
 
 def _fresh_scratch(mode: str, limits: dict[str, Any]) -> str:
@@ -180,7 +188,7 @@ def _watch(pid: int, judge_pid: int | None, mode: str, streams: dict[int, bytear
     """
     deadline = time.monotonic() + limits["wall_seconds"]
     awaited, passed = judge_pid or pid, None
-    ended: dict[int, tuple[int, Any]] = {}  # status and usage
+    ended: dict[int, Any] = {}  # status and usage
     still_open = set(streams)
     while passed is None:
         pause = 0.02 if still_open and not ended else 0

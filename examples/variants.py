@@ -1,0 +1,27 @@
+"""Built-in tasks with another reward: for `--task examples/variants.py:NAME`.
+
+autolayer pick --model Qwen/Qwen3-1.7B --task examples/variants.py:code_share
+autolayer pick --model tiny --task examples/variants.py:house_dense --algorithm gigpo
+"""
+
+from __future__ import annotations
+
+from autolayer.tasks import Task
+from autolayer.tasks.agent.house_task import load_house
+from autolayer.tasks.agent.keys_task import load_keys
+from autolayer.tasks.code.code_task import load_code
+
+
+def code_share(chat: bool) -> Task:
+    """DeepCoder, where a program earns the share of the tests that it passes."""
+    return load_code(chat=chat, share=True)
+
+
+def house_dense(chat: bool) -> Task:
+    """agent:house, where holding the right object is rewarded too."""
+    return load_house(chat=chat, dense=True)
+
+
+def keys_dense(chat: bool) -> Task:
+    """agent:keys, where a door that has to be opened is rewarded too."""
+    return load_keys(chat=chat, dense=True)
