@@ -35,7 +35,7 @@ NEEDED = {
     "autolayer/data/tiny-2/config.json",
     "autolayer/data/tiny-2/model.safetensors",
     "autolayer/data/tiny-qwen2-2/model.safetensors",
-    "autolayer/data/tiny/tokenizer.json",
+    "autolayer/data/tiny-2/tokenizer.json",
 }
 QUICK = ("--steps", "2", "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "8", "--num-eval", "8",
          "--layers", "0,1", "--budget", "4")  # fmt: skip

@@ -42,7 +42,7 @@ _OTHERS = ("in", "on", "has", "and", "is", "closed", "empty", "you", "have", "no
 WORDS: tuple[str, ...] = (*VERBS, *ROOMS, *CLOSED, *OPEN, *OBJECTS, *_OTHERS)
 """Every word of prompts, observations and actions; blanks and line ends stand between them."""
 
-MAX_TURNS = 8
+MAX_TURNS = 10
 INVALID = "nothing happens"
 HOLDING_REWARD = 0.2
 """Dense form: for holding the right object the first time; success then brings the rest of 1."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import random
 
-from autolayer.tasks.agent.house import MAX_TURNS, OBJECTS, House, make_world
+from autolayer.tasks.agent.house import OBJECTS, House, make_world
 
 CARELESS = (0.2, 0.4, 0.6)
 """How often a writer does not do what an explorer would; each writer has one of these shares."""
+PATIENCE = 8
+"""Actions after which a writer gives up."""
 BLUNDERS = 0.2
 """How many of the careless actions are drawn without looking whether they are possible."""
 
@@ -127,7 +129,7 @@ def play(house: House, rng: random.Random, careless: float = 0.0) -> tuple[list[
     explorer = Explorer(read)
     turns: list[tuple[str, str]] = []
     total = 0.0
-    for _ in range(MAX_TURNS):
+    for _ in range(PATIENCE):
         action = explorer.stray(rng) if rng.random() < careless else explorer.choose()
         turns.append((read, action))
         step = house.step(action)
