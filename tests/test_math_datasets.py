@@ -18,6 +18,7 @@ from hub_cache import gsm8k_rows, make_dataset_cache, write_files
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError
+from autolayer.models import EMBEDDED
 from autolayer.tasks import TASKS, check_name, load_task
 from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math import formats, public
@@ -306,7 +307,7 @@ def test_a_set_without_any_usable_problem_is_refused(copies: Path) -> None:
 
 def test_a_packaged_model_is_told_the_form_that_fits() -> None:
     with pytest.raises(ConfigError, match="--task math:numina is far too hard.*math:arith"):
-        check_name(Config(model="tiny", task="math:numina"), {"math": "math:arith"})
+        check_name(Config(model="tiny", task="math:numina"), EMBEDDED["tiny"].forms)
 
 
 def test_every_training_set_has_a_name() -> None:
