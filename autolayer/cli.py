@@ -372,7 +372,9 @@ def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
 
 
 def _why_no_result(folder: runs.RunFolder) -> str:
-    if (folder / "contribution.json").is_file():
+    from autolayer.contribution import NAME
+
+    if (folder / NAME).is_file():
         return f"{folder.path} is a run of `measure`: repeat its command to see it, or `compare` a prediction with it."
     if (calibration := folder.read(runs.CALIBRATION)) is None:
         return f"{folder.path} has no {runs.RESULT}: give the folder of a run, or repeat its command to finish it."

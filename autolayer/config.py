@@ -185,8 +185,8 @@ class Config:
             return name, valid, f"{option} {value} cannot work: give a {'whole ' if whole else ''}number above 0"
 
         return [
-            *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens", "num_eval")),
-            positive("max_prompt_tokens", whole=True),
+            *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens")),
+            *(positive(name, whole=True) for name in ("max_prompt_tokens", "num_eval")),
             *(positive(name) for name in ("budget", "hours", "temperature", "learning_rate", "regret")),
             ("top_k", self.top_k >= 1, f"--top-k {self.top_k} cannot work: give a whole number above 0"),
             ("boost", None in (self.boost, self.adapter), "--boost trains all parameters, --adapter only adapters: "
@@ -205,12 +205,15 @@ class Config:
     @property
     def signature(self) -> str:
         """Ten characters that two configurations share only if they would do the same."""
-        signed = {name: value for name, value in dataclasses.asdict(self).items() if name not in NOT_SIGNED}
+        signed = self.signed()
         if self.measure == MeasureConfig():  # the other verbs do nothing with it
             del signed["measure"]
-        if self.algorithm != "gigpo":
-            del signed["gigpo"]
         return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()[:10]
+
+    def signed(self) -> dict[str, Any]:
+        """The settings that decide what a run does, as plain values."""
+        left_out = NOT_SIGNED if self.algorithm == "gigpo" else (*NOT_SIGNED, "gigpo")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
 
 TABLES = {"probe": ProbeConfig, "search": SearchConfig, "measure": MeasureConfig, "gigpo": GiGPOConfig}

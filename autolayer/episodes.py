@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -110,7 +110,7 @@ def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: in
     """Takes the action that these tokens are, and reads what it led to."""
     episode.prefilled += len(episode.ids)
     start = len(episode.completion_ids)
-    action = form.action(ids)
+    action = cast(str, form.tokenizer.decode(ids, skip_special_tokens=True)).strip()
     step = act(episode.environment, action)
     episode.completion_ids += ids
     episode.turns.append(Turn(start, start + len(ids), step.reward, episode.state))
@@ -136,9 +136,6 @@ class _Plain:
     def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
         return encode_prompts(self.tokenizer, [{"prompt": row["prompt"] + observation + PROMPT}], {})[0]
 
-    def action(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # pyright: ignore
-
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
         line = "" if ids[-1] in self._breaks else "\n"
         return list(self.tokenizer(line + observation + PROMPT, add_special_tokens=False)["input_ids"])  # pyright: ignore
@@ -158,9 +155,6 @@ class _Chat:
         content = f"{last['content']}\n\n{observation}" if observation else last["content"]
         messages = [*before, {**last, "content": content}]
         return encode_prompts(self.tokenizer, [{"prompt": messages}], self._options(environment))[0]
-
-    def action(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # pyright: ignore
 
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
         """What the chat template writes between one assistant message and the next.

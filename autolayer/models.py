@@ -32,7 +32,7 @@ class EmbeddedModel:
     folder: str
     """Below `autolayer/data/`."""
     forms: Mapping[str, str] = field(default_factory=dict)
-    """Task to the form of it that fits this model."""
+    """Kind of task, which its name begins with, to the one form of it that fits this model."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By task, values of `Config` fields that the user left open; '' for all other tasks."""
 
@@ -40,11 +40,7 @@ class EmbeddedModel:
         return self.presets.get(task, self.presets.get("", {}))
 
 
-_FORMS = {
-    "math": "math:arith", **dict.fromkeys(("code", "code:mbpp", "code:humaneval", "code:small"), "code:expr"),
-    **dict.fromkeys(("agent:keys", "agent:textworld", "agent:alfworld"), "agent:house"),
-    **{f"math:{name}": "math:arith" for name in ("gsm8k", "math", "numina", "deepscaler", "skywork")},
-}  # fmt: skip
+_FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house"}
 _PRESETS = {
     "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024},
     # A program is run for every completion, an episode has some 100 tokens: these cost more than arithmetic.

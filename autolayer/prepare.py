@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from autolayer import models, tasks
 from autolayer.arms import Layers
-from autolayer.config import NOT_SIGNED, Config
+from autolayer.config import Config
 from autolayer.errors import ConfigError
 from autolayer.evaluation import fit_decoding
 from autolayer.layers import layer_parameters, linear_maps, parse_layers
@@ -67,7 +66,9 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     check_room(folder / PATCH, trained.values())
     if config.history is not None:
         known.history(config.history)
-    resolved = {"verb": verb, **signed(config, verb), "base_hash": loaded.weight_hash, **_content(config)}
+    resolved = {"verb": verb, **config.signed(), "base_hash": loaded.weight_hash, **_content(config)}
+    if verb != "measure":
+        del resolved["measure"]
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
     settings = TrainSettings(
         algorithm=config.algorithm,
@@ -174,13 +175,6 @@ def resolve(config: Config, task: Task) -> Config:
     config = dataclasses.replace(config, **open_fields)
     rows = len(task.splits["eval"])
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
-
-
-def signed(config: Config, verb: str) -> dict[str, Any]:
-    """The settings that decide what a run does."""
-    left_out = [*NOT_SIGNED, *([] if verb == "measure" else ["measure"])]
-    left_out += [] if config.algorithm == "gigpo" else ["gigpo"]
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in left_out}
 
 
 def _content(config: Config) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from autolayer.probes.rates import together
 from autolayer.search.records import Candidate
 
 
@@ -43,13 +44,10 @@ def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> 
 
 
 def _joined(singles: Sequence[Candidate]) -> Candidate:
-    """What is predicted of layers together is the mean of what is predicted of each, and so is no reason to take more.
-
-    Their movements add up like independent errors, which gives the rate.
-    """
+    """Of layers together the mean of what is predicted of each is predicted, and so no reason to take more."""
     return Candidate(
         layers=tuple(sorted(single.layers[0] for single in singles)),
         predicted=sum(single.predicted for single in singles) / len(singles),
         predicted_sd=max(single.predicted_sd for single in singles),
-        learning_rate=sum(single.learning_rate**-2 for single in singles) ** -0.5,
+        learning_rate=together(single.learning_rate for single in singles),
     )

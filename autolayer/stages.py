@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from autolayer import checkpoints, lora, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
@@ -50,7 +50,6 @@ class Stages:
     signature: str
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
-    _adapted: list[bool] = field(default_factory=list, init=False)
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -155,8 +154,9 @@ class Stages:
         self.adapt()
         left = plan.finding_budget(config, units, self.candidates) - spent
         num_items = min(plan.select_items(config), len(bench.task.splits["select"]))
-        several = len(self._candidates(probed)) > 1
-        races = several and plan.pays_for_race(config, units, self.candidates, left)  # if not, no item is read
+        candidates = self._candidates(probed)
+        # If not, no item is read.
+        races = len(candidates) > 1 and plan.pays_for_race(config, units, self.candidates, left)
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
         budget = replace(left - base_cost, seconds=0.0) if races else Cost()
         race = RaceConfig(
@@ -186,9 +186,7 @@ class Stages:
                 return result
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
-            outcome = run_search(
-                race, self._candidates(probed), base, run, storage=storage, deadline=self._search_deadline()
-            )
+            outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
             bar.advance(0, outcome.verdict.replace("_", " "))
         return outcome, outcome.spent + base_cost
 
@@ -244,13 +242,12 @@ class Stages:
 
     def adapt(self) -> None:
         """With --adapter, puts the adapters in: after the probes, which look at whole layers."""
-        if self.config.adapter is not None and not self._adapted:
+        if self.config.adapter is not None and not lora.adapter_parameters(self.bench.model):
             self.bench.adapt(self.candidates, self.config.seed)
-            self._adapted.append(True)
 
     def rate_factor(self) -> float:
         """Learning rates of what is trained, over those of whole layers."""
-        return lora.rate_factor(self.bench.model) if self._adapted else 1.0
+        return 1.0 if self.config.adapter is None else lora.rate_factor(self.bench.model)
 
     def final_arm(self, outcome: Outcome, probed: ProbeReport) -> Arm:
         """What is trained to the end: the winner, or with --boost all parameters, faster in the winner."""

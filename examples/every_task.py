@@ -1,6 +1,6 @@
 """Every kind of task, algorithm and family that comes with the package: what `pick` finds and what its training gains.
 
-    python examples/every_task.py                        # 14 runs, one core: about 40 minutes
+    python examples/every_task.py                        # 14 runs, one core: about 50 minutes
     python examples/every_task.py --only tiny.code       # those whose name begins so
     python examples/every_task.py --out runs/every_task  # where the runs are kept; finished ones are read, not repeated
 

@@ -86,7 +86,7 @@ PHASES = (
         learning_rate=3e-3,
         texts=((arith_text, 128, True), (expr_text, 64, True), (house_text, 24, False)),
     ),
-    # After the first, one episode in eleven succeeds: houses take longer to learn than the rest.
+    # After the first, few episodes succeed: houses take longer to learn than the rest.
     Phase(
         steps=1200,
         learning_rate=2e-3,

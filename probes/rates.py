@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from autolayer.probes.context import FAR, ProbeContext
 from autolayer.probes.reach import reach_scores
@@ -31,6 +32,11 @@ def far_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
         layer: float(reach) * FAR / deviation / steps if reach > 0 and deviation > 0 else None
         for layer, reach, deviation in zip(context.layers, reach_L, deviations, strict=True)
     }
+
+
+def together(rates: Iterable[float]) -> float:
+    """The rate at which layers trained together move the policy as far as each alone: like independent errors."""
+    return sum(rate**-2 for rate in rates) ** -0.5
 
 
 def steps_to_far(total_steps: int) -> float:

@@ -15,7 +15,7 @@ from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.known import Known
 from autolayer.probes.predictor import predict
-from autolayer.probes.rates import far_rates, steps_to_far
+from autolayer.probes.rates import far_rates, steps_to_far, together
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.workbench import Workbench
 
@@ -118,7 +118,7 @@ def shared_batch(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_fo
 
 
 def joint_rate(report: ProbeReport) -> float:
-    """The rate of training all probed layers together: their movements add up like independent errors.
+    """The rate of training all probed layers together.
 
     Raises:
         ConfigError: None of the layers moves the policy.
@@ -126,4 +126,4 @@ def joint_rate(report: ProbeReport) -> float:
     rates = [rate for rate in report.learning_rates if rate is not None]
     if not rates:
         raise ConfigError(f"layers {list(report.layers)} do not move the policy at all: give other --layers.")
-    return sum(rate**-2 for rate in rates) ** -0.5
+    return together(rates)

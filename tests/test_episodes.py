@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from tiny_models import build_model, build_tokenizer
-from workbench_helpers import make_bench
+from workbench_helpers import make_bench, spied_gradients
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
@@ -16,7 +16,6 @@ from autolayer.episodes import PROMPT, play
 from autolayer.errors import EpisodeError
 from autolayer.gigpo import step_advantages
 from autolayer.layers import layer_parameters
-from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Step
@@ -229,14 +228,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over episodes of unequal length; tokens that were read count nowhere."""
-    seen: dict[str, torch.Tensor] = {}
-    step = MasterAdamW.step
-
-    def spy(self: MasterAdamW, closure: Any = None) -> None:
-        seen.update({name: m.grad.clone() for name, m in self.masters.items() if m.grad is not None})
-        step(self, closure)
-
-    monkeypatch.setattr(MasterAdamW, "step", spy)
+    seen = spied_gradients(monkeypatch)
     task = make_task()
     bench = make_bench(often_ending(), tmp_path, task=task, algorithm=algorithm, prompts_per_step=3)
     bench.train(Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)

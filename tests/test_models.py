@@ -30,8 +30,8 @@ def test_presets_are_config_fields():
         for task in ("math:arith", "code:expr", "agent:house", "my.py:TASK"):
             Config(model="tiny", **embedded.preset(task))
         assert set(embedded.presets) <= {"", *TASKS}
-        for task, form in embedded.forms.items():
-            assert {task, form} <= set(TASKS) and form.partition(":")[0] == task.partition(":")[0]
+        assert set(embedded.forms) == {task.partition(":")[0] for task in TASKS}
+        assert all(form in TASKS and form.startswith(f"{kind}:") for kind, form in embedded.forms.items())
 
 
 def test_names(tmp_path, tiny_folder):

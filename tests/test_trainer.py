@@ -9,12 +9,20 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, build, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
-from workbench_helpers import Untouched, assert_equal, differing, make_bench, mean_id, plain_log_probs, weights_of
+from workbench_helpers import (
+    Untouched,
+    assert_equal,
+    differing,
+    make_bench,
+    mean_id,
+    plain_log_probs,
+    spied_gradients,
+    weights_of,
+)
 
 from autolayer import checkpoints, trainer
 from autolayer.arms import Arm, Layers
 from autolayer.layers import find_layers, layer_parameters
-from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import TransformersEngine, encode_prompts, request_seed
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.trainer import LayerGRPOTrainer, largest_divisor, quiet_trainer, seed_everything
@@ -95,14 +103,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     algorithm: str, micro_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "MICRO_BATCH_TOKENS", micro_batch_tokens)
-    seen: dict[str, torch.Tensor] = {}
-    step = MasterAdamW.step
-
-    def spy(self: MasterAdamW, closure: Any = None) -> None:
-        seen.update({name: m.grad.clone() for name, m in self.masters.items() if m.grad is not None})
-        step(self, closure)
-
-    monkeypatch.setattr(MasterAdamW, "step", spy)
+    seen = spied_gradients(monkeypatch)
     model, twin = _often_ending(), _often_ending()
     bench = make_bench(model, tmp_path, algorithm=algorithm, prompts_per_step=3, temperature=0.8)
     arm = Arm(layers=(1, 2), learning_rate=LR, seed=5)

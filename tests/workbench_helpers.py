@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tiny_models import build_tokenizer
 from torch import nn
 
 from autolayer.models import LoadedModel
+from autolayer.optimizer import MasterAdamW
 from autolayer.plan import ProbePlan
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.rollouts import Rollouts, request_seed
@@ -92,6 +94,19 @@ def make_context(
 ) -> ProbeContext:
     folds = [make_fold(bench, rollouts) for rollouts in sample_folds(bench, **options)]
     return ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)
+
+
+def spied_gradients(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Filled with the float32 gradients of every optimizer step from now on, by name."""
+    seen: dict[str, torch.Tensor] = {}
+    step = MasterAdamW.step
+
+    def spy(self: MasterAdamW, closure: Any = None) -> None:
+        seen.update({name: m.grad.clone() for name, m in self.masters.items() if m.grad is not None})
+        step(self, closure)
+
+    monkeypatch.setattr(MasterAdamW, "step", spy)
+    return seen
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

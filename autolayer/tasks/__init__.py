@@ -102,7 +102,8 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
 
     Args:
         config: The configuration; `data` with a `reward` goes before `task`.
-        forms: For a packaged model, the form of each task that it is large enough for: `{"math": "math:arith"}`.
+        forms: For a packaged model, the form of each kind of task that it is large enough for:
+            `{"math": "math:arith"}`.
 
     Raises:
         AutolayerError: An unknown name, a file that is not there, or a task too hard for a packaged model.
@@ -122,7 +123,7 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
         check_reasoning_gym(config.task.removeprefix(PREFIX))
     elif config.task not in TASKS:
         raise unknown("task", config.task, [*TASKS, *(f"{prefix}NAME" for prefix in FAMILIES)], OWN_TASK)
-    elif forms and (form := forms.get(config.task)):
+    elif forms and (form := forms.get(config.task.partition(":")[0], config.task)) != config.task:
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
             f"to learn from: use --task {form}, its smallest form, or another --model."

@@ -45,9 +45,11 @@ class Judged:
     winkler: Mapping[str, float]
     cost: Mapping[str, float]
     picked: Mapping[str, list[int]]
+    steps: Mapping[str, list[int]]
+    """Steps of each run's longest arm; 0 where no race was run."""
     gain: Mapping[str, float]
-    log_loss: tuple[float, float] | None
-    """Of all pairs of `pick`'s probability_best and whether the layer was best; and of the uninformed forecast."""
+    log_loss: Mapping[str, float]
+    """Of all pairs of probability_best and whether the layer was best, by budget; and of the uninformed forecast."""
 
 
 def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
@@ -89,13 +91,19 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
     regrets["random"] = [regret(np.zeros(len(layers)), truth_S_L)]
     cost: dict[str, list[float]] = {}
     picked: dict[str, list[int]] = {}
+    steps: dict[str, list[int]] = {}
     for run in found.get("picks", ()):
         name = f"pick {run['budget']:g}"
         picked.setdefault(name, []).extend(run["best_layers"])
+        steps.setdefault(name, []).append(max(row["measured_steps"] or 0 for row in run["ranking"]))
         cost.setdefault(name, []).append(run["cost_share"])
         chosen_L = np.array([float(layer in run["best_layers"]) for layer in layers])
         regrets.setdefault(name, []).append(regret(chosen_L, truth_S_L))
-    forecasts = [log_loss(run["ranking"], truth_S_L, layers) for run in found.get("picks", ())]
+    losses: dict[str, list[float]] = {}
+    for run in found.get("picks", ()):
+        ours, uninformed = log_loss(run["ranking"], truth_S_L, layers)
+        losses.setdefault(f"pick {run['budget']:g}", []).append(ours)
+        losses.setdefault("uninformed", []).append(uninformed)
 
     middle = min(layers, key=lambda layer: abs(layer - depth // 2))
     gain = {"full": measured.full.value, "middle": float(np.mean(measured.layers[middle].gains))}
@@ -115,8 +123,9 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
         winkler=_means(winklers),
         cost=_means(cost),
         picked=picked,
+        steps=steps,
         gain=gain,
-        log_loss=(float(np.mean([ours for ours, _ in forecasts])), forecasts[0][1]) if forecasts else None,
+        log_loss=_means(losses),
     )
 
 

@@ -112,9 +112,16 @@ def sentences(rows: list[Judged]) -> list[str]:
     for name in ("prediction", "position", LEVEL):
         cover, score = (np.mean([getattr(row, what)[name] for row in rows]) for what in ("coverage", "winkler"))
         found.append(f"80% intervals of {name}: hold {cover:.0%} of the layers, Winkler score {score:.2f}")
-    if losses := [row.log_loss for row in rows if row.log_loss]:
-        ours, none = np.mean(losses, axis=0)
-        found.append(f"log loss of probability_best, all layers: {ours:.3f}, uninformed {none:.3f}")
+    for name in ("pick 0.25", "pick 1"):
+        judged = [row for row in rows if name in row.log_loss]
+        if judged:
+            ours, none = (np.mean([row.log_loss[which] for row in judged]) for which in (name, "uninformed"))
+            named = [layer == row.best for row in judged for layer in row.picked[name]]
+            steps = [step for row in judged for step in row.steps[name]]
+            found.append(
+                f"{name}: the longest arms have {min(steps)} to {max(steps)} steps; names the best layer in {sum(named)} "
+                f"of {len(named)} runs; log loss of probability_best, all layers: {ours:.3f}, uninformed {none:.3f}"
+            )
     return found
 
 
