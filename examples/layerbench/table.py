@@ -120,7 +120,8 @@ def sentences(rows: list[Judged]) -> list[str]:
             steps = [step for row in judged for step in row.steps[name]]
             found.append(
                 f"{name}: the longest arms have {min(steps)} to {max(steps)} steps; names the best layer in "
-                f"{sum(named)} of {len(named)} runs; log loss of probability_best, all layers: {ours:.3f}, uninformed {none:.3f}"
+                f"{sum(named)} of {len(named)} runs; log loss of probability_best, all layers: {ours:.3f}, "
+                f"uninformed {none:.3f}"
             )
     return found
 
