@@ -105,22 +105,45 @@ def predict(
 
 
 def fit(known: Sequence[Known]) -> Model:
-    """Learns the weights, and what the prediction is worth on bases that it has not seen."""
+    """Learns the weights, and what the prediction is worth on bases that it has not seen.
+
+    Fixed weights, the one probe that does best, or all of them: the simplest whose errors on left-out bases are within
+    one standard error of the least (Breiman et al. 1984), so that a combination has to be worth its noise.
+    """
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback()
     rows, fixed = [_rows(environment) for environment in known], _fallback()
-    errors = {penalty: _mean_square(_left_out_errors(known, rows, penalty)) for penalty in PENALTIES}
-    penalty = min(errors, key=lambda each: errors[each])
-    error_of_fixed = _mean_square([y_R - x_R_F @ fixed.weights_F for x_R_F, y_R in rows])
-    learned = errors[penalty] < error_of_fixed  # what is learned has to beat what is simpler, on bases it has not seen
+    singles = [_learn(known, rows, [index]) for index in range(len(FEATURES))]
+    choices = [
+        (fixed.weights_F, np.array([np.mean((y_R - x_R_F @ fixed.weights_F) ** 2) for x_R_F, y_R in rows])),
+        min(singles, key=lambda each: each[1].mean()),
+        _learn(known, rows, range(len(FEATURES))),
+    ]
+    _, least_E = min(choices, key=lambda each: each[1].mean())
+    weights_F, error_E = next(each for each in choices if _within_one_error(each[1] - least_E))
     levels = np.array([np.mean(environment.contribution_L) for environment in known])
     return Model(
-        weights_F=_weights(rows, penalty) if learned else fixed.weights_F,
+        weights_F=weights_F,
         level=float(levels.mean()),
         level_sd=float(levels.std(ddof=1) * np.sqrt(1 + 1 / len(levels))),
-        deviation=min(errors[penalty], error_of_fixed) ** 0.5,
+        deviation=float(error_E.mean()) ** 0.5,
         num_environments=len(known),
     )
+
+
+def _learn(known: Sequence[Known], rows: Sequence[Rows], used: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of these probes, 0 for the others, by the penalty that predicts left-out bases best; and its mean
+    square errors there, one for each environment."""
+    mask_F = np.isin(np.arange(len(FEATURES)), used)
+    masked = [(x_R_F * mask_F, y_R) for x_R_F, y_R in rows]
+    errors = {penalty: _left_out_errors(known, masked, penalty) for penalty in PENALTIES}
+    penalty = min(errors, key=lambda each: errors[each].mean())
+    return _weights(masked, penalty), errors[penalty]
+
+
+def _within_one_error(difference_E: np.ndarray) -> bool:
+    """Whether a mean is at most one standard error above 0."""
+    return bool(difference_E.mean() <= difference_E.std(ddof=1) / np.sqrt(len(difference_E)))
 
 
 def features(probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
@@ -158,18 +181,14 @@ def _weights(rows: Sequence[Rows], penalty: float) -> np.ndarray:
     return Ridge(alpha=penalty, fit_intercept=False).fit(inputs_R_F, target_R, sample_weight=weight_R).coef_
 
 
-def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows], penalty: float) -> list[np.ndarray]:
-    """Errors on each environment, by weights that have seen nothing of its base."""
+def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows], penalty: float) -> np.ndarray:
+    """Mean square errors on each environment, (E,), by weights that have seen nothing of its base."""
     weights = {
         base: _weights([r for k, r in zip(known, rows, strict=True) if k.base != base], penalty)
         for base in {environment.base for environment in known}
     }
-    return [y_R - x_R_F @ weights[k.base] for k, (x_R_F, y_R) in zip(known, rows, strict=True)]
-
-
-def _mean_square(errors: Sequence[np.ndarray]) -> float:
-    """Every environment counts the same."""
-    return float(np.mean([np.mean(error_R**2) for error_R in errors]))
+    pairs = zip(known, rows, strict=True)
+    return np.array([np.mean((y_R - x_R_F @ weights[k.base]) ** 2) for k, (x_R_F, y_R) in pairs])
 
 
 def _fallback() -> Model:

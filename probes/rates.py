@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from autolayer.probes.context import FAR, ProbeContext
 from autolayer.probes.reach import reach_scores
 
-BURST_STEPS = 5
-"""Adam steps in one direction in which a short run is to be `FAR` away: of the paces tried, the one at which a quarter
-of a run tells most about what layers are worth (examples/RESULTS.md)."""
-PACE = 0.7
+BURST_STEPS = 10
+"""Adam steps in one direction in which a short run is to be `FAR` away: of the paces tried, the one at which the first
+steps of a race tell most about what layers are worth (examples/RESULTS.md)."""
+PACE = 1.4
 """Where runs are longer they go slower: `FAR` in this many times the root of their steps, as a random walk would."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from languages import LANGUAGES
+from languages import LANGUAGES, Line
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -29,6 +29,9 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from worlds import WORLDS, corpus
+
+from autolayer.tasks.code import expr
 
 ARCHITECTURES = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -44,7 +47,7 @@ class Base:
     layers: int
     hidden: int
     languages: tuple[str, ...]
-    """By name; its pretraining lines come from all of them in equal parts."""
+    """By name, of languages, worlds, and `expr` for code; pretraining lines come from all of them in equal parts."""
     seed: int
     wide: tuple[int, ...] | None = None
     """Layers that see the whole line, the others only `window` tokens; None if all do."""
@@ -80,13 +83,19 @@ BASES: dict[str, Base] = {
     "exit-deep": Base(architecture="qwen3", layers=18, hidden=48, languages=("reading", "walk"), seed=47, exits=8),
     "shut-llama": Base(architecture="llama", layers=11, hidden=48, languages=("reading", "order"), seed=51, exits=4),
     "shut-qwen2": Base(architecture="qwen2", layers=10, hidden=48, languages=("walk_each", "noisy"), seed=52),
+    "trip-llama": Base(architecture="llama", layers=8, hidden=48, languages=("trip",), seed=61),
+    "errand-qwen3": Base(architecture="qwen3", layers=10, hidden=48, languages=("errand",), seed=62, exits=4),
+    "mirror-qwen2": Base(architecture="qwen2", layers=9, hidden=56, languages=("mirror", "reading"), seed=63),
+    "expr-llama": Base(architecture="llama", layers=8, hidden=64, languages=("expr",), seed=64),
+    "shut-trip": Base(architecture="qwen3", layers=9, hidden=48, languages=("trip", "errand"), seed=71, exits=3),
+    "shut-expr": Base(architecture="qwen2", layers=10, hidden=64, languages=("expr",), seed=72),
     "deep-llama": Base(architecture="llama", layers=20, hidden=48, languages=("walk_many",), seed=23),
 }
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable character; no BOS, no chat template."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *CHARACTERS])}
+def build_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
+    """One token per printable character, and for each of `more`; no BOS, no chat template."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *CHARACTERS, *more])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -112,17 +121,30 @@ def build_model(base: Base, vocabulary: int):
     return AutoModelForCausalLM.from_config(ARCHITECTURES[base.architecture](**settings))
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, right-padded; labels cover the answer and its end."""
-    prompts = tokenizer([prompt for prompt, _ in lines])["input_ids"]
-    answers = tokenizer([answer for _, answer in lines])["input_ids"]
-    rows = [p + a + [1] for p, a in zip(prompts, answers, strict=True)]
+def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[Line]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, right-padded; labels cover what is answered and its end."""
+    flat = iter(tokenizer([part for parts in lines for part in parts])["input_ids"])
+    encoded = [[next(flat) for _ in parts] for parts in lines]
+    rows = [[token for part in parts for token in part] + [1] for parts in encoded]
+    owns = [[i % 2 == 1 for i, part in enumerate(parts) for _ in part] + [True] for parts in encoded]
     width = max(map(len, rows))
     input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     labels = torch.full_like(input_ids, -100)
-    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        labels[i, len(prompt) : len(row)] = input_ids[i, len(prompt) : len(row)]
+    for i, (row, own) in enumerate(zip(rows, owns, strict=True)):
+        for j, (token, answered) in enumerate(zip(row, own, strict=True)):
+            if answered:
+                labels[i, j] = token
     return input_ids, labels
+
+
+def line(name: str, rng: random.Random) -> Line:
+    """A pretraining line of a language, of a world, or of code."""
+    if name in LANGUAGES:
+        return LANGUAGES[name].corpus(rng)
+    if name in WORLDS:
+        return corpus(WORLDS[name], rng)
+    before, _, answer = expr.corpus(rng).partition("=")
+    return f"{before}=", answer
 
 
 def loss_of(model, base: Base, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -137,7 +159,7 @@ def loss_of(model, base: Base, input_ids: torch.Tensor, labels: torch.Tensor) ->
 
 def pretrain(base: Base, folder: Path) -> float:
     """Writes the base as a Hugging Face folder; returns its last training loss."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer("\n" if set(base.languages) & set(WORLDS) else "")
     model = build_model(base, len(tokenizer))
     rng = random.Random(f"layerbench/{base.seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=base.rate, betas=(0.9, 0.98), weight_decay=0.1)
@@ -147,7 +169,7 @@ def pretrain(base: Base, folder: Path) -> float:
     model.train()
     losses = []
     for _ in range(base.steps):
-        lines = [LANGUAGES[rng.choice(base.languages)].corpus(rng) for _ in range(base.batch)]
+        lines = [line(rng.choice(base.languages), rng) for _ in range(base.batch)]
         input_ids, labels = encode(tokenizer, lines)
         loss = loss_of(model, base, input_ids, labels)
         optimizer.zero_grad()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from bases import BASES
 
+from autolayer.models import EMBEDDED
+
 HERE = Path(__file__).parent
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 """Every arm's learning rates. Larger ones gain more on one seed and collapse on the next."""
@@ -18,9 +20,11 @@ class Environment:
 
     base: str
     task: str
-    """A name of `languages.LANGUAGES`."""
+    """A name of tasks.py, or one that comes with autolayer, such as `math:arith`."""
     algorithm: str = "grpo"
     steps: int = 48
+    prompts_per_step: int = 32
+    num_eval: int = 1024
     layers: str | None = None
     """Layers that are measured, and what the tool chooses among; None for all of them."""
     sealed: bool = False
@@ -28,18 +32,22 @@ class Environment:
 
     @property
     def name(self) -> str:
-        return f"{self.base}.{self.task}.{self.algorithm}"
+        return f"{self.base}.{self.task.rpartition(':')[2]}.{self.algorithm}"
+
+    def model(self, bases: Path) -> str:
+        """What the tool takes for its base."""
+        return self.base if self.base in EMBEDDED else str(bases / self.base)
 
     def options(self, bases: Path, seed: int = 0) -> dict:
         """The settings of a run, as keywords of `autolayer.pick` and `autolayer.measure`."""
         return {
-            "model": str(bases / self.base),
-            "task": f"{HERE / 'tasks.py'}:{self.task}",
+            "model": self.model(bases),
+            "task": self.task if ":" in self.task else f"{HERE / 'tasks.py'}:{self.task}",
             "algorithm": self.algorithm,
             "layers": self.layers,
             "steps": self.steps,
-            "prompts_per_step": 32,
-            "num_eval": 1024,
+            "prompts_per_step": self.prompts_per_step,
+            "num_eval": self.num_eval,
             "seed": seed,
         }
 
@@ -63,8 +71,25 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="exit-qwen2", task="reading", algorithm="dr_grpo", layers="0-5,7,9,11,13"),
         Environment(base="exit-qwen3", task="reading", layers="0-6,8,11"),
         Environment(base="exit-deep", task="reading", layers="0-5,7,9,17"),
+        Environment(base="trip-llama", task="trip", algorithm="gigpo", steps=32, prompts_per_step=16),
+        Environment(base="errand-qwen3", task="errand", algorithm="gigpo", steps=32, prompts_per_step=16),
+        Environment(base="mirror-qwen2", task="mirror", algorithm="gigpo", steps=32, prompts_per_step=16),
+        Environment(base="expr-llama", task="code:expr", steps=24, prompts_per_step=16, num_eval=512),
+        Environment(base="tiny", task="math:arith", steps=32),
+        Environment(base="tiny", task="code:expr", algorithm="dr_grpo", steps=24, prompts_per_step=16, num_eval=512),
+        Environment(base="tiny-qwen2", task="math:arith", algorithm="dr_grpo", steps=32),
+        Environment(base="shut-trip", task="trip", algorithm="gigpo", steps=32, prompts_per_step=16, sealed=True),
+        Environment(
+            base="shut-expr",
+            task="code:expr",
+            algorithm="dr_grpo",
+            steps=24,
+            prompts_per_step=16,
+            num_eval=512,
+            sealed=True,
+        ),
         Environment(base="shut-llama", task="reading", sealed=True),
         Environment(base="shut-qwen2", task="walk_each", algorithm="dr_grpo", sealed=True),
     )
 }
-assert all(environment.base in BASES for environment in ENVIRONMENTS.values())
+assert all(environment.base in BASES or environment.base in EMBEDDED for environment in ENVIRONMENTS.values())

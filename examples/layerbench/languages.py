@@ -17,8 +17,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FILLER = "0123456789"
 CAPITALS = LETTERS.upper()
 
-Line = tuple[str, str]
-"""What comes before the answer, and the answer."""
+Line = tuple[str, ...]
+"""What comes before the answer, and the answer; in worlds.py several of both, in turns."""
 
 
 class Language(Protocol):

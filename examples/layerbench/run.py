@@ -43,7 +43,7 @@ DEFAULT_BUDGET = 0.25
 
 def build(environment: Environment, work: Path) -> None:
     folder = work / "bases" / environment.base
-    if not (folder / "config.json").is_file():
+    if environment.base in BASES and not (folder / "config.json").is_file():
         print(f"{environment.base}: loss {pretrain(BASES[environment.base], folder):.3f}", flush=True)
 
 
@@ -95,7 +95,7 @@ def check(environment: Environment, work: Path) -> None:
 
     Another machine may build a base with other last digits, and then it is not the one that known.json leaves out.
     """
-    stored, built = load(environment), load_model(str(work / "bases" / environment.base)).weight_hash
+    stored, built = load(environment), load_model(environment.model(work / "bases")).weight_hash
     if stored is None or stored["contribution"]["base"] != built:
         sys.exit(f"{environment.name} was measured on other weights than {environment.base} has: run `measure` again")
     same = [name for name, other in ENVIRONMENTS.items() if other.base == environment.base]

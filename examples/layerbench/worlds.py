@@ -1,0 +1,169 @@
+"""The small worlds that LayerBench's agents walk in, over several turns: pretraining lines, rows and environments.
+
+A ring of places, of which the walker sees the one it is in; `R` and `L` go to the next or the one before. As in
+languages.py writers know how to walk, but mean different things, and the reward wants one: the shorter way round
+(`Trip`), past the shop first (`Errand`), or with controls that some capitals exchange (`Mirror`). An episode looks like
+this, the prompt `372g:` and the place `c` first:
+
+    372g:c
+    > R
+    d
+    > R
+    ...
+
+Standard library and autolayer's `Step` only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from languages import FILLER, LETTERS, Line
+
+from autolayer.episodes import PROMPT
+from autolayer.tasks.environment import Step
+
+RING = 10
+MAX_TURNS = 5
+CARRYING = "+"
+"""Behind the place, for a walker that has been in the shop."""
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What a walker is to do. Places are numbers on the ring."""
+
+    start: int
+    goal: int
+    shop: int | None = None
+    """Has to be passed first."""
+    mirrored: bool = False
+    """`R` goes back, `L` goes on."""
+    words: str = ""
+    """What the prompt says before the goal."""
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.words}{'' if self.shop is None else LETTERS[self.shop]}{LETTERS[self.goal]}:"
+
+
+class Walker:
+    """One episode. 1.0 for being at the goal (and not without the shop) within `MAX_TURNS` actions, else 0.0."""
+
+    def __init__(self) -> None:
+        self.walk, self.place, self.carrying = Journey(0, 0), 0, True
+
+    def reset(self, row: Mapping[str, Any]) -> str:
+        return self.begin(Journey(**{name: row[name] for name in ("start", "goal", "shop", "mirrored", "words")}))
+
+    def begin(self, walk: Journey) -> str:
+        self.walk, self.place, self.carrying = walk, walk.start, walk.shop is None
+        return self.view
+
+    @property
+    def view(self) -> str:
+        return LETTERS[self.place] + (CARRYING if self.walk.shop is not None and self.carrying else "")
+
+    def step(self, action: str) -> Step:
+        """`R` or `L`; anything else changes nothing."""
+        move = {"R": 1, "L": -1}.get(action, 0) * (-1 if self.walk.mirrored else 1)
+        self.place = (self.place + move) % RING
+        self.carrying |= self.place == self.walk.shop
+        done = self.carrying and self.place == self.walk.goal
+        return Step(self.view, float(done), done)
+
+
+class World(Protocol):
+    """One kind of walk."""
+
+    def draw(self, rng: random.Random) -> Journey:
+        """A walk that can be done within `MAX_TURNS`."""
+        ...
+
+    def writer(self, rng: random.Random, walk: Journey) -> str:
+        """What some writer has in mind: "short" or "long" for the way it takes, "goal" for leaving out the shop."""
+        ...
+
+
+SLIP = 0.1
+"""How often a writer goes the wrong way by mistake."""
+
+
+def short_way(place: int, wanted: int) -> int:
+    """1 or -1: the direction in which less is to be walked."""
+    return 1 if (wanted - place) % RING <= RING // 2 else -1
+
+
+def corpus(world: World, rng: random.Random) -> Line:
+    """An episode as a writer would have it: what is read and the action written, in turns."""
+    walk, walker = world.draw(rng), Walker()
+    meant, read, parts = world.writer(rng, walk), walk.prompt + walker.begin(walk), []
+    first = short_way(walk.start, walk.goal) * (-1 if walk.mirrored else 1) * (-1 if meant == "long" else 1)
+    for _ in range(MAX_TURNS):
+        move = first
+        if walk.shop is not None:
+            move = short_way(walker.place, walk.goal if walker.carrying or meant == "goal" else walk.shop)
+        if rng.random() < SLIP:
+            move = -move
+        action = "R" if move == 1 else "L"
+        parts += [read + PROMPT, f"{action}\n"]
+        step = walker.step(action)
+        read = step.observation
+        if step.done:
+            break
+    return tuple(parts)
+
+
+def _words(rng: random.Random) -> str:
+    return "".join(rng.choice(FILLER) for _ in range(3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trip:
+    """From one place to another. Writers take the shorter way a little more often than the longer one."""
+
+    short: float = 0.55
+
+    def draw(self, rng: random.Random) -> Journey:
+        start, away = rng.randrange(RING), rng.choice((-1, 1)) * rng.randint(2, 4)
+        return Journey(start, (start + away) % RING, words=_words(rng))
+
+    def writer(self, rng: random.Random, walk: Journey) -> str:
+        return "short" if rng.random() < self.short else "long"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """The goal counts only after the shop. Most writers forget it."""
+
+    mindful: float = 0.35
+
+    def draw(self, rng: random.Random) -> Journey:
+        start, to_shop = rng.randrange(RING), rng.choice((-2, -1, 1, 2))
+        shop = (start + to_shop) % RING
+        goal = (shop + rng.choice((-2, -1, 1, 2))) % RING
+        return self.draw(rng) if goal == start else Journey(start, goal, shop, words=_words(rng)[:2])
+
+    def writer(self, rng: random.Random, walk: Journey) -> str:
+        return "short" if rng.random() < self.mindful else "goal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirror:
+    """A trip with a capital in front: behind `B` and `D` the controls are exchanged. Not all writers know."""
+
+    knowing: float = 0.6
+
+    def draw(self, rng: random.Random) -> Journey:
+        walk, capital = Trip().draw(rng), rng.choice("ABCD")
+        return Journey(walk.start, walk.goal, mirrored=capital in "BD", words=walk.words[:2] + capital)
+
+    def writer(self, rng: random.Random, walk: Journey) -> str:
+        return "short" if rng.random() < self.knowing else "long"
+
+
+WORLDS: dict[str, World] = {"trip": Trip(), "errand": Errand(), "mirror": Mirror()}
+"""By the name of the task in tasks.py."""
