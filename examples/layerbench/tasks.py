@@ -29,8 +29,8 @@ def make(name: str) -> Task:
         draw = WORLDS[name].draw
 
         def episode() -> Row:
-            walk = draw(rng)
-            return {"prompt": walk.prompt, **asdict(walk)}
+            journey = draw(rng)
+            return {"prompt": journey.prompt, **asdict(journey)}
 
         return Task(
             name=f"layerbench:{name}", splits=_splits(episode), environment=Walker, max_turns=MAX_TURNS,

@@ -54,36 +54,36 @@ class Walker:
     """One episode. 1.0 for being at the goal (and not without the shop) within `MAX_TURNS` actions, else 0.0."""
 
     def __init__(self) -> None:
-        self.walk, self.place, self.carrying = Journey(0, 0), 0, True
+        self.journey, self.place, self.carrying = Journey(0, 0), 0, True
 
     def reset(self, row: Mapping[str, Any]) -> str:
         return self.begin(Journey(**{name: row[name] for name in ("start", "goal", "shop", "mirrored", "words")}))
 
-    def begin(self, walk: Journey) -> str:
-        self.walk, self.place, self.carrying = walk, walk.start, walk.shop is None
+    def begin(self, journey: Journey) -> str:
+        self.journey, self.place, self.carrying = journey, journey.start, journey.shop is None
         return self.view
 
     @property
     def view(self) -> str:
-        return LETTERS[self.place] + (CARRYING if self.walk.shop is not None and self.carrying else "")
+        return LETTERS[self.place] + (CARRYING if self.journey.shop is not None and self.carrying else "")
 
     def step(self, action: str) -> Step:
         """`R` or `L`; anything else changes nothing."""
-        move = {"R": 1, "L": -1}.get(action, 0) * (-1 if self.walk.mirrored else 1)
+        move = {"R": 1, "L": -1}.get(action, 0) * (-1 if self.journey.mirrored else 1)
         self.place = (self.place + move) % RING
-        self.carrying |= self.place == self.walk.shop
-        done = self.carrying and self.place == self.walk.goal
+        self.carrying |= self.place == self.journey.shop
+        done = self.carrying and self.place == self.journey.goal
         return Step(self.view, float(done), done)
 
 
 class World(Protocol):
-    """One kind of walk."""
+    """One kind of journey."""
 
     def draw(self, rng: random.Random) -> Journey:
-        """A walk that can be done within `MAX_TURNS`."""
+        """A journey that can be made within `MAX_TURNS`."""
         ...
 
-    def writer(self, rng: random.Random, walk: Journey) -> str:
+    def writer(self, rng: random.Random, journey: Journey) -> str:
         """What some writer has in mind: "short" or "long" for the way it takes, "goal" for leaving out the shop."""
         ...
 
@@ -99,13 +99,13 @@ def short_way(place: int, wanted: int) -> int:
 
 def corpus(world: World, rng: random.Random) -> Line:
     """An episode as a writer would have it: what is read and the action written, in turns."""
-    walk, walker = world.draw(rng), Walker()
-    meant, read, parts = world.writer(rng, walk), walk.prompt + walker.begin(walk), []
-    first = short_way(walk.start, walk.goal) * (-1 if walk.mirrored else 1) * (-1 if meant == "long" else 1)
+    journey, walker = world.draw(rng), Walker()
+    meant, read, parts = world.writer(rng, journey), journey.prompt + walker.begin(journey), []
+    first = short_way(journey.start, journey.goal) * (-1 if journey.mirrored else 1) * (-1 if meant == "long" else 1)
     for _ in range(MAX_TURNS):
         move = first
-        if walk.shop is not None:
-            move = short_way(walker.place, walk.goal if walker.carrying or meant == "goal" else walk.shop)
+        if journey.shop is not None:
+            move = short_way(walker.place, journey.goal if walker.carrying or meant == "goal" else journey.shop)
         if rng.random() < SLIP:
             move = -move
         action = "R" if move == 1 else "L"
@@ -131,23 +131,23 @@ class Trip:
         start, away = rng.randrange(RING), rng.choice((-1, 1)) * rng.randint(2, 4)
         return Journey(start, (start + away) % RING, words=_words(rng))
 
-    def writer(self, rng: random.Random, walk: Journey) -> str:
+    def writer(self, rng: random.Random, journey: Journey) -> str:
         return "short" if rng.random() < self.short else "long"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Errand:
-    """The goal counts only after the shop. Most writers forget it."""
+    """The goal counts only after the shop, which lies the other way. Most writers forget it."""
 
     mindful: float = 0.35
 
     def draw(self, rng: random.Random) -> Journey:
-        start, to_shop = rng.randrange(RING), rng.choice((-2, -1, 1, 2))
-        shop = (start + to_shop) % RING
-        goal = (shop + rng.choice((-2, -1, 1, 2))) % RING
-        return self.draw(rng) if goal == start else Journey(start, goal, shop, words=_words(rng)[:2])
+        start, direction = rng.randrange(RING), rng.choice((-1, 1))
+        to_shop, to_goal = rng.choice(((1, 1), (1, 2), (1, 3), (2, 1)))
+        shop, goal = (start + direction * to_shop) % RING, (start - direction * to_goal) % RING
+        return Journey(start, goal, shop, words=_words(rng))
 
-    def writer(self, rng: random.Random, walk: Journey) -> str:
+    def writer(self, rng: random.Random, journey: Journey) -> str:
         return "short" if rng.random() < self.mindful else "goal"
 
 
@@ -158,10 +158,10 @@ class Mirror:
     knowing: float = 0.6
 
     def draw(self, rng: random.Random) -> Journey:
-        walk, capital = Trip().draw(rng), rng.choice("ABCD")
-        return Journey(walk.start, walk.goal, mirrored=capital in "BD", words=walk.words[:2] + capital)
+        journey, capital = Trip().draw(rng), rng.choice("ABCD")
+        return Journey(journey.start, journey.goal, mirrored=capital in "BD", words=journey.words[:2] + capital)
 
-    def writer(self, rng: random.Random, walk: Journey) -> str:
+    def writer(self, rng: random.Random, journey: Journey) -> str:
         return "short" if rng.random() < self.knowing else "long"
 
 
