@@ -163,6 +163,14 @@ def test_nothing_of_the_evaluation_is_left_in_training(copies: Path, caplog: pyt
     assert "2 in the evaluation as well" in caplog.text and "1 there twice" in caplog.text
 
 
+def test_answers_that_nothing_can_be_equal_to_are_left_out(copies: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = [{"problem": f"Name no. {number}?", "solution": "s", "answer": r"\text{}"} for number in range(3)]
+    folder_of(copies, TRAINING["deepscaler"], [*TRAINING_ROWS["deepscaler"], *bad])
+    task = load(copies, "math:deepscaler")
+    assert "3 with an answer that math-verify cannot check" in caplog.text
+    assert not any(row["answer"] == r"\text{}" for rows in task.splits.values() for row in rows)
+
+
 def test_only_so_many_problems_are_taken_of_a_large_set(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = load(copies, "math:math").splits
     monkeypatch.setattr(public, "MAX_PROBLEMS", 20)

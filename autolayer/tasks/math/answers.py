@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+
+from rich.console import Console
+from rich.progress import track
 
 from autolayer.errors import RewardError
 from autolayer.tasks.math.answer_pool import FAILURES, compare
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ANSWER = 300  # characters; nobody writes a longer answer, and sympy's time grows with it
 MAX_UNJUDGED = 0.05  # share of a batch
+CHUNK = 200  # answers between two moves of the progress bar, about a second
 
 unjudged: Counter[str] = Counter()
 """Answers that could not be judged in this process, by reason: 'timeout', 'crash' or 'error'."""
@@ -98,6 +102,18 @@ def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
             "give it fewer jobs; else look at what the model writes."
         )
     return result
+
+
+def unusable(golds: Iterable[str]) -> set[str]:
+    """The right answers that no answer could ever be found equal to, themselves included."""
+    asked = [gold for gold in dict.fromkeys(golds) if as_number(gold) is None]
+    bad: set[str] = set()
+    starts, console = range(0, len(asked), CHUNK), Console(stderr=True)
+    for start in track(starts, "checking answers", console=console, transient=True, disable=len(starts) < 2):
+        some = asked[start : start + CHUNK]
+        reasons = compare([(gold, gold) for gold in some])
+        bad |= {gold for gold, reason in zip(some, reasons, strict=True) if reason != "equal"}
+    return bad
 
 
 def _judge_here(answer: str | None, gold: str) -> Verdict | None:

@@ -16,6 +16,7 @@ from typing import Any
 from autolayer.errors import DataError
 from autolayer.tasks.base import Row, Task, prompt_hash
 from autolayer.tasks.hub import read_hub
+from autolayer.tasks.math.answers import unusable
 from autolayer.tasks.math.datasets import EVAL_DECODING, MAX_NEW_TOKENS, SAMPLES, SUITES, TRAINING, Source
 from autolayer.tasks.math.formats import Problem
 from autolayer.tasks.math.reward import as_row, is_well_formed, math_reward
@@ -93,6 +94,11 @@ def read_problems(
             left_out["there twice"] += 1
         if len(found) == max_problems:
             break
+    # Seconds per thousand, once; met in the middle of a run, such an answer would end it.
+    bad = unusable(problem.answer for problem in found.values())
+    for key in [key for key, problem in found.items() if problem.answer in bad]:
+        del found[key]
+        left_out["with an answer that math-verify cannot check"] += 1
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
         logger.warning("%s: %d problems of %s; left out: %s.", name, len(found), source.repository, reasons)
