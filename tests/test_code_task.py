@@ -473,9 +473,19 @@ def test_expr_rewards_values_alone(text: str, earned: float) -> None:
     assert task.score([row], [text.replace("ANSWER", answer)]) == [earned]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("text", "formed"),
-    [("a-b", True), ("a-", False), ("", False), ("x" * 25, False), ("é", False), ("a\nb", False), ("a=b", False)],
+    [
+        ("a-b", True),
+        ("1if a else b", True),
+        ("a-", False),
+        ("", False),
+        ("x" * 25, False),
+        ("é", False),
+        ("a\nb", False),
+        ("a=b", False),
+    ],
 )
 def test_expr_well_formed_is_an_expression(text: str, formed: bool) -> None:
     assert expr.is_well_formed(text) == formed

@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from autolayer.tasks.python_text import parse
+
 LONGEST_CALL = 20_000
 """Characters of a Python call above which it is not parsed: deep nesting could exhaust the parser."""
 
@@ -63,10 +65,8 @@ def _from_python(text: str) -> ToolCall | BadCall | None:
     """A single call of a plain name; None for every other text, such as an answer in words."""
     if len(text) > LONGEST_CALL or not re.match(r"[A-Za-z_]\w*\s*\(", text) or not text.endswith(")"):
         return None
-    try:
-        call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    found = parse(text, "eval")
+    call = found.body if isinstance(found, ast.Expression) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         return None
     try:

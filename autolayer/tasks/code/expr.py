@@ -7,12 +7,11 @@ takes any of them; the reward always wants the first. So a base model knows the 
 one is meant.
 
 Left out on purpose: the words with one reading as problems (the base model has nothing left to win there), and
-statements. Standard library only.
+statements.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import random
 import re
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from functools import cache
 from itertools import permutations, zip_longest
 from typing import Any
+
+from autolayer.tasks.python_text import parse
 
 SPLITS = ("train", "probe", "select", "eval")
 ERROR_SHARE = 0.05  # of the pretraining lines: one sign is another one
@@ -121,11 +122,7 @@ def is_well_formed(completion: str) -> bool:
     text = clean(completion)
     if not 0 < len(text) <= MAX_EXPRESSION or not text.isascii() or not text.isprintable():
         return False
-    try:
-        ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return False
-    return True
+    return parse(text, "eval") is not None
 
 
 def _prompt(word: str, then: str, a: str, b: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import textwrap
 from typing import Any
+
+from autolayer.tasks.python_text import parse
 
 FENCE = "```"
 OPENING = "```python\n"
@@ -53,11 +54,7 @@ def is_answer(completion: str, *, chat: bool) -> bool:
 
 def is_program(text: str) -> bool:
     """Whether Python can parse it."""
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return False
-    return True
+    return parse(text) is not None
 
 
 def _last_block(text: str) -> str | None:
