@@ -7,7 +7,7 @@ import warnings
 from typing import Literal
 
 
-def parse(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.Module | ast.Expression | None:
+def parse(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST | None:
     """Its syntax tree, or None for what is no Python. Says nothing: `1if x` is worth a warning to its writer only."""
     try:
         with warnings.catch_warnings(action="ignore"):
