@@ -56,9 +56,9 @@ class CostModel:
     head_ratio: float
     """Parameters of the output head divided by those of one block."""
 
-    def forward(self, tokens: float) -> Cost:
-        """Scoring `tokens` with gradients off."""
-        return Cost(layer_tokens=tokens * (self.num_layers + self.head_ratio))
+    def forward(self, tokens: float, start: int = 0) -> Cost:
+        """Scoring `tokens` with gradients off, from block `start` up."""
+        return Cost(layer_tokens=tokens * (self.num_layers - start + self.head_ratio))
 
     def train(self, tokens: float, layers: Layers) -> Cost:
         """Forward and backward over `tokens`; the backward stops at the lowest trained layer."""

@@ -68,9 +68,10 @@ class UnitCosts:
         """One completion: an evaluation item."""
         return self.generate * (1 / self.group_size)
 
-    @property
-    def forward(self) -> Cost:
-        return self.costs.forward(self.tokens)
+    def walk(self, layers: tuple[int, ...], tries: int) -> Cost:
+        """Scoring a group so often with each of some layers changed, by passes from that layer up."""
+        passes = sum((self.costs.forward(self.tokens, layer) for layer in layers), Cost()) * tries
+        return passes + Cost(layer_tokens=self.tokens * max(layers))  # to what enters each of them
 
     def step(self, layers: Layers) -> Cost:
         """Rollouts and one update of these layers."""
@@ -172,7 +173,7 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         return runs - units.generate * (prompts * (num_layers - 1))  # the first step's rollouts are sampled once
 
     def line_search(prompts: int) -> Cost:
-        return units.forward * (num_layers * (1 + LINE_SIZES) * prompts)
+        return units.walk(candidates, 1 + LINE_SIZES) * prompts
 
     burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
     if burst_prompts < MIN_BURST_PROMPTS:
@@ -184,7 +185,7 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
 
     def response(prompts: int, of_folds: int = folds) -> Cost:
         share = min(RESPONSE_GROUP, units.group_size) / units.group_size
-        return units.forward * (num_layers * of_folds * (1 + RESPONSE_SIZES) * share * prompts)
+        return units.walk(candidates, 1 + RESPONSE_SIZES) * (of_folds * share * prompts)
 
     most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
     response_folds, response_prompts = folds, largest(response, part["step response"], most)

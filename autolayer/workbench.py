@@ -18,13 +18,14 @@ import torch
 
 from autolayer import checkpoints, evaluation, lora
 from autolayer.arms import Arm, Layers
+from autolayer.boundary import Boundary, can_enter
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
-from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
+from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, request_seed
 from autolayer.runs import FIRST, RunFolder
 from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
@@ -83,6 +84,8 @@ class Workbench:
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
+        self._enters: bool | None = None
+        """Whether a forward pass can begin in the middle; None until it was tried."""
 
     # Weights
 
@@ -161,16 +164,38 @@ class Workbench:
     def score_batch(self, rollouts: Rollouts) -> ScoreBatch:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
-    def log_probs(self, batch: ScoreBatch) -> torch.Tensor:
-        """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward.
+    def boundary(self, batch: ScoreBatch) -> Boundary:
+        """For scoring a batch again and again with one layer changed; inside `rollouts.scoring` only.
 
-        One forward pass for each micro-batch, which hooks see one by one.
+        A model whose blocks exchange more than a hidden state is always run whole.
+        """
+        parts = self._micro_batches(batch)
+        if self._enters is None:
+            self._enters = can_enter(self.model, parts[0])  # four short passes, once: not charged
+        return Boundary(self.model, parts, fixed=not self._enters)
+
+    def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
+        """Log-probabilities of the completions, (B, T - 1), by whole passes or from a boundary up.
+
+        One forward pass for each micro-batch, which hooks see one by one. Inside `rollouts.scoring` only.
         """
         started = time.perf_counter()
-        size = max(1, MICRO_BATCH_TOKENS // batch.input_ids.shape[1])
-        result = torch.cat([log_probs(self.model, part) for _, part in batch.split(size)])
-        self.charge(self.costs.forward(int(batch.attention_mask.sum())), time.perf_counter() - started)
+        boundary = batch if isinstance(batch, Boundary) else Boundary(self.model, self._micro_batches(batch))
+        result = torch.cat(list(boundary.log_probs()))
+        tokens = sum(int(part.attention_mask.sum()) for part in boundary.parts)
+        self.charge(self.costs.forward(tokens, boundary.layer), time.perf_counter() - started)
         return result
+
+    def _micro_batches(self, batch: ScoreBatch) -> list[ScoreBatch]:
+        size = max(1, MICRO_BATCH_TOKENS // batch.input_ids.shape[1])
+        return [part for _, part in batch.split(size)]
+
+    def raise_boundary(self, boundary: Boundary, layer: int) -> None:
+        """Takes a boundary to the input of a layer, by the weights now in the model."""
+        started = time.perf_counter()
+        run = boundary.move_to(layer)
+        tokens = sum(int(part.attention_mask.sum()) for part in boundary.parts)
+        self.charge(Cost(layer_tokens=tokens * run), time.perf_counter() - started)
 
     def forget(self, arm: Arm) -> None:
         """Deletes an arm's checkpoints: a burst has said what it had to say."""

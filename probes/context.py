@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from autolayer.boundary import Boundary
 from autolayer.layers import fp32_layers
 from autolayer.plan import RESPONSE_GROUP, ProbePlan
 from autolayer.probes.gradient import Gradient, inner, streamed_gradient
@@ -85,6 +87,7 @@ class ProbeContext:
     seed: int
     _responses: dict[int, list[Response]] = field(default_factory=dict)
     _gains: dict[int, list[float]] = field(default_factory=dict)
+    _judged: dict[tuple[int, int, int], tuple[Fold, Boundary]] = field(default_factory=dict)
 
     @cached_property
     def _passes(self) -> list[tuple[Gradient, Sketcher]]:
@@ -150,7 +153,20 @@ class ProbeContext:
                 for name, tensor in before.items():
                     model.get_parameter(name).copy_(tensor)
 
-    def sequence_log_probs(self, batch: ScoreBatch) -> torch.Tensor:
+    def judged(self, layer: int, fold: int, prompts: int, completions: int) -> tuple[Fold, Boundary]:
+        """Some of a fold's rollouts, and how to score them again and again with only one layer changed.
+
+        Inside `scoring`, with the base weights in. Layers are best asked for from the lowest up: what enters one is
+        made from what entered the one before.
+        """
+        key = (fold, prompts, completions)
+        if key not in self._judged:
+            part = make_fold(self.bench, self.folds[fold].rollouts[:prompts].thinned(completions))
+            self._judged[key] = part, self.bench.boundary(part.batch)
+        self.bench.raise_boundary(self._judged[key][1], layer)
+        return self._judged[key]
+
+    def sequence_log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
         """Log-probability of each whole completion, (B,), in float64."""
         return self.bench.log_probs(batch).double().sum(1)
 
@@ -193,20 +209,19 @@ class ProbeContext:
     def _respond_on(self, layer: int, fold: int, prompts: int) -> Response:
         """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
-        judged = make_fold(bench, self.folds[fold].rollouts[:prompts].thinned(RESPONSE_GROUP))
         size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
-        with (
-            fp32_layers(bench.model, (layer,)),
-            scoring(bench.model, bench.engine.temperature),
-            torch.no_grad(),
-            final_states(bench.model, judged.batch) as states,
-        ):
+        with ExitStack() as inside:
+            inside.enter_context(scoring(bench.model, bench.engine.temperature))
+            inside.enter_context(torch.no_grad())
+            judged, boundary = self.judged(layer, fold, prompts, RESPONSE_GROUP)
+            inside.enter_context(fp32_layers(bench.model, (layer,)))
+            states = inside.enter_context(final_states(bench.model, judged.batch))
 
             def at(step: float) -> torch.Tensor:
                 with self.stepped(layer, direction, step):
-                    return self.sequence_log_probs(judged.batch)
+                    return self.sequence_log_probs(boundary)
 
-            before_B, state_B_D = self.sequence_log_probs(judged.batch), take(states)
+            before_B, state_B_D = self.sequence_log_probs(boundary), take(states)
             for _ in range(MAX_SIZES):
                 smaller, smaller_B = size, at(size)
                 take(states)

@@ -7,7 +7,7 @@ import torch
 from autolayer.layers import fp32_layers
 from autolayer.plan import LINE_SIZES
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import Fold, ProbeContext, make_fold
+from autolayer.probes.context import Fold, ProbeContext
 from autolayer.rollouts import scoring
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
@@ -21,7 +21,7 @@ class LineSearch(Probe):
     Formula: R(e) = mean over groups of sum_i softmax_i(log pi(y_i; w + e d) - log pi(y_i; w)) r_i - mean_i r_i, with
     d the direction of the other folds. The size is chosen on the even groups and its gain read on the
     odd ones, and the other way round, so the maximum over sizes is not paid for with bias.
-    Shape (candidates,), in reward. Cost: four forwards of some prompts per layer. Source: self-normalised importance
+    Shape (candidates,), in reward. Cost: four forwards of some prompts per layer, from the layer up. Source: self-normalised importance
     sampling; as measured on six small environments: Spearman .3 to 1.0 after averaging several batches.
     Known to fail: a true gain of .02 reads .016 +- .015 with 64 x 8 completions; long completions are worse, and a
     gain that comes only after several steps is not seen.
@@ -38,25 +38,26 @@ class LineSearch(Probe):
         typical = context.deviation(layer)
         if typical == 0:
             return [0.0, 0.0]
-        fold = make_fold(context.bench, context.folds[0].rollouts[: context.plan.line_search_prompts])
         sizes = [deviation / typical for deviation in DEVIATIONS]
-        gains_S_P = reweighted_gains(context, layer, context.direction(layer, without=0), sizes, fold)
+        gains_S_P = reweighted_gains(context, layer, context.direction(layer, without=0), sizes)
         even_S, odd_S = gains_S_P[:, 0::2].mean(1), gains_S_P[:, 1::2].mean(1)
         return [float(odd_S[even_S.argmax()]), float(even_S[odd_S.argmax()])]
 
 
 def reweighted_gains(
-    context: ProbeContext, layer: int, direction: dict[str, torch.Tensor], sizes: list[float], fold: Fold
+    context: ProbeContext, layer: int, direction: dict[str, torch.Tensor], sizes: list[float]
 ) -> torch.Tensor:
-    """Estimated gain in expected reward per step size and prompt, shape (sizes, P)."""
-    bench = context.bench
+    """Estimated gain in expected reward per step size and prompt of the first fold, shape (sizes, P)."""
+    model, whole_group = context.bench.model, context.folds[0].rollouts.group_size
     gains = []
-    with fp32_layers(bench.model, (layer,)), scoring(bench.model, bench.engine.temperature), torch.no_grad():
-        before_B = context.sequence_log_probs(fold.batch)
-        for size in sizes:
-            with context.stepped(layer, direction, size):
-                after_B = context.sequence_log_probs(fold.batch)
-            gains.append(group_gain(after_B - before_B, fold))
+    with scoring(model, context.bench.engine.temperature), torch.no_grad():
+        fold, boundary = context.judged(layer, 0, context.plan.line_search_prompts, whole_group)
+        with fp32_layers(model, (layer,)):
+            before_B = context.sequence_log_probs(boundary)
+            for size in sizes:
+                with context.stepped(layer, direction, size):
+                    after_B = context.sequence_log_probs(boundary)
+                gains.append(group_gain(after_B - before_B, fold))
     return torch.stack(gains)
 
 

@@ -24,7 +24,7 @@ TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora"),
-    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation"),
+    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "boundary"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),

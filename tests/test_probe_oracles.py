@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,11 @@ def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path
     prompts = {name: [f"{i}{j}" for j in range(4)] for i, name in enumerate(("train", "probe", "select", "eval"))}
     bench = make_bench(model, tmp_path, make_task(_small_reward, prompts=prompts, max_new_tokens=2))
     context = make_context(bench, (1,), prompts=2, num_folds=2, group_size=group)
-    fold, direction = context.folds[1], context.direction(1, without=1)
+    context.plan = replace(context.plan, line_search_prompts=2)
+    fold, direction = context.folds[0], context.direction(1, without=0)
     sizes = [0.004, 0.02]
     before = Untouched(model)
-    found = reweighted_gains(context, 1, direction, sizes, fold)
+    found = reweighted_gains(context, 1, direction, sizes)
     before.check()
     for row, size in zip(found, sizes, strict=True):
         moved = copy.deepcopy(model)
