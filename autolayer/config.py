@@ -20,7 +20,7 @@ from autolayer.errors import ConfigError, unknown
 
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 
-NOT_SIGNED = ("out", "storage", "hours", "device", "allow_unsandboxed")
+NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "allow_unsandboxed")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 
 
@@ -161,6 +161,8 @@ class Config:
     """Optuna storage of the search; default: study.db in the run folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    recompute: bool = False
+    """Run the trained layer and those above again in the backward pass, instead of keeping their activations."""
     allow_unsandboxed: bool = False
     """Run programs that the model writes without a sandbox where there is none; they can do what you can."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

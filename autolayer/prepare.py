@@ -76,6 +76,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         group_size=config.group_size,
         beta=config.beta,
         gigpo=config.gigpo,
+        recompute=config.recompute,
     )
     with folder.held():
         folder.claim(resolved, signature)

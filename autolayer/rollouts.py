@@ -27,6 +27,8 @@ from autolayer.tasks.base import Row
 from autolayer.tasks.suites import Decoding
 
 UNLIMITED = 1 << 30
+MAX_SEQUENCES = 512
+"""Sequences generated at once, at the most: more are hardly any faster."""
 
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width.
 
@@ -167,7 +169,7 @@ class TransformersEngine:
         max_new_tokens: int,
         temperature: float,
         max_context: int | None = None,
-        max_sequences: int | None = None,
+        max_sequences: int = MAX_SEQUENCES,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -177,7 +179,7 @@ class TransformersEngine:
         self.context = min(max_context or UNLIMITED, positions or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
         self.max_sequences = max_sequences
-        """Sequences generated at once; None for as many as half of the free memory holds the key-value cache of."""
+        """Sequences generated at once, at the most, where half of the free memory holds their key-value cache."""
         self.seconds, self.tokens = 0.0, 0
         """Time spent and tokens generated so far: the measured price of a generated token."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -222,7 +224,7 @@ class TransformersEngine:
         started = time.perf_counter()
         completions: list[list[int]] = []
         longest = max(map(len, prompt_ids), default=0) + self.config.max_new_tokens
-        at_once = self.max_sequences or sequences_that_fit(self.model, longest)
+        at_once = min(self.max_sequences, sequences_that_fit(self.model, longest))
         for start in range(0, len(prompt_ids), at_once):
             stop = start + at_once
             completions += self._generate_batch(prompt_ids[start:stop], seeds[start:stop], stop_ids)
@@ -262,14 +264,14 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
-    """How many sequences of this length the key-value cache can hold in half of the free memory, at most 512."""
+    """How many sequences of this length the key-value cache can hold in half of the free memory."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    return max(1, min(512, int(free / 2 / (per_token * num_tokens))))
+    return max(1, int(free / 2 / (per_token * num_tokens)))
 
 
 class _GumbelNoise(LogitsProcessor):

@@ -78,7 +78,9 @@ class Stages:
             with self.progress.stage("calibrate", None) as bar:
                 before = self.bench.spent
                 try:
-                    calibration, rollouts = calibrate(self.bench, prompts, self.config.seed)
+                    calibration, rollouts = self.bench.passes.within_memory(
+                        lambda: calibrate(self.bench, prompts, self.config.seed)
+                    )
                 except AutolayerError:
                     self.folder.give_up()
                     raise
@@ -117,16 +119,18 @@ class Stages:
                 rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
             with self.progress.stage("probe", len(PROBES)) as bar:
                 before = self.bench.spent
-                report = run_probes(
-                    self.bench,
-                    self.candidates,
-                    rollouts,
-                    sizes,
-                    num_folds=config.probe.num_folds,
-                    total_steps=config.steps or 0,
-                    seed=config.seed,
-                    known=self._known(),
-                    on_probe=lambda name: bar.advance(1, name),
+                report = self.bench.passes.within_memory(
+                    lambda: run_probes(
+                        self.bench,
+                        self.candidates,
+                        rollouts,
+                        sizes,
+                        num_folds=config.probe.num_folds,
+                        total_steps=config.steps or 0,
+                        seed=config.seed,
+                        known=self._known(),
+                        on_probe=lambda name: bar.advance(1, name),
+                    )
                 )
                 bar.advance(0, f"{len(report.scores)} signals and baselines")
             found = {**report.to_dict(), "cost": asdict(self.bench.spent - before)}

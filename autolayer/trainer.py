@@ -49,17 +49,14 @@ LOSS: dict[str, dict[str, Any]] = {
 """GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783; no deviation, constant length. GiGPO: arXiv 2505.10978,
 eq. 9, GRPO's loss with an advantage for every step of an episode (gigpo.py). TRL's default is DAPO."""
 
-MICRO_BATCH_TOKENS = 32_768
-"""Tokens, padding included, in one forward and backward pass."""
-
 
 class LayerGRPOTrainer(GRPOTrainer):
     """Trains whatever requires gradients for a number of steps, starting at `first_step` of the arm's run.
 
     Args:
         rows: The prompts of these steps in order, `prompts_per_step` for each.
-        longest: Tokens of the task's longest prompt and a whole completion: micro-batches must not depend on where
-            a segment was cut.
+        micro_batch: Sequences in one forward and backward pass, at the most. It must not depend on where a segment was
+            cut.
         swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
         first_rollouts: The first step's, where another arm that started from the same weights with the same prompts
             and seeds has sampled them.
@@ -81,7 +78,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         beta: float,
         engine: TransformersEngine,
         optimizer: MasterAdamW,
-        longest: int,
+        micro_batch: int,
         swap_in_base: Callable[[], AbstractContextManager[None]],
         first_rollouts: Rollouts | None = None,
         on_rollouts: Callable[[Rollouts], None],
@@ -103,7 +100,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         prompts_per_step = len(self.rows) // num_steps
         batch = prompts_per_step * group_size
         share = batch // PartialState().num_processes
-        micro_batch = largest_divisor(share, max(1, MICRO_BATCH_TOKENS // longest))
+        micro_batch = largest_divisor(share, micro_batch)
         self._scratch = tempfile.TemporaryDirectory()
         arguments = GRPOConfig(
             output_dir=self._scratch.name,

@@ -10,6 +10,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,12 +26,13 @@ from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
+from autolayer.passes import Passes
+from autolayer.recompute import recomputing
 from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, request_seed
 from autolayer.runs import FIRST, RunFolder
 from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
 from autolayer.trainer import (
-    MICRO_BATCH_TOKENS,
     EachStep,
     LayerGRPOTrainer,
     own_randomness,
@@ -48,6 +50,8 @@ class TrainSettings:
     group_size: int
     beta: float
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
+    recompute: bool = False
+    """Run the layers from the lowest trained one up again in the backward pass, instead of keeping what they need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Workbench:
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
+        self.passes = Passes(self.engine, lambda: self.longest)
         self._enters: bool | None = None
         """Whether a forward pass can begin in the middle; None until it was tried."""
 
@@ -187,8 +192,7 @@ class Workbench:
         return result
 
     def _micro_batches(self, batch: ScoreBatch) -> list[ScoreBatch]:
-        size = max(1, MICRO_BATCH_TOKENS // batch.input_ids.shape[1])
-        return [part for _, part in batch.split(size)]
+        return [part for _, part in batch.split(self.passes.sequences(batch.input_ids.shape[1]))]
 
     def raise_boundary(self, boundary: Boundary, layer: int) -> None:
         """Takes a boundary to the input of a layer, by the weights now in the model."""
@@ -222,10 +226,22 @@ class Workbench:
         Returns:
             The advanced arm. A segment cut in two gives the same arm, bit for bit (on one machine).
         """
+        told = 0
+
+        def tell(step: int, reward: float) -> None:
+            nonlocal told
+            if on_step is not None and step > told:  # a segment may have to be begun again
+                told = step
+                on_step(reward)
+
+        prompts_per_step = prompts_per_step or self.settings.prompts_per_step
+        return self.passes.within_memory(lambda: self._segment(arm, to_step, prompts_per_step, tell))
+
+    def _segment(self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None]) -> Segment:
+        """`train`, with the micro-batches that fit now."""
         started = time.perf_counter()
         num_steps = to_step - arm.step
         assert num_steps > 0, f"{arm} is not behind step {to_step}"
-        prompts_per_step = prompts_per_step or self.settings.prompts_per_step
         rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
         place = f"{arm.seed}/{prompts_per_step}"
         first = self._first_rollouts().get(place) if arm.step == 0 else None
@@ -237,6 +253,7 @@ class Workbench:
             own_settings(self.model),
             quiet_trainer(),
             train_only(self.model, arm.layers, quiet=True) as freeze,
+            self.keeping_little(arm.layers),
         ):
             optimizer = MasterAdamW(
                 parameters,
@@ -262,16 +279,18 @@ class Workbench:
                     beta=self.settings.beta,
                     engine=self.engine,
                     optimizer=optimizer,
-                    longest=self.longest,
+                    micro_batch=self.passes.sequences(self.longest),
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
                     first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
                     on_rollouts=seen.append,
                 )
-                if on_step is not None:
-                    trainer.add_callback(EachStep(lambda: on_step(_mean(seen[-1].rewards))))
+                trainer.add_callback(EachStep(lambda: tell(len(seen), _mean(seen[-1].rewards))))
                 trainer.train()
                 # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
                 freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
+            except torch.OutOfMemoryError:  # what was done is lost, and paid for
+                self.charge(self._training_cost(seen, arm.layers), time.perf_counter() - started)
+                raise
             finally:
                 optimizer.close()
                 if trainer is not None:
@@ -290,6 +309,12 @@ class Workbench:
             checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
         groups = [float(mean) for rollouts in seen for mean in rollouts.rewards_P_G().mean(1)]
         return Segment(arm=advanced, train_rewards_P=tuple(groups), cost=cost)
+
+    def keeping_little(self, layers: Layers) -> AbstractContextManager[None]:
+        """Recomputes activations inside, where the run is to."""
+        if not self.settings.recompute:
+            return contextlib.nullcontext()
+        return recomputing(self.model, 0 if layers == "full" else min(layers))
 
     def train_rows(self, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
         """The prompts of some steps: a new seeded order of the train split every epoch."""

@@ -13,7 +13,6 @@ import torch
 
 from autolayer.layers import layer_parameters
 from autolayer.rollouts import ScoreBatch, log_probs, scoring
-from autolayer.trainer import MICRO_BATCH_TOKENS
 from autolayer.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
@@ -61,9 +60,9 @@ def streamed_gradient(
         for name, parameter in parameters.items():
             parameter.requires_grad_(True)
             handles.append(parameter.register_post_accumulate_grad_hook(collector(name)))
-        with scoring(model, bench.engine.temperature):
+        with scoring(model, bench.engine.temperature), bench.keeping_little(layers):
             width = batch.input_ids.shape[1]
-            for rows, part in batch.split(max_sequences or max(1, MICRO_BATCH_TOKENS // width)):
+            for rows, part in batch.split(max_sequences or bench.passes.sequences(width)):
                 log_probs_B = log_probs(model, part).sum(1)
                 advantages = advantages_B[rows].to(log_probs_B.device, log_probs_B.dtype)
                 ((log_probs_B * advantages).sum() / len(batch.input_ids)).backward()

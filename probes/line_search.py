@@ -21,8 +21,9 @@ class LineSearch(Probe):
     Formula: R(e) = mean over groups of sum_i softmax_i(log pi(y_i; w + e d) - log pi(y_i; w)) r_i - mean_i r_i, with
     d the direction of the other folds. The size is chosen on the even groups and its gain read on the
     odd ones, and the other way round, so the maximum over sizes is not paid for with bias.
-    Shape (candidates,), in reward. Cost: four forwards of some prompts per layer, from the layer up. Source: self-normalised importance
-    sampling; as measured on six small environments: Spearman .3 to 1.0 after averaging several batches.
+    Shape (candidates,), in reward. Cost: four forwards of some prompts per layer, from the layer up. Source:
+    self-normalised importance sampling; as measured on six small environments: Spearman .3 to 1.0 after averaging
+    several batches.
     Known to fail: a true gain of .02 reads .016 +- .015 with 64 x 8 completions; long completions are worse, and a
     gain that comes only after several steps is not seen.
     """

@@ -23,8 +23,10 @@ FOLDERS = {
 TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
-    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora"),
-    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "boundary"),
+    ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
+     "recompute"),
+    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "boundary",
+     "passes"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),

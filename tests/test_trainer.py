@@ -20,7 +20,7 @@ from workbench_helpers import (
     weights_of,
 )
 
-from autolayer import checkpoints, trainer
+from autolayer import checkpoints, passes
 from autolayer.arms import Arm, Layers
 from autolayer.layers import find_layers, layer_parameters
 from autolayer.rollouts import TransformersEngine, encode_prompts, request_seed
@@ -102,7 +102,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
 def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     algorithm: str, micro_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "MICRO_BATCH_TOKENS", micro_batch_tokens)
+    monkeypatch.setattr(passes, "TOKENS", micro_batch_tokens)
     seen = spied_gradients(monkeypatch)
     model, twin = _often_ending(), _often_ending()
     bench = make_bench(model, tmp_path, algorithm=algorithm, prompts_per_step=3, temperature=0.8)

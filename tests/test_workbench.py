@@ -12,7 +12,7 @@ import torch
 from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, differing, make_bench, make_task, mean_id
 
-from autolayer import checkpoints, trainer
+from autolayer import checkpoints, passes
 from autolayer.arms import Arm, Layers
 from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, RunFolderError
@@ -62,7 +62,7 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     architecture, dtype = options.pop("architecture"), options.pop("dtype")
     uneven = options.pop("uneven", False)
     if tokens := options.pop("micro_batch_tokens", 0):
-        monkeypatch.setattr(trainer, "MICRO_BATCH_TOKENS", tokens)
+        monkeypatch.setattr(passes, "TOKENS", tokens)
 
     def fresh(folder: str, reward: Callable[..., Any] = mean_id) -> Workbench:
         model = build_model(architecture, num_layers=3, dtype=dtype)
