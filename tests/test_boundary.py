@@ -1,4 +1,4 @@
-"""Passes that begin in the middle of a model: the numbers of whole ones, for less. Run: pytest tests/test_boundary.py"""
+"""Passes that begin in the middle of a model say what whole ones do, for less. Run: pytest tests/test_boundary.py"""
 
 from __future__ import annotations
 
