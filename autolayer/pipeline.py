@@ -54,8 +54,11 @@ def pick(
         if until == "search":
             return stages.keep(summary.result())
 
-        trained = summary.add_training(*stages.train(stages.final_arm(outcome, probed)))
-        return stages.keep(summary.result(), trained)
+        def train() -> PickResult:
+            trained = summary.add_training(*stages.train(stages.final_arm(outcome, probed)))
+            return stages.keep(summary.result(), trained)
+
+        return stages.finish(train)
 
 
 def settings(config: Config | None, options: dict[str, Any]) -> Config:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from autolayer import models, tasks
@@ -78,7 +78,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         gigpo=config.gigpo,
         recompute=config.recompute,
     )
-    with folder.held():
+    with folder.held() if config.storage is None else nullcontext():  # workers share it
         folder.claim(resolved, signature)
         yield Stages(
             config=config,

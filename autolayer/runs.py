@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +67,7 @@ class RunFolder:
         """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
         text = json.dumps(value, indent=indent, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary = self.path / f".{name}.{uuid.uuid4().hex}"
         temporary.write_text(text + "\n")
         temporary.replace(self.path / name)
 

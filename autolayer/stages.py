@@ -6,8 +6,9 @@ only the files of the stages before it; `pipeline.pick` strings them together.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -29,6 +30,7 @@ from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
+from autolayer.search.turns import take_turn
 from autolayer.sets import candidate_sets
 from autolayer.workbench import Workbench
 
@@ -63,6 +65,13 @@ class Stages:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
 
+    def _once(self, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
+        """Has something done that is done once: here, or with --storage by one worker while the others wait."""
+        if self.config.storage is not None:
+            take_turn(self.config.storage, f"{self.signature} {name}", work, is_done)
+        elif not is_done():
+            work()
+
     # Calibrate
 
     def calibrate(self) -> tuple[Calibration, Cost]:
@@ -71,31 +80,36 @@ class Stages:
         Raises:
             NoSignalError: Its rewards do not vary; then only calibration.json is left.
         """
-        found = self.folder.read(runs.CALIBRATION)
-        lost = not any((self.folder / name).exists() for name in (runs.ROLLOUTS, runs.PROBE))
-        if found is None or lost:  # the probes need its rollouts
-            prompts = plan.calibration_prompts(self.config)
-            with self.progress.stage("calibrate", None) as bar:
-                before = self.bench.spent
-                try:
-                    calibration, rollouts = self.bench.passes.within_memory(
-                        lambda: calibrate(self.bench, prompts, self.config.seed)
-                    )
-                except AutolayerError:
-                    self.folder.give_up()
-                    raise
-                cost = self.bench.spent - before
-                bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
-            found = {**calibration.to_dict(), "cost": asdict(cost)}
-            if calibration.status != "ok":
-                error = refuse(calibration, self.bench.task.name)
-                self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
-                raise error
-            self.folder.write(runs.ROLLOUTS, asdict(rollouts), indent=None)  # the probes use them, too
-            self.folder.write(runs.CALIBRATION, found)
+        self._once("calibrate", self._calibrate, self._is_calibrated)
+        found = self.folder.read(runs.CALIBRATION) or {}
         with self._reading(runs.CALIBRATION):
             cost = Cost(**found.pop("cost"))
             return Calibration(**found), cost
+
+    def _is_calibrated(self) -> bool:
+        lost = not any((self.folder / name).exists() for name in (runs.ROLLOUTS, runs.PROBE))
+        return self.folder.read(runs.CALIBRATION) is not None and not lost  # the probes need its rollouts
+
+    def _calibrate(self) -> None:
+        prompts = plan.calibration_prompts(self.config)
+        with self.progress.stage("calibrate", None) as bar:
+            before = self.bench.spent
+            try:
+                calibration, rollouts = self.bench.passes.within_memory(
+                    lambda: calibrate(self.bench, prompts, self.config.seed)
+                )
+            except AutolayerError:
+                self.folder.give_up()
+                raise
+            cost = self.bench.spent - before
+            bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
+        found = {**calibration.to_dict(), "cost": asdict(cost)}
+        if calibration.status != "ok":
+            error = refuse(calibration, self.bench.task.name)
+            self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
+            raise error
+        self.folder.write(runs.ROLLOUTS, asdict(rollouts), indent=None)  # the probes use them, too
+        self.folder.write(runs.CALIBRATION, found)
 
     def units(self, calibration: Calibration) -> UnitCosts:
         return UnitCosts(
@@ -110,34 +124,35 @@ class Stages:
 
     def probe(self, calibration: Calibration) -> tuple[ProbeReport, Cost]:
         """Scores every candidate."""
-        found = self.folder.read(runs.PROBE)
-        if found is None:
-            config, units = self.config, self.units(calibration)
-            budget = plan.finding_budget(config, units, self.candidates)
-            sizes = plan.plan_probes(config, units, self.candidates, budget)
-            with self._reading(runs.ROLLOUTS):
-                rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
-            with self.progress.stage("probe", len(PROBES)) as bar:
-                before = self.bench.spent
-                report = self.bench.passes.within_memory(
-                    lambda: run_probes(
-                        self.bench,
-                        self.candidates,
-                        rollouts,
-                        sizes,
-                        num_folds=config.probe.num_folds,
-                        total_steps=config.steps or 0,
-                        seed=config.seed,
-                        known=self._known(),
-                        on_probe=lambda name: bar.advance(1, name),
-                    )
-                )
-                bar.advance(0, f"{len(report.scores)} signals and baselines")
-            found = {**report.to_dict(), "cost": asdict(self.bench.spent - before)}
-            self.folder.write(runs.PROBE, found)
+        self._once("probe", lambda: self._probe(calibration), lambda: self.folder.read(runs.PROBE) is not None)
+        found = self.folder.read(runs.PROBE) or {}
         with self._reading(runs.PROBE):
             cost = Cost(**found.pop("cost"))
             return ProbeReport.from_dict(found), cost
+
+    def _probe(self, calibration: Calibration) -> None:
+        config, units = self.config, self.units(calibration)
+        budget = plan.finding_budget(config, units, self.candidates)
+        sizes = plan.plan_probes(config, units, self.candidates, budget)
+        with self._reading(runs.ROLLOUTS):
+            rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
+        with self.progress.stage("probe", len(PROBES)) as bar:
+            before = self.bench.spent
+            report = self.bench.passes.within_memory(
+                lambda: run_probes(
+                    self.bench,
+                    self.candidates,
+                    rollouts,
+                    sizes,
+                    num_folds=config.probe.num_folds,
+                    total_steps=config.steps or 0,
+                    seed=config.seed,
+                    known=self._known(),
+                    on_probe=lambda name: bar.advance(1, name),
+                )
+            )
+            bar.advance(0, f"{len(report.scores)} signals and baselines")
+        self.folder.write(runs.PROBE, {**report.to_dict(), "cost": asdict(self.bench.spent - before)})
 
     def _known(self) -> list[known.Known]:
         """What the prediction may learn from: never from this very base, unless the user measured it."""
@@ -196,25 +211,44 @@ class Stages:
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:
         """The base model's rewards on the items that every decision is made on."""
-        found = self.folder.read(runs.SEARCH)
-        if found is None:
+
+        def score() -> None:
             before = self.bench.spent
             rewards = self.bench.evaluate("select", num_items, seed=self.config.seed)
-            found = {"base_select_rewards": list(rewards), "cost": asdict(self.bench.spent - before)}
-            self.folder.write(runs.SEARCH, found)
+            cost = asdict(self.bench.spent - before)
+            self.folder.write(runs.SEARCH, {"base_select_rewards": list(rewards), "cost": cost})
+
+        self._once("score the base", score, lambda: self.folder.read(runs.SEARCH) is not None)
+        found = self.folder.read(runs.SEARCH) or {}
         with self._reading(runs.SEARCH):
             return tuple(found["base_select_rewards"]), Cost(**found["cost"])
 
     def _rung(self, arm: Arm, to_step: int, num_items: int) -> RungResult:
+        """Takes an arm to a step, going on with what a process that died on the way has left, and scores it."""
+        folder, found = self.folder.path, checkpoints.latest(self.folder.path, arm)
+        paid = checkpoints.paid_for(folder, arm)
+        trained = self._advance(found if found.step <= to_step else arm, to_step)
         before = self.bench.spent
-        segment = self.bench.train(arm, to_step)
-        rewards = self.bench.evaluate("select", num_items, seed=self.config.seed, arm=segment.arm)
+        rewards = self.bench.evaluate("select", num_items, seed=self.config.seed, arm=trained)
         return RungResult(
-            arm=segment.arm,
+            arm=trained,
             select_rewards_I=rewards,
-            train_rewards_P=segment.train_rewards_P,
-            cost=self.bench.spent - before,
+            train_rewards_P=checkpoints.training_rewards(folder, trained, arm.step),
+            cost=checkpoints.paid_for(folder, trained) - paid + (self.bench.spent - before),
         )
+
+    def _advance(
+        self,
+        arm: Arm,
+        to_step: int,
+        on_step: Callable[[float], None] | None = None,
+        deadline: float = math.inf,
+    ) -> Arm:
+        """Trains on in segments: an interruption loses no more than one."""
+        while arm.step < to_step and time.monotonic() < deadline:
+            stop = min(to_step, (arm.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
+            arm = self.bench.train(arm, stop, on_step=on_step).arm
+        return arm
 
     def _search_deadline(self) -> float | None:
         """The search may use the share of --hours that it would use of the whole run's cost."""
@@ -280,11 +314,9 @@ class Stages:
         arm = checkpoints.latest(self.folder.path, arm)
         with self.progress.stage("train", steps) as bar:
             bar.advance(arm.step, f"layer {_name(arm)}")
-            while arm.step < steps and time.monotonic() < deadline:
-                to_step = min(steps, (arm.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
-                arm = self.bench.train(
-                    arm, to_step, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}")
-                ).arm
+            arm = self._advance(
+                arm, steps, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}"), deadline=deadline
+            )
         before = self.bench.spent
         with self.progress.stage("evaluate", 2) as bar:
             base = self.bench.examine("eval", self.config.num_eval or 0, seed=self.config.seed)
@@ -304,6 +336,14 @@ class Stages:
             return Cost(**found["inherited"])
 
     # Keep
+
+    def finish(self, work: Callable[[], PickResult]) -> PickResult:
+        """Has the final training done, and returns its result, whoever did it."""
+        mine: list[PickResult] = []
+        self._once("train", lambda: mine.append(work()), lambda: self.finished() is not None)
+        result = mine[0] if mine else self.finished()
+        assert result is not None
+        return result
 
     def finished(self) -> PickResult | None:
         """The result, if an earlier run of the same command came to its end."""

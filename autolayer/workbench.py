@@ -306,9 +306,10 @@ class Workbench:
             self._time_training(cost, sampling)
             advanced = replace(arm, step=to_step)
             advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
+            groups = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in seen]
+            checkpoints.note(self.folder.path, arm, groups, cost)
             checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
-        groups = [float(mean) for rollouts in seen for mean in rollouts.rewards_P_G().mean(1)]
-        return Segment(arm=advanced, train_rewards_P=tuple(groups), cost=cost)
+        return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
 
     def keeping_little(self, layers: Layers) -> AbstractContextManager[None]:
         """Recomputes activations inside, where the run is to."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import socket
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ import optuna
 import sqlalchemy.event
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
@@ -33,6 +35,8 @@ from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 NAME = "autolayer"
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 """A worker on another machine that has not been heard of for the second is taken for dead, and its run is repeated."""
+TRIES = 6
+"""To make the tables, where several workers start at once."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
@@ -58,7 +62,7 @@ def opened(storage: str) -> Iterator[None]:
 def check_storage(storage: str) -> None:
     """Opens a storage and does nothing with it, so that a wrong address is found before the work begins."""
     with quiet(), opened(storage):
-        optuna.storages.RDBStorage(storage)
+        _backend(storage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +86,7 @@ class Journal:
         Raises:
             RunFolderError: The study belongs to another configuration.
         """
-        arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
-        backend = optuna.storages.RDBStorage(
-            storage, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-        )
-        if storage.startswith("sqlite"):
-            # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
-            # waits and both claim it. Taking the write lock before the read makes the claim atomic.
-            sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
-        study = optuna.create_study(
-            study_name=NAME, storage=backend, load_if_exists=True, direction="maximize", sampler=QueueSampler()
-        )
+        study = connect(storage, NAME)
         if "inputs" not in study.user_attrs:
             study.set_user_attr("inputs", _inputs(config, candidates, base_I))
         found, wanted = study.user_attrs["inputs"], _inputs(config, candidates, base_I)
@@ -108,7 +102,6 @@ class Journal:
             candidates=tuple(Candidate(**{**c, "layers": tuple(c["layers"])}) for c in found["candidates"]),
             base_I=tuple(found["base_select_rewards_I"]),
         )
-        journal._bury()
         return journal
 
     def trials(self) -> list[FrozenTrial]:
@@ -138,29 +131,58 @@ class Journal:
         rivals = [t for t in trials if t.number < number and t.user_attrs["run"] == mine.user_attrs["run"]]
         return any(not t.state.is_finished() or "result" in t.user_attrs for t in rivals)
 
-    def reap(self) -> None:
-        """Gives up the running trials of workers that have gone silent, so that they are asked for again."""
-        optuna.storages.fail_stale_trials(self.study)
-        limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # Died between claiming the trial and its first sign of life: no heartbeat that could go stale.
-            if "worker" not in trial.user_attrs and trial.datetime_start and trial.datetime_start < limit:
-                self._give_up(trial)
 
-    def sign(self, trial: optuna.Trial) -> None:
-        """Notes which process runs the trial."""
-        trial.set_user_attr("worker", _WORKER)
+def connect(storage: str, name: str) -> optuna.Study:
+    """A study, made where there is none."""
+    backend = _backend(storage)
+    if storage.startswith("sqlite"):
+        # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
+        # waits and both claim it. Taking the write lock before the read makes the claim atomic.
+        sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+    study = optuna.create_study(
+        study_name=name, storage=backend, load_if_exists=True, direction="maximize", sampler=QueueSampler()
+    )
+    reap(study)
+    return study
 
-    def _bury(self) -> None:
-        """Gives up running trials of this machine's dead processes at once instead of waiting for the heartbeat."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get("worker")
-            if worker and worker["host"] == _WORKER["host"] and _is_dead(worker):
-                self._give_up(trial)
 
-    def _give_up(self, trial: FrozenTrial) -> None:
-        with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
-            self.study.tell(trial.number, state=TrialState.FAIL)
+def _backend(storage: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage, its tables made where there are none."""
+    arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
+    for attempt in range(TRIES):
+        try:
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            )
+        except SQLAlchemyError as error:
+            beaten = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not beaten or attempt + 1 == TRIES:
+                raise
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # another worker is making them at this moment
+    raise AssertionError("the last try returns or raises")
+
+
+def sign(trial: optuna.Trial) -> None:
+    """Notes which process runs the trial."""
+    trial.set_user_attr("worker", _WORKER)
+
+
+def reap(study: optuna.Study) -> None:
+    """Gives up the running trials of workers that have gone silent, so that their work is asked for again."""
+    optuna.storages.fail_stale_trials(study)
+    limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs.get("worker")
+        # Without: it died between claiming the trial and its first sign of life, and no heartbeat could go stale.
+        lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
+        dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)  # no heartbeat to wait for
+        if lost or dead:
+            _give_up(study, trial)
+
+
+def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
+    with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 class QueueSampler(optuna.samplers.BaseSampler):

@@ -25,7 +25,7 @@ from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
 from autolayer.errors import TrainingError
 from autolayer.search.evidence import check, paired_gain
-from autolayer.search.journal import Journal, opened, quiet, run_of
+from autolayer.search.journal import Journal, opened, quiet, reap, run_of, sign
 from autolayer.search.ledger import Ledger
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Racing, look
@@ -129,7 +129,7 @@ class _Worker:
                     self._enqueue(run, answers)
             if record.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return True
-            record.reap()
+            reap(record.study)
             time.sleep(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
@@ -138,7 +138,7 @@ class _Worker:
         if "run" not in trial.user_attrs or record.is_duplicate(trial.number):
             trial.set_user_attr("idle", "another worker had taken this run")
             raise optuna.TrialPruned
-        record.sign(trial)
+        sign(trial)
         run = run_of(trial)
         arm = Arm(layers=run.slot.layers, learning_rate=trial.params["learning_rate"], seed=run.slot.seed)
         before = self._ledger(record.answers(record.trials())).latest(run.slot)
