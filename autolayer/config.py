@@ -162,7 +162,7 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     recompute: bool = False
-    """Run the trained layer and those above again in the backward pass, instead of keeping their activations."""
+    """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
     """Run programs that the model writes without a sandbox where there is none; they can do what you can."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)

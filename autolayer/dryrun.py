@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from autolayer import lora, plan
+from autolayer import lora, passes, plan
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, parse_layers
+from autolayer.memory import Memory, training_memory
 from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
@@ -38,9 +39,10 @@ class DryRun:
     finding_budget: Cost
     races: bool
     """False if the budget pays for no race, so that the probes may spend all of it and decide."""
-    device_bytes: dict[str, int]
-    """What the device holds while one layer is trained, activations and key-value cache apart."""
-    host_bytes: dict[str, int]
+    memory: Memory
+    """While the layer is trained that keeps most; the key-value cache comes to it."""
+    probe_host_bytes: int
+    """Gradients of the shared batch, in the host's memory."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for --json."""
@@ -74,7 +76,8 @@ class DryRun:
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
-        for where, amounts in (("device, without activations", self.device_bytes), ("host memory", self.host_bytes)):
+        host = {"gradients of the shared batch": self.probe_host_bytes, **self.memory.host}
+        for where, amounts in (("device memory", self.memory.device), ("host memory", host)):
             parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
             table.add_row(where, f"{_bytes(sum(amounts.values()))}: {parts}")
         for note in sizes.notes:
@@ -102,7 +105,6 @@ def dry_run(config: Config) -> DryRun:
         **expected_tokens(task, sum(map(len, some)) / len(some)),
     )
     budget = plan.finding_budget(config, units, candidates)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = plan.final_layers(config, candidates)
     all_layers = sum(p.numel() for p in layer_parameters(model, candidates).values())
     return DryRun(
@@ -114,11 +116,16 @@ def dry_run(config: Config) -> DryRun:
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),
-        device_bytes={
-            "weights": weights,
-            "float32 master, gradient and Adam of what is trained": 16 * _num_trained(config, model, trained),
-        },
-        host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
+        memory=training_memory(
+            model,
+            trained,
+            width=task.max_context or max(map(len, some)) + task.max_new_tokens * task.max_turns,
+            tokens=passes.TOKENS,
+            recompute=config.recompute,
+            reference=config.beta > 0,
+            num_trained=_num_trained(config, model, trained),
+        ),
+        probe_host_bytes=4 * all_layers * config.probe.num_folds,
     )
 
 

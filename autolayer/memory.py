@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, worked out from shapes alone.
+"""What a device and its host must hold while layers are trained, worked out from shapes alone.
 
 The model is one without weights (on torch's meta device). A pass over one sequence is traced, and what autograd saves
 is counted once by storage: so it is right for any architecture, for any choice of trained layers (a frozen linear map
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,56 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from autolayer.arms import Layers
-from autolayer.layers import layer_parameters
+from autolayer.layers import find_layers, layer_parameters
 from autolayer.recompute import recomputing
+
+HEAD_TILE = 4096 * 32768
+"""Logits that TRL's fused head computes at once (trl/kernels/chunked_logprob.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes, by what they are for. The key-value cache is not among them: it takes half of what is free."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+
+    @property
+    def on_device(self) -> int:
+        return sum(self.device.values())
+
+
+def training_memory(
+    model: Any, layers: Layers, *, width: int, tokens: int, recompute: bool, reference: bool, num_trained: int
+) -> Memory:
+    """What training some layers needs.
+
+    Args:
+        model: On the meta device.
+        layers: What is trained.
+        width: Tokens of the longest sequence, prompt and completion.
+        tokens: Tokens of a pass at the most (passes.py).
+        recompute: As the trainer's setting.
+        reference: Whether a KL term wants the base weights as well.
+        num_trained: Parameters that are trained; fewer than the layers have where they are adapters.
+    """
+    sequences = max(1, tokens // width)
+    size, hidden = model.dtype.itemsize, model.config.get_text_config(decoder=True).hidden_size
+    head = model.get_output_embeddings().weight
+    block = kept_bytes(model, (len(find_layers(model)) - 1,), width) * sequences
+    working = min(HEAD_TILE, sequences * width * head.shape[0]) * size + sequences * width * hidden * 4
+    return Memory(
+        device={
+            "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
+            "float32 master, gradient and Adam of what is trained": 16 * num_trained,
+            **({"a second copy of what is trained, for the KL term": size * num_trained} if reference else {}),
+            "activations kept for the backward pass": kept_bytes(model, layers, width, recompute=recompute) * sequences,
+            "working space of a block and the output head": working
+            + (block if recompute else block // 2)
+            + (4 * head.numel() if layers == "full" else 0),
+        },
+        host={"base copies of what is trained": size * num_trained},
+    )
 
 
 def kept_bytes(model: Any, layers: Layers, width: int, *, recompute: bool = False) -> int:

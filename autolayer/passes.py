@@ -1,4 +1,8 @@
-"""How much one forward and backward pass takes: a number of tokens, and less where the device runs out of memory."""
+"""How much one forward and backward pass takes and keeps: less where the device runs out of memory.
+
+First a pass takes half as many tokens, again and again. Where that makes passes too small to keep a device busy,
+activations are recomputed instead of kept (recompute.py), and passes are large once more.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ logger = logging.getLogger(__name__)
 TOKENS = 32_768
 """Tokens of a pass, padding included, until the device turns out to be too small for them."""
 
+SMALL = 4096
+"""Tokens of a pass below which recomputing activations is better than a still smaller pass."""
+
 T = TypeVar("T")
 
 
@@ -25,10 +32,11 @@ class Passes:
     Args:
         engine: Generates at most so many sequences at once.
         longest: Tokens of the longest sequence there can be.
+        recompute: From the start.
     """
 
-    def __init__(self, engine: TransformersEngine, longest: Callable[[], int]) -> None:
-        self.engine, self.longest, self.tokens = engine, longest, TOKENS
+    def __init__(self, engine: TransformersEngine, longest: Callable[[], int], *, recompute: bool) -> None:
+        self.engine, self.longest, self.tokens, self.recompute = engine, longest, TOKENS, recompute
 
     def sequences(self, width: int) -> int:
         """Sequences of this many tokens in one pass."""
@@ -45,17 +53,22 @@ class Passes:
                 return work()
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
-            self._halve(reason)  # out here, where no traceback holds the tensors any more
+            self._take_less(reason)  # out here, where no traceback holds the tensors any more
 
-    def _halve(self, reason: str) -> None:
+    def _take_less(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device
-        if self.tokens <= longest:
+        if self.tokens > max(longest, 1 if self.recompute else SMALL):
+            self.tokens //= 2
+            what = f"at most {self.tokens} tokens in a pass"
+        elif not self.recompute:
+            self.tokens, self.recompute = TOKENS, True
+            what = "activations recomputed in the backward pass"
+        else:
             raise TrainingError(
                 f"one sequence of {longest} tokens does not fit into the memory of {device} ({reason}): give a smaller "
-                "--max-new-tokens, --recompute, higher --layers, or a device with more."
+                "--max-new-tokens, higher --layers, or a device with more."
             )
-        self.tokens //= 2
         self.engine.max_sequences = max(1, self.engine.max_sequences // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        logger.warning("%s: going on with at most %d tokens in a pass.", reason, self.tokens)
+        logger.warning("%s: going on with %s.", reason, what)

@@ -51,7 +51,7 @@ class TrainSettings:
     beta: float
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
     recompute: bool = False
-    """Run the layers from the lowest trained one up again in the backward pass, instead of keeping what they need."""
+    """Recompute activations in the backward pass from the start, not only when memory runs out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Workbench:
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
-        self.passes = Passes(self.engine, lambda: self.longest)
+        self.passes = Passes(self.engine, lambda: self.longest, recompute=settings.recompute)
         self._enters: bool | None = None
         """Whether a forward pass can begin in the middle; None until it was tried."""
 
@@ -313,7 +313,7 @@ class Workbench:
 
     def keeping_little(self, layers: Layers) -> AbstractContextManager[None]:
         """Recomputes activations inside, where the run is to."""
-        if not self.settings.recompute:
+        if not self.passes.recompute:
             return contextlib.nullcontext()
         return recomputing(self.model, 0 if layers == "full" else min(layers))
 

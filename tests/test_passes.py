@@ -33,6 +33,7 @@ class SmallDevice:
 
 def bench_of(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> Workbench:
     monkeypatch.setattr(passes, "TOKENS", tokens)
+    monkeypatch.setattr(passes, "SMALL", 16)
     return make_bench(build_model("qwen3"), folder)
 
 
@@ -55,6 +56,24 @@ def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
     assert len(told) == steps, "a step that was done twice is told once"
     assert segment.cost.generated_tokens == expected.cost.generated_tokens
     assert bench.spent.generated_tokens > roomy.spent.generated_tokens, "what was lost was paid for"
+
+
+def test_activations_are_recomputed_before_passes_get_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = bench_of(tmp_path, monkeypatch, tokens=64)
+    device = SmallDevice(bench.model, most=1)
+    keeps = bench.passes._take_less
+
+    def take_less(reason: str) -> None:
+        keeps(reason)
+        device.most = 64 if bench.passes.recompute else 1
+
+    monkeypatch.setattr(bench.passes, "_take_less", take_less)
+    with caplog.at_level(logging.WARNING):
+        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    assert bench.passes.recompute and bench.passes.tokens == 64
+    assert caplog.messages[-1].endswith("going on with activations recomputed in the backward pass.")
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ STEPS = 2
 
 def bench_of(architecture: str, folder: Path, recompute: bool, beta: float = 0.0) -> Workbench:
     bench = make_bench(build_model(architecture), folder / str(recompute), beta=beta)
-    bench.settings = replace(bench.settings, recompute=recompute)
+    bench.passes.recompute = recompute
     return bench
 
 
