@@ -9,16 +9,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from autolayer import lora, passes, plan
-from autolayer.arms import Layers
+from autolayer import plan
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
-from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, parse_layers
-from autolayer.memory import Memory, training_memory
+from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
 from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
 from autolayer.rollouts import encode_prompts
+from autolayer.room import Room, make_room
 from autolayer.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -39,10 +38,8 @@ class DryRun:
     finding_budget: Cost
     races: bool
     """False if the budget pays for no race, so that the probes may spend all of it and decide."""
-    memory: Memory
-    """While the layer is trained that keeps most; the key-value cache comes to it."""
-    probe_host_bytes: int
-    """Gradients of the shared batch, in the host's memory."""
+    room: Room
+    host_bytes: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for --json."""
@@ -76,10 +73,13 @@ class DryRun:
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
-        host = {"gradients of the shared batch": self.probe_host_bytes, **self.memory.host}
-        for where, amounts in (("device memory", self.memory.device), ("host memory", host)):
-            parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
-            table.add_row(where, f"{_bytes(sum(amounts.values()))}: {parts}")
+        room = self.room
+        for where, amounts in (
+            ("memory, probing", room.probing), ("memory, training", room.training), ("host memory", self.host_bytes),
+        ):  # fmt: skip
+            parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in amounts.items())
+            table.add_row(where, f"{in_bytes(sum(amounts.values()))}: {parts}")
+        table.add_row(room.device, f"{in_bytes(room.total)}: {room.says}")
         for note in sizes.notes:
             table.add_row("note", note)
         return table
@@ -98,6 +98,7 @@ def dry_run(config: Config) -> DryRun:
     num_layers = len(find_layers(model))
     candidates = parse_layers(config.layers, num_layers, config.model)
     assert candidates != "full"
+    answer = task.max_new_tokens * task.max_turns
     some = encode_prompts(tokenizer, task.splits["probe"][:64], dict(task.chat_template_kwargs))
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
@@ -116,25 +117,9 @@ def dry_run(config: Config) -> DryRun:
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),
-        memory=training_memory(
-            model,
-            trained,
-            width=task.max_context or max(map(len, some)) + task.max_new_tokens * task.max_turns,
-            tokens=passes.TOKENS,
-            recompute=config.recompute,
-            reference=config.beta > 0,
-            num_trained=_num_trained(config, model, trained),
-        ),
-        probe_host_bytes=4 * all_layers * config.probe.num_folds,
+        room=make_room(config, model, candidates, task.max_context or max(map(len, some)) + answer),
+        host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )
-
-
-def _num_trained(config: Config, model: Any, layers: Layers) -> int:
-    """Parameters that the final run trains."""
-    if config.adapter is None or layers == "full":
-        return sum(p.numel() for p in layer_parameters(model, layers).values())
-    maps = [model.get_submodule(name) for name in linear_maps(model, layers)]
-    return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)
 
 
 def expected_tokens(task: Task, prompt: float) -> dict[str, float]:
@@ -155,5 +140,5 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
-def _bytes(value: float) -> str:
+def in_bytes(value: float) -> str:
     return f"{amount(value)}B"

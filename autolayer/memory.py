@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,63 +27,80 @@ HEAD_TILE = 4096 * 32768
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes, by what they are for. The key-value cache is not among them: it takes half of what is free."""
+class Passing:
+    """How forward and backward passes are made (passes.py)."""
 
-    device: dict[str, int]
-    host: dict[str, int]
+    width: int
+    """Tokens of the longest sequence, prompt and completion."""
+    tokens: int
+    recompute: bool
+    batch: int
+    """Sequences that there are."""
 
     @property
-    def on_device(self) -> int:
-        return sum(self.device.values())
+    def sequences(self) -> int:
+        """In one pass."""
+        return min(self.batch, max(1, self.tokens // self.width))
 
 
-def training_memory(
-    model: Any, layers: Layers, *, width: int, tokens: int, recompute: bool, reference: bool, num_trained: int
-) -> Memory:
-    """What training some layers needs.
+def probing_bytes(model: Any, layers: Layers, passing: Passing) -> dict[str, int]:
+    """What the device holds in the shared backward pass, by what it is for.
+
+    Args:
+        model: On the meta device.
+        layers: The candidates.
+        passing: How passes are made.
+    """
+    largest = max(sum(p.numel() for p in block.parameters()) for block in find_layers(model))
+    return {
+        "weights": _weights(model),
+        "activations": kept_bytes(model, layers, passing) * passing.sequences,
+        "working space": _working(model, passing) + largest * model.dtype.itemsize,
+    }
+
+
+def training_bytes(
+    model: Any, layers: Layers, passing: Passing, *, num_trained: int, reference: bool = False
+) -> dict[str, int]:
+    """What the device holds while some layers are trained, by what it is for; the key-value cache takes what is left.
 
     Args:
         model: On the meta device.
         layers: What is trained.
-        width: Tokens of the longest sequence, prompt and completion.
-        tokens: Tokens of a pass at the most (passes.py).
-        recompute: As the trainer's setting.
-        reference: Whether a KL term wants the base weights as well.
+        passing: How passes are made.
         num_trained: Parameters that are trained; fewer than the layers have where they are adapters.
+        reference: Whether a KL term wants the base weights as well.
     """
-    sequences = max(1, tokens // width)
-    size, hidden = model.dtype.itemsize, model.config.get_text_config(decoder=True).hidden_size
-    head = model.get_output_embeddings().weight
-    block = kept_bytes(model, (len(find_layers(model)) - 1,), width) * sequences
-    working = min(HEAD_TILE, sequences * width * head.shape[0]) * size + sequences * width * hidden * 4
-    return Memory(
-        device={
-            "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
-            "float32 master, gradient and Adam of what is trained": 16 * num_trained,
-            **({"a second copy of what is trained, for the KL term": size * num_trained} if reference else {}),
-            "activations kept for the backward pass": kept_bytes(model, layers, width, recompute=recompute) * sequences,
-            "working space of a block and the output head": working
-            + (block if recompute else block // 2)
-            + (4 * head.numel() if layers == "full" else 0),
-        },
-        host={"base copies of what is trained": size * num_trained},
-    )
+    head = model.get_output_embeddings().weight.numel()
+    return {
+        "weights": _weights(model),
+        "float32 master, gradient and Adam": 16 * num_trained,
+        **({"reference for the KL term": model.dtype.itemsize * num_trained} if reference else {}),
+        "activations": kept_bytes(model, layers, passing) * passing.sequences,
+        "working space": _working(model, passing) + (4 * head if layers == "full" else 0),
+    }
 
 
-def kept_bytes(model: Any, layers: Layers, width: int, *, recompute: bool = False) -> int:
-    """Bytes that a pass over one sequence of `width` tokens keeps until its backward pass, the output head apart.
+def _weights(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
-    Args:
-        model: On the meta device.
-        layers: What is trained.
-        width: Tokens, padding included.
-        recompute: As the trainer's setting.
-    """
+
+def _working(model: Any, passing: Passing) -> int:
+    """Gradients of one block's activations (and these themselves, where they are recomputed), and the head's tiles."""
+    last = (len(find_layers(model)) - 1,)
+    block = kept_bytes(model, last, replace(passing, recompute=False)) * passing.sequences
+    vocabulary, hidden = model.get_output_embeddings().weight.shape
+    tokens = passing.sequences * passing.width
+    tile = min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize + 4 * tokens * hidden
+    return tile + (block if passing.recompute else block // 2)
+
+
+def kept_bytes(model: Any, layers: Layers, passing: Passing) -> int:
+    """Bytes that a pass over one sequence keeps until its backward pass, the output head apart."""
     if model.dtype == torch.float32 and hasattr(model.config.get_text_config(decoder=True), "num_experts_per_tok"):
         # torch has no shapes of grouped products in float32; norms, which are float32 in any case, then count twice.
         try:
-            return 2 * kept_bytes(model.to(torch.bfloat16), layers, width, recompute=recompute)
+            return 2 * kept_bytes(model.to(torch.bfloat16), layers, passing)
         finally:
             model.to(torch.float32)
     trained = layer_parameters(model, layers)
@@ -97,8 +114,8 @@ def kept_bytes(model: Any, layers: Layers, width: int, *, recompute: bool = Fals
         return tensor
 
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    ids = torch.zeros(1, width, dtype=torch.long, device="meta")
-    mask = torch.ones(1, 1, width, width, dtype=torch.bool, device="meta")
+    ids = torch.zeros(1, passing.width, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, passing.width, passing.width, dtype=torch.bool, device="meta")
     lowest = 0 if layers == "full" else min(layers)
     try:
         for parameter, _ in flags:
@@ -107,7 +124,7 @@ def kept_bytes(model: Any, layers: Layers, width: int, *, recompute: bool = Fals
             parameter.requires_grad_(True)
         with (
             _traced_attention(model),
-            recomputing(model, lowest) if recompute else nullcontext(),
+            recomputing(model, lowest) if passing.recompute else nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)

@@ -126,7 +126,7 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     from autolayer.layers import find_layers
 
     path = model_path(name)
-    where = _device(device)
+    where = find_device(device)
     with quiet():
         model = _read_model(name, path)
         tokenizer = read_tokenizer(name)
@@ -227,7 +227,12 @@ def _read_model(name: str, path: str) -> Any:
     return model
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
     import torch
 
     if device == "auto":

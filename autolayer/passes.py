@@ -26,6 +26,19 @@ SMALL = 4096
 T = TypeVar("T")
 
 
+def less(tokens: int, recompute: bool, longest: int) -> tuple[int, bool] | None:
+    """What passes take and whether they recompute, where so much did not fit; None if there is nothing less.
+
+    Args:
+        tokens: Of a pass so far.
+        recompute: So far.
+        longest: Tokens of one sequence.
+    """
+    if tokens > max(longest, 1 if recompute else SMALL):
+        return tokens // 2, recompute
+    return None if recompute else (TOKENS, True)
+
+
 class Passes:
     """The size of all passes of a run.
 
@@ -57,18 +70,15 @@ class Passes:
 
     def _take_less(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device
-        if self.tokens > max(longest, 1 if self.recompute else SMALL):
-            self.tokens //= 2
-            what = f"at most {self.tokens} tokens in a pass"
-        elif not self.recompute:
-            self.tokens, self.recompute = TOKENS, True
-            what = "activations recomputed in the backward pass"
-        else:
+        found = less(self.tokens, self.recompute, longest)
+        if found is None:
             raise TrainingError(
                 f"one sequence of {longest} tokens does not fit into the memory of {device} ({reason}): give a smaller "
                 "--max-new-tokens, higher --layers, or a device with more."
             )
+        self.tokens, self.recompute = found
         self.engine.max_sequences = max(1, self.engine.max_sequences // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        logger.warning("%s: going on with %s.", reason, what)
+        how = ", activations recomputed" if self.recompute else ""
+        logger.warning("%s: going on with at most %d tokens in a pass%s.", reason, self.tokens, how)

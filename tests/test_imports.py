@@ -24,12 +24,12 @@ TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
-     "recompute"),
+     "recompute", "memory"),
     ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "boundary",
      "passes"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
-    ("stages", "sets", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),
+    ("stages", "sets", "prepare", "summary", "dryrun", "room", "pipeline", "measuring", "comparing"),
     ("cli", "__main__"),
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""

@@ -73,7 +73,7 @@ def test_activations_are_recomputed_before_passes_get_too_small(
     with caplog.at_level(logging.WARNING):
         bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
     assert bench.passes.recompute and bench.passes.tokens == 64
-    assert caplog.messages[-1].endswith("going on with activations recomputed in the backward pass.")
+    assert caplog.messages[-1].endswith("going on with at most 64 tokens in a pass, activations recomputed.")
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(

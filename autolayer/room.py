@@ -1,0 +1,85 @@
+"""Whether a run fits on its device, and how small its passes have to be: predicted before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from autolayer import lora, models, passes
+from autolayer.arms import Layers
+from autolayer.config import Config
+from autolayer.layers import layer_parameters, linear_maps
+from autolayer.memory import Passing, probing_bytes, training_bytes
+
+USABLE = 0.9
+"""Of a device's memory: fragments and the libraries' own buffers take the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the device must hold, with passes made as small as they have to be, and what it has."""
+
+    device: str
+    total: int
+    """Bytes of memory."""
+    passing: Passing
+    probing: dict[str, int]
+    training: dict[str, int]
+    """Of the lowest candidate, which keeps most."""
+
+    @property
+    def fits(self) -> bool:
+        return max(sum(self.probing.values()), sum(self.training.values())) <= USABLE * self.total
+
+    @property
+    def says(self) -> str:
+        """A sentence for the terminal."""
+        if not self.fits:
+            return (
+                f"TOO LITTLE for one sequence of {self.passing.width} tokens: give a smaller --max-new-tokens, higher "
+                "--layers, --adapter lora, or a device with more"
+            )
+        how = ", activations recomputed" if self.passing.recompute else ""
+        return f"fits, with passes of {self.passing.tokens} tokens{how}"
+
+
+def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> Room:
+    """How passes have to be made so that both the shared backward pass and the final training fit on the device.
+
+    Args:
+        config: Resolved.
+        model: On the meta device.
+        candidates: What may be trained; the lowest keep most.
+        width: Tokens of the longest sequence.
+    """
+    device = models.find_device(config.device)
+    gpu = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
+    lowest = "full" if config.boost is not None else candidates[: config.top_k]
+    num_trained = _num_trained(config, model, lowest)
+    batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
+    choice: tuple[int, bool] | None = (passes.TOKENS, config.recompute)
+    while choice is not None:
+        passing = Passing(width=width, tokens=choice[0], recompute=choice[1], batch=batch)
+        room = Room(
+            device=torch.cuda.get_device_name(device) if gpu else "CPU",
+            total=total,
+            passing=passing,
+            probing=probing_bytes(model, candidates, passing),
+            training=training_bytes(model, lowest, passing, num_trained=num_trained, reference=config.beta > 0),
+        )
+        if room.fits:
+            break
+        choice = passes.less(*choice, width)
+    return room
+
+
+def _num_trained(config: Config, model: Any, layers: Layers) -> int:
+    """Parameters that the final run trains."""
+    if config.adapter is None or layers == "full":
+        return sum(p.numel() for p in layer_parameters(model, layers).values())
+    maps = [model.get_submodule(name) for name in linear_maps(model, layers)]
+    return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)
