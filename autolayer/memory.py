@@ -24,6 +24,8 @@ from autolayer.recompute import recomputing
 
 HEAD_TILE = 4096 * 32768
 """Logits that TRL's fused head computes at once (trl/kernels/chunked_logprob.py)."""
+TILES = {"cuda": 1, "cpu": 6}
+"""How many tiles it holds: without its kernel, torch's own operations make copies (examples/benchmarks/memory.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Passing:
     recompute: bool
     batch: int
     """Sequences that there are."""
+    device: str = "cuda"
+    """Kind of device."""
 
     @property
     def sequences(self) -> int:
@@ -91,8 +95,8 @@ def _working(model: Any, passing: Passing) -> int:
     block = kept_bytes(model, last, replace(passing, recompute=False)) * passing.sequences
     vocabulary, hidden = model.get_output_embeddings().weight.shape
     tokens = passing.sequences * passing.width
-    tile = min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize + 4 * tokens * hidden
-    return tile + (block if passing.recompute else block // 2)
+    tiles = TILES.get(passing.device, 1) * min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize
+    return tiles + 4 * tokens * hidden + (block if passing.recompute else block // 2)
 
 
 def kept_bytes(model: Any, layers: Layers, passing: Passing) -> int:

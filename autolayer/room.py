@@ -63,7 +63,7 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
     choice: tuple[int, bool] | None = (passes.TOKENS, config.recompute)
     while choice is not None:
-        passing = Passing(width=width, tokens=choice[0], recompute=choice[1], batch=batch)
+        passing = Passing(width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type)
         room = Room(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total,

@@ -3,8 +3,8 @@
     python examples/benchmarks/memory.py          # Linux, CPU: 2 minutes
 
 A random model of about 100M parameters, 12 layers of width 768; one GRPO step of 32 completions of 128 tokens by the
-trainer that trains every arm, each case in a process of its own. Measured is the highest resident memory during the step
-less what was there before; with a GPU it would be torch's own count. Expect the prediction within 20%.
+trainer that trains every arm, each case in a process of its own. Measured is the highest resident memory during the
+step, less what was there before. Expect the prediction within 20%.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def measure(layers: Layers, recompute: bool) -> int:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    prompts = {name: [" ".join([f"w{i + 2}"] * PROMPT) for i in range(4)] for name in SPLITS}
     rows = {
-        name: [{"prompt": f"w{40 + number} {text[4:]}"} for text in prompts[name]] for number, name in enumerate(SPLITS)
+        name: [{"prompt": " ".join([f"w{10 * number + i + 2}"] * PROMPT)} for i in range(4)]
+        for number, name in enumerate(SPLITS)
     }
     task = Task(
         name="memory", splits=rows, max_new_tokens=COMPLETION,
@@ -98,7 +98,7 @@ def predict(layers: Layers, recompute: bool) -> dict[str, int]:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config())
     num_trained = sum(p.numel() for p in layer_parameters(model, layers).values())
-    passing = Passing(width=PROMPT + COMPLETION, tokens=32768, recompute=recompute, batch=4 * GROUP)
+    passing = Passing(width=PROMPT + COMPLETION, tokens=32768, recompute=recompute, batch=4 * GROUP, device="cpu")
     parts = training_bytes(model, layers, passing, num_trained=num_trained)
     return {name: size for name, size in parts.items() if name != "weights"}
 
