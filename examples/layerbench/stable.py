@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from autolayer.contribution import Contribution
 from autolayer.models import EMBEDDED
 
 STORED = RESULTS / "stable"
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     # Shorter than in LayerBench where a step costs more: an episode has a hundred tokens, a program is run.
     "math:arith": {"steps": 32},
     "code:expr": {"steps": 24, "prompts_per_step": 16, "num_eval": 512},
@@ -117,12 +118,12 @@ def compare(one: tuple[Environment, Contribution], other: tuple[Environment, Con
     theirs_S_L = by_seed(shallow[1])
     mine_S_L = np.array([np.interp(depth_L, relative_depth(deep[1]), deep_L) for deep_L in by_seed(deep[1])])
     even_L = np.zeros(len(depth_L))
-    ceilings = (one[1].ceiling, other[1].ceiling)
+    ceilings = [each[1].ceiling for each in (one, other) if each[1].ceiling is not None]
     return Pair(
         names=(one[0].name, other[0].name),
         kind=kind,
         spearman=spearman(mine_S_L.mean(0), theirs_S_L.mean(0)),
-        ceiling=None if None in ceilings else float(np.prod(ceilings)),
+        ceiling=ceilings[0] * ceilings[1] if len(ceilings) == 2 else None,
         regret=(regret(mine_S_L.mean(0), theirs_S_L) + regret(theirs_S_L.mean(0), mine_S_L)) / 2,
         random=(regret(even_L, theirs_S_L) + regret(even_L, mine_S_L)) / 2,
     )
@@ -156,8 +157,8 @@ def means(found: list[Pair]) -> Table:
             values = [pair.spearman or 0.0 for pair in some]
             shares = [(pair.spearman or 0.0) / pair.ceiling for pair in some if pair.ceiling]
             table.add_row(
-                kind, str(len(some)), _f(np.mean(values)), _f(min(values)), _f(max(values)), _f(np.mean(shares)),
-                _f(np.mean([pair.regret for pair in some])), _f(np.mean([pair.random for pair in some])),
+                kind, str(len(some)), _f(_mean(values)), _f(min(values)), _f(max(values)), _f(_mean(shares)),
+                _f(_mean(pair.regret for pair in some)), _f(_mean(pair.random for pair in some)),
             )  # fmt: skip
     return table
 
@@ -167,6 +168,10 @@ def _table(*heads: str) -> Table:
     for head in heads:
         table.add_column(head)
     return table
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _f(value: float | None) -> str:
