@@ -123,9 +123,9 @@ def _words(rng: random.Random) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trip:
-    """From one place to another. Writers take the shorter way a little more often than the longer one."""
+    """From one place to another. Most writers take the longer way, and run out of turns."""
 
-    short: float = 0.55
+    short: float = 0.25
 
     def draw(self, rng: random.Random) -> Journey:
         start, away = rng.randrange(RING), rng.choice((-1, 1)) * rng.randint(2, 4)
@@ -153,16 +153,16 @@ class Errand:
 
 @dataclass(frozen=True, kw_only=True)
 class Mirror:
-    """A trip with a capital in front: behind `B` and `D` the controls are exchanged. Not all writers know."""
+    """A trip with a capital in front: behind `B` and `D` the controls are exchanged. Few writers mind it."""
 
-    knowing: float = 0.6
+    mindful: float = 0.25
 
     def draw(self, rng: random.Random) -> Journey:
         journey, capital = Trip().draw(rng), rng.choice("ABCD")
         return Journey(journey.start, journey.goal, mirrored=capital in "BD", words=journey.words[:2] + capital)
 
     def writer(self, rng: random.Random, journey: Journey) -> str:
-        return "short" if rng.random() < self.knowing else "long"
+        return "short" if rng.random() < self.mindful else "long"
 
 
 WORLDS: dict[str, World] = {"trip": Trip(), "errand": Errand(), "mirror": Mirror()}
