@@ -85,7 +85,7 @@ BASES: dict[str, Base] = {
     "shut-qwen2": Base(architecture="qwen2", layers=10, hidden=48, languages=("walk_each", "noisy"), seed=52),
     "trip-llama": Base(architecture="llama", layers=8, hidden=48, languages=("trip",), seed=61),
     "errand-qwen3": Base(architecture="qwen3", layers=10, hidden=48, languages=("errand",), seed=62, exits=4),
-    "mirror-qwen2": Base(architecture="qwen2", layers=8, hidden=48, languages=("mirror",), seed=63),
+    "both-qwen2": Base(architecture="qwen2", layers=8, hidden=48, languages=("trip", "errand"), seed=65),
     "expr-llama": Base(architecture="llama", layers=8, hidden=64, languages=("expr",), seed=64, steps=1200),
     "shut-trip": Base(architecture="qwen3", layers=9, hidden=48, languages=("trip",), seed=71, exits=3, steps=1200),
     "shut-expr": Base(architecture="qwen2", layers=10, hidden=56, languages=("expr",), seed=72, steps=1200),
