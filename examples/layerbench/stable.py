@@ -44,17 +44,23 @@ FORMS: dict[str, dict[str, Any]] = {
     "agent:house": {"steps": 16, "prompts_per_step": 8, "num_eval": 512},
 }
 GRID = [
-    environment
-    for base in EMBEDDED
-    for task, algorithms in (
-        ("math:arith", ("grpo", "dr_grpo")),
-        ("code:expr", ("grpo", "dr_grpo")),
-        ("agent:house", ("grpo", "gigpo")),
-    )
-    for algorithm in algorithms
-    for environment in [Environment(base=base, task=task, algorithm=algorithm, **FORMS[task])]
+    *(
+        Environment(base=base, task=task, algorithm=algorithm, **FORMS[task])
+        for base in EMBEDDED
+        for task, algorithms in (
+            ("math:arith", ("grpo", "dr_grpo")),
+            ("code:expr", ("grpo", "dr_grpo")),
+            ("agent:house", ("grpo", "gigpo")),
+        )
+        for algorithm in algorithms
+    ),
+    Environment(base="both-qwen2", task="errand", algorithm="grpo", steps=32, prompts_per_step=16),
+    Environment(base="both-qwen2", task="trip", algorithm="gigpo", steps=32, prompts_per_step=16),
+    Environment(base="symbols-llama", task="noisy", algorithm="dr_grpo", steps=16),
+    Environment(base="symbols-qwen2", task="noisy", steps=16),
 ]
-"""Both packaged models on every kind of task; those that LayerBench has as well are measured there."""
+"""Both packaged models on every kind of task, and what completes some of LayerBench's bases; environments of LayerBench
+among them are measured there."""
 KINDS = ("algorithm", "task", "model", "task and model")
 
 
