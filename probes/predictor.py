@@ -107,17 +107,17 @@ def predict(
 def fit(known: Sequence[Known]) -> Model:
     """Learns the weights, and what the prediction is worth on bases that it has not seen.
 
-    Fixed weights, the one probe that does best, or all of them: the simplest whose errors on left-out bases are within
-    one standard error of the least (Breiman et al. 1984), so that a combination has to be worth its noise.
+    Of the fallback's weights with a learned scale, the one probe that does best, and free weights for all, it takes the
+    simplest whose errors on left-out bases are within one standard error of the least (Breiman et al. 1984): what is
+    learned has to be worth its noise.
     """
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback()
-    rows, fixed = [_rows(environment) for environment in known], _fallback()
-    singles = [_learn(known, rows, [index]) for index in range(len(FEATURES))]
+    rows, every = [_rows(environment) for environment in known], np.eye(len(FEATURES))
     choices = [
-        (fixed.weights_F, np.array([np.mean((y_R - x_R_F @ fixed.weights_F) ** 2) for x_R_F, y_R in rows])),
-        min(singles, key=lambda each: each[1].mean()),
-        _learn(known, rows, range(len(FEATURES))),
+        _learn(known, rows, _fallback().weights_F[None]),
+        min((_learn(known, rows, single[None]) for single in every), key=lambda each: each[1].mean()),
+        _learn(known, rows, every),
     ]
     _, least_E = min(choices, key=lambda each: each[1].mean())
     weights_F, error_E = next(each for each in choices if _within_one_error(each[1] - least_E))
@@ -131,14 +131,17 @@ def fit(known: Sequence[Known]) -> Model:
     )
 
 
-def _learn(known: Sequence[Known], rows: Sequence[Rows], used: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of these probes, 0 for the others, by the penalty that predicts left-out bases best; and its mean
-    square errors there, one for each environment."""
-    mask_F = np.isin(np.arange(len(FEATURES)), used)
-    masked = [(x_R_F * mask_F, y_R) for x_R_F, y_R in rows]
-    errors = {penalty: _left_out_errors(known, masked, penalty) for penalty in PENALTIES}
+def _learn(known: Sequence[Known], rows: Sequence[Rows], mixtures_K_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the probes as a sum of these mixtures, by the penalty that predicts left-out bases best.
+
+    Returns:
+        The weights, (F,), and their mean square error on each environment when its base is left out, (E,).
+    """
+    scale = np.linalg.norm(mixtures_K_F, axis=1, keepdims=True)  # the penalty is for inputs of deviation 1
+    mixed = [(x_R_F @ (mixtures_K_F / scale).T, y_R) for x_R_F, y_R in rows]
+    errors = {penalty: _left_out_errors(known, mixed, penalty) for penalty in PENALTIES}
     penalty = min(errors, key=lambda each: errors[each].mean())
-    return _weights(masked, penalty), errors[penalty]
+    return _weights(mixed, penalty) @ (mixtures_K_F / scale), errors[penalty]
 
 
 def _within_one_error(difference_E: np.ndarray) -> bool:
