@@ -92,6 +92,7 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
     cost: dict[str, list[float]] = {}
     picked: dict[str, list[int]] = {}
     steps: dict[str, list[int]] = {}
+    losses: dict[str, list[float]] = {}
     for run in found.get("picks", ()):
         name = f"pick {run['budget']:g}"
         picked.setdefault(name, []).extend(run["best_layers"])
@@ -99,10 +100,8 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
         cost.setdefault(name, []).append(run["cost_share"])
         chosen_L = np.array([float(layer in run["best_layers"]) for layer in layers])
         regrets.setdefault(name, []).append(regret(chosen_L, truth_S_L))
-    losses: dict[str, list[float]] = {}
-    for run in found.get("picks", ()):
         ours, uninformed = log_loss(run["ranking"], truth_S_L, layers)
-        losses.setdefault(f"pick {run['budget']:g}", []).append(ours)
+        losses.setdefault(name, []).append(ours)
         losses.setdefault("uninformed", []).append(uninformed)
 
     middle = min(layers, key=lambda layer: abs(layer - depth // 2))

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from environments import ENVIRONMENTS, RATES, Environment
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from run import RESULTS
+from table import markdown, number
 
 import autolayer
 from autolayer.comparing.metrics import regret, spearman
@@ -147,14 +147,15 @@ def relative_depth(measured: Contribution) -> np.ndarray:
 
 def every_pair(found: list[Pair]) -> Table:
     """Pairs that differ in one thing."""
-    table = _table("differs", "one", "other", "Spearman", "ceiling", "regret")
+    table = markdown(None, ("differs", "one", "other", "Spearman", "ceiling", "regret"))
     for pair in sorted(found, key=lambda pair: KINDS.index(pair.kind)):
-        table.add_row(pair.kind, *pair.names, *map(_f, (pair.spearman, pair.ceiling, pair.regret)))
+        table.add_row(pair.kind, *pair.names, *map(number, (pair.spearman, pair.ceiling, pair.regret)))
     return table
 
 
 def means(found: list[Pair]) -> Table:
-    table = _table("differs", "pairs", "Spearman", "least", "most", "of ceiling", "regret", "regret of a random layer")
+    heads = ("differs", "pairs", "Spearman", "least", "most", "of ceiling", "regret", "regret of a random layer")
+    table = markdown(None, heads)
     by_kind = defaultdict(list)
     for pair in found:
         by_kind[pair.kind].append(pair)
@@ -163,25 +164,15 @@ def means(found: list[Pair]) -> Table:
             values = [pair.spearman or 0.0 for pair in some]
             shares = [(pair.spearman or 0.0) / pair.ceiling for pair in some if pair.ceiling]
             table.add_row(
-                kind, str(len(some)), _f(_mean(values)), _f(min(values)), _f(max(values)), _f(_mean(shares)),
-                _f(_mean(pair.regret for pair in some)), _f(_mean(pair.random for pair in some)),
+                kind, str(len(some)),
+                *map(number, (_mean(values), min(values), max(values), _mean(shares))),
+                *map(number, (_mean(pair.regret for pair in some), _mean(pair.random for pair in some))),
             )  # fmt: skip
-    return table
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=MARKDOWN)
-    for head in heads:
-        table.add_column(head)
     return table
 
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
-
-
-def _f(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ languages.py writers know how to walk, but mean different things, and the reward
     d
     > R
     ...
-
-Standard library and autolayer's `Step` only.
 """
 
 from __future__ import annotations
