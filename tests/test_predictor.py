@@ -60,7 +60,7 @@ def scores_of(known: Known) -> dict[str, Scores]:
 
 def predict_for(new: Known, known: Sequence[Known], *, num_parameters: int = 10**6, **options: Any):
     probes = options.get("probes", scores_of(new))
-    return predict(probes, new.layers, new.num_layers, known=known, num_parameters=num_parameters)
+    return predict(probes, new.layers, new.num_layers, model=fit(known), num_parameters=num_parameters)
 
 
 # Learning
@@ -259,7 +259,7 @@ def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
     probes = {name: Scores(scores_L=np.array([3.0]), errors_L=np.array([0.1])) for name in FEATURES}
     for num_parameters, level in ((10**6, fit(known).level), (10**9, positions.LEVEL)):
-        found = predict(probes, (5,), 8, known=known, num_parameters=num_parameters)
+        found = predict(probes, (5,), 8, model=fit(known), num_parameters=num_parameters)
         assert found.predicted == pytest.approx([level])
 
 

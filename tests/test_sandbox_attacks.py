@@ -195,7 +195,8 @@ def bomb():
     assert_alive(box)
     explosion = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
     start = time.monotonic()
-    assert box.run([Script(program=explosion, stdin="")], QUICK)[0].reason == "timeout"
+    # The machine may be the first to have had enough, and kill for memory what used too little time.
+    assert box.run([Script(program=explosion, stdin="")], QUICK)[0].reason in ("timeout", "memory")
     assert time.monotonic() - start < 3 * QUICK.wall_seconds
     assert_alive(box)
 
