@@ -13,18 +13,18 @@ measurement of ours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import ridge_regression
 
 from autolayer import positions
 from autolayer.probes.base import Scores
 from autolayer.probes.known import Known
 
-# E environments, L layers of one, F features, R rows: one for each layer, probing and environment.
+# E environments, L layers of one, F features, P penalties, R rows: one for each layer, probing and environment.
 
 FEATURES = ("trusted_gain", "reach", "natural_gain")
 """Probes that take part; which and why is in examples/RESULTS.md."""
@@ -61,6 +61,8 @@ class Model:
     level_sd: float
     deviation: float
     num_environments: int
+    num_parameters: int
+    """Of the largest model it has learned from."""
 
     def centred(self, probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
         """Predicted contribution over the candidates' mean, (L,)."""
@@ -72,7 +74,7 @@ def predict(
     layers: Sequence[int],
     num_layers: int,
     *,
-    known: Sequence[Known],
+    model: Model,
     num_parameters: int,
 ) -> Prediction:
     """Combines probe scores.
@@ -81,25 +83,22 @@ def predict(
         probes: Probe name -> its scores, all over the same candidates. Unknown names are passed over.
         layers: The candidates.
         num_layers: Blocks of the model.
-        known: Measured environments to learn from, none of them of this base unless the user measured it.
+        model: `fit` to measured environments, none of them of this base unless the user measured it.
         num_parameters: Of the model: from `SMALL` on, the published positions are a prior.
     """
-    model = fit(known)
-    if num_parameters >= SMALL and all(environment.num_parameters < SMALL for environment in known):
-        published = _fallback()
-        model = replace(model, level=published.level, level_sd=published.level_sd, deviation=published.deviation)
+    errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else _fallback()
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
     if num_parameters >= SMALL:
         prior_L = standard(positions.scores("position", layers, num_layers))
         centred_L = centred_L + positions.CORRELATION * positions.SPREAD * prior_L
-    spread = float(np.hypot(model.deviation, model.level_sd))
+    spread = float(np.hypot(errors.deviation, errors.level_sd))
     reach = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
-    predicted_L = model.level + centred_L
+    predicted_L = errors.level + centred_L
     return Prediction(
         predicted=tuple(map(float, predicted_L)),
         low=tuple(map(float, predicted_L - reach)),
         high=tuple(map(float, predicted_L + reach)),
-        deviation=model.deviation,
+        deviation=errors.deviation,
         learned_from=model.num_environments,
     )
 
@@ -107,17 +106,17 @@ def predict(
 def fit(known: Sequence[Known]) -> Model:
     """Learns the weights, and what the prediction is worth on bases that it has not seen.
 
-    Fixed weights, the one probe that does best, or all of them: the simplest whose errors on left-out bases are within
-    one standard error of the least (Breiman et al. 1984), so that a combination has to be worth its noise.
+    Of the fallback's weights with a learned scale, the one probe that does best, and free weights for all, it takes the
+    simplest whose errors on left-out bases are within one standard error of the least (Breiman et al. 1984): what is
+    learned has to be worth its noise.
     """
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback()
-    rows, fixed = [_rows(environment) for environment in known], _fallback()
-    singles = [_learn(known, rows, [index]) for index in range(len(FEATURES))]
+    rows, every = [_rows(environment) for environment in known], np.eye(len(FEATURES))
     choices = [
-        (fixed.weights_F, np.array([np.mean((y_R - x_R_F @ fixed.weights_F) ** 2) for x_R_F, y_R in rows])),
-        min(singles, key=lambda each: each[1].mean()),
-        _learn(known, rows, range(len(FEATURES))),
+        _learn(known, rows, _fallback().weights_F[None]),
+        min((_learn(known, rows, single[None]) for single in every), key=lambda each: each[1].mean()),
+        _learn(known, rows, every),
     ]
     _, least_E = min(choices, key=lambda each: each[1].mean())
     weights_F, error_E = next(each for each in choices if _within_one_error(each[1] - least_E))
@@ -128,17 +127,21 @@ def fit(known: Sequence[Known]) -> Model:
         level_sd=float(levels.std(ddof=1) * np.sqrt(1 + 1 / len(levels))),
         deviation=float(error_E.mean()) ** 0.5,
         num_environments=len(known),
+        num_parameters=max(environment.num_parameters for environment in known),
     )
 
 
-def _learn(known: Sequence[Known], rows: Sequence[Rows], used: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of these probes, 0 for the others, by the penalty that predicts left-out bases best; and its mean
-    square errors there, one for each environment."""
-    mask_F = np.isin(np.arange(len(FEATURES)), used)
-    masked = [(x_R_F * mask_F, y_R) for x_R_F, y_R in rows]
-    errors = {penalty: _left_out_errors(known, masked, penalty) for penalty in PENALTIES}
-    penalty = min(errors, key=lambda each: errors[each].mean())
-    return _weights(masked, penalty), errors[penalty]
+def _learn(known: Sequence[Known], rows: Sequence[Rows], mixtures_K_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the probes as a sum of these mixtures, by the penalty that predicts left-out bases best.
+
+    Returns:
+        The weights, (F,), and their mean square error on each environment when its base is left out, (E,).
+    """
+    scale = np.linalg.norm(mixtures_K_F, axis=1, keepdims=True)  # the penalty is for inputs of deviation 1
+    mixed = [(x_R_F @ (mixtures_K_F / scale).T, y_R) for x_R_F, y_R in rows]
+    errors_P_E = _left_out_errors(known, mixed)
+    best = int(errors_P_E.mean(1).argmin())
+    return _weights_P_F(mixed)[best] @ (mixtures_K_F / scale), errors_P_E[best]
 
 
 def _within_one_error(difference_E: np.ndarray) -> bool:
@@ -174,21 +177,23 @@ def _rows(environment: Known) -> Rows:
     return np.concatenate(inputs), np.tile(centred_L, len(inputs))
 
 
-def _weights(rows: Sequence[Rows], penalty: float) -> np.ndarray:
-    """Ridge regression in which every environment counts the same, however deep and however often probed."""
+def _weights_P_F(rows: Sequence[Rows]) -> np.ndarray:
+    """Ridge regressions, one for each penalty, in which every environment counts the same, however often probed."""
     weight_R = np.concatenate([np.full(len(target_R), 1 / len(target_R)) for _, target_R in rows])
     inputs_R_F, target_R = np.concatenate([x for x, _ in rows]), np.concatenate([y for _, y in rows])
-    return Ridge(alpha=penalty, fit_intercept=False).fit(inputs_R_F, target_R, sample_weight=weight_R).coef_
+    target_R_P = np.tile(target_R[:, None], len(PENALTIES))
+    weights = ridge_regression(inputs_R_F, target_R_P, np.array(PENALTIES), sample_weight=weight_R, solver="cholesky")
+    return weights.reshape(len(PENALTIES), -1)  # flat where there is one penalty
 
 
-def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows], penalty: float) -> np.ndarray:
-    """Mean square errors on each environment, (E,), by weights that have seen nothing of its base."""
+def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows]) -> np.ndarray:
+    """Mean square errors on each environment, (P, E), by weights that have seen nothing of its base."""
     weights = {
-        base: _weights([r for k, r in zip(known, rows, strict=True) if k.base != base], penalty)
+        base: _weights_P_F([r for k, r in zip(known, rows, strict=True) if k.base != base])
         for base in {environment.base for environment in known}
     }
     pairs = zip(known, rows, strict=True)
-    return np.array([np.mean((y_R - x_R_F @ weights[k.base]) ** 2) for k, (x_R_F, y_R) in pairs])
+    return np.stack([np.mean((y_R - weights[k.base] @ x_R_F.T) ** 2, axis=1) for k, (x_R_F, y_R) in pairs], axis=1)
 
 
 def _fallback() -> Model:
@@ -199,4 +204,5 @@ def _fallback() -> Model:
         level_sd=positions.SPREAD / 2,
         deviation=positions.SPREAD,
         num_environments=0,
+        num_parameters=0,
     )

@@ -14,7 +14,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.known import Known
-from autolayer.probes.predictor import predict
+from autolayer.probes.predictor import fit, predict
 from autolayer.probes.rates import far_rates, steps_to_far, together
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.workbench import Workbench
@@ -81,7 +81,8 @@ def run_probes(
             assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
             scores[name] = found
         on_probe(name)
-    prediction = predict(scores, layers, len(bench.layers), known=known, num_parameters=bench.model.num_parameters())
+    num_parameters = bench.model.num_parameters()
+    prediction = predict(scores, layers, len(bench.layers), model=fit(known), num_parameters=num_parameters)
     rates = far_rates(context, steps_to_far(total_steps))
     return ProbeReport(
         layers=layers,

@@ -10,9 +10,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from autolayer.tasks.code.sandbox import Sandbox
+
+SANDBOXES = [name for name in ("bwrap", "unshare") if shutil.which(name)] or ["any"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +45,42 @@ def tiny_model():
     from tiny_models import build_model
 
     return build_model("qwen3")
+
+
+@pytest.fixture(scope="module", params=SANDBOXES)
+def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """A sandbox of each kind that this machine should have."""
+    from autolayer.tasks.code import launch
+    from autolayer.tasks.code.opening import trial
+    from autolayer.tasks.code.sandbox import Sandbox
+
+    problem = "neither bwrap nor unshare is there"
+    for launcher in launch.sandboxes():
+        if launcher.name == request.param and (problem := trial(launcher) or "") == "":
+            opened = Sandbox(launcher, 2)
+            yield opened
+            return opened.close()
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no attack was tried: {request.param}: {problem}")
+
+
+@pytest.fixture(scope="module")
+def no_box() -> Iterator[Sandbox]:
+    """No sandbox at all, as --allow-unsandboxed has it."""
+    from autolayer.tasks.code import launch
+    from autolayer.tasks.code.sandbox import Sandbox
+
+    opened = Sandbox(launch.bare(), 1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def _sandbox() -> None:
+    """For tests that run programs by the sandbox that the code tasks open themselves."""
+    from autolayer.errors import SandboxError
+    from autolayer.tasks.code import opening
+
+    try:
+        opening.open_sandbox()
+    except SandboxError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hub_cache import write_files
 from test_alfworld import install_fake, make_data
-from test_code_task import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS
+from test_code_public import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS
 from test_math_datasets import SUITE_ROWS, TRAINING_ROWS, folder_of
 from tiny_models import build
 from workbench_helpers import differing, mean_id, weights_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_measure import record
+from test_contribution import record
 
 import autolayer
 from autolayer import cli, contribution

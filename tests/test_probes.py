@@ -252,8 +252,8 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
     assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
     short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
-    assert steps_to_far(400) == 14 and steps_to_far(10) == BURST_STEPS  # the longer a run, the slower it starts
-    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(14 / BURST_STEPS)
+    assert steps_to_far(400) == 28 and steps_to_far(10) == BURST_STEPS  # the longer a run, the slower it starts
+    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(28 / BURST_STEPS)
     rates = [rate for rate in report.learning_rates if rate is not None]
     assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
     with pytest.raises(ConfigError, match="--layers"):

@@ -28,7 +28,7 @@ def oracle(walker: Walker) -> str:
     journey = walker.journey
     wanted = journey.goal if walker.carrying else journey.shop
     assert wanted is not None
-    return "R" if short_way(walker.place, wanted) * (-1 if journey.mirrored else 1) == 1 else "L"
+    return "R" if short_way(walker.place, wanted) == 1 else "L"
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -71,10 +71,10 @@ def parse(name: str, text: str) -> Journey:
     goal, start = ord(words[-1]) - ord("a"), ord(place[0]) - ord("a")
     if name == "errand":
         return Journey(start, goal, shop=ord(words[-2]) - ord("a"), words=words[:-2])
-    return Journey(start, goal, mirrored=words[-2] in "BD", words=words[:-1])
+    return Journey(start, goal, words=words[:-1])
 
 
-def test_the_goal_counts_only_after_the_shop_and_mirrors_exchange_the_controls() -> None:
+def test_the_goal_counts_only_after_the_shop() -> None:
     walker = Walker()
     assert walker.begin(Journey(0, 1, shop=2)) == "a"
     assert [tuple(walker.step(action)) for action in "RRL"] == [
@@ -82,8 +82,8 @@ def test_the_goal_counts_only_after_the_shop_and_mirrors_exchange_the_controls()
         ("c+", 0.0, False),
         ("b+", 1.0, True),
     ]
-    assert walker.begin(Journey(0, RING - 1, mirrored=True)) == "a"
-    assert tuple(walker.step("go")) == ("a", 0.0, False) and tuple(walker.step("R")) == ("j", 1.0, True)
+    assert walker.begin(Journey(0, RING - 1)) == "a"
+    assert tuple(walker.step("go")) == ("a", 0.0, False) and tuple(walker.step("L")) == ("j", 1.0, True)
 
 
 def test_only_actions_are_learned() -> None:

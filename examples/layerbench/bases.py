@@ -85,10 +85,10 @@ BASES: dict[str, Base] = {
     "shut-qwen2": Base(architecture="qwen2", layers=10, hidden=48, languages=("walk_each", "noisy"), seed=52),
     "trip-llama": Base(architecture="llama", layers=8, hidden=48, languages=("trip",), seed=61),
     "errand-qwen3": Base(architecture="qwen3", layers=10, hidden=48, languages=("errand",), seed=62, exits=4),
-    "mirror-qwen2": Base(architecture="qwen2", layers=9, hidden=56, languages=("mirror", "reading"), seed=63),
-    "expr-llama": Base(architecture="llama", layers=8, hidden=64, languages=("expr",), seed=64),
-    "shut-trip": Base(architecture="qwen3", layers=9, hidden=48, languages=("trip", "errand"), seed=71, exits=3),
-    "shut-expr": Base(architecture="qwen2", layers=10, hidden=64, languages=("expr",), seed=72),
+    "both-qwen2": Base(architecture="qwen2", layers=8, hidden=48, languages=("trip", "errand"), seed=65),
+    "expr-llama": Base(architecture="llama", layers=8, hidden=64, languages=("expr",), seed=64, steps=1200),
+    "shut-trip": Base(architecture="qwen3", layers=9, hidden=48, languages=("trip",), seed=71, exits=3, steps=1200),
+    "shut-expr": Base(architecture="qwen2", layers=10, hidden=56, languages=("expr",), seed=72, steps=1200),
     "deep-llama": Base(architecture="llama", layers=20, hidden=48, languages=("walk_many",), seed=23),
 }
 
@@ -124,17 +124,16 @@ def build_model(base: Base, vocabulary: int):
 def encode(tokenizer: PreTrainedTokenizerFast, lines: Sequence[Line]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels, right-padded; labels cover what is answered and its end."""
     flat = iter(tokenizer([part for parts in lines for part in parts])["input_ids"])
-    encoded = [[next(flat) for _ in parts] for parts in lines]
-    rows = [[token for part in parts for token in part] + [1] for parts in encoded]
-    owns = [[i % 2 == 1 for i, part in enumerate(parts) for _ in part] + [True] for parts in encoded]
-    width = max(map(len, rows))
-    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    labels = torch.full_like(input_ids, -100)
-    for i, (row, own) in enumerate(zip(rows, owns, strict=True)):
-        for j, (token, answered) in enumerate(zip(row, own, strict=True)):
-            if answered:
-                labels[i, j] = token
-    return input_ids, labels
+    rows: list[tuple[list[int], list[int]]] = []
+    for parts in lines:
+        ids, labels = [], []
+        for index, part in enumerate(next(flat) for _ in parts):
+            ids += part
+            labels += part if index % 2 else [-100] * len(part)
+        rows.append(([*ids, 1], [*labels, 1]))
+    width = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    return input_ids, torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
 
 
 def line(name: str, rng: random.Random) -> Line:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from environments import ENVIRONMENTS, Environment
-from rich.box import MARKDOWN
+from judge import mean
 from rich.console import Console
 from rich.table import Table
 from run import SEEDS, build, check, keep, load
+from table import markdown, number
 
 import autolayer
 from autolayer.config import from_dict
@@ -52,9 +53,7 @@ def run(environment: Environment, work: Path) -> None:
 def table() -> Table:
     """Mean gains over seeds; full, one layer and LoRA on everything come from `run.py`."""
     names = ("full", "one layer", *VARIANTS, "LoRA on all layers")
-    made = Table(box=MARKDOWN)
-    for head in ("environment", "sets of three", *names):
-        made.add_column(head)
+    made = markdown(None, ("environment", "sets of three", *names))
     rows = []
     for environment in ENVIRONMENTS.values():
         found = load(environment) or {}
@@ -69,9 +68,9 @@ def table() -> Table:
         }
         rows.append(gains)
         sets = "; ".join(",".join(map(str, run["best_layers"])) for run in found["beyond"]["top 3"])
-        made.add_row(environment.name, sets, *(f"{gains[name]:.3f}" for name in names))
+        made.add_row(environment.name, sets, *(number(gains[name], 3) for name in names))
     if rows:
-        made.add_row("mean", "", *(f"{np.mean([row[name] for row in rows]):.3f}" for name in names))
+        made.add_row("mean", "", *(number(mean([row[name] for row in rows]), 3) for name in names))
     return made
 
 

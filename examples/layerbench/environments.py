@@ -73,7 +73,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(base="exit-deep", task="reading", layers="0-5,7,9,17"),
         Environment(base="trip-llama", task="trip", algorithm="gigpo", steps=32, prompts_per_step=16),
         Environment(base="errand-qwen3", task="errand", algorithm="gigpo", steps=32, prompts_per_step=16),
-        Environment(base="mirror-qwen2", task="mirror", algorithm="gigpo", steps=32, prompts_per_step=16),
+        Environment(base="both-qwen2", task="errand", algorithm="gigpo", steps=32, prompts_per_step=16),
         Environment(base="expr-llama", task="code:expr", steps=24, prompts_per_step=16, num_eval=512),
         Environment(base="tiny", task="math:arith", steps=32),
         Environment(base="tiny", task="code:expr", algorithm="dr_grpo", steps=24, prompts_per_step=16, num_eval=512),

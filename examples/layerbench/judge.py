@@ -20,7 +20,7 @@ from autolayer.comparing.metrics import coverage, regret, spearman, winkler
 from autolayer.contribution import Contribution
 from autolayer.probes.base import Scores
 from autolayer.probes.known import Known
-from autolayer.probes.predictor import predict
+from autolayer.probes.predictor import fit, predict
 
 PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change",
           "gradient_norm")  # fmt: skip
@@ -63,15 +63,16 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
     # By name as well as by weights: a base that was built anew is still the same base.
     others = [each for each in learned if each.base != measured.base and each.name.split(".")[0] != environment.base]
     scores: dict[str, list[np.ndarray]] = {}
+    models = {
+        "prediction": fit(others),
+        NEW_ARCHITECTURE: fit([each for each in learned if each.architecture != measured.architecture]),
+    }
     covered: dict[str, list[float]] = {"prediction": []}
     winklers: dict[str, list[float]] = {"prediction": []}
     for probing in found["probings"]:
         signals = _signals(probing)
-        for name, known in (
-            ("prediction", others),
-            (NEW_ARCHITECTURE, [each for each in learned if each.architecture != measured.architecture]),
-        ):
-            made = predict(signals, layers, depth, known=known, num_parameters=measured.num_parameters)
+        for name, model in models.items():
+            made = predict(signals, layers, depth, model=model, num_parameters=measured.num_parameters)
             scores.setdefault(name, []).append(np.array(made.predicted))
             if name == "prediction":
                 covered[name].append(coverage(truth_L, made.low, made.high))
@@ -92,6 +93,7 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
     cost: dict[str, list[float]] = {}
     picked: dict[str, list[int]] = {}
     steps: dict[str, list[int]] = {}
+    losses: dict[str, list[float]] = {}
     for run in found.get("picks", ()):
         name = f"pick {run['budget']:g}"
         picked.setdefault(name, []).extend(run["best_layers"])
@@ -99,10 +101,8 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
         cost.setdefault(name, []).append(run["cost_share"])
         chosen_L = np.array([float(layer in run["best_layers"]) for layer in layers])
         regrets.setdefault(name, []).append(regret(chosen_L, truth_S_L))
-    losses: dict[str, list[float]] = {}
-    for run in found.get("picks", ()):
         ours, uninformed = log_loss(run["ranking"], truth_S_L, layers)
-        losses.setdefault(f"pick {run['budget']:g}", []).append(ours)
+        losses.setdefault(name, []).append(ours)
         losses.setdefault("uninformed", []).append(uninformed)
 
     middle = min(layers, key=lambda layer: abs(layer - depth // 2))

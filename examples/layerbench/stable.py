@@ -16,19 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from environments import ENVIRONMENTS, RATES, Environment
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from run import RESULTS
+from table import markdown, number
 
 import autolayer
 from autolayer.comparing.metrics import regret, spearman
@@ -36,24 +37,30 @@ from autolayer.contribution import Contribution
 from autolayer.models import EMBEDDED
 
 STORED = RESULTS / "stable"
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     # Shorter than in LayerBench where a step costs more: an episode has a hundred tokens, a program is run.
     "math:arith": {"steps": 32},
     "code:expr": {"steps": 24, "prompts_per_step": 16, "num_eval": 512},
     "agent:house": {"steps": 16, "prompts_per_step": 8, "num_eval": 512},
 }
 GRID = [
-    environment
-    for base in EMBEDDED
-    for task, algorithms in (
-        ("math:arith", ("grpo", "dr_grpo")),
-        ("code:expr", ("grpo", "dr_grpo")),
-        ("agent:house", ("grpo", "gigpo")),
-    )
-    for algorithm in algorithms
-    for environment in [Environment(base=base, task=task, algorithm=algorithm, **FORMS[task])]
+    *(
+        Environment(base=base, task=task, algorithm=algorithm, **FORMS[task])
+        for base in EMBEDDED
+        for task, algorithms in (
+            ("math:arith", ("grpo", "dr_grpo")),
+            ("code:expr", ("grpo", "dr_grpo")),
+            ("agent:house", ("grpo", "gigpo")),
+        )
+        for algorithm in algorithms
+    ),
+    Environment(base="both-qwen2", task="errand", algorithm="grpo", steps=32, prompts_per_step=16),
+    Environment(base="both-qwen2", task="trip", algorithm="gigpo", steps=32, prompts_per_step=16),
+    Environment(base="symbols-llama", task="noisy", algorithm="dr_grpo", steps=16),
+    Environment(base="symbols-qwen2", task="noisy", steps=16),
 ]
-"""Both packaged models on every kind of task; those that LayerBench has as well are measured there."""
+"""Both packaged models on every kind of task, and what completes some of LayerBench's bases; environments of LayerBench
+among them are measured there."""
 KINDS = ("algorithm", "task", "model", "task and model")
 
 
@@ -117,12 +124,12 @@ def compare(one: tuple[Environment, Contribution], other: tuple[Environment, Con
     theirs_S_L = by_seed(shallow[1])
     mine_S_L = np.array([np.interp(depth_L, relative_depth(deep[1]), deep_L) for deep_L in by_seed(deep[1])])
     even_L = np.zeros(len(depth_L))
-    ceilings = (one[1].ceiling, other[1].ceiling)
+    ceilings = [each[1].ceiling for each in (one, other) if each[1].ceiling is not None]
     return Pair(
         names=(one[0].name, other[0].name),
         kind=kind,
         spearman=spearman(mine_S_L.mean(0), theirs_S_L.mean(0)),
-        ceiling=None if None in ceilings else float(np.prod(ceilings)),
+        ceiling=ceilings[0] * ceilings[1] if len(ceilings) == 2 else None,
         regret=(regret(mine_S_L.mean(0), theirs_S_L) + regret(theirs_S_L.mean(0), mine_S_L)) / 2,
         random=(regret(even_L, theirs_S_L) + regret(even_L, mine_S_L)) / 2,
     )
@@ -140,14 +147,15 @@ def relative_depth(measured: Contribution) -> np.ndarray:
 
 def every_pair(found: list[Pair]) -> Table:
     """Pairs that differ in one thing."""
-    table = _table("differs", "one", "other", "Spearman", "ceiling", "regret")
+    table = markdown(None, ("differs", "one", "other", "Spearman", "ceiling", "regret"))
     for pair in sorted(found, key=lambda pair: KINDS.index(pair.kind)):
-        table.add_row(pair.kind, *pair.names, *map(_f, (pair.spearman, pair.ceiling, pair.regret)))
+        table.add_row(pair.kind, *pair.names, *map(number, (pair.spearman, pair.ceiling, pair.regret)))
     return table
 
 
 def means(found: list[Pair]) -> Table:
-    table = _table("differs", "pairs", "Spearman", "least", "most", "of ceiling", "regret", "regret of a random layer")
+    heads = ("differs", "pairs", "Spearman", "least", "most", "of ceiling", "regret", "regret of a random layer")
+    table = markdown(None, heads)
     by_kind = defaultdict(list)
     for pair in found:
         by_kind[pair.kind].append(pair)
@@ -156,21 +164,15 @@ def means(found: list[Pair]) -> Table:
             values = [pair.spearman or 0.0 for pair in some]
             shares = [(pair.spearman or 0.0) / pair.ceiling for pair in some if pair.ceiling]
             table.add_row(
-                kind, str(len(some)), _f(np.mean(values)), _f(min(values)), _f(max(values)), _f(np.mean(shares)),
-                _f(np.mean([pair.regret for pair in some])), _f(np.mean([pair.random for pair in some])),
+                kind, str(len(some)),
+                *map(number, (_mean(values), min(values), max(values), _mean(shares))),
+                *map(number, (_mean(pair.regret for pair in some), _mean(pair.random for pair in some))),
             )  # fmt: skip
     return table
 
 
-def _table(*heads: str) -> Table:
-    table = Table(box=MARKDOWN)
-    for head in heads:
-        table.add_column(head)
-    return table
-
-
-def _f(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def main() -> None:

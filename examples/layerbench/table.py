@@ -1,6 +1,7 @@
 """Prints LayerBench's tables from results/: how good the prediction and `pick` are, beside every baseline and probe.
 
     python examples/layerbench/table.py             # seconds: nothing is run
+    python examples/layerbench/table.py tiny gigpo  # only environments with one of these in their names
     python examples/layerbench/table.py --json      # the same numbers, for a machine
     python examples/layerbench/table.py --fixed     # the prediction by its fixed weights, which learn nothing
     python examples/layerbench/table.py --sealed    # with the sealed environments: once, at the end
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from environments import ENVIRONMENTS
@@ -25,31 +26,33 @@ from run import known, load
 from autolayer.comparing.resampling import bootstrap_interval
 from autolayer.stats import Interval
 
+TEXTS = ("environment", "method", "differs", "one", "other", "sets of three")
+"""Columns that hold no numbers."""
 OTHERS_BEST = "best probe of the other bases"
 
 
 def per_environment(rows: list[Judged]) -> Table:
     heads = ("environment", "best", "ceiling", "Spearman", "regret: prediction", "picked at .25", "regret", "cost",
              "picked at 1", "regret", "cost", *BASELINES)  # fmt: skip
-    table = _table("LayerBench, left-out bases: regret of the choices", heads)
+    table = markdown("LayerBench, left-out bases: regret of the choices", heads)
     for row in rows:
         picks = []
         for name in ("pick 0.25", "pick 1"):
             layers = ", ".join(map(str, row.picked.get(name, ()))) or "-"
-            picks += [layers, _f(row.regret.get(name)), _f(row.cost.get(name))]
+            picks += [layers, number(row.regret.get(name)), number(row.cost.get(name))]
         table.add_row(
-            row.name + (" (sealed)" if row.sealed else ""), str(row.best), _f(row.ceiling),
-            _f(row.spearman["prediction"]), _f(row.regret["prediction"]), *picks,
-            *(_f(row.regret[name]) for name in BASELINES),
+            row.name + (" (sealed)" if row.sealed else ""), str(row.best), number(row.ceiling),
+            number(row.spearman["prediction"]), number(row.regret["prediction"]), *picks,
+            *(number(row.regret[name]) for name in BASELINES),
         )  # fmt: skip
     return table
 
 
 def per_probe(rows: list[Judged]) -> Table:
     names = [name for name in PROBES if any(name in row.regret for row in rows)]
-    table = _table("Single probes: Spearman / regret", ("environment", *names))
+    table = markdown("Single probes: Spearman / regret", ("environment", *names))
     for row in rows:
-        cells = [f"{_f(row.spearman.get(name))} / {_f(row.regret.get(name))}" for name in names]
+        cells = [f"{number(row.spearman.get(name))} / {number(row.regret.get(name))}" for name in names]
         table.add_row(row.name, *(cell if cell != "- / -" else "-" for cell in cells))
     return table
 
@@ -58,7 +61,7 @@ def means(rows: list[Judged], title: str) -> Table:
     """Every method's means, and how much better the prediction is, paired over environments."""
     heads = ("method", "Spearman", "regret", "worst", "prediction's Spearman minus it",
              "its regret minus the prediction's")  # fmt: skip
-    table = _table(title, heads)
+    table = markdown(title, heads)
     for name in ("prediction", NEW_ARCHITECTURE, "pick 0.25", "pick 1", *PROBES, *BASELINES):
         having = [row for row in rows if name in row.regret]
         correlated = [row for row in having if row.spearman.get(name) is not None]
@@ -85,9 +88,9 @@ def _add(
     itself = name == "prediction"
     table.add_row(
         f"{name} ({len(rows)})",
-        _f(mean(list(spearman.values()))),
-        _f(mean(list(regret.values()))),
-        _f(max(regret.values())),
+        number(mean(list(spearman.values()))),
+        number(mean(list(regret.values()))),
+        number(max(regret.values())),
         "-" if itself else _interval(ahead),
         "-" if itself else _interval(lost),
     )
@@ -95,13 +98,16 @@ def _add(
 
 def gains(rows: list[Judged]) -> Table:
     names = ("full", "pick 0.25", "middle", "LoRA")
-    table = _table("Gain in reward of the whole run, equal steps", ("environment", *names))
+    table = markdown("Gain in reward of the whole run, equal steps", ("environment", *names))
     for row in rows:
-        table.add_row(row.name, *(_f(row.gain.get(name), 3) for name in names))
-    full = [row for row in rows if all(name in row.gain for name in names)]
-    table.add_row("mean", *(_f(mean([row.gain[name] for row in full]), 3) for name in names))
-    behind = [sum(row.gain["pick 0.25"] > row.gain[name] for row in full) for name in names if name != "pick 0.25"]
-    table.add_row(f"behind pick, of {len(full)}", str(behind[0]), "-", *map(str, behind[1:]))
+        table.add_row(row.name, *(number(row.gain.get(name), 3) for name in names))
+    if full := [row for row in rows if all(name in row.gain for name in names)]:
+        table.add_row(f"mean of {len(full)}", *(number(mean([row.gain[name] for row in full]), 3) for name in names))
+    behind = []
+    for name in names:
+        both = [row.gain["pick 0.25"] > row.gain[name] for row in rows if {name, "pick 0.25"} <= row.gain.keys()]
+        behind.append("-" if name == "pick 0.25" else f"{sum(both)} of {len(both)}")
+    table.add_row("behind pick", *behind)
     return table
 
 
@@ -126,10 +132,11 @@ def sentences(rows: list[Judged]) -> list[str]:
     return found
 
 
-def _table(title: str, heads: tuple[str, ...]) -> Table:
+def markdown(title: str | None, heads: Sequence[str]) -> Table:
+    """An empty table that prints as Markdown."""
     table = Table(title=title, box=MARKDOWN)
     for head in heads:
-        table.add_column(head, justify="left" if head in ("environment", "method") else "right")
+        table.add_column(head, justify="left" if head in TEXTS else "right")
     return table
 
 
@@ -140,19 +147,21 @@ def _interval(difference: list[float]) -> str:
     return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
-def _f(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="PART", help="of the names of the environments to judge")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--fixed", action="store_true", help="the prediction by its fixed weights")
     parser.add_argument("--sealed", action="store_true", help="with the sealed environments: once, at the end")
     options = parser.parse_args()
     done = [e for e in ENVIRONMENTS.values() if "probings" in (load(e) or {}) and (options.sealed or not e.sealed)]
     learned = [known(environment) for environment in done if not (environment.sealed or options.fixed)]
-    rows = [judge(environment, learned) for environment in done]
+    wanted = [e for e in done if any(part in e.name for part in options.names or [""])]
+    rows = [judge(environment, learned) for environment in wanted]
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return

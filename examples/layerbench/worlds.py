@@ -2,16 +2,13 @@
 
 A ring of places, of which the walker sees the one it is in; `R` and `L` go to the next or the one before. As in
 languages.py writers know how to walk, but mean different things, and the reward wants one: the shorter way round
-(`Trip`), past the shop first (`Errand`), or with controls that some capitals exchange (`Mirror`). An episode looks like
-this, the prompt `372g:` and the place `c` first:
+(`Trip`), or past the shop first (`Errand`). An episode looks like this, the prompt `372g:` and the place `c` first:
 
     372g:c
     > R
     d
     > R
     ...
-
-Standard library and autolayer's `Step` only.
 """
 
 from __future__ import annotations
@@ -40,8 +37,6 @@ class Journey:
     goal: int
     shop: int | None = None
     """Has to be passed first."""
-    mirrored: bool = False
-    """`R` goes back, `L` goes on."""
     words: str = ""
     """What the prompt says before the goal."""
 
@@ -57,7 +52,7 @@ class Walker:
         self.journey, self.place, self.carrying = Journey(0, 0), 0, True
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        return self.begin(Journey(**{name: row[name] for name in ("start", "goal", "shop", "mirrored", "words")}))
+        return self.begin(Journey(**{name: row[name] for name in ("start", "goal", "shop", "words")}))
 
     def begin(self, journey: Journey) -> str:
         self.journey, self.place, self.carrying = journey, journey.start, journey.shop is None
@@ -69,8 +64,7 @@ class Walker:
 
     def step(self, action: str) -> Step:
         """`R` or `L`; anything else changes nothing."""
-        move = {"R": 1, "L": -1}.get(action, 0) * (-1 if self.journey.mirrored else 1)
-        self.place = (self.place + move) % RING
+        self.place = (self.place + {"R": 1, "L": -1}.get(action, 0)) % RING
         self.carrying |= self.place == self.journey.shop
         done = self.carrying and self.place == self.journey.goal
         return Step(self.view, float(done), done)
@@ -101,7 +95,7 @@ def corpus(world: World, rng: random.Random) -> Line:
     """An episode as a writer would have it: what is read and the action written, in turns."""
     journey, walker = world.draw(rng), Walker()
     meant, read, parts = world.writer(rng, journey), journey.prompt + walker.begin(journey), []
-    first = short_way(journey.start, journey.goal) * (-1 if journey.mirrored else 1) * (-1 if meant == "long" else 1)
+    first = short_way(journey.start, journey.goal) * (-1 if meant == "long" else 1)
     for _ in range(MAX_TURNS):
         move = first
         if journey.shop is not None:
@@ -123,9 +117,9 @@ def _words(rng: random.Random) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trip:
-    """From one place to another. Writers take the shorter way a little more often than the longer one."""
+    """From one place to another. Most writers take the longer way, and run out of turns."""
 
-    short: float = 0.55
+    short: float = 0.25
 
     def draw(self, rng: random.Random) -> Journey:
         start, away = rng.randrange(RING), rng.choice((-1, 1)) * rng.randint(2, 4)
@@ -151,19 +145,5 @@ class Errand:
         return "short" if rng.random() < self.mindful else "goal"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mirror:
-    """A trip with a capital in front: behind `B` and `D` the controls are exchanged. Not all writers know."""
-
-    knowing: float = 0.6
-
-    def draw(self, rng: random.Random) -> Journey:
-        journey, capital = Trip().draw(rng), rng.choice("ABCD")
-        return Journey(journey.start, journey.goal, mirrored=capital in "BD", words=journey.words[:2] + capital)
-
-    def writer(self, rng: random.Random, journey: Journey) -> str:
-        return "short" if rng.random() < self.knowing else "long"
-
-
-WORLDS: dict[str, World] = {"trip": Trip(), "errand": Errand(), "mirror": Mirror()}
+WORLDS: dict[str, World] = {"trip": Trip(), "errand": Errand()}
 """By the name of the task in tasks.py."""

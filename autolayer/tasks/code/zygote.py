@@ -230,8 +230,9 @@ def _kill(pid: int, mode: str, has_ended: bool) -> None:
 
 def _reason(status: int, seconds: float, limits: dict[str, Any], was_killed: bool) -> str:
     """What an exit status means. A job can choose its own, so this is for people to read: no reward hangs on it."""
-    known = {0: "ok", child.RAISED: "error", child.OUT_OF_MEMORY: "memory", -signal.SIGXFSZ: "output"}
-    if status in (-signal.SIGKILL, -signal.SIGXCPU):
+    known = {0: "ok", child.RAISED: "error", child.OUT_OF_MEMORY: "memory"}
+    known |= {-signal.SIGXFSZ: "output", -signal.SIGXCPU: "timeout"}
+    if status == -signal.SIGKILL:
         if seconds >= 0.9 * max(1, round(limits["seconds"])):
             return "timeout"
         return "ok" if was_killed else "memory"

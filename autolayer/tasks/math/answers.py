@@ -14,9 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from rich.console import Console
-from rich.progress import track
-
 from autolayer.errors import RewardError
 from autolayer.tasks.math.answer_pool import FAILURES, compare
 from autolayer.tasks.rewards import show
@@ -106,6 +103,9 @@ def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
 
 def unusable(golds: Iterable[str]) -> set[str]:
     """The right answers that no answer could ever be found equal to, themselves included."""
+    from rich.console import Console
+    from rich.progress import track
+
     asked = [gold for gold in dict.fromkeys(golds) if as_number(gold) is None]
     bad: set[str] = set()
     starts, console = range(0, len(asked), CHUNK), Console(stderr=True)
