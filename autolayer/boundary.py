@@ -37,7 +37,7 @@ class Boundary:
         self.model, self.parts, self.fixed = model, tuple(parts), fixed
         self.blocks = find_layers(model)
         self.layer = 0
-        self._states: list[torch.Tensor | None] = [None] * len(self.parts)
+        self._states: Sequence[torch.Tensor | None] = [None] * len(self.parts)
 
     def move_to(self, layer: int) -> int:
         """Goes to the input of a block, with the weights now in the model; further down only from the start.
@@ -50,7 +50,7 @@ class Boundary:
         if layer < self.layer:
             self.layer, self._states = 0, [None] * len(self.parts)
         states = [self._until(layer, index) for index in range(len(self.parts))]
-        run, self.layer, self._states = layer - self.layer, layer, list(states)
+        run, self.layer, self._states = layer - self.layer, layer, states
         return run
 
     def log_probs(self) -> Iterator[torch.Tensor]:

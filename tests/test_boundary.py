@@ -71,9 +71,10 @@ def test_from_the_middle_is_the_same_as_whole(architecture: str, dtype: torch.dt
 def counting(model: Any) -> Iterator[Counter[int]]:
     """How often each block's attention really runs."""
     ran: Counter[int] = Counter()
+    blocks: Any = find_layers(model)
     handles = [
         block.self_attn.register_forward_pre_hook(lambda *_, layer=layer: ran.update([layer]))
-        for layer, block in enumerate(find_layers(model))
+        for layer, block in enumerate(blocks)
     ]
     try:
         yield ran

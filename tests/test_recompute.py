@@ -35,7 +35,8 @@ def counting(bench: Workbench) -> list[int]:
 
         return count
 
-    for index, block in enumerate(find_layers(bench.model)):
+    blocks: Any = find_layers(bench.model)
+    for index, block in enumerate(blocks):
         block.self_attn.register_forward_pre_hook(hook(index))
     return ran
 
