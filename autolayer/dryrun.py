@@ -13,6 +13,8 @@ from autolayer import lora, plan
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
+from autolayer.evaluation import requests
+from autolayer.fit import fit, max_positions
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, parse_layers
 from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
@@ -34,6 +36,8 @@ class DryRun:
     candidates: tuple[int, ...]
     calibration_prompts: int
     probes: ProbePlan
+    evaluation: tuple[int, int, int]
+    """Items of `eval`, completions for each of the two models, and tokens of a completion at the most."""
     full_run: Cost
     finding_budget: Cost
     races: bool
@@ -73,7 +77,12 @@ class DryRun:
         )
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
-        table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
+        items, completions, tokens = self.evaluation
+        table.add_row(
+            "evaluate",
+            f"{items} items of the eval split, {completions} completions of at most {tokens} tokens, by base and "
+            "trained",
+        )
         for where, amounts in (("device, without activations", self.device_bytes), ("host memory", self.host_bytes)):
             parts = ", ".join(f"{name} {_bytes(size)}" for name, size in amounts.items())
             table.add_row(where, f"{_bytes(sum(amounts.values()))}: {parts}")
@@ -91,7 +100,9 @@ def dry_run(config: Config) -> DryRun:
     check_names(config)
     tokenizer, model = read_tokenizer(config.model), empty_model(config.model)
     task = load_task(config, chat=tokenizer.chat_template is not None)
+    task = fit(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
+    asked = requests(task, "eval", config.num_eval or 0, config.seed)
     num_layers = len(find_layers(model))
     candidates = parse_layers(config.layers, num_layers, config.model)
     assert candidates != "full"
@@ -111,6 +122,7 @@ def dry_run(config: Config) -> DryRun:
         candidates=candidates,
         calibration_prompts=plan.calibration_prompts(config),
         probes=plan.plan_probes(config, units, candidates, budget),
+        evaluation=(len(asked.counts_I), len(asked.rows), (asked.decoding or task).max_new_tokens),
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),

@@ -20,13 +20,15 @@ from autolayer import checkpoints, evaluation, lora
 from autolayer.arms import Arm, Layers
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
+from autolayer.engine import TransformersEngine
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
-from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, log_probs, request_seed
+from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import FIRST, RunFolder
 from autolayer.sample import sample
+from autolayer.scoring import ScoreBatch, log_probs
 from autolayer.tasks.base import Row, Task
 from autolayer.trainer import (
     MICRO_BATCH_TOKENS,
@@ -162,7 +164,7 @@ class Workbench:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def log_probs(self, batch: ScoreBatch) -> torch.Tensor:
-        """Log-probabilities of the completions, (B, T - 1); inside `rollouts.scoring` only. Charged as a forward.
+        """Log-probabilities of the completions, (B, T - 1); inside `scoring.scoring` only. Charged as a forward.
 
         One forward pass for each micro-batch, which hooks see one by one.
         """

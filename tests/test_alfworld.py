@@ -41,6 +41,9 @@ class FakeEngine:
     def __init__(self) -> None:
         self.place, self.is_open, self.mug = "", False, "drawer 1"
 
+    def close(self) -> None:
+        pass
+
     def reset(self) -> dict[str, Any]:
         return self.state(
             "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you "

@@ -12,11 +12,13 @@ from workbench_helpers import make_bench, spied_gradients
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
+from autolayer.engine import TransformersEngine
 from autolayer.episodes import PROMPT, play
 from autolayer.errors import EpisodeError
 from autolayer.gigpo import step_advantages
 from autolayer.layers import layer_parameters
-from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, request_seed
+from autolayer.rollouts import Rollouts, request_seed
+from autolayer.scoring import ScoreBatch
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Step
 
@@ -173,6 +175,63 @@ def test_episodes_end_with_the_context_and_say_so() -> None:
     assert not any(rollouts.finished)
     with pytest.raises(EpisodeError, match="no room for an action of 6 in 10"):
         play_some(make_task(), make_engine(build_model("qwen3"), max_context=10))
+
+
+def test_environments_are_closed_whatever_happens() -> None:
+    closed: list[int] = []
+
+    class Held(Echo):
+        broken = False
+
+        def step(self, action: str) -> Step:
+            if self.broken:
+                raise ValueError("no")
+            return super().step(action)
+
+        def close(self) -> None:
+            closed.append(id(self))
+
+    play_some(make_task(Held), make_engine(often_ending()))
+    assert len(set(closed)) == len(closed) == 8
+    Held.broken = True
+    with pytest.raises(EpisodeError, match="ValueError in step"):
+        play_some(make_task(Held), make_engine(often_ending()))
+    assert len(closed) == 16
+
+
+def test_a_template_that_cannot_write_a_role_or_a_tool_is_named() -> None:
+    class Tools(Echo):
+        role = "tool"
+        tools = ({"type": "function", "function": {"name": "look_around", "parameters": {}}},)
+
+    engine = make_engine(often_ending(), chat=True)
+    with pytest.raises(EpisodeError, match="does not show the tool look_around"):
+        play_some(make_task(Tools, chat=True), engine)
+    plain = str(engine.tokenizer.chat_template)
+    engine.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
+        "{{ tools }}" + plain
+    )
+    with pytest.raises(EpisodeError, match="template cannot write a message of the role 'tool' .no tools"):
+        play_some(make_task(Tools, chat=True), engine)
+
+
+def test_an_action_is_not_thought_of_while_the_template_has_it_thinking() -> None:
+    """DeepSeek-R1's template writes <think> itself, so the model's words do not begin with it."""
+    seen: list[str] = []
+
+    class Listens(Echo):
+        def step(self, action: str) -> Step:
+            seen.append(action)
+            return super().step(action)
+
+    engine = make_engine(often_ending(), chat=True)
+    play_some(make_task(Listens, chat=True), engine)
+    assert not any("<think>" in action for action in seen)
+    engine.tokenizer.chat_template = str(engine.tokenizer.chat_template) + "<think>"
+    seen.clear()
+    play_some(make_task(Listens, chat=True), engine)
+    assert seen and all(action.startswith("<think>") for action in seen)
 
 
 def test_what_is_due_at_the_end_goes_to_the_last_action_of_an_unfinished_episode() -> None:

@@ -24,7 +24,7 @@ TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora"),
-    ("rollouts", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation"),
+    ("rollouts", "engine", "scoring", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "pipeline", "measuring", "comparing"),
@@ -32,7 +32,7 @@ TIERS = (
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""
 
-HOME_OF = {"trl": {"trainer", "rollouts"}, "vllm": {"trainer", "rollouts"}, "optuna": {"search"}}
+HOME_OF = {"trl": {"trainer", "scoring"}, "vllm": {"engine"}, "optuna": {"search"}}
 """Libraries whose seams move with every release, and the only ones that may know them."""
 
 STRANGERS = [("probes", "search"), ("search", "probes")]
