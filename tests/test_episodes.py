@@ -21,6 +21,7 @@ from autolayer.rollouts import Rollouts, request_seed
 from autolayer.scoring import ScoreBatch
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Step
+from autolayer.trainer import LayerGRPOTrainer
 
 
 class Echo:
@@ -323,6 +324,34 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     for name, parameter in trained.items():
         assert parameter.grad is not None
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "gigpo"])
+def test_off_policy_tokens_are_clipped(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """min(r A, clip(r, 1 - eps, 1 + eps) A), token by token, with an advantage for each of them (PPO's surrogate)."""
+    original, compared = LayerGRPOTrainer._compute_loss, []
+
+    def compute(self: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        width = inputs["completion_ids"].shape[1]
+        with torch.no_grad():
+            now, *_ = self._get_per_token_logps_and_entropies(model, ids, seen, width)
+        log_ratio = torch.randn(now.shape, generator=torch.Generator().manual_seed(1)) * 0.4
+        loss = original(self, model, {**inputs, "old_per_token_logps": now - log_ratio})
+        ratio, mask = log_ratio.exp(), inputs["completion_mask"] * inputs["tool_mask"]
+        advantages = inputs["advantages"]
+        advantages = advantages if advantages.dim() == 2 else advantages[:, None]
+        gained = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) * mask
+        lengths = torch.full((len(mask),), 18.0) if algorithm == "dr_grpo" else mask.sum(1)
+        compared.append((float(loss), -float((gained.sum(1) / lengths).mean())))
+        assert ((ratio - 1).abs()[mask.bool()] > 0.2).any()
+        return loss
+
+    monkeypatch.setattr(LayerGRPOTrainer, "_compute_loss", compute)
+    bench = make_bench(often_ending(), tmp_path, task=make_task(), algorithm=algorithm, prompts_per_step=3)
+    bench.train(Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
+    assert compared and all(found == pytest.approx(wanted, rel=1e-4) for found, wanted in compared)
 
 
 def test_training_over_episodes_resumes_bit_for_bit(tmp_path: Path) -> None:
