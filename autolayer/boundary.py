@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from autolayer.layers import find_layers
 from autolayer.precision import restore_forward
-from autolayer.rollouts import ScoreBatch, log_probs
+from autolayer.scoring import ScoreBatch, log_probs
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Nats by which log-probabilities may differ if they are the same but for rounding; else `NARROW`."""
@@ -25,7 +25,7 @@ NARROW = 0.1
 
 
 class Boundary:
-    """What enters one block, for the micro-batches of a batch. Use inside `rollouts.scoring`, without gradients.
+    """What enters one block, for the micro-batches of a batch. Use inside `scoring.scoring`, without gradients.
 
     Args:
         model: With the weights that the states are to be made by.
@@ -54,7 +54,7 @@ class Boundary:
         return run
 
     def log_probs(self) -> Iterator[torch.Tensor]:
-        """As `rollouts.log_probs`, one micro-batch after the other."""
+        """As `scoring.log_probs`, one micro-batch after the other."""
         for index, part in enumerate(self.parts):
             with self._entered(index):
                 yield log_probs(self.model, part)
@@ -96,7 +96,7 @@ def _handing_on(state: Any) -> Callable[..., Any]:
 
 
 def can_enter(model: PreTrainedModel, batch: ScoreBatch) -> bool:
-    """Whether a pass that begins in the middle says the same as a whole one. Inside `rollouts.scoring`.
+    """Whether a pass that begins in the middle says the same as a whole one. Inside `scoring.scoring`.
 
     Tried on two sequences, with two others in between: a block must not remember something of the last pass.
     """

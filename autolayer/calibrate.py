@@ -7,13 +7,14 @@ If it does not, the reason is named, since each has another cure: saturated (the
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from autolayer.errors import NoSignalError
-from autolayer.rollouts import Rollouts, request_seed, scoring
+from autolayer.rollouts import Rollouts, request_seed
+from autolayer.scoring import scoring
 from autolayer.workbench import Workbench
 
 MIN_SPREAD = 0.05
@@ -47,6 +48,8 @@ class Calibration:
     """Read in order to write: over several turns everything so far counts again for each of them."""
     example: dict[str, Any]
     """One prompt, completion and reward, so that a person can see what the numbers are about."""
+    reward_metrics: dict[str, float] = field(default_factory=dict)
+    """What the reward has logged: shares of answers that could not be judged, of programs that ran out of time."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,6 +115,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
             "completion": rollouts.texts[0][:500],
             "reward": rollouts.rewards[0],
         },
+        reward_metrics=dict(rollouts.metrics),
         **numbers,
     )
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from autolayer import plan
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
+from autolayer.evaluation import requests
+from autolayer.fit import fit, max_positions
 from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
 from autolayer.models import empty_model, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
@@ -34,6 +36,8 @@ class DryRun:
     candidates: tuple[int, ...]
     calibration_prompts: int
     probes: ProbePlan
+    evaluation: tuple[int, int, int]
+    """Items of `eval`, completions for each of the two models, and tokens of a completion at the most."""
     full_run: Cost
     finding_budget: Cost
     races: bool
@@ -72,7 +76,12 @@ class DryRun:
         )
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
-        table.add_row("evaluate", f"{config.num_eval} items of the eval split, base and trained")
+        items, completions, tokens = self.evaluation
+        table.add_row(
+            "evaluate",
+            f"{items} items of the eval split, {completions} completions of at most {tokens} tokens, by base and "
+            "trained",
+        )
         room = self.room
         for where, amounts in (
             ("memory, probing", room.probing), ("memory, training", room.training), ("host memory", self.host_bytes),
@@ -94,7 +103,9 @@ def dry_run(config: Config) -> DryRun:
     check_names(config)
     tokenizer, model = read_tokenizer(config.model), empty_model(config.model)
     task = load_task(config, chat=tokenizer.chat_template is not None)
+    task = fit(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
+    asked = requests(task, "eval", config.num_eval or 0, config.seed)
     num_layers = len(find_layers(model))
     candidates = parse_layers(config.layers, num_layers, config.model)
     assert candidates != "full"
@@ -114,6 +125,7 @@ def dry_run(config: Config) -> DryRun:
         candidates=candidates,
         calibration_prompts=plan.calibration_prompts(config),
         probes=plan.plan_probes(config, units, candidates, budget),
+        evaluation=(len(asked.counts_I), len(asked.rows), (asked.decoding or task).max_new_tokens),
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),

@@ -7,17 +7,20 @@ never decoded and encoded again: what the model wrote is what it is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from autolayer.engine import TransformersEngine, opening
 from autolayer.errors import EpisodeError
-from autolayer.rollouts import Rollouts, TransformersEngine, Turn, encode_prompts, request_seed
+from autolayer.rollouts import Rollouts, Turn, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
-from autolayer.tasks.environment import Environment, act, begin, finish, state_of
+from autolayer.tasks.environment import Environment, act, begin, end, finish, state_of
 
 PROMPT = "\n> "
 """Stands between an observation and the action, in plain text."""
@@ -65,35 +68,20 @@ def play(
     form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
     most = engine.config.max_new_tokens or task.max_new_tokens
     room = engine.context - most
-    episodes = []
-    for row in rows:
-        environment = task.environment()
-        observation = begin(environment, row)
-        state = state_of(environment, observation)
-        episodes.append(_Episode(environment, form.first(row, observation, environment), state))
-    if (longest := max(len(episode.ids) for episode in episodes)) > room:
-        raise EpisodeError(
-            f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
-            f"{most} in {engine.context}: give shorter ones, or a smaller --max-new-tokens."
-        )
-    ends = {*engine.eos_token_ids, *form.stop_ids}
-    for turn in range(task.max_turns):
-        playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.full)]
-        if not playing:
-            break
-        written = engine.generate(
-            [episodes[index].ids for index in playing],
-            [request_seed(seeds[index], turn) if turn else seeds[index] for index in playing],
-            stop_ids=form.stop_ids,
-        )
-        for index, ids in zip(playing, written, strict=True):
-            episode = episodes[index]
-            episode.truncated |= ids[-1] not in ends
-            _take_turn(episode, ids, form, room, last=turn + 1 == task.max_turns)
-    for episode in episodes:
-        if not episode.done:
-            last = episode.turns[-1]
-            episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
+    with ExitStack() as opened:
+        episodes = []
+        for row in rows:
+            environment = task.environment()
+            opened.callback(end, environment)
+            observation = begin(environment, row)
+            state = state_of(environment, observation)
+            episodes.append(_Episode(environment, form.first(row, observation, environment), state))
+        if (longest := max(len(episode.ids) for episode in episodes)) > room:
+            raise EpisodeError(
+                f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
+                f"{most} in {engine.context}: give shorter ones, or a smaller --max-new-tokens."
+            )
+        _play(episodes, engine, form, seeds, room, task.max_turns)
     return Rollouts(
         prompt_ids=[episode.prompt_ids for episode in episodes],
         completion_ids=[episode.completion_ids for episode in episodes],
@@ -106,11 +94,41 @@ def play(
     )
 
 
+def _play(
+    episodes: Sequence[_Episode],
+    engine: TransformersEngine,
+    form: _Plain | _Chat,
+    seeds: Sequence[int],
+    room: int,
+    max_turns: int,
+) -> None:
+    """Turn by turn until all are done, or have no turn or room left."""
+    ends = {*engine.eos_token_ids, *form.stop_ids}
+    for turn in range(max_turns):
+        playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.full)]
+        if not playing:
+            break
+        written = engine.generate(
+            [episodes[index].ids for index in playing],
+            [request_seed(seeds[index], turn) if turn else seeds[index] for index in playing],
+            stop_ids=form.stop_ids,
+        )
+        for index, ids in zip(playing, written, strict=True):
+            episode = episodes[index]
+            episode.truncated |= ids[-1] not in ends
+            _take_turn(episode, ids, form, room, last=turn + 1 == max_turns)
+    for episode in episodes:
+        if not episode.done:
+            last = episode.turns[-1]
+            episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
+
+
 def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: int, *, last: bool) -> None:
     """Takes the action that these tokens are, and reads what it led to."""
     episode.prefilled += len(episode.ids)
     start = len(episode.completion_ids)
-    action = cast(str, form.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    said = cast(str, form.tokenizer.decode(ids, skip_special_tokens=True))
+    action = (opening(form.tokenizer, episode.ids) + said).strip()
     step = act(episode.environment, action)
     episode.completion_ids += ids
     episode.turns.append(Turn(start, start + len(ids), step.reward, episode.state))
@@ -149,12 +167,17 @@ class _Chat:
         self._ends = set(engine.eos_token_ids)
         self.template_kwargs = dict(template_kwargs)
         self.stop_ids: tuple[int, ...] = ()
+        self._shows_tools = False
 
     def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
         *before, last = row["prompt"]
         content = f"{last['content']}\n\n{observation}" if observation else last["content"]
         messages = [*before, {**last, "content": content}]
-        return encode_prompts(self.tokenizer, [{"prompt": messages}], self._options(environment))[0]
+        with _rendering("the tools of the environment"):
+            ids = encode_prompts(self.tokenizer, [{"prompt": messages}], self._options(environment))[0]
+        if not self._shows_tools:
+            self._check_tools(environment, ids)
+        return ids
 
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
         """What the chat template writes between one assistant message and the next.
@@ -167,18 +190,42 @@ class _Chat:
             {"role": "assistant", "content": action},
             {"role": getattr(environment, "role", "user"), "content": answer},
         ]
-        text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self._options(environment)
-        )
+        with _rendering(f"a message of the role '{messages[-1]['role']}'"):
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **self._options(environment)
+            )
         assert isinstance(text, str)
         between, _, after = text.rpartition(action)[2].partition(answer)
         found = list(self.tokenizer(between + observation + after, add_special_tokens=False)["input_ids"])  # pyright: ignore
         # The model has written the end of its message itself.
         return found[1:] if found and found[0] == ids[-1] and found[0] in self._ends else found
 
+    def _check_tools(self, environment: Environment, ids: list[int]) -> None:
+        """Once: some templates pass the tools over without a word, and the model would never hear of them."""
+        names = [tool.get("function", tool).get("name", "") for tool in getattr(environment, "tools", None) or ()]
+        text = str(self.tokenizer.decode(ids))
+        if missing := [name for name in names if name not in text]:
+            raise EpisodeError(
+                f"the model's chat template does not show the tool {missing[0]} of the environment: give a model whose "
+                "template lists tools, or describe them in the prompt and leave the environment's `tools` out."
+            )
+        self._shows_tools = True
+
     def _options(self, environment: Environment) -> dict[str, Any]:
         tools = getattr(environment, "tools", None)
         return self.template_kwargs if tools is None else {**self.template_kwargs, "tools": tools}
+
+
+@contextmanager
+def _rendering(what: str) -> Iterator[None]:
+    """What a chat template raises names neither the template nor what it was to write."""
+    try:
+        yield
+    except TemplateError as error:
+        raise EpisodeError(
+            f"the model's chat template cannot write {what} ({error}): give a model whose template can, or an "
+            "environment without."
+        ) from error
 
 
 @lru_cache(maxsize=4)

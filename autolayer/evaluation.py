@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from autolayer.errors import ConfigError
 from autolayer.results import SuiteScore
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.stats import item_weights
@@ -48,6 +47,8 @@ class Evaluation:
     """Share of them that look like an answer; None where the task cannot say."""
     suites_I: tuple[str, ...]
     """The suite of each item; the task's name where it has none."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the reward has logged of all completions."""
 
     @property
     def suites(self) -> tuple[str, ...]:
@@ -115,6 +116,7 @@ def evaluation(task: Task, asked: Requests, rollouts: Rollouts) -> Evaluation:
         truncated_I=by_item([not finished for finished in rollouts.finished]),
         well_formed_I=None if formed is None else by_item(rollouts.well_formed(formed)),
         suites_I=asked.suites_I,
+        metrics=dict(rollouts.metrics),
     )
 
 
@@ -141,33 +143,6 @@ def scale(task: Task, num_items: int) -> np.ndarray | None:
         return None
     suites_I = [task.suites[index] for index in items(task, "eval", num_items)]
     return item_weights(suites_I) * len(suites_I)
-
-
-def fit_decoding(task: Task, context: int | None, longest: int) -> Task:
-    """Shortens the evaluation's completions to what the model has positions for.
-
-    Args:
-        task: Whose training completions fit already.
-        context: Positions of the model; None where there is no limit.
-        longest: Tokens of the longest prompt.
-
-    Raises:
-        ConfigError: Evaluation would then cut off earlier than training does.
-    """
-    decoding = task.eval_decoding
-    if decoding is None or context is None or longest + decoding.max_new_tokens <= context:
-        return task
-    room = context - longest
-    if room < task.max_new_tokens:
-        raise ConfigError(
-            f"the model has {context} positions, too few for the longest prompt of {longest} tokens and an evaluation "
-            f"with the {task.max_new_tokens} new ones of training: give --max-new-tokens {max(1, room)} or fewer."
-        )
-    logger.warning(
-        "the evaluation of '%s' allows %d new tokens, not %d: the model has %d positions.",
-        task.name, room, decoding.max_new_tokens, context,
-    )  # fmt: skip
-    return replace(task, eval_decoding=replace(decoding, max_new_tokens=room))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,10 @@
 A^E compares the returns of the G episodes of a task, as GRPO does (eq. 3); each episode counts once, however long (the
 authors' code takes the statistics over steps). A^S compares the discounted returns R_t = sum_k gamma^(k-t) r_k of all
 steps of these episodes that were taken in the same state (eqs. 6 to 8); a step that stands alone has none.
+
+The loss is TRL's for GRPO, a mean over an episode's tokens and then over episodes. Eq. 9 is a mean over all N * T
+steps: there a step of a long episode weighs as much as one of a short episode, and here less; a long action weighs
+more than a short one. Where all episodes and all actions have one length the two are the same.
 """
 
 from __future__ import annotations

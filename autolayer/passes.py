@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from autolayer.engine import TransformersEngine
 from autolayer.errors import TrainingError
-from autolayer.rollouts import TransformersEngine
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,19 +14,16 @@ from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.errors import ConfigError
-from autolayer.evaluation import fit_decoding
+from autolayer.fit import fit, max_positions
 from autolayer.layers import layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
-from autolayer.rollouts import encode_prompts
 from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
-from autolayer.tasks.base import SPLITS, Task
+from autolayer.tasks.base import Task
 from autolayer.workbench import TrainSettings, Workbench
-
-logger = logging.getLogger(__name__)
 
 DEFAULTS = {"steps": 400, "prompts_per_step": 64}
 """Where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
@@ -54,7 +50,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
             "environment, such as agent:house, or --algorithm grpo."
         )
     folder = open_run(config, verb)
-    task = fit_context(config, fit_prompts(config, task, loaded), loaded)
+    task = fit(config, task, loaded.tokenizer, max_positions(loaded.model.config))
     config = resolve(config, task)
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
@@ -117,54 +113,6 @@ def check_names(config: Config) -> None:
     models.check_name(config.model)
     embedded = models.EMBEDDED.get(config.model)
     tasks.check_name(config, embedded.forms if embedded else None)
-
-
-def fit_prompts(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
-    """Leaves out the prompts that the user finds too long. None of `eval`: a score is one on all of it.
-
-    Raises:
-        ConfigError: No prompt of a split is short enough, or an environment makes the prompts.
-    """
-    if (limit := config.max_prompt_tokens) is None:
-        return task
-    if task.environment is not None:
-        raise ConfigError(
-            f"--max-prompt-tokens {limit} cannot work: what task '{task.name}' reads grows turn by turn; leave it out."
-        )
-    splits = dict(task.splits)
-    for name in SPLITS[:-1]:
-        encoded = encode_prompts(loaded.tokenizer, splits[name], dict(task.chat_template_kwargs))
-        splits[name] = [row for row, ids in zip(splits[name], encoded, strict=True) if len(ids) <= limit]
-        if not splits[name]:
-            raise ConfigError(
-                f"--max-prompt-tokens {limit} leaves no prompt in '{name}' of task '{task.name}': the shortest there "
-                f"has {min(map(len, encoded))} tokens, give at least that."
-            )
-    if num_left_out := sum(len(task.splits[name]) - len(splits[name]) for name in splits):
-        logger.warning("task '%s': %d prompts of more than %d tokens are left out.", task.name, num_left_out, limit)
-        task = dataclasses.replace(task, splits=splits)
-    return task
-
-
-def fit_context(config: Config, task: Task, loaded: models.LoadedModel) -> Task:
-    """Shortens completions that the model has no positions for.
-
-    Raises:
-        ConfigError: The prompts leave no room, or the user asked for more than there is.
-    """
-    if task.environment is not None:  # where its context is full an episode ends
-        return task
-    context = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    rows = [row for split in task.splits.values() for row in split]
-    longest = max(map(len, encode_prompts(loaded.tokenizer, rows, dict(task.chat_template_kwargs))))
-    if context is None or longest + task.max_new_tokens <= context:
-        return fit_decoding(task, context, longest)
-    if longest >= context or config.max_new_tokens is not None:
-        raise ConfigError(
-            f"{config.model} has {context} positions, too few for the longest prompt of {longest} tokens and "
-            f"{task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {max(1, context - longest)}."
-        )
-    return fit_decoding(dataclasses.replace(task, max_new_tokens=context - longest), context, longest)
 
 
 def resolve(config: Config, task: Task) -> Config:

@@ -256,6 +256,10 @@ def _suites(result: PickResult) -> list[str]:
         samples = f", {suite.samples} samples each" if suite.samples > 1 else ""
         scores = f"  {name} ({suite.num_items} items{samples}): {suite.base_score:.3f} -> {suite.trained_score:.3f}; "
         lines.append((scores if len(result.suites or {}) > 1 else "Completions, base -> trained: ") + rates)
+    if (logged := result.reward_metrics) is not None:
+        names = sorted({name for metrics in logged.values() for name, value in metrics.items() if value})
+        counts = [f"{name} {logged['base'].get(name, 0):.2g} -> {logged['trained'].get(name, 0):.2g}" for name in names]
+        lines += [f"The reward says, base -> trained: {', '.join(counts)}"] if counts else []
     return lines
 
 

@@ -133,6 +133,7 @@ class PickResult:
     trained_score: float | None = None
     gain: Gain | None = None
     suites: Mapping[str, SuiteScore] | None = None
+    reward_metrics: Mapping[str, Mapping[str, float]] | None = None
     contribution_reference: Literal["full", "best"] | None = None
     ranking: Sequence[RankingRow] | None = None
     sets: Sequence[SetRow] | None = None

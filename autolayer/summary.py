@@ -144,6 +144,7 @@ class Summary:
             "base_score": base.score,
             "trained_score": trained.score,
             "suites": suite_scores(self.stages.bench.task, base, trained),
+            "reward_metrics": {"base": dict(base.metrics), "trained": dict(trained.metrics)} if base.metrics else None,
             "gain": Gain(
                 value=interval.value,
                 low=interval.low,

@@ -31,9 +31,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
+from autolayer.engine import TransformersEngine
 from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
-from autolayer.rollouts import Rollouts, TransformersEngine, request_seed
+from autolayer.rollouts import Rollouts, request_seed
 from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
 

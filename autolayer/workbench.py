@@ -22,15 +22,17 @@ from autolayer.arms import Arm, Layers
 from autolayer.boundary import Boundary, can_enter
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
+from autolayer.engine import TransformersEngine
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.passes import Passes
 from autolayer.recompute import recomputing
-from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, encode_prompts, request_seed
+from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import FIRST, RunFolder
 from autolayer.sample import sample
+from autolayer.scoring import ScoreBatch
 from autolayer.tasks.base import Row, Task
 from autolayer.trainer import (
     EachStep,
@@ -170,7 +172,7 @@ class Workbench:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def boundary(self, batch: ScoreBatch) -> Boundary:
-        """For scoring a batch again and again with one layer changed; inside `rollouts.scoring` only.
+        """For scoring a batch again and again with one layer changed; inside `scoring.scoring` only.
 
         A model whose blocks exchange more than a hidden state is always run whole.
         """
@@ -182,7 +184,7 @@ class Workbench:
     def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
         """Log-probabilities of the completions, (B, T - 1), by whole passes or from a boundary up.
 
-        One forward pass for each micro-batch, which hooks see one by one. Inside `rollouts.scoring` only.
+        One forward pass for each micro-batch, which hooks see one by one. Inside `scoring.scoring` only.
         """
         started = time.perf_counter()
         boundary = batch if isinstance(batch, Boundary) else Boundary(self.model, self._micro_batches(batch))

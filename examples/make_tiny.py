@@ -27,8 +27,9 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import autolayer
+from autolayer.engine import TransformersEngine
 from autolayer.episodes import PROMPT
-from autolayer.rollouts import TransformersEngine, request_seed
+from autolayer.rollouts import request_seed
 from autolayer.sample import sample
 from autolayer.tasks import TASKS
 from autolayer.tasks.agent import house, house_writers

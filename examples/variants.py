@@ -6,15 +6,16 @@ autolayer pick --model tiny --task examples/variants.py:house_dense --algorithm 
 
 from __future__ import annotations
 
+from autolayer.config import Config
 from autolayer.tasks import Task
 from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.agent.keys_task import load_keys
 from autolayer.tasks.code.code_task import load_code
 
 
-def code_share(chat: bool) -> Task:
+def code_share(config: Config, chat: bool) -> Task:
     """DeepCoder, where a program earns the share of the tests that it passes."""
-    return load_code(chat=chat, share=True)
+    return load_code(chat=chat, allow_unsandboxed=config.allow_unsandboxed, share=True)
 
 
 def house_dense(chat: bool) -> Task:

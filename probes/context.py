@@ -22,7 +22,8 @@ from autolayer.layers import fp32_layers
 from autolayer.plan import RESPONSE_GROUP, ProbePlan
 from autolayer.probes.gradient import Gradient, inner, streamed_gradient
 from autolayer.probes.sketch import Sketcher
-from autolayer.rollouts import Rollouts, ScoreBatch, scoring
+from autolayer.rollouts import Rollouts
+from autolayer.scoring import ScoreBatch, scoring
 from autolayer.workbench import Workbench
 
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width, L candidate layers.

@@ -12,7 +12,7 @@ import time
 import torch
 
 from autolayer.layers import layer_parameters
-from autolayer.rollouts import ScoreBatch, log_probs, scoring
+from autolayer.scoring import ScoreBatch, log_probs, scoring
 from autolayer.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]

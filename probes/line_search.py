@@ -8,7 +8,7 @@ from autolayer.layers import fp32_layers
 from autolayer.plan import LINE_SIZES
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import Fold, ProbeContext
-from autolayer.rollouts import scoring
+from autolayer.scoring import scoring
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
 """Step sizes, as the deviation of the sequence log-ratio (nats) each should make; beyond 1 reweighting is noise."""

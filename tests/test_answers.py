@@ -39,6 +39,12 @@ def _fresh_pool(monkeypatch: pytest.MonkeyPatch):
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{42", None),
         (r"\boxed{}", None),
+        (r"\boxed{5}. I was asked to put it in \boxed{}.", "5"),
+        (r"It is \boxed 5.", "5"),
+        (r"It is $\boxed {5}$", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{1} or \boxed{42", None),
+        ("The answer is 9!", "9"),
         ("She has 3+4 apples.\n#### 7\n", "7"),
         ("#### $1,234", "1,234"),
         ("#### ", None),
@@ -71,6 +77,26 @@ def test_no_plain_numbers(text: str) -> None:
     assert as_number(text) is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("18 dollars", "18"), ("72 clips", "72"), ("18 dollars per day", "18"), ("5 apples.", "5"),
+        ("42 (apples)", "42"), (r"\text{18 dollars}", "18"), (r"18\text{ dollars}", "18"), (r"1\,000", "1000"),
+        (r"0.5\%", "0.5"), ("50%", "50"),
+        ("$1,234 dollars", "1234"),
+    ],
+)  # fmt: skip
+def test_a_unit_does_not_make_it_wrong(answer: str, gold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "compare", lambda pairs: ["different"] * len(pairs))
+    assert judge([answer], [gold]) == [Verdict(True, "equal")]
+    assert judge([answer], [f"{gold}1"]) == [Verdict(False, "different")]
+
+
+@pytest.mark.parametrize("text", ["3 million", "2 or 3", "5 x", "2 dozen eggs", "3 hours 20 minutes", "12 e", "x = 5"])
+def test_what_is_no_unit_stays(text: str) -> None:
+    assert answers.without_unit(text) == text
+
+
 def test_plain_numbers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "compare", None)
     verdicts = judge(["42", "42.0", "41", None, "9" * 400 + "x"], ["42"] * 5)
@@ -78,8 +104,15 @@ def test_plain_numbers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_math_verify_decides_the_rest() -> None:
-    right = [(r"\frac{1}{2}", "0.5"), (r"42 \text{ apples}", "42"), ("(x+1)^2", "x^2+2x+1"), (r"2^{10}", "1024")]
-    wrong = [(r"\frac{1}{3}", "0.5"), ("apples", "42"), ("x+1", "x^2+2x+1"), (r"\frac{1}{", "0.5")]
+    right = [
+        (r"\frac{1}{2}", "0.5"), (r"42 \text{ apples}", "42"), ("(x+1)^2", "x^2+2x+1"), (r"2^{10}", "1024"),
+        (r"50\%", "50"), (r"5\text{ cm}^2", "5"), ("[1, 2)", "[1,2)"), (r"\{1, 2\}", r"\{2, 1\}"),
+        ("(1, 2)", "(1,2)"), (r"\text{A}", "A"), ("x=5", "5"), (r"\sqrt{8}", r"2\sqrt{2}"),
+    ]  # fmt: skip
+    wrong = [
+        (r"\frac{1}{3}", "0.5"), ("apples", "42"), ("x+1", "x^2+2x+1"), (r"\frac{1}{", "0.5"), ("[1,2]", "(1,2)"),
+        ("3 or 4", "3"), ("3 million", "3"), ("(2, 1)", "(1,2)"), (r"\text{B}", "A"), ("2 hours 30 minutes", "2"),
+    ]  # fmt: skip
     found = [judge([answer], [gold])[0].correct for answer, gold in right + wrong]
     assert found == [True] * len(right) + [False] * len(wrong)
 

@@ -17,7 +17,7 @@ from autolayer.boundary import Boundary, can_enter
 from autolayer.costs import Cost
 from autolayer.layers import find_layers, fp32_layers
 from autolayer.plan import UnitCosts
-from autolayer.rollouts import ScoreBatch, log_probs, scoring
+from autolayer.scoring import ScoreBatch, log_probs, scoring
 
 TEMPERATURE = 0.7
 

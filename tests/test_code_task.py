@@ -161,6 +161,9 @@ def test_values_are_compared_by_kind(found: Any, wanted: Any, same: bool) -> Non
         ({"inputs": ["1"], "outputs": [1]}, "is no text"),
         ({"fn_name": "f", "inputs": [1], "outputs": [1]}, "not a list of arguments of f"),
         ({"fn_name": "f", "inputs": ["12"], "outputs": [1]}, "not a list of arguments of f"),
+        ({"inputs": ["1\n", "2\n"], "outputs": ["", "\n"]}, "every output .* is empty"),
+        ({"fn_name": "f", "inputs": [[1], [2]], "outputs": [None, [None]]}, "every output .* is empty"),
+        ({"tests": ["x = [3, 1]\nsort(x)\nassert x == [1, 3]"]}, "calls sort and ignores what it returns"),
         ("{", "not valid JSON"),
         (3, "is a int"),
     ],
@@ -174,6 +177,8 @@ def test_what_the_tests_need_of_the_program() -> None:
     tests = ["import math as m\nassert m.isclose(f(2), g(x) + sum(i for i in [1]))", "for k in [1]: assert f(k) == 1"]
     assert parse_problem({"tests": tests, "setup": "x = 1"}).functions == ("f", "g")
     assert parse_problem({"tests": ["assert g(1)"], "entry_point": "f"}).functions == ("f", "g")
+    found = parse_problem({"tests": ["assert math.isclose(area(1), math.pi)"]})
+    assert found.functions == ("area",) and found.setup.startswith("import math\n"), "the program would import it"
 
 
 # The sandbox that a task asks for.

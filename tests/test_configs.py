@@ -26,9 +26,10 @@ import autolayer
 from autolayer.cli import cli
 from autolayer.config import Config, GiGPOConfig, from_dict, read_toml
 from autolayer.errors import ConfigError
+from autolayer.fit import fit
 from autolayer.gigpo import step_advantages
-from autolayer.models import load_model
-from autolayer.prepare import fit_prompts, resolve
+from autolayer.models import load_model, read_tokenizer
+from autolayer.prepare import resolve
 from autolayer.rollouts import Rollouts
 from autolayer.runs import RunFolder
 from autolayer.tasks import Task, load_task
@@ -267,24 +268,24 @@ def toy(lengths: dict[str, tuple[int, ...]]) -> Task:
 
 def test_long_prompts_are_left_out_of_training_only(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     lengths = {"train": (5, 9, 10, 11), "probe": (8, 20), "select": (3, 4), "eval": (6, 30)}
-    task, loaded = toy(lengths), load_model(str(tiny_folder))
-    fitted = fit_prompts(Config(model="m", max_prompt_tokens=10), task, loaded)
+    task, tokenizer = toy(lengths), read_tokenizer(str(tiny_folder))
+    fitted = fit(Config(model="m", max_prompt_tokens=10), task, tokenizer, None)
     found = {name: tuple(len(row["prompt"]) for row in rows) for name, rows in fitted.splits.items()}
     assert found == {"train": (5, 9, 10), "probe": (8,), "select": (3, 4), "eval": (6, 30)}
     assert "2 prompts of more than 10 tokens are left out" in caplog.text
-    assert fit_prompts(Config(model="m"), task, loaded) is task
-    assert fit_prompts(Config(model="m", max_prompt_tokens=20), task, loaded) is task
+    assert fit(Config(model="m"), task, tokenizer, None) is task
+    assert fit(Config(model="m", max_prompt_tokens=20), task, tokenizer, None) is task
 
 
 def test_a_limit_that_leaves_nothing_is_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load_model(str(tiny_folder))
+    tokenizer = read_tokenizer(str(tiny_folder))
     task = toy({"train": (5,), "probe": (9, 8), "select": (3,), "eval": (6,)})
     with pytest.raises(ConfigError, match="leaves no prompt in 'probe' of task 'toy': the shortest there has 8 tokens"):
-        fit_prompts(Config(model="m", max_prompt_tokens=7), task, loaded)
+        fit(Config(model="m", max_prompt_tokens=7), task, tokenizer, None)
     with pytest.raises(ConfigError, match="--max-prompt-tokens 0 cannot work"):
         Config(model="m", max_prompt_tokens=0)
     config = stand_in(config_of("qwen2.5-3b-alfworld"), tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="'agent:alfworld' reads grows turn by turn"):
-        fit_prompts(dataclasses.replace(config, max_prompt_tokens=7), load_task(config, chat=True), loaded)
+        fit(dataclasses.replace(config, max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None)

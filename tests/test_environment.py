@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from autolayer.errors import DataError, EpisodeError
-from autolayer.tasks import SPLITS, Step, Task, split_rows
-from autolayer.tasks.environment import act, begin, finish, state_of
+from autolayer.tasks import SPLITS, Step, Task, environment, split_rows
+from autolayer.tasks.environment import act, begin, end, finish, state_of
 
 ROW = {"prompt": "go"}
 
@@ -44,10 +45,10 @@ def test_every_kind_of_number_is_a_reward(reward: Any) -> None:
 
 
 def test_a_state_has_the_environments_name_or_the_observations() -> None:
-    environment = Fixed(Step("seen", 0.0, False))
-    assert state_of(environment, "seen") == "seen"
-    environment.state = "here"  # pyright: ignore
-    assert state_of(environment, "seen") == "here"
+    named = Fixed(Step("seen", 0.0, False))
+    assert state_of(named, "seen") == "seen"
+    named.state = "here"  # pyright: ignore
+    assert state_of(named, "seen") == "here"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,54 @@ def test_finish_is_optional() -> None:
             return Step("", 0.0, True)
 
     assert finish(Plain()) == 0.0
+
+
+class Sleeping(Fixed):
+    def step(self, action):
+        threading.Event().wait(60)
+        return Step("", 0.0, True)
+
+
+def test_a_step_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "LIMIT", 0.2)
+    with pytest.raises(EpisodeError, match="raised TimeoutError in step: not back after 0.2 seconds.*given 'go'"):
+        act(Sleeping(), "go")
+    assert act(Fixed(("seen", 1.0, True)), "go").reward == 1.0, "and the next one is not held up"
+
+
+def test_all_calls_come_from_one_thread() -> None:
+    class Threads(Fixed):
+        seen: ClassVar[set[int]] = set()
+
+        def reset(self, row):
+            self.seen.add(threading.get_ident())
+            return ""
+
+        def step(self, action):
+            self.seen.add(threading.get_ident())
+            return Step("", 0.0, True)
+
+    for _ in range(3):
+        begin(Threads(), ROW)
+        act(Threads(), "go")
+    assert len(Threads.seen) == 1
+
+
+def test_close_is_optional_and_named_when_it_raises() -> None:
+    class Held(Fixed):
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+            if self.closed > 1:
+                raise OSError("closed already")
+
+    held = Held()
+    end(Fixed())
+    end(held)
+    assert held.closed == 1
+    with pytest.raises(EpisodeError, match=r"test_environment.py:\d+\) raised OSError in close: closed already"):
+        end(held)
 
 
 def make_task(splits: Any, **fields: Any) -> Task:

@@ -12,13 +12,16 @@ from workbench_helpers import make_bench, spied_gradients
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
+from autolayer.engine import TransformersEngine
 from autolayer.episodes import PROMPT, play
 from autolayer.errors import EpisodeError
 from autolayer.gigpo import step_advantages
 from autolayer.layers import layer_parameters
-from autolayer.rollouts import Rollouts, ScoreBatch, TransformersEngine, request_seed
+from autolayer.rollouts import Rollouts, request_seed
+from autolayer.scoring import ScoreBatch
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Step
+from autolayer.trainer import LayerGRPOTrainer
 
 
 class Echo:
@@ -175,6 +178,63 @@ def test_episodes_end_with_the_context_and_say_so() -> None:
         play_some(make_task(), make_engine(build_model("qwen3"), max_context=10))
 
 
+def test_environments_are_closed_whatever_happens() -> None:
+    closed: list[int] = []
+
+    class Held(Echo):
+        broken = False
+
+        def step(self, action: str) -> Step:
+            if self.broken:
+                raise ValueError("no")
+            return super().step(action)
+
+        def close(self) -> None:
+            closed.append(id(self))
+
+    play_some(make_task(Held), make_engine(often_ending()))
+    assert len(set(closed)) == len(closed) == 8
+    Held.broken = True
+    with pytest.raises(EpisodeError, match="ValueError in step"):
+        play_some(make_task(Held), make_engine(often_ending()))
+    assert len(closed) == 16
+
+
+def test_a_template_that_cannot_write_a_role_or_a_tool_is_named() -> None:
+    class Tools(Echo):
+        role = "tool"
+        tools = ({"type": "function", "function": {"name": "look_around", "parameters": {}}},)
+
+    engine = make_engine(often_ending(), chat=True)
+    with pytest.raises(EpisodeError, match="does not show the tool look_around"):
+        play_some(make_task(Tools, chat=True), engine)
+    plain = str(engine.tokenizer.chat_template)
+    engine.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
+        "{{ tools }}" + plain
+    )
+    with pytest.raises(EpisodeError, match="template cannot write a message of the role 'tool' .no tools"):
+        play_some(make_task(Tools, chat=True), engine)
+
+
+def test_an_action_is_not_thought_of_while_the_template_has_it_thinking() -> None:
+    """DeepSeek-R1's template writes <think> itself, so the model's words do not begin with it."""
+    seen: list[str] = []
+
+    class Listens(Echo):
+        def step(self, action: str) -> Step:
+            seen.append(action)
+            return super().step(action)
+
+    engine = make_engine(often_ending(), chat=True)
+    play_some(make_task(Listens, chat=True), engine)
+    assert not any("<think>" in action for action in seen)
+    engine.tokenizer.chat_template = str(engine.tokenizer.chat_template) + "<think>"
+    seen.clear()
+    play_some(make_task(Listens, chat=True), engine)
+    assert seen and all(action.startswith("<think>") for action in seen)
+
+
 def test_what_is_due_at_the_end_goes_to_the_last_action_of_an_unfinished_episode() -> None:
     class Due(Echo):
         def finish(self) -> float:
@@ -264,6 +324,34 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     for name, parameter in trained.items():
         assert parameter.grad is not None
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "gigpo"])
+def test_off_policy_tokens_are_clipped(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """min(r A, clip(r, 1 - eps, 1 + eps) A), token by token, with an advantage for each of them (PPO's surrogate)."""
+    original, compared = LayerGRPOTrainer._compute_loss, []
+
+    def compute(self: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        seen = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        width = inputs["completion_ids"].shape[1]
+        with torch.no_grad():
+            now, *_ = self._get_per_token_logps_and_entropies(model, ids, seen, width)
+        log_ratio = torch.randn(now.shape, generator=torch.Generator().manual_seed(1)) * 0.4
+        loss = original(self, model, {**inputs, "old_per_token_logps": now - log_ratio})
+        ratio, mask = log_ratio.exp(), inputs["completion_mask"] * inputs["tool_mask"]
+        advantages = inputs["advantages"]
+        advantages = advantages if advantages.dim() == 2 else advantages[:, None]
+        gained = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages) * mask
+        lengths = torch.full((len(mask),), 18.0) if algorithm == "dr_grpo" else mask.sum(1)
+        compared.append((float(loss), -float((gained.sum(1) / lengths).mean())))
+        assert ((ratio - 1).abs()[mask.bool()] > 0.2).any()
+        return loss
+
+    monkeypatch.setattr(LayerGRPOTrainer, "_compute_loss", compute)
+    bench = make_bench(often_ending(), tmp_path, task=make_task(), algorithm=algorithm, prompts_per_step=3)
+    bench.train(Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
+    assert compared and all(found == pytest.approx(wanted, rel=1e-4) for found, wanted in compared)
 
 
 def test_training_over_episodes_resumes_bit_for_bit(tmp_path: Path) -> None:

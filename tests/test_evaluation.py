@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats as reference
+from tiny_models import build_tokenizer
 from workbench_helpers import Untouched, make_bench, make_task
 
 import autolayer
 from autolayer import evaluation
+from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError
-from autolayer.evaluation import Evaluation, fit_decoding, items, requests, scale, suite_scores
+from autolayer.evaluation import Evaluation, items, requests, scale, suite_scores
+from autolayer.fit import fit
 from autolayer.masks import mask_tail
 from autolayer.report import Report, write_html
 from autolayer.results import from_dict
@@ -152,12 +155,30 @@ def test_a_decoding_that_draws_nothing_is_refused(change: dict[str, float]) -> N
         Decoding(**{"temperature": 1.0, "max_new_tokens": 4, **change})
 
 
-def test_completions_fit_the_model() -> None:
-    task = suited(eval_decoding=DECODING)
-    assert fit_decoding(task, None, 10) is task and fit_decoding(task, 17, 10) is task
-    assert fit_decoding(task, 16, 10).eval_decoding == Decoding(temperature=0.6, top_p=0.9, top_k=3, max_new_tokens=6)
-    with pytest.raises(ConfigError, match="14 positions.*--max-new-tokens 4"):
-        fit_decoding(task, 14, 10)
+def fitted(lengths: dict[str, tuple[int, ...]], positions: int, **fields: Any) -> Task:
+    splits = {name: [{"prompt": f"{name[:2]}{'x' * (n - 2)}"} for n in wanted] for name, wanted in lengths.items()}
+    task = Task(name="toy", splits=splits, reward=lambda prompts, **_: [0.0] * len(prompts), max_new_tokens=8, **fields)
+    return fit(Config(model="m"), task, build_tokenizer(), positions)
+
+
+SHORT = {"train": (5, 9), "probe": (8,), "select": (3, 4), "eval": (6, 12)}
+
+
+def test_a_long_item_of_the_evaluation_shortens_nothing_but_its_own_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """A long problem of OlympiadBench must not keep a model of 4096 positions from training at 3000 new tokens."""
+    task = fitted(SHORT, 17)
+    assert task.max_new_tokens == 8 and "1 of 2 prompts of 'eval' leave fewer than 8 new tokens" in caplog.text
+    assert fitted(SHORT, 20).max_new_tokens == 8
+    assert fitted(SHORT, 16).max_new_tokens == 7, "the longest training prompt has 9"
+    long = Decoding(temperature=0.6, max_new_tokens=32)
+    assert fitted(SHORT, 17, eval_decoding=long).eval_decoding == long, "short prompts have all of it"
+
+
+def test_prompts_that_fill_the_context_are_refused() -> None:
+    with pytest.raises(ConfigError, match="12 positions, too few for the longest prompt of 12 tokens"):
+        fitted(SHORT, 12)
+    with pytest.raises(ConfigError, match="16 positions.*--max-new-tokens 7"):
+        fit(Config(model="m", max_new_tokens=8), fitted(SHORT, 99), build_tokenizer(), 16)
 
 
 # Top-k and top-p.

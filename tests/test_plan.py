@@ -28,7 +28,7 @@ from autolayer.plan import (
     smallest_race,
 )
 from autolayer.probes.run import run_probes
-from autolayer.rollouts import ScoreBatch, log_probs, scoring
+from autolayer.scoring import ScoreBatch, log_probs, scoring
 
 # Costs
 

@@ -11,15 +11,9 @@ from tiny_models import ARCHITECTURES, build_model, build_tokenizer
 from transformers import GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
-from autolayer.rollouts import (
-    Rollouts,
-    ScoreBatch,
-    TransformersEngine,
-    encode_prompts,
-    log_probs,
-    request_seed,
-    scoring,
-)
+from autolayer.engine import TransformersEngine, cut_at, end_of_turn, opening
+from autolayer.rollouts import Rollouts, encode_prompts, request_seed
+from autolayer.scoring import ScoreBatch, log_probs, scoring
 
 PROMPTS = ["1+1=", "23+4=", "0", "what is 7+1? ", "12", "3+3+3+3="]
 
@@ -210,3 +204,53 @@ def test_request_seeds_are_63_bits_fixed_for_ever_and_all_different() -> None:
     seeds = [request_seed(run, word, i) for run in (0, 1) for word in ("train", "eval") for i in range(500)]
     assert len(set(seeds)) == 2000 and all(0 <= seed < 2**63 for seed in seeds)
     assert request_seed(0, "train", 3, 1) == 7470233510176396981
+
+
+# What ends a completion, and what it begins with
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}", "<|im_end|>"),
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }}\n<|im_end|>\n{% endfor %}", "<|im_end|>"),
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}", None),
+        ("{{ raise_exception('only this way') }}", None),
+        (None, None),
+    ],
+)
+def test_a_chat_models_turn_ends_where_its_template_ends_it(template: str | None, wanted: str | None) -> None:
+    """Of base models with a template that is often not the end-of-text token."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.chat_template = template  # pyright: ignore
+    found = end_of_turn(tokenizer)
+    assert found == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
+    model = build_model("qwen3")
+    engine = TransformersEngine(model, tokenizer, max_new_tokens=4, temperature=1.0)
+    assert (found in engine.eos_token_ids) == (found is not None) and tokenizer.eos_token_id in engine.eos_token_ids
+
+
+@pytest.mark.parametrize(("prompt", "word"), [("1+1=<think>\n", "<think>\n"), ("1+1=<think></think>", ""), ("1", "")])
+def test_thoughts_that_the_prompt_has_begun_are_thoughts(prompt: str, word: str) -> None:
+    tokenizer = build_tokenizer()
+    assert opening(tokenizer, _ids([prompt])[0]) == word
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("1 2\nQ: 3\nQ: 4", "1 2\nQ:"), ("1 2", "1 2"), ("\nQ:", "\nQ:"), ("", ""), ("1\nQ", "1\nQ")]
+)
+def test_a_completion_ends_with_the_text_that_stops_it(text: str, kept: str) -> None:
+    tokenizer = build_tokenizer()
+    ids = _ids([text])[0] if text else []
+    assert tokenizer.decode(cut_at(tokenizer, ids, "\nQ:")) == kept
+
+
+def test_a_completion_ends_where_the_context_does() -> None:
+    model = build_model("qwen3")
+    free = _engine(model, max_new_tokens=12)
+    tight = _engine(model, max_new_tokens=12, max_context=20)
+    prompts = _ids(["1+1=", "3+3+3+3+3+3+3+3=", "2"])
+    whole, cut = free.generate(prompts, range(3)), tight.generate(prompts, range(3))
+    assert cut == [ids[: 20 - len(prompt)] for prompt, ids in zip(prompts, whole, strict=True)]
+    assert len(cut[1]) == 4 and not tight.finished(cut[1])

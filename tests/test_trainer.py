@@ -22,8 +22,9 @@ from workbench_helpers import (
 
 from autolayer import checkpoints, passes
 from autolayer.arms import Arm, Layers
+from autolayer.engine import TransformersEngine
 from autolayer.layers import find_layers, layer_parameters
-from autolayer.rollouts import TransformersEngine, encode_prompts, request_seed
+from autolayer.rollouts import encode_prompts, request_seed
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.trainer import LayerGRPOTrainer, largest_divisor, quiet_trainer, seed_everything
 from autolayer.workbench import Workbench

@@ -60,17 +60,15 @@ class BuiltIn(NamedTuple):
 
 
 TASKS: dict[str, BuiltIn] = {
-    "math": BuiltIn("grade-school word problems (GSM8K, from the Hugging Face Hub or its cache)", load_math),
+    "math": BuiltIn("grade-school word problems (GSM8K); evaluated on 512 of its test set, as in training", load_math),
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
-    "math:gsm8k": BuiltIn("the same as math", partial(load_math, "math:gsm8k")),
     **{
         f"math:{name}": BuiltIn(
             f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
         )
         for name, source in TRAINING.items()
-        if name != "gsm8k"
     },
     "code": BuiltIn("programs with tests (DeepCoder; HumanEval and MBPP for the evaluation)", load_code, True),
     "code:mbpp": BuiltIn("short functions with tests (MBPP)", load_mbpp, True),

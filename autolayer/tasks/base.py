@@ -66,6 +66,8 @@ class Task:
     """Tokens of a whole episode at the most, prompt and observations included; None for all positions of the model."""
     is_well_formed: Callable[[str], bool] | None = None
     """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
+    stop: str | None = None
+    """Text that ends a completion: where a base model goes on by inventing the next question."""
     num_eval: int | None = None
     """Rows of `eval` that are read; None means all. Of several suites each gives its part, the first rows of it."""
     suites: Sequence[str] | None = None
@@ -102,7 +104,11 @@ class Task:
         return not isinstance(self.splits["train"][0]["prompt"], str)
 
     def score(
-        self, rows: Sequence[Row], texts: Sequence[str], completion_ids: Sequence[Sequence[int]] | None = None
+        self,
+        rows: Sequence[Row],
+        texts: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_metric: Callable[..., None] | None = None,
     ) -> list[float]:
         """Rewards of completions, called and checked as in training.
 
@@ -110,6 +116,7 @@ class Task:
             rows: The row of each completion, so a row repeats for every completion of its group.
             texts: The completions.
             completion_ids: Their tokens, for rewards that look at these.
+            log_metric: Called with a name and a number for whatever the reward has to say about the batch.
 
         Raises:
             RewardError: The reward raised, or returned something other than one finite number per completion.
@@ -125,6 +132,7 @@ class Task:
             prompts=[row["prompt"] for row in rows],
             completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
             completion_ids=[[] for _ in rows] if completion_ids is None else list(completion_ids),
+            log_metric=log_metric,
             **columns,
         )
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from autolayer.errors import EpisodeError
 from autolayer.tasks.rewards import as_number, describe, show
+from autolayer.tasks.time_limit import within
 
 
 class Step(NamedTuple):
@@ -26,13 +27,14 @@ class Step(NamedTuple):
 class Environment(Protocol):
     """One episode.
 
-    Four more attributes are read where there are any:
+    All methods are called from one thread, which is not the main one. Five more attributes are read, where there are:
         state: A text that names the state the next action is taken in, where the observation does not: GiGPO compares
             actions taken in equal states (arXiv 2505.10978).
         finish: A method without arguments that returns what is due when the turns or the context are used up, so that
             no step could be the last; it adds to the last action's reward.
         role: Of the messages that observations become for a chat model: "user" without it, "tool" for results of tools.
         tools: JSON schemas that the chat template lists.
+        close: A method without arguments, called when the episode is over, whatever happened.
     """
 
     def reset(self, row: Mapping[str, Any]) -> str:
@@ -47,6 +49,9 @@ class Environment(Protocol):
 
 MakeEnvironment = Callable[[], Environment]
 
+LIMIT = 300.0
+"""Seconds that an environment may take to begin, for a step and to finish: a large game loads for a while."""
+
 
 def begin(environment: Environment, row: Mapping[str, Any]) -> str:
     """The first observation.
@@ -55,7 +60,7 @@ def begin(environment: Environment, row: Mapping[str, Any]) -> str:
         EpisodeError: The environment raised, or returned no text.
     """
     try:
-        observation = environment.reset(row)
+        observation = within(LIMIT, lambda: environment.reset(row))
     except Exception as error:
         raise EpisodeError(_raised("reset", environment.reset, error, row["prompt"])) from error
     if not isinstance(observation, str):
@@ -73,7 +78,7 @@ def act(environment: Environment, action: str) -> Step:
         EpisodeError: The environment raised, or returned something that is no step.
     """
     try:
-        found = environment.step(action)
+        found = within(LIMIT, lambda: environment.step(action))
     except Exception as error:
         raise EpisodeError(_raised("step", environment.step, error, action)) from error
     if not isinstance(found, tuple) or len(found) != 3:
@@ -94,12 +99,29 @@ def finish(environment: Environment) -> float:
     if method is None:
         return 0.0
     try:
-        reward = method()
+        reward = within(LIMIT, method)
     except Exception as error:
         raise EpisodeError(
             f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
         ) from error
     return _number("finish", method, reward)
+
+
+def end(environment: Environment) -> None:
+    """Lets go of what an environment holds: processes, files, a game engine.
+
+    Raises:
+        EpisodeError: `close` raised.
+    """
+    method = getattr(environment, "close", None)
+    if method is None:
+        return
+    try:
+        within(LIMIT, method)
+    except Exception as error:
+        raise EpisodeError(
+            f"environment {describe(method, error)} raised {type(error).__name__} in close: {error}. Mend it."
+        ) from error
 
 
 def state_of(environment: Environment, observation: str) -> str:

@@ -59,7 +59,9 @@ def read_hub(
             found = ", ".join(f"'{name}' ({', '.join(part.column_names)})" for name, part in public.items())
             raise DataError(
                 f"{repository} as found here has no '{split}' split with the columns {_listed(columns)}; it has: "
-                f"{found}. Something else lies there under that name: remove it from {where} and load it again."
+                f"{found}. Something else lies there under that name: remove it from {where} and load it again. If the "
+                f"public set itself has changed, give an older copy: `{_download(repository)} --revision COMMIT "
+                f"--local-dir FOLDER/{repository}`, then --data FOLDER."
             )
         if not len(public[split]):
             raise DataError(

@@ -1,9 +1,9 @@
 """`reasoning-gym:NAME`: any of the data sets that reasoning-gym generates (Stojanovski et al. 2025), offline.
 
 The questions are those of one fixed seed, each once, cut into the four splits. The reward is the data set's own
-`score_answer`, between 0 and 1, on what stands in <answer></answer>. It runs in processes that can be killed: some of
-these functions hand what a model makes up to sympy or `eval`. Left out on purpose: the curricula, whose difficulty
-would change under a comparison.
+`score_answer`, between 0 and 1, on what stands in <answer></answer>. It runs in processes that can be killed, without
+`eval` (math/disarm.py): some of these functions would run what a model makes up. Left out on purpose: the curricula,
+whose difficulty would change under a comparison, and `codeio`, which runs programs out of a data file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from autolayer.errors import ConfigError, DataError, RewardError, unknown
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.math import answer_pool
+from autolayer.tasks.math.disarm import disarm
 from autolayer.tasks.math.reward import NEXT_QUESTION
 from autolayer.tasks.rewards import show, text_of
 
@@ -38,6 +39,7 @@ INSTRUCTION = (
     "Reason step by step, then give the final answer alone between <answer> and </answer>, in the form that the "
     "question asks for."
 )
+REFUSED = {"codeio": "making its questions runs programs out of a data file, unsandboxed"}
 MAX_KILLED = 0.05  # share of a batch
 
 unjudged: Counter[str] = Counter()
@@ -48,7 +50,7 @@ def check_reasoning_gym(name: str) -> None:
     """Refuses a NAME that reasoning-gym does not have. Imports reasoning-gym.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: reasoning-gym is not installed, or the data set is not safe to make.
         UnknownNameError: No data set of this name.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
@@ -57,6 +59,8 @@ def check_reasoning_gym(name: str) -> None:
 
     if name not in DATASETS:
         raise unknown("reasoning-gym data set", name, sorted(DATASETS))
+    if name in REFUSED:
+        raise ConfigError(f"--task {PREFIX}{name} is refused ({REFUSED[name]}): take another of its data sets.")
 
 
 def load_reasoning_gym(name: str, *, chat: bool) -> Task:
@@ -87,12 +91,15 @@ def load_reasoning_gym(name: str, *, chat: bool) -> Task:
         max_new_tokens=MAX_NEW_TOKENS,
         is_well_formed=lambda text: _answer(text) is not None,
         num_eval=512,
+        stop=None if chat else NEXT_QUESTION,
     )
 
 
 def serve() -> None:
     """What a worker does: scores an answer (JSON lines of `answer_pool`) for a pickled (name, entry)."""
     import reasoning_gym
+
+    disarm("reasoning_gym")
 
     @functools.lru_cache(maxsize=64)
     def entry_of(gold: str) -> tuple[str, dict[str, Any]]:

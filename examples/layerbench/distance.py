@@ -31,7 +31,7 @@ from autolayer.plan import ProbePlan
 from autolayer.prepare import prepare
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.run import shared_batch
-from autolayer.rollouts import scoring
+from autolayer.scoring import scoring
 
 # L layers, S sizes of step, B completions.
 

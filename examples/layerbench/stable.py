@@ -61,7 +61,9 @@ GRID = [
 ]
 """Both packaged models on every kind of task, and what completes some of LayerBench's bases; environments of LayerBench
 among them are measured there."""
-KINDS = ("algorithm", "task", "model", "task and model")
+KINDS = ("algorithm", "task", "family", "model", "task and model")
+"""What two environments differ in. `family`: the packaged models, Qwen3 and Qwen2 by one recipe; of other models depth,
+corpus and early exits differ as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,9 @@ def differing(one: Environment, other: Environment) -> str | None:
         return "task and model"
     if one.algorithm != other.algorithm:
         return None if task or base else "algorithm"
-    return "task" if task else "model"
+    if task:
+        return "task"
+    return "family" if {one.base, other.base} == set(EMBEDDED) else "model"
 
 
 def compare(one: tuple[Environment, Contribution], other: tuple[Environment, Contribution], kind: str) -> Pair:

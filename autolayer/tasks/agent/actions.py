@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from autolayer.tasks.thinking import after_thinking
+
 FILLERS = frozenset(("the", "a", "to"))
 """Words that a chat model adds and that change nothing."""
 
@@ -11,13 +13,14 @@ FILLERS = frozenset(("the", "a", "to"))
 def action_of(text: str) -> str:
     """The action alone, in lower case and with single blanks.
 
-    Thoughts before `</think>` are left out; of `<action>...</action>` (the form of verl-agent's prompts) only the
-    inside counts, of a line `Action: ...` (ReAct, arXiv 2210.03629) what follows, else of several lines the last.
+    Thoughts before `</think>` are left out, and are no action while they last; of `<action>...</action>` (the form of
+    verl-agent's prompts) only the inside counts, of a line `Action: ...` (ReAct, arXiv 2210.03629) what follows, else
+    of several lines the last.
 
     Example:
         action_of("<think>it may be cold</think>\\nAction: Open fridge.") == "open fridge"
     """
-    text = re.sub(r"<\|?(?:pad|eos|unk|im_end|endoftext)\|?>", "", text).rpartition("</think>")[2]
+    text = after_thinking(re.sub(r"<\|?(?:pad|eos|unk|im_end|endoftext)\|?>", "", text)) or ""
     if tagged := re.findall(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE):
         text = tagged[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]

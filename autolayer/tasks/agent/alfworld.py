@@ -69,6 +69,11 @@ class AlfredGame:
         reward = float(bool(state["won"])) - (0.0 if is_valid else self.penalty)
         return Step(self._observation(state["feedback"]), reward, bool(state["won"]))
 
+    def close(self) -> None:
+        """Lets the game engine go."""
+        if self._game is not None:
+            self._game.close()
+
     def _observation(self, text: str) -> str:
         actions = ", ".join(action for action in self._admissible if action != "help")
         return f"{text.strip()}\nAdmissible actions: {actions}."

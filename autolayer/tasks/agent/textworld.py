@@ -83,6 +83,11 @@ class TextWorldGame:
             reward = float(bool(self._state.won))
         return Step(self._observation(self._state, clean(self._state.feedback)), reward, bool(done))
 
+    def close(self) -> None:
+        """Lets the game engine go."""
+        if self._game is not None:
+            self._game.close()
+
     @property
     def state(self) -> str | None:
         """What the room and the pockets hold, where the game tells."""

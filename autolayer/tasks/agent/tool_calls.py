@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autolayer.tasks.python_text import parse
+from autolayer.tasks.thinking import after_thinking
 
 LONGEST_CALL = 20_000
 """Characters of a Python call above which it is not parsed: deep nesting could exhaust the parser."""
@@ -40,7 +41,7 @@ def tool_calls(text: str) -> list[ToolCall | BadCall]:
     Example:
         tool_calls('add(a=1, b=[2])') == [ToolCall("add", {"a": 1, "b": [2]})]
     """
-    text = text.rpartition("</think>")[2]
+    text = after_thinking(text) or ""
     if "<tool_call>" in text:
         # A last call that was cut off has no end tag, and is told so.
         return [_from_json(body) for body in re.findall(r"<tool_call>(.*?)(?:</tool_call>|\Z)", text, flags=re.DOTALL)]

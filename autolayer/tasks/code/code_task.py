@@ -21,7 +21,7 @@ from autolayer.tasks.code import public
 from autolayer.tasks.code.grade import grade
 from autolayer.tasks.code.opening import open_sandbox
 from autolayer.tasks.code.problems import parse_problem
-from autolayer.tasks.code.programs import OPENING, is_answer, program_of
+from autolayer.tasks.code.programs import FENCE, OPENING, is_answer, program_of
 from autolayer.tasks.code.public import Question
 from autolayer.tasks.rewards import text_of
 
@@ -116,6 +116,7 @@ def _task(
         max_new_tokens=max_new_tokens,
         is_well_formed=functools.partial(is_answer, chat=chat),
         num_eval=512,
+        stop=None if chat else FENCE,
     )
 
 

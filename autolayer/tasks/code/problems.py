@@ -14,6 +14,7 @@ import ast
 import builtins
 import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +76,14 @@ def _with_tests(given: Mapping[str, Any]) -> Problem:
     if bad := [test for test in tests if not isinstance(test, str) or "assert" not in test]:
         raise DataError(f"the test {show(bad[0])} asserts nothing: give texts such as 'assert f(2) == 4'.")
     try:
-        needed = _undefined([ast.parse(setup), *map(ast.parse, tests)])
+        trees = [ast.parse(setup), *map(ast.parse, tests)]
     except (SyntaxError, ValueError) as error:
         raise DataError(f"a test or its setup is no Python ({error}): {show(tests)}.") from None
+    needed = _undefined(trees)
+    # In the usual harness, which runs tests inside the program, the program's own imports would do.
+    if modules := [name for name in needed if name in sys.stdlib_module_names]:
+        setup = "\n".join([f"import {', '.join(modules)}", setup])
+        needed = [name for name in needed if name not in modules]
     functions = (*([entry] if entry else []), *(name for name in needed if name != entry))
     if not functions:
         raise DataError(f"the tests {show(tests)} use nothing that a program defines: give its name as 'entry_point'.")
@@ -85,6 +91,11 @@ def _with_tests(given: Mapping[str, Any]) -> Problem:
         raise DataError(
             f"the tests {show(tests)} use {', '.join(classes)}, which looks like a class of the program: only "
             "functions of plain data can be tested from outside. Leave the problem out, or define the class in 'setup'."
+        )
+    if ignored := next(filter(None, map(functools.partial(_discarded, functions=functions), trees)), None):
+        raise DataError(
+            f"a test of {show(tests)} calls {ignored} and ignores what it returns, to look at what it did to its "
+            "arguments; that cannot be seen from outside the program. Leave the problem out."
         )
     return Problem(tests=tuple(tests), functions=functions, setup=setup, prefix=given.get("prefix", ""))
 
@@ -103,6 +114,8 @@ def _with_outputs(given: Mapping[str, Any]) -> Problem:
         raise DataError(f"the input {show(bad[0])} is not {kind}: mend the problem {show(given)}.")
     if name is None and any(not isinstance(value, str) for value in outputs):
         raise DataError(f"an output of {show(given)} is no text: give what the program should print.")
+    if all(value in (None, [], [None], [[]]) if name else not value.strip() for value in outputs):
+        raise DataError(f"every output of {show(given)} is empty, so a program that does nothing would pass.")
     return Problem(
         fn_name=name,
         inputs=tuple(inputs),
@@ -110,6 +123,15 @@ def _with_outputs(given: Mapping[str, Any]) -> Problem:
         wrapped=bool(given.get("wrapped")),
         prefix=given.get("prefix", ""),
     )
+
+
+def _discarded(tree: ast.AST, functions: Sequence[str]) -> str | None:
+    """A function of the program that is called for its effect alone."""
+    for node in ast.walk(tree):
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in functions:
+            return call.func.id
+    return None
 
 
 def _undefined(trees: Sequence[ast.AST]) -> list[str]:

@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from autolayer.tasks.python_text import parse
+from autolayer.tasks.thinking import after_thinking
 
 FENCE = "```"
 OPENING = "```python\n"
@@ -58,8 +59,8 @@ def is_program(text: str) -> bool:
 
 
 def _last_block(text: str) -> str | None:
-    text = text.rpartition("</think>")[2]
-    if "<think>" in text:
+    said = after_thinking(text)
+    if said is None:
         return None
-    blocks = [code for language, code in _BLOCK.findall(text + "\n") if language.lower() in _LANGUAGES]
+    blocks = [code for language, code in _BLOCK.findall(said + "\n") if language.lower() in _LANGUAGES]
     return textwrap.dedent(blocks[-1]) if blocks and blocks[-1].strip() else None

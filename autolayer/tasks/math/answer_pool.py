@@ -28,6 +28,9 @@ TIME_LIMIT = 5.0  # seconds for one comparison; they take milliseconds
 START_LIMIT = 120.0  # seconds for importing sympy, on a machine that is busy
 MEMORY_LIMIT = 4 << 30  # bytes of address space for a process, where the system can limit it
 
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+"""Of the environment, what a process that reads a model's words gets: no keys and tokens."""
+
 MATH = "autolayer.tasks.math.answer_pool"
 
 FAILURES = ("timeout", "crash", "error")
@@ -63,7 +66,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": search_path},
+            env={name: os.environ[name] for name in INHERITED if name in os.environ} | {"PYTHONPATH": search_path},
             encoding="utf-8",
         )
         if self._read(START_LIMIT) != "ready":

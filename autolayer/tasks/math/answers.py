@@ -17,6 +17,7 @@ from decimal import Decimal
 from autolayer.errors import RewardError
 from autolayer.tasks.math.answer_pool import FAILURES, compare
 from autolayer.tasks.rewards import show
+from autolayer.tasks.thinking import after_thinking
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,15 @@ unjudged: Counter[str] = Counter()
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _PHRASE = re.compile(r"answer is:?|final answer:", re.IGNORECASE)
+_BOX = re.compile(r"\\f?box(?:ed)?\s*(\{|(?=[^\s{\\$]))")
+_UNIT = re.compile(
+    r"(?P<number>[^A-Za-z]*?\d\.?)(?:\s+|(?=[\\(%]))(?P<unit>(?:[A-Za-z][A-Za-z ]*|\([A-Za-z ]+\)|\\?%)[.!]?)"
+)
+_COUNTS = frozenset(
+    ("or", "and", "hundred", "thousand", "million", "billion", "trillion", "dozen", "percent", "half", "e", "i", "pi")
+    + ("x", "y", "z", "n", "k")
+)
+"""Words after a number that are no unit: they make it another one, or several."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +53,34 @@ class Verdict:
 def final_answer(text: str) -> str | None:
     r"""The answer that a text commits itself to, or None.
 
-    The last `\boxed{}`, else what follows the last `####`, else what follows the last "answer is". With thinking, only
-    what comes after it counts; thinking that never ends has no answer.
+    The last `\boxed{}` with something in it, else what follows the last `####`, else what follows the last "answer is".
+    With thinking, only what comes after it counts; thinking that never ends has no answer.
     """
-    text = text.rpartition("</think>")[2]
-    if "<think>" in text:
+    said = after_thinking(text)
+    if said is None:
         return None
-    if r"\boxed{" in text:
-        return last_boxed(text)
-    if "####" in text:
-        return _first_line(text.rpartition("####")[2])
-    if phrases := list(_PHRASE.finditer(text)):
+    if _BOX.search(said):
+        return last_boxed(said)
+    if "####" in said:
+        return _first_line(said.rpartition("####")[2])
+    if phrases := list(_PHRASE.finditer(said)):
         # The end of the sentence, but not the point of 0.5.
-        return _first_line(re.split(r"\.(?:\s|$)", text[phrases[-1].end() :].lstrip(" :*"), maxsplit=1)[0])
+        return _first_line(re.split(r"[.!](?:\s|$)", said[phrases[-1].end() :].lstrip(" :*"), maxsplit=1)[0])
     return None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{}` of a text holds; None if there is none, or it is empty or never closed."""
-    start = text.rfind(r"\boxed{")
-    return None if start < 0 else _braced(text[start + len(r"\boxed{") :])
+    r"""What the last `\boxed{}` of a text holds, empty ones passed over; `\boxed 5` and `\fbox{5}` are boxes too.
+
+    None if there is none, or the last is never closed.
+    """
+    for box in reversed(list(_BOX.finditer(text))):
+        after = text[box.end() :]
+        if not box[1]:
+            return re.split(r"[\s$]", after, maxsplit=1)[0].rstrip(".,;")
+        if (held := _braced(after)) is None or held.strip():
+            return held and held.strip()
+    return None
 
 
 def has_answer(text: str) -> bool:
@@ -123,23 +141,38 @@ def _judge_here(answer: str | None, gold: str) -> Verdict | None:
     wanted, number = as_number(gold), as_number(answer)
     if wanted is not None and number is not None:
         return Verdict(number == wanted, "equal" if number == wanted else "different")
+    if wanted is not None and wanted == as_number(without_unit(answer)):
+        return Verdict(True, "equal")
     return Verdict(False, "too long") if len(answer) > MAX_ANSWER else None
 
 
 def as_number(text: str) -> Decimal | None:
     """The value of a plain number such as `-1,234.50`, with or without dollar signs; None for anything else."""
-    text = text.replace("\\$", "").replace("$", "").replace("\\!", "").replace("{,}", ",").strip().rstrip(".")
+    text = text.replace("\\$", "").replace("$", "").replace("\\!", "").replace("{,}", ",").replace("\\,", ",")
+    text = text.strip().rstrip(".")
     return Decimal(text.replace(",", "")) if text.lstrip("+-") and _NUMBER.fullmatch(text) else None
 
 
+def without_unit(text: str) -> str:
+    r"""The number of `18 dollars per day`, `\text{5 apples}`, `42 (apples)` or `50\%`; any other text as it is.
+
+    math-verify reads bare words as products of letters. A word that makes it another number (`3 million`) stays.
+    """
+    text = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}", r"\1", text).strip()
+    found = _UNIT.fullmatch(text)
+    if found is None or _COUNTS & set(found["unit"].strip("(). !").lower().split()):
+        return text
+    return found["number"]
+
+
 def _braced(text: str) -> str | None:
-    r"""What stands before the brace that closes `\boxed{`; None if it is never closed or nothing stands there."""
+    r"""What stands before the brace that closes `\boxed{`; None if it is never closed."""
     depth = 1
     for i, character in enumerate(text):
         escaped = i > 0 and text[i - 1] == "\\"
         depth += 0 if escaped else (character == "{") - (character == "}")
         if depth == 0:
-            return text[:i].strip() or None
+            return text[:i]
     return None
 
 

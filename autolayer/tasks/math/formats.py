@@ -26,7 +26,9 @@ Found = Problem | str
 """A problem, or why there is none: completes 'left out: 12 ...'."""
 
 _PROOF = re.compile(r"\bprove\b|\bshow that\b", re.IGNORECASE)
-_CHOICES = re.compile(r"\bA\s*[.):].*?\bB\s*[.):].*?\bC\s*[.):]", re.DOTALL)
+_CHOICES = re.compile(  # "Let A: 1, B: 2" in the middle of a line are no choices
+    r"\bA\s*[.)].*?\bB\s*[.)].*?\bC\s*[.)]|^\W*A\s*:.*?^\W*B\s*:.*?^\W*C\s*:", re.DOTALL | re.MULTILINE
+)
 _LETTERS = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\{)?\s*\(?[A-F](?:[,\s]*[A-F])*\)?\.?\s*\}?")
 _INSTRUCTION = re.compile(r"\s*(?:Please|Let's)\b[^\n]*\\boxed\{\}[^\n]*$")
 

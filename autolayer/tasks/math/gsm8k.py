@@ -8,7 +8,7 @@ from __future__ import annotations
 from autolayer.tasks.base import Task, prompt_hash
 from autolayer.tasks.math.datasets import SUITES, TRAINING
 from autolayer.tasks.math.public import cut, read_problems
-from autolayer.tasks.math.reward import INSTRUCTION, is_well_formed, math_reward
+from autolayer.tasks.math.reward import INSTRUCTION, NEXT_QUESTION, is_well_formed, math_reward
 
 __all__ = ["INSTRUCTION", "load_math", "math_reward"]
 
@@ -32,4 +32,5 @@ def load_math(name: str = "math", *, chat: bool) -> Task:
         max_new_tokens=1024,
         is_well_formed=is_well_formed,
         num_eval=512,
+        stop=None if chat else NEXT_QUESTION,
     )

@@ -19,7 +19,7 @@ from autolayer.tasks.hub import read_hub
 from autolayer.tasks.math.answers import unusable
 from autolayer.tasks.math.datasets import EVAL_DECODING, MAX_NEW_TOKENS, SAMPLES, SUITES, TRAINING, Source
 from autolayer.tasks.math.formats import Problem
-from autolayer.tasks.math.reward import as_row, is_well_formed, math_reward
+from autolayer.tasks.math.reward import NEXT_QUESTION, as_row, is_well_formed, math_reward
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ def load_public(name: str, *, chat: bool) -> Task:
         suites=[suite for suite, _ in evaluation],
         samples=SAMPLES,
         eval_decoding=EVAL_DECODING,
+        stop=None if chat else NEXT_QUESTION,
     )
 
 

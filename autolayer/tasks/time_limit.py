@@ -1,0 +1,50 @@
+"""Calls into a user's code that must come back: what hangs is given up, with an error instead of silence."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Caller:
+    """A thread that makes calls, one after the other: what belongs to a thread stays where it was made."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="autolayer-environments", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            call, answers = self.calls.get()
+            try:
+                answers.put((call(), None))
+            except BaseException as error:  # raised again where the call was asked for
+                answers.put((None, error))
+
+
+_caller: _Caller | None = None
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call returns.
+
+    Raises:
+        TimeoutError: It is not back in time. It goes on in its thread, which ends with the process.
+        BaseException: What it raises.
+    """
+    global _caller
+    caller = _caller = _caller or _Caller()
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    caller.calls.put((call, answers))
+    try:
+        value, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        _caller = None  # the next call gets a new thread
+        raise TimeoutError(f"not back after {seconds:g} seconds") from None
+    if error is not None:
+        raise error
+    return value
