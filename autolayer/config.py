@@ -19,6 +19,7 @@ from typing import Any
 from autolayer.errors import ConfigError, unknown
 
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
+ROLLOUTS = ("auto", "transformers", "vllm")
 
 NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "allow_unsandboxed")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
@@ -161,6 +162,8 @@ class Config:
     """Optuna storage of the search; default: study.db in the run folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    rollouts: str = "auto"
+    """What generates completions: transformers, vllm, or auto (vllm where it is installed with a GPU)."""
     recompute: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
@@ -173,6 +176,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
+        if self.rollouts not in ROLLOUTS:
+            raise unknown("engine for --rollouts", self.rollouts, ROLLOUTS)
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
         problems = [text for field_name, valid, text in self._checks() if not valid and field_name]

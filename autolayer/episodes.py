@@ -16,7 +16,7 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from autolayer.engine import TransformersEngine, opening
+from autolayer.engine import Completion, Engine, opening
 from autolayer.errors import EpisodeError
 from autolayer.rollouts import Rollouts, Turn, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
@@ -34,6 +34,7 @@ class _Episode:
     prompt_ids: list[int]
     state: str
     completion_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] | None = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     prefilled: int = 0
@@ -49,9 +50,7 @@ class _Episode:
         return self.prompt_ids + self.completion_ids
 
 
-def play(
-    engine: TransformersEngine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int
-) -> Rollouts:
+def play(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
     """Plays an episode for every row, all of them turn by turn together.
 
     Args:
@@ -66,7 +65,7 @@ def play(
     """
     assert task.environment is not None
     form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
-    most = engine.config.max_new_tokens or task.max_new_tokens
+    most = engine.max_new_tokens
     room = engine.context - most
     with ExitStack() as opened:
         episodes = []
@@ -90,13 +89,14 @@ def play(
         rewards=[sum(turn.reward for turn in episode.turns) for episode in episodes],
         finished=[not (episode.truncated or episode.full) for episode in episodes],
         prefilled=[episode.prefilled for episode in episodes],
+        log_probs=[episode.log_probs for episode in episodes],
         group_size=group_size,
     )
 
 
 def _play(
     episodes: Sequence[_Episode],
-    engine: TransformersEngine,
+    engine: Engine,
     form: _Plain | _Chat,
     seeds: Sequence[int],
     room: int,
@@ -123,7 +123,7 @@ def _play(
             episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
 
 
-def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: int, *, last: bool) -> None:
+def _take_turn(episode: _Episode, ids: Completion, form: _Plain | _Chat, room: int, *, last: bool) -> None:
     """Takes the action that these tokens are, and reads what it led to."""
     episode.prefilled += len(episode.ids)
     start = len(episode.completion_ids)
@@ -131,6 +131,8 @@ def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: in
     action = (opening(form.tokenizer, episode.ids) + said).strip()
     step = act(episode.environment, action)
     episode.completion_ids += ids
+    if episode.log_probs is not None:
+        episode.log_probs = None if ids.log_probs is None else episode.log_probs + ids.log_probs
     episode.turns.append(Turn(start, start + len(ids), step.reward, episode.state))
     episode.actions.append(action)
     episode.done = step.done
@@ -141,6 +143,8 @@ def _take_turn(episode: _Episode, ids: list[int], form: _Plain | _Chat, room: in
     episode.full = len(episode.ids) + len(observation) > room
     if not episode.full:
         episode.completion_ids += observation
+        if episode.log_probs is not None:
+            episode.log_probs += [0.0] * len(observation)
 
 
 class _Plain:
@@ -162,7 +166,7 @@ class _Plain:
 class _Chat:
     """Messages."""
 
-    def __init__(self, engine: TransformersEngine, template_kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, engine: Engine, template_kwargs: Mapping[str, Any]) -> None:
         self.tokenizer = engine.tokenizer
         self._ends = set(engine.eos_token_ids)
         self.template_kwargs = dict(template_kwargs)

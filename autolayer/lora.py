@@ -66,6 +66,36 @@ def rate_factor(model: nn.Module) -> float:
     return 1 / (ALPHA / RANK * RANK**0.5 * rms)
 
 
+def plain_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[tuple[str, torch.Tensor]]:
+    """Weights under the names that they have in a checkpoint, adapters merged into what they adapt.
+
+    Args:
+        model: With or without adapters.
+        blocks: Only what is inside these; None for everything.
+    """
+    wanted = None if blocks is None else {id(p) for block in blocks for p in block.parameters()}
+    adapters, adapted = adapter_parameters(model), _adapted(model)
+    found = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) in adapters or (wanted is not None and id(parameter) not in wanted):
+            continue
+        module = adapted.get(name.removesuffix(".base_layer.weight"))
+        tensor = parameter.detach()
+        if module is not None and name.endswith(".base_layer.weight"):
+            tensor = tensor + module.get_delta_weight(NAME).to(tensor.dtype)
+        found.append((name.replace(".base_layer.", "."), tensor))
+    return found
+
+
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    """Modules with an adapter, by full name."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
 def save(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, about: Mapping[str, Any]) -> None:
     """Writes a folder that PEFT and vLLM load as an adapter of the base model.
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from autolayer.engine import TransformersEngine
+from autolayer.engine import Engine
 from autolayer.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Passes:
         recompute: From the start.
     """
 
-    def __init__(self, engine: TransformersEngine, longest: Callable[[], int], *, recompute: bool) -> None:
+    def __init__(self, engine: Engine, longest: Callable[[], int], *, recompute: bool) -> None:
         self.engine, self.longest, self.tokens, self.recompute = engine, longest, TOKENS, recompute
 
     def sequences(self, width: int) -> int:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
+from autolayer.engine import Engine
 from autolayer.errors import ConfigError
 from autolayer.fit import fit, max_positions
 from autolayer.layers import layer_parameters, linear_maps, parse_layers
@@ -23,6 +26,8 @@ from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
+from autolayer.transformers_engine import TransformersEngine
+from autolayer.vllm_engine import VLLMEngine
 from autolayer.workbench import TrainSettings, Workbench
 
 DEFAULTS = {"steps": 400, "prompts_per_step": 64}
@@ -78,13 +83,30 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         folder.claim(resolved, signature)
         yield Stages(
             config=config,
-            bench=Workbench(loaded, task, settings, folder, temperature=config.temperature),
+            bench=Workbench(
+                loaded,
+                task,
+                settings,
+                folder,
+                temperature=config.temperature,
+                make_engine=choose_engine(config.rollouts, loaded),
+            ),
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
             signature=signature,
             started=started,
         )
+
+
+def choose_engine(name: str, loaded: models.LoadedModel) -> Callable[..., Engine]:
+    """What makes the rollout engine of this name."""
+    if name == "auto":
+        installed = importlib.util.find_spec("vllm") is not None
+        name = "vllm" if installed and loaded.device.type == "cuda" else "transformers"
+    if name == "transformers":
+        return TransformersEngine
+    return partial(VLLMEngine, path=models.model_path(loaded.name))
 
 
 def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.LoadedModel) -> None:

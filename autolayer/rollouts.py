@@ -49,6 +49,9 @@ class Rollouts:
     """Ended by itself, not by the token limit; over several turns, every action did."""
     prefilled: list[int]
     """Tokens read in order to write: the prompt, and over several turns everything so far, again for each of them."""
+    log_probs: list[list[float] | None]
+    """For each token of `completion_ids` what the engine sampled it at (0 where the model only read); None where the
+    engine is the policy itself."""
     group_size: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the reward has logged of this very batch (TRL's `log_metric`): shares that could not be judged, and why."""
@@ -62,6 +65,7 @@ class Rollouts:
         rewards: list[float],
         finished: list[bool],
         group_size: int,
+        log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> Rollouts:
         """Those of a task without an environment."""
@@ -73,6 +77,7 @@ class Rollouts:
             rewards=rewards,
             finished=finished,
             prefilled=list(map(len, prompt_ids)),
+            log_probs=log_probs or [None] * len(prompt_ids),
             group_size=group_size,
             metrics=dict(metrics),
         )
@@ -131,7 +136,7 @@ class Rollouts:
         return Rollouts(**taken, group_size=group_size)
 
 
-LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled")
+LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs")
 """The fields of Rollouts that have an entry for each completion."""
 
 

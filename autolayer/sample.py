@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autolayer.engine import TransformersEngine, cut_at, opening
+from autolayer.engine import Engine, cut_at, opening
 from autolayer.episodes import play
 from autolayer.rollouts import Rollouts, encode_prompts
 from autolayer.tasks.base import Row, Task
 
 
-def sample(
-    engine: TransformersEngine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int
-) -> Rollouts:
+def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
     """Samples and rewards with the weights now in the model.
 
     Args:
@@ -31,13 +29,13 @@ def sample(
         return play(engine, task, repeated, seeds, group_size)
     encoded = encode_prompts(engine.tokenizer, rows, dict(task.chat_template_kwargs))
     prompt_ids = [ids for ids in encoded for _ in range(group_size)]
-    completion_ids = engine.generate(prompt_ids, seeds)
-    lengths = [len(ids) for ids in completion_ids]
-    if task.stop is not None:
-        completion_ids = [cut_at(engine.tokenizer, ids, task.stop) for ids in completion_ids]
-    finished = [engine.finished(ids) or len(ids) < length for ids, length in zip(completion_ids, lengths, strict=True)]
+    written = engine.generate(prompt_ids, seeds)
+    kept = written if task.stop is None else [cut_at(engine.tokenizer, ids, task.stop) for ids in written]
+    finished = [engine.finished(ids) or len(ids) < len(whole) for ids, whole in zip(kept, written, strict=True)]
+    completion_ids = [list(ids) for ids in kept]
     said = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     texts = [opening(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, said, strict=True)]
     metrics: dict[str, float] = {}
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
-    return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, metrics)
+    log_probs = [completion.log_probs for completion in kept]
+    return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics)

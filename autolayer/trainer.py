@@ -31,7 +31,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
-from autolayer.engine import TransformersEngine
+from autolayer.engine import Engine
 from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
 from autolayer.rollouts import Rollouts, request_seed
@@ -77,7 +77,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         algorithm: str,
         gigpo: GiGPOConfig,
         beta: float,
-        engine: TransformersEngine,
+        engine: Engine,
         optimizer: MasterAdamW,
         micro_batch: int,
         swap_in_base: Callable[[], AbstractContextManager[None]],
@@ -129,6 +129,7 @@ class LayerGRPOTrainer(GRPOTrainer):
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             router_aux_loss_coef=0.0,
+            vllm_importance_sampling_mode="token_truncate",
             **LOSS[algorithm],
         )
         super().__init__(
@@ -145,6 +146,10 @@ class LayerGRPOTrainer(GRPOTrainer):
         # Set after construction: TRL would load a second model from disk for the reference.
         self.beta = beta
         self.ref_model = _BASE if beta else None
+        # All that TRL still asks this for is whether completions come with log-probabilities to correct by.
+        self.use_vllm = engine.is_copy
+        self.effective: list[float] = []
+        """For each batch, the effective sample size of the importance weights, as a share of its tokens."""
 
     def _rollout(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's rollout hook: prompts come repeated, group by group; one seed per completion."""
@@ -167,7 +172,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         return {
             "prompt_ids": self.pending.prompt_ids,
             "completion_ids": self.pending.completion_ids,
-            "logprobs": None,
+            "logprobs": self.pending.log_probs if self.engine.is_copy else None,
             **masks,
         }
 
@@ -181,7 +186,11 @@ class LayerGRPOTrainer(GRPOTrainer):
         return torch.where(mean.abs() > 1e3 * grouped.std(1, keepdim=True), grouped - mean, grouped).flatten().tolist()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._last_loaded_step = self.state.global_step  # the engine follows the weights by itself
         output = super()._generate_and_score_completions(inputs)
+        if (ratio := output.get("importance_sampling_ratio")) is not None:
+            own = output["completion_mask"] * output.get("tool_mask", 1)
+            self.effective.append(effective_share(ratio, own))
         assert self.pending is not None
         if self.gigpo is None:
             rewards_P_G = self.pending.rewards_P_G()  # their deviation is rarely 0 to the last bit
@@ -236,6 +245,12 @@ def _positions(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
     if rotary is None and "position_ids" in inspect.signature(type(model).forward).parameters:
         kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return args, kwargs
+
+
+def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
+    """(sum w)^2 / sum w^2 over the number of tokens: 1 where sampling and training agree (Kish 1965)."""
+    weights = weights_B_T[mask_B_T.bool()].double()
+    return float(weights.sum() ** 2 / (weights.square().sum() * weights.numel())) if weights.numel() else 1.0
 
 
 class _Base:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from autolayer.arms import Arm, Layers
 from autolayer.boundary import Boundary, can_enter
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
-from autolayer.engine import TransformersEngine
+from autolayer.engine import Engine
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
@@ -41,6 +41,7 @@ from autolayer.trainer import (
     own_settings,
     quiet_trainer,
 )
+from autolayer.transformers_engine import TransformersEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +72,19 @@ class Workbench:
     """One model, one engine, any number of arms."""
 
     def __init__(
-        self, loaded: LoadedModel, task: Task, settings: TrainSettings, folder: RunFolder, *, temperature: float
+        self,
+        loaded: LoadedModel,
+        task: Task,
+        settings: TrainSettings,
+        folder: RunFolder,
+        *,
+        temperature: float,
+        make_engine: Callable[..., Engine] = TransformersEngine,
     ) -> None:
         self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
-        self.engine = TransformersEngine(
+        self.engine = make_engine(
             self.model,
             self.tokenizer,
             max_new_tokens=task.max_new_tokens,
@@ -108,10 +116,15 @@ class Workbench:
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes weights into the model. Nothing else does, but the optimizer inside `train`."""
-        self.version += 1
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).copy_(tensor)
+        self.changed(tensors)
+
+    def changed(self, names: Iterable[str]) -> None:
+        """These parameters have other values now: what a rollout engine with its own copy has to follow."""
+        self.version += 1
+        self.engine.changed(names)
 
     def adapt(self, layers: Sequence[int], seed: int) -> None:
         """From now on LoRA adapters are what is trained of a layer. They compute nothing until they are trained."""
@@ -286,6 +299,7 @@ class Workbench:
                     first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
                     on_rollouts=seen.append,
                 )
+                trainer.add_callback(EachStep(lambda: self.changed(parameters)))
                 trainer.add_callback(EachStep(lambda: tell(len(seen), _mean(seen[-1].rewards))))
                 trainer.train()
                 # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.

@@ -27,7 +27,6 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import autolayer
-from autolayer.engine import TransformersEngine
 from autolayer.episodes import PROMPT
 from autolayer.rollouts import request_seed
 from autolayer.sample import sample
@@ -35,6 +34,7 @@ from autolayer.tasks import TASKS
 from autolayer.tasks.agent import house, house_writers
 from autolayer.tasks.code import expr
 from autolayer.tasks.math import arith
+from autolayer.transformers_engine import TransformersEngine
 
 DATA = Path(list(autolayer.__path__)[0]) / "data"
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}

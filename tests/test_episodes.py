@@ -12,7 +12,6 @@ from workbench_helpers import make_bench, spied_gradients
 
 from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
-from autolayer.engine import TransformersEngine
 from autolayer.episodes import PROMPT, play
 from autolayer.errors import EpisodeError
 from autolayer.gigpo import step_advantages
@@ -22,6 +21,7 @@ from autolayer.scoring import ScoreBatch
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Step
 from autolayer.trainer import LayerGRPOTrainer
+from autolayer.transformers_engine import TransformersEngine
 
 
 class Echo:

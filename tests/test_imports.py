@@ -25,8 +25,8 @@ TIERS = (
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
      "recompute", "memory"),
-    ("rollouts", "engine", "scoring", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit",
-     "boundary", "passes"),
+    ("rollouts", "engine", "transformers_engine", "vllm_engine", "scoring", "trainer", "optimizer", "sample",
+     "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "room", "pipeline", "measuring", "comparing"),
@@ -34,7 +34,7 @@ TIERS = (
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""
 
-HOME_OF = {"trl": {"trainer", "scoring"}, "vllm": {"engine"}, "optuna": {"search"}}
+HOME_OF = {"trl": {"trainer", "scoring"}, "vllm": {"vllm_engine"}, "optuna": {"search"}}
 """Libraries whose seams move with every release, and the only ones that may know them."""
 
 STRANGERS = [("probes", "search"), ("search", "probes")]

@@ -8,11 +8,11 @@ import pytest
 
 import autolayer
 from autolayer.config import Config
-from autolayer.engine import TransformersEngine
 from autolayer.evaluation import requests
 from autolayer.models import EMBEDDED, load_model, model_path
 from autolayer.sample import sample
 from autolayer.tasks import load_task
+from autolayer.transformers_engine import TransformersEngine
 
 SOLVED = {
     ("tiny", "math:arith"): 0.401, ("tiny", "code:expr"): 0.463, ("tiny", "agent:house"): 0.245,

@@ -211,7 +211,7 @@ def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.
     names, layers = ("train", "probe", "select", "eval"), (1, 3)
     prompts = {name: [f"{i}+{j}=" for j in range(100, 300)] for i, name in enumerate(names)}
     bench = make_bench(build_model("qwen3", dtype=dtype), tmp_path, make_task(prompts=prompts, max_new_tokens=6))
-    bench.engine.config.eos_token_id = bench.engine.eos_token_ids = [200]  # never: every completion has 6 tokens
+    bench.engine.eos_token_ids = [200]  # never: every completion has 6 tokens
     probing = ProbeConfig(share=0.6, burst_steps=1)
     config = Config(model="tiny", steps=60, prompts_per_step=16, group_size=4, budget=0.8, probe=probing)
     units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=6, completion_tokens=6)

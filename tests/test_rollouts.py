@@ -11,9 +11,10 @@ from tiny_models import ARCHITECTURES, build_model, build_tokenizer
 from transformers import GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
-from autolayer.engine import TransformersEngine, cut_at, end_of_turn, opening
+from autolayer.engine import Completion, cut_at, end_of_turn, opening
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.scoring import ScoreBatch, log_probs, scoring
+from autolayer.transformers_engine import TransformersEngine
 
 PROMPTS = ["1+1=", "23+4=", "0", "what is 7+1? ", "12", "3+3+3+3="]
 
@@ -156,7 +157,7 @@ def test_the_engine_counts_its_tokens_and_its_time() -> None:
 def test_log_probs_equal_a_plain_unpadded_forward(architecture: str, temperature: float) -> None:
     model = build_model(architecture).requires_grad_(False)
     prompt_ids = _ids(PROMPTS)
-    completion_ids = _engine(model).generate(prompt_ids, range(len(PROMPTS)))
+    completion_ids = [list(ids) for ids in _engine(model).generate(prompt_ids, range(len(PROMPTS)))]
     completion_ids[2] = completion_ids[2][:1]
     batch = ScoreBatch.of(_rollouts(prompt_ids, completion_ids), 0, model.device)
     before = Untouched(model)
@@ -243,7 +244,8 @@ def test_thoughts_that_the_prompt_has_begun_are_thoughts(prompt: str, word: str)
 def test_a_completion_ends_with_the_text_that_stops_it(text: str, kept: str) -> None:
     tokenizer = build_tokenizer()
     ids = _ids([text])[0] if text else []
-    assert tokenizer.decode(cut_at(tokenizer, ids, "\nQ:")) == kept
+    found = cut_at(tokenizer, Completion(ids, range(len(ids))), "\nQ:")
+    assert tokenizer.decode(list(found)) == kept and found.log_probs == list(range(len(found)))
 
 
 def test_a_completion_ends_where_the_context_does() -> None:

@@ -22,11 +22,11 @@ from workbench_helpers import (
 
 from autolayer import checkpoints, passes
 from autolayer.arms import Arm, Layers
-from autolayer.engine import TransformersEngine
 from autolayer.layers import find_layers, layer_parameters
 from autolayer.rollouts import encode_prompts, request_seed
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.trainer import LayerGRPOTrainer, largest_divisor, quiet_trainer, seed_everything
+from autolayer.transformers_engine import TransformersEngine
 from autolayer.workbench import Workbench
 
 LR = 1e-3
@@ -116,7 +116,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     prompts = [ids for ids in encode_prompts(build_tokenizer(), rows, {}) for _ in range(4)]
     completions = engine.generate(prompts, [request_seed(5, "train", 0, i) for i in range(12)])
     assert len(set(map(len, completions))) > 1  # otherwise the two normalisations could not be told apart
-    rewards = torch.tensor(mean_id([], completions)).view(3, 4)
+    rewards = torch.tensor(mean_id([], list(completions))).view(3, 4)
     advantages = rewards - rewards.mean(1, keepdim=True)
     if algorithm == "grpo":
         advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
@@ -210,7 +210,7 @@ def test_every_step_gets_the_prompts_and_seeds_that_belong_to_it(tmp_path: Path)
     asked: list[tuple[list[list[int]], list[int]]] = []
     generate = bench.engine.generate
 
-    def spy(prompt_ids: list[list[int]], seeds: Any) -> list[list[int]]:
+    def spy(prompt_ids: list[list[int]], seeds: Any) -> Any:
         asked.append((prompt_ids, list(seeds)))
         return generate(prompt_ids, seeds)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from tiny_models import build_model, build_tokenizer
 from workbench_helpers import make_bench
 
+import autolayer
 from autolayer import lora
 from autolayer.arms import Arm
+from autolayer.errors import TrainingError
+from autolayer.layers import find_layers
+from autolayer.models import load_model
+from autolayer.trainer import LayerGRPOTrainer
+from autolayer.vllm_engine import VLLMEngine
+from autolayer.workbench import Workbench
 
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind",
@@ -58,3 +68,105 @@ def test_a_trained_adapter_is_served(tmp_path: Path) -> None:
     assert float((found[0] - found[1]).abs().max()) > 1e-2, "the adapter does something"
     del llm
     gc.collect()
+
+
+# The engine
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_model("qwen3", head_dim=32).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path
+
+
+def bench_of(folder: Path, name: str = "run", **changes: Any) -> Workbench:
+    loaded = load_model(str(folder / "base"))
+    make_engine = partial(VLLMEngine, path=str(folder / "base"), memory_share=0.05)
+    return make_bench(loaded.model, folder / name, make_engine=make_engine, **changes)
+
+
+def gap(bench: Workbench, prompts: list[list[int]]) -> float:
+    """The largest difference of log-probabilities between what vLLM sampled and the policy's own plain forward."""
+    completions = bench.engine.generate(prompts, range(len(prompts)))
+    worst = 0.0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        with torch.no_grad():
+            logits = bench.model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        ours = logits.log_softmax(-1).gather(1, torch.tensor(list(completion))[:, None])[:, 0]
+        worst = max(worst, float((ours - torch.tensor(completion.log_probs)).abs().max()))
+    return worst
+
+
+def test_the_engine_follows_every_change_of_arms_by_whole_layers(folder: Path) -> None:
+    bench = bench_of(folder)
+    engine = cast(VLLMEngine, bench.engine)
+    prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]  # the first fills blocks of the prefix cache
+    assert gap(bench, prompts) < 1e-5 and engine.tensors_sent == 0, "nothing has changed yet"
+    whole = [name for name, _ in lora.plain_weights(bench.model, [find_layers(bench.model)[1]])]
+    arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), (2,), "full")]
+    sent = engine.tensors_sent
+    assert sent % len(whole) == 0 or "full" in [arm.layers for arm in arms]
+    for arm, layers in zip(arms, (1, 2, None), strict=True):
+        assert gap(bench, prompts) < 1e-5, "the base is back"
+        before = engine.tensors_sent
+        base = bench.engine.generate(prompts, range(3))
+        with bench.weights(arm.layers, bench.arm_weights(arm)):
+            assert gap(bench, prompts) < 1e-5
+            assert bench.engine.generate(prompts, range(3)) != base, "the arm does something"
+        if layers is not None:
+            assert engine.tensors_sent - before == len(whole), "one layer, once"
+    with bench.weights((1,), bench.arm_weights(arms[0])), contextlib.suppress(ZeroDivisionError):
+        raise ZeroDivisionError
+    assert gap(bench, prompts) < 1e-5
+
+
+def test_requests_have_seeds_of_their_own(folder: Path) -> None:
+    engine = bench_of(folder).engine
+    same = engine.generate([[5, 6, 7]] * 8, range(8))
+    assert len(set(map(tuple, same))) > 4
+    assert engine.generate([[5, 6, 7]] * 8, range(8)) == same
+    assert engine.generate([[5, 6, 7]], [3]) == [same[3]], "whatever else is in the batch"
+
+
+def test_an_engine_that_does_not_follow_is_found_out(folder: Path) -> None:
+    bench = bench_of(folder)
+    engine = cast(VLLMEngine, bench.engine)
+    arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
+    engine.llm.collective_rpc = lambda *_, **__: None
+    with (
+        pytest.raises(TrainingError, match="vLLM and the policy differ by"),
+        bench.weights(arm.layers, bench.arm_weights(arm)),
+    ):
+        engine.generate([[5, 6, 7]], [0])
+
+
+def test_training_corrects_for_the_other_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities that were off by a constant factor must be made good by the truncated importance weights."""
+    trainers: list[Any] = []
+    original = LayerGRPOTrainer._compute_loss
+
+    def compute(self: Any, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        trainers.append((self, inputs["importance_sampling_ratio"]))
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(LayerGRPOTrainer, "_compute_loss", compute)
+    bench_of(folder).train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    trainer, ratio = trainers[-1]
+    assert trainer.effective[0] > 0.999 and float((ratio - 1).abs().max()) < 1e-3
+    assert trainer.vllm_importance_sampling_mode == "token_truncate"
+
+
+def test_pick_from_start_to_end(folder: Path) -> None:
+    program = "def score(completions, **_): return [sum(ord(x) % 3 == 0 for x in text) / 8 for text in completions]\n"
+    (folder / "reward.py").write_text(program)
+    rows = [json.dumps({"prompt": f"q{index}="}) for index in range(800)]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+    options = {
+        "model": str(folder / "base"), "data": str(folder / "prompts.jsonl"), "rollouts": "vllm", "max_new_tokens": 8,
+        "reward": f"{folder / 'reward.py'}:score", "steps": 12, "prompts_per_step": 8, "group_size": 4, "layers": "1,2",
+        "num_eval": 64, "budget": 2.0,
+    }  # fmt: skip
+    result = autolayer.pick(**options, out=str(folder / "run"))
+    assert result.status == "ok" and result.gain is not None and result.gain.value > 0
+    assert any(row.rungs for row in result.ranking or ())

@@ -13,6 +13,7 @@ import torch
 from tiny_models import build_tokenizer
 from torch import nn
 
+from autolayer.engine import Engine
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.plan import ProbePlan
@@ -20,6 +21,7 @@ from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.runs import RunFolder
 from autolayer.tasks.base import Row, Task
+from autolayer.transformers_engine import TransformersEngine
 from autolayer.workbench import TrainSettings, Workbench
 
 
@@ -52,6 +54,7 @@ def make_bench(
     prompts_per_step: int = 4,
     group_size: int = 4,
     temperature: float = 1.0,
+    make_engine: Callable[..., Engine] = TransformersEngine,
 ) -> Workbench:
     loaded = LoadedModel(
         model=model,
@@ -62,7 +65,9 @@ def make_bench(
         device=torch.device("cpu"),
     )
     settings = TrainSettings(algorithm=algorithm, prompts_per_step=prompts_per_step, group_size=group_size, beta=beta)
-    return Workbench(loaded, task or make_task(), settings, RunFolder(folder), temperature=temperature)
+    return Workbench(
+        loaded, task or make_task(), settings, RunFolder(folder), temperature=temperature, make_engine=make_engine
+    )
 
 
 PLAN = ProbePlan(
