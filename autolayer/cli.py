@@ -9,16 +9,11 @@ Ctrl-C. stdout carries the report, or with --json exactly result.json; everythin
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import errno
-import functools
-import inspect
 import json
 import sys
 import traceback
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +21,7 @@ import click
 from click.core import ParameterSource
 
 from autolayer import __version__, config, runs
+from autolayer.cli_options import ConfigOption, config_options
 from autolayer.errors import AutolayerError, ConfigError, RunFolderError, unknown
 from autolayer.progress import Progress, only_stderr
 
@@ -46,61 +42,6 @@ class Commands(click.Group):
         if args[0] not in self.commands and not args[0].startswith("-"):
             raise unknown("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
-
-
-class RateType(click.ParamType):
-    """A learning rate, or 'auto' for the searched one (None)."""
-
-    name = "auto|number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        return None if value in (None, "auto") else click.FLOAT.convert(value, param, ctx)
-
-
-class ConfigOption(click.Option):
-    """An option made from a field of Config; its help is read from there when somebody asks for it."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        (field,) = [f for f in dataclasses.fields(config.Config) if f.name == self.name]
-        self.help = field_docs()[field.name]
-        if field.default is dataclasses.MISSING:
-            self.help += "  [required]"
-        elif field.default is not None:
-            self.help += f"  [default: {field.default}]"
-        return super().get_help_record(ctx)
-
-
-@functools.cache
-def field_docs() -> dict[str, str]:
-    """The line of explanation under every field of Config."""
-    (definition,) = ast.parse(inspect.getsource(config.Config)).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        line.target.id: inspect.cleandoc(below.value.value)
-        for line, below in pairwise(definition.body)
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
-    }
-
-
-def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Gives a command one option per field of Config."""
-    types = {"str": click.STRING, "int": click.INT, "float": click.FLOAT}
-
-    def add(command: Callable) -> Callable:
-        for field in reversed(dataclasses.fields(config.Config)):
-            if field.name in config.TABLES or field.name in leave_out:
-                continue
-            name, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
-            if kind == "bool":
-                command = click.option(f"{name}/--no-{name[2:]}", cls=ConfigOption, default=None)(command)
-            else:
-                kind = RateType() if field.name == "learning_rate" else types[kind]
-                command = click.option(name, cls=ConfigOption, type=kind)(command)
-        tables = f"TOML file with any of these settings, and {', '.join(f'[{name}]' for name in config.TABLES)}."
-        return click.option("--config", "toml", metavar="FILE", help=tables)(command)
-
-    return add
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout, all else on stderr.")
@@ -287,6 +228,26 @@ def merge(source: Path, model: str | None, out: Path) -> None:
         base = patch.adapter_about(path)["base"] if path.is_dir() else patch.load_patch(path).base
         written = patch.merge(model or base, path, out)
     click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer doctor\n  autolayer doctor --model Qwen/Qwen3-8B --task math")
+@config_options()
+@click.option("--json", "as_json", is_flag=True, help="Print what was found on stdout as JSON.")
+@debug_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
+    """Say what this machine can do, and with a --model whether a run fits and what to change.
+
+    Leaves with exit code 2 if something is missing without which nothing works.
+    """
+    settings = _settings(ctx) if ctx.params["model"] is not None or ctx.params["toml"] is not None else None
+    with only_stderr():
+        from autolayer.doctor import diagnose
+
+        found = diagnose(settings)
+    _print(json.dumps(found.to_dict(), indent=1), found.render(), as_json)
+    if not found.is_well:
+        ctx.exit(2)
 
 
 @cli.command()

@@ -16,12 +16,12 @@ import click
 import pytest
 from test_results import finished
 
-from autolayer import cli, config
+from autolayer import cli, cli_options, config
 from autolayer.errors import NoSignalError
 from autolayer.results import PickResult
 from autolayer.runs import PATCH, RESULT, RunFolder
 
-COMMANDS = ("pick", "train", "measure", "compare", "report", "merge", "tasks")
+COMMANDS = ("pick", "train", "measure", "compare", "report", "merge", "doctor", "tasks")
 TINY = ("--model", "tiny", "--task", "math:arith")
 
 
@@ -96,7 +96,7 @@ def test_help_ends_with_examples_that_parse(call: Any, command: str) -> None:
 
 def test_help_says_for_every_option_what_config_says() -> None:
     records = {option.name: option.get_help_record(click.Context(cli.pick)) for option in cli.pick.params}
-    documented = cli.field_docs()
+    documented = cli_options.field_docs()
     for field in dataclasses.fields(config.Config):
         if field.name in config.TABLES:
             continue

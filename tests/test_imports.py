@@ -29,8 +29,8 @@ TIERS = (
      "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
     ("workbench", "calibrate"),
     ("probes", "search", "report", "export"),
-    ("stages", "sets", "prepare", "summary", "dryrun", "room", "pipeline", "measuring", "comparing"),
-    ("cli", "__main__"),
+    ("stages", "sets", "prepare", "summary", "dryrun", "room", "doctor", "pipeline", "measuring", "comparing"),
+    ("cli", "cli_options", "__main__"),
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""
 
