@@ -171,6 +171,11 @@ class Summary:
                 f"finding cost {share:.0%} of one full run, more than the {stages.config.budget:.0%} asked for: "
                 f"{stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe for less"
             )
+        if bench.effective:
+            notes.append(
+                f"correcting for vLLM's numerics leaves an effective sample of {min(bench.effective):.1%} of the tokens "
+                f"in the worst batch, {sum(bench.effective) / len(bench.effective):.1%} in the mean"
+            )
         return PickResult(
             status="ok" if self.complete else "incomplete",
             model=stages.config.model,

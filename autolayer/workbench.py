@@ -97,6 +97,8 @@ class Workbench:
         """Counts every change of the weights: what a rollout engine with its own copy has to follow."""
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
+        self.effective: list[float] = []
+        """Effective sample size of each training batch, as a share, where the engine has numerics of its own."""
         self._base: dict[str, torch.Tensor] = {}
         self.passes = Passes(self.engine, lambda: self.longest, recompute=settings.recompute)
         self._enters: bool | None = None
@@ -304,6 +306,7 @@ class Workbench:
                 trainer.train()
                 # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
                 freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
+                self.effective += trainer.effective
             except torch.OutOfMemoryError:  # what was done is lost, and paid for
                 self.charge(self._training_cost(seen, arm.layers), time.perf_counter() - started)
                 raise

@@ -170,3 +170,4 @@ def test_pick_from_start_to_end(folder: Path) -> None:
     result = autolayer.pick(**options, out=str(folder / "run"))
     assert result.status == "ok" and result.gain is not None and result.gain.value > 0
     assert any(row.rungs for row in result.ranking or ())
+    assert any("effective sample of 100.0%" in note for note in result.notes)
