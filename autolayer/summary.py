@@ -172,9 +172,10 @@ class Summary:
                 f"{stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe for less"
             )
         if bench.effective:
+            mean = sum(bench.effective) / len(bench.effective)
             notes.append(
-                f"correcting for vLLM's numerics leaves an effective sample of {min(bench.effective):.1%} of the tokens "
-                f"in the worst batch, {sum(bench.effective) / len(bench.effective):.1%} in the mean"
+                f"correcting for vLLM's numerics leaves an effective sample of {mean:.1%} of the tokens in the mean of "
+                f"the batches, {min(bench.effective):.1%} in the worst"
             )
         return PickResult(
             status="ok" if self.complete else "incomplete",
