@@ -44,10 +44,11 @@ CASES: dict[str, tuple[Layers, bool]] = {
 }
 
 
-def config() -> Qwen3Config:
+def config(layers: int = LAYERS, width: int = WIDTH, positions: int = 512) -> Qwen3Config:
     return Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=12, num_key_value_heads=4, head_dim=64, max_position_embeddings=512, dtype="float32",
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64 // 2, head_dim=64,
+        max_position_embeddings=positions, dtype="float32",
         pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
 
@@ -62,15 +63,20 @@ def reset() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word: w2, w3, ..."""
+    words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
 def measure(layers: Layers, recompute: bool) -> int:
     """Bytes that one training step needs beyond the model."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_config(config()).eval()
-    words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast = tokenizer_of(VOCABULARY)
     rows = {
         name: [{"prompt": " ".join([f"w{10 * number + i + 2}"] * PROMPT)} for i in range(4)]
         for number, name in enumerate(SPLITS)
