@@ -73,7 +73,7 @@ def test_rows_of_deepcoder_that_cannot_be_used(tests: str, words: str) -> None:
 
 
 def test_the_hardest_tests_are_kept() -> None:
-    tests = [{"type": "stdin_stdout", "input": "x" * n, "output": ""} for n in range(50)]
+    tests = [{"type": "stdin_stdout", "input": "x" * n, "output": "y"} for n in range(50)]
     problem = parse_problem(deepcoder_question({"problem": "p", "tests": json.dumps(tests)}).problem)
     assert {len(text) for text in problem.inputs} == set(range(30, 50))
 

@@ -15,10 +15,10 @@ from autolayer.tasks import load_task
 from autolayer.transformers_engine import TransformersEngine
 
 SOLVED = {
-    ("tiny", "math:arith"): 0.401, ("tiny", "code:expr"): 0.463, ("tiny", "agent:house"): 0.245,
-    ("tiny-qwen2", "math:arith"): 0.274, ("tiny-qwen2", "code:expr"): 0.444, ("tiny-qwen2", "agent:house"): 0.239,
+    ("tiny", "math:arith"): 0.419, ("tiny", "code:expr"): 0.463, ("tiny", "agent:house"): 0.219,
+    ("tiny-qwen2", "math:arith"): 0.310, ("tiny-qwen2", "code:expr"): 0.453, ("tiny-qwen2", "agent:house"): 0.223,
 }  # fmt: skip
-"""As examples/RESULTS.md has it."""
+"""The bases of examples/every_task.py, in examples/RESULTS.md."""
 
 
 @pytest.mark.parametrize(("name", "task_name"), SOLVED)
@@ -30,11 +30,10 @@ def test_a_packaged_model_can_do_its_tasks_a_little(name: str, task_name: str) -
         loaded.model, loaded.tokenizer, max_new_tokens=task.max_new_tokens, temperature=1.0,
         max_context=task.max_context,
     )  # fmt: skip
-    asked = requests(task, "select", 128 if task.environment else 256, 0)
+    asked = requests(task, "eval", 256, 0)
     rewards = sample(engine, task, asked.rows, asked.seeds, 1).rewards
     mean = sum(rewards) / len(rewards)
-    assert mean == pytest.approx(SOLVED[name, task_name], abs=0.1), "three standard errors"
-    assert 0.15 < mean < 0.6
+    assert mean == pytest.approx(SOLVED[name, task_name], abs=0.08), "about three standard errors"
 
 
 def test_all_models_together_are_small() -> None:
