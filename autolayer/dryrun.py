@@ -14,9 +14,9 @@ from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 from autolayer.evaluation import requests
-from autolayer.fit import fit, max_positions
+from autolayer.fit import fit
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, parse_layers
-from autolayer.models import empty_model, read_tokenizer
+from autolayer.models import empty_model, max_positions, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
 from autolayer.rollouts import encode_prompts

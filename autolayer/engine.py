@@ -21,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.masks import mask_tail
+from autolayer.models import max_positions
 from autolayer.tasks.suites import Decoding
 from autolayer.tasks.thinking import OPEN
 
@@ -77,8 +78,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_k, self.top_p = 0, 1.0
-        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self.context = min(max_context or UNLIMITED, positions or UNLIMITED)
+        self.context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
         self.max_sequences = max_sequences
         """Sequences generated at once; None for as many as half of the free memory holds the key-value cache of."""

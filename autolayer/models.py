@@ -162,6 +162,11 @@ def empty_model(name: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
+def max_positions(model_config: Any) -> int | None:
+    """How many tokens a model can attend to, where its configuration says so."""
+    return getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer just as it is on disk.
 

@@ -14,7 +14,7 @@ from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.errors import ConfigError
-from autolayer.fit import fit, max_positions
+from autolayer.fit import fit
 from autolayer.layers import layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
@@ -50,7 +50,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
             "environment, such as agent:house, or --algorithm grpo."
         )
     folder = open_run(config, verb)
-    task = fit(config, task, loaded.tokenizer, max_positions(loaded.model.config))
+    task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
     config = resolve(config, task)
     candidates = parse_layers(
         config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None

@@ -282,6 +282,13 @@ def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
     lines = ["", "Files:", *lines] if lines else []
     if result.status == "incomplete":
         return [*lines, "Next: the same command goes on from here (without --until to the end)."]
+    if result.gain is not None and result.gain.high < 0:
+        return [
+            *lines,
+            "The trained model is WORSE than the base: do not use it. Its learning rate "
+            f"({result.learning_rate or 0:.2g}) may have been too high: give a smaller --learning-rate, or more "
+            "--prompts-per-step, which it is measured on.",
+        ]
     if result.trained_layers:
         return [*lines, f"Next: autolayer merge {folder} --out {folder / 'merged'}"]
     return lines

@@ -126,6 +126,12 @@ class RunFolder:
             raise self.damaged(CONFIG, "it has no signature")
         elif before["signature"] != signature:
             differing = _differences(before, resolved)
+            if differing and all("_hash: " in each and not each.startswith("base_hash") for each in differing):
+                files = " and ".join(each.partition("_hash")[0] for each in differing)
+                raise RunFolderError(
+                    f"the {files} file has changed since the run in {self.path} was made, and with it what that run "
+                    "would find: give a new --out to start again, or the old file back to go on."
+                )
             raise RunFolderError(
                 f"--out {self.path} belongs to another configuration ({'; '.join(differing) or 'signature'}): "
                 "choose another --out, or repeat the command that made it to resume it."

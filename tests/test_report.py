@@ -101,6 +101,15 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert text.rstrip().endswith(f"Next: autolayer merge {tmp_path} --out {tmp_path / 'merged'}")
 
 
+def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
+    before = result()
+    assert before.gain is not None
+    worse = replace(before, trained_score=0.1, gain=replace(before.gain, value=-0.3, low=-0.4, high=-0.2))
+    text = shown(worse, width=120, folder=tmp_path)
+    assert "The trained model is WORSE than the base: do not use it." in text and "--learning-rate" in text
+    assert "autolayer merge" not in text
+
+
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
     for value in (after_probe(), AFTER_CALIBRATE):
         text = shown(value, width=120, folder=tmp_path)
