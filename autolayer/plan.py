@@ -204,7 +204,8 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
     if steps and not burst_prompts:
-        notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
+        same = "; the search's first short runs tell the same" if spend != budget else ""  # there is a race
+        notes.append(f"rl_burst left out: it does not fit the budget{same}")
     return ProbePlan(
         fold_prompts=fold_prompts,
         response_folds=response_folds,

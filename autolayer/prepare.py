@@ -74,14 +74,15 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         gigpo=config.gigpo,
     )
     with folder.held():
-        folder.claim(resolved, signature)
+        claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
         yield Stages(
             config=config,
             bench=Workbench(loaded, task, settings, folder, temperature=config.temperature),
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
-            signature=signature,
+            signature=claimed["signature"],
+            changed=tuple(claimed.get("changed", ())),
             started=started,
         )
 

@@ -45,7 +45,7 @@ def verdict(result: PickResult) -> str:
         why = " because it trains fastest" if highest else ""  # backward stops at the lowest trained layer
         return f"{_layers(result.tied_layers)} cannot be told apart; {best.lower()} is taken{why}."
     if result.verdict == "budget_spent":
-        return f"The budget was spent before a winner was clear; {best.lower()} {are} taken{_probability(result)}."
+        return f"No winner is clear; {best.lower()} {are} taken{_probability(result)}."
     if result.trained_layers is not None:
         return f"{_layers(result.trained_layers)} {'was' if len(result.trained_layers) == 1 else 'were'} trained."
     if result.best_layers:

@@ -50,6 +50,8 @@ class Stages:
     signature: str
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
+    changed: tuple[str, ...] = ()
+    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -300,6 +302,11 @@ class Stages:
             return Cost(**found["inherited"])
 
     # Keep
+
+    def file_notes(self) -> list[str]:
+        """A plain word where not all of a run was made with the same files."""
+        files = " and ".join(self.changed)
+        return [f"the {files} file was changed during the run: parts of it were made with the old one"] * bool(files)
 
     def finished(self) -> PickResult | None:
         """The result, if an earlier run of the same command came to its end."""

@@ -165,7 +165,7 @@ class Summary:
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
         share = bench.costs.total(self.spent, rate) / full if full else None
-        notes = list(self.notes)
+        notes = [*self.stages.file_notes(), *self.notes]
         if share is not None and share > stages.config.budget:
             notes.append(
                 f"finding cost {share:.0%} of one full run, more than the {stages.config.budget:.0%} asked for: "

@@ -52,7 +52,7 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
         view = look(ledger, base_select_rewards_I)
         verdict = settled(config, view, measured=bool(ledger.results))
         if verdict or not batch:
-            return conclude(ledger, view, base_select_rewards_I, verdict)
+            return conclude(ledger, view, base_select_rewards_I, verdict, _why_over(ledger, layout, view))
         ledger.add(batch, (yield batch))
         if not ledger.results:
             reason = next(iter(ledger.failures.values()))
@@ -93,12 +93,30 @@ def next_batch(ledger: Ledger, layout: Plan, view: Posterior) -> tuple[Run, ...]
     step = max(run.to_step for run in ledger.results)
     rung = sum(rung.step <= step for rung in layout.rungs)
     able = [index for index in view.ranked if _best_slot(ledger, view, index)]
+    finals = able[:NUM_FINALISTS]
     if rung < len(layout.rungs):
         target = layout.rungs[rung]
         batch = _affordable(ledger, _advance(ledger, view, able[: target.num_layers], target.step))
         if len(batch) >= 2:
             return batch + _second_rates(ledger, layout, view, rung, batch)
-    return _finals(ledger, view, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
+    if len(able) < 2:
+        return ()
+    if batch := _finals(ledger, view, finals, step):
+        return batch
+    if _finals(ledger.unlimited(), view, finals, step):
+        return ()
+    # The finalists have all the runs that a search makes, and there is budget left: the next layer catches up.
+    behind = [index for index in able if (slot := _best_slot(ledger, view, index)) and ledger.step(slot) < step]
+    return _affordable(ledger, _advance(ledger, view, behind[:1], step))
+
+
+def _why_over(ledger: Ledger, layout: Plan, view: Posterior) -> str:
+    """What ends a race in which nothing is settled."""
+    if not ledger.results:
+        return "the budget pays for no race, so the prediction decides alone"
+    if next_batch(ledger.unlimited(), layout, view):
+        return "the next runs would cost more than is left of the budget"
+    return "there is no further run to make: all layers went as far as the best, and those with fresh seeds and rates"
 
 
 def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:

@@ -76,7 +76,7 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
          "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
         (result(verdict="tied"), "Layer 3 is taken: what any other choice could gain beyond it cannot matter."),
         (result(verdict="budget_spent"),
-         "The budget was spent before a winner was clear; layer 3 is taken: it is the best with probability 0.90."),
+         "No winner is clear; layer 3 is taken: it is the best with probability 0.90."),
         (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),
         (AFTER_CALIBRATE, "Not finished: the base model has a training signal, no layer has been looked at yet."),
         (replace(AFTER_CALIBRATE, status="ok", trained_layers=(1, 2)), "Layers 1 and 2 were trained."),
