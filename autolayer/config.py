@@ -273,8 +273,8 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            table = next((f" of [{table}]" for table, kind in TABLES.items() if kind is cls), "")
-            raise unknown(f"setting{table}", name, fields)
+            table = next((f"[{table}] " for table, kind in TABLES.items() if kind is cls), "")
+            raise unknown(f"{table}setting", name, fields)
         if name in TABLES and isinstance(value, dict):
             value = _build(TABLES[name], value)
         elif name not in TABLES or not isinstance(value, TABLES[name]):

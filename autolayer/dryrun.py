@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do and cost, from the model's configuration alone. Nothing is loaded or written.
+"""`--dry-run`: what a run would do and cost, from the model's configuration and the task's data. No weights are loaded.
 
 Completion lengths are not known before calibration, so costs are given for completions that use all of
 `max_new_tokens`: shares stay about right, absolute numbers are upper bounds.
@@ -98,7 +98,7 @@ def dry_run(config: Config) -> DryRun:
         AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
     """
     check_names(config)
-    tokenizer, model = read_tokenizer(config.model), empty_model(config.model)
+    model, tokenizer = empty_model(config.model), read_tokenizer(config.model)
     task = load_task(config, chat=tokenizer.chat_template is not None)
     task = fit(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)

@@ -198,7 +198,9 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
     if response_prompts < MIN_RESPONSE_PROMPTS:
         response_prompts = MIN_RESPONSE_PROMPTS
-        notes.append(f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same")
+        notes.append(
+            f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same"
+        )
     if response_folds < 2:
         notes.append("representation_change left out: it does not fit the budget")
     if line < 2:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.errors import ConfigError
 from autolayer.fit import fit
-from autolayer.layers import layer_parameters, linear_maps, parse_layers
+from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
@@ -24,6 +27,8 @@ from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
 from autolayer.workbench import TrainSettings, Workbench
+
+logger = logging.getLogger(__name__)
 
 DEFAULTS = {"steps": 400, "prompts_per_step": 64}
 """Where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
@@ -42,20 +47,12 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     check_names(config)
     progress = progress or Silent()
     with progress.stage("load", None):
+        task = early_checks(config, verb)
         loaded = models.load_model(config.model, config.device)
-        task = tasks.load_task(config, chat=loaded.chat)
-    if config.algorithm == "gigpo" and task.environment is None:
-        raise ConfigError(
-            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
-            "environment, such as agent:house, or --algorithm grpo."
-        )
     folder = open_run(config, verb)
     task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
     config = resolve(config, task)
-    candidates = parse_layers(
-        config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
-    )
-    check_beyond(config, verb, candidates, loaded)
+    candidates = parse_layers(config.layers, loaded.num_layers, config.model, allow_full=verb == "train")
     trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
     if config.storage is not None:
         check_storage(config.storage)
@@ -87,7 +84,26 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         )
 
 
-def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.LoadedModel) -> None:
+def early_checks(config: Config, verb: str) -> Task:
+    """Loads the task, and refuses what cannot work before the weights are loaded, which may take minutes.
+
+    Raises:
+        AutolayerError: As `prepare`.
+    """
+    shape = models.empty_model(config.model)
+    depth = len(find_layers(shape))
+    candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")
+    check_beyond(config, verb, candidates, shape)
+    task = tasks.load_task(config, chat=models.read_tokenizer(config.model).chat_template is not None)
+    if config.algorithm == "gigpo" and task.environment is None:
+        raise ConfigError(
+            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
+            "environment, such as agent:house, or --algorithm grpo."
+        )
+    return task
+
+
+def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTrainedModel) -> None:
     """Refuses what this verb, or this model, cannot do with more or less than one layer.
 
     Raises:
@@ -99,10 +115,14 @@ def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.L
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if candidates == "full" and config.learning_rate is None:
+        raise ConfigError(
+            "--layers full has no learning rate to start from, probes look at layers: give --learning-rate."
+        )
     if candidates != "full" and config.top_k > len(candidates):
         raise ConfigError(f"--top-k {config.top_k} is more than the {len(candidates)} candidate layers: give fewer.")
-    chosen = range(loaded.num_layers) if candidates == "full" else candidates
-    if config.adapter is not None and not linear_maps(loaded.model, chosen):
+    chosen = range(len(find_layers(model))) if candidates == "full" else candidates
+    if config.adapter is not None and not linear_maps(model, chosen):
         raise ConfigError(
             f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
         )
@@ -123,6 +143,8 @@ def resolve(config: Config, task: Task) -> Config:
     open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_fields)
     rows = len(task.splits["eval"])
+    if (config.num_eval or 0) > rows:
+        logger.warning("--num-eval %d: the eval split has %d items, all are taken.", config.num_eval, rows)
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
 
 

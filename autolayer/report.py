@@ -87,8 +87,7 @@ class Report:
         if result.cost:
             yield ""
             yield _cost_table(result)
-        if result.cost_share_of_full_run is not None:
-            yield Text(f"Finding the layer cost {result.cost_share_of_full_run:.0%} of one full training run.")
+        yield from map(Text, _share(result))
         yield from (Text(f"Note: {note}", style="yellow") for note in result.notes)
         yield from map(Text, _next_steps(result, self.folder))
 
@@ -114,9 +113,7 @@ def write_html(result: PickResult, path: str | Path) -> Path:
         f"<td>{_amount(c.layer_tokens)}</td><td>{duration(c.seconds)}</td></tr>\n"
         for name, c in result.cost.items()
     )
-    share = result.cost_share_of_full_run
-    lines = [result.stop_reason or "", *_scores(result)]
-    lines += [] if share is None else [f"Finding the layer cost {share:.0%} of one full training run."]
+    lines = [result.stop_reason or "", *_scores(result), *_share(result)]
     lines += [f"Note: {note}" for note in result.notes]
     title = html.escape(f"{result.model}, {result.task}, {result.algorithm}")
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -246,6 +243,14 @@ def _scores(result: PickResult) -> list[str]:
     return [*lines, *_suites(result)]
 
 
+def _share(result: PickResult) -> list[str]:
+    """What finding cost; `train`, which finds nothing, has only measured a learning rate."""
+    share, found = result.cost_share_of_full_run, result.verdict is not None or result.trained_layers is None
+    if not share:
+        return []
+    return [f"{'Finding the layer' if found else 'The learning rate'} cost {share:.0%} of one full training run."]
+
+
 def _suites(result: PickResult) -> list[str]:
     """A line for each evaluation set; of a single one, whose scores are said already, the rates alone."""
     lines = []
@@ -278,7 +283,12 @@ def _cost_table(result: PickResult) -> Table:
 def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
     if folder is None:
         return []
-    lines = [f"  {folder / name}  {what}" for name, what in FILES if (folder / name).exists()]
+    several = len(result.trained_layers or ()) > 1
+    lines = [
+        f"  {folder / name}  {what + 's' * (several and what.endswith('layer'))}"
+        for name, what in FILES
+        if (folder / name).exists()
+    ]
     lines = ["", "Files:", *lines] if lines else []
     if result.status == "incomplete":
         return [*lines, "Next: the same command goes on from here (without --until to the end)."]

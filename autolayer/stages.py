@@ -88,7 +88,7 @@ class Stages:
                 bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
             found = {**calibration.to_dict(), "cost": asdict(cost)}
             if calibration.status != "ok":
-                error = refuse(calibration, self.bench.task.name)
+                error = refuse(calibration, self.bench.task)
                 self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
                 raise error
             self.folder.write(runs.ROLLOUTS, asdict(rollouts), indent=None)  # the probes use them, too
@@ -189,7 +189,7 @@ class Stages:
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
-            bar.advance(0, outcome.verdict.replace("_", " "))
+            bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + base_cost
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:

@@ -186,7 +186,7 @@ class ProbeContext:
         return [reach for response in self.responses(layer) for reach in response.reaches] or [0.0, 0.0]
 
     def far(self, layer: int) -> float:
-        """The step along the sign of the gradient that takes the policy `FAR` away, 0 for a layer that moves nothing."""
+        """The step along the gradient's sign that takes the policy `FAR` away; 0 for a layer that moves nothing."""
         steps = [response.far for response in self.responses(layer) if response.far > 0]
         return statistics.geometric_mean(steps) if steps else 0.0
 

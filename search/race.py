@@ -93,21 +93,12 @@ def next_batch(ledger: Ledger, layout: Plan, view: Posterior) -> tuple[Run, ...]
     step = max(run.to_step for run in ledger.results)
     rung = sum(rung.step <= step for rung in layout.rungs)
     able = [index for index in view.ranked if _best_slot(ledger, view, index)]
-    finals = able[:NUM_FINALISTS]
     if rung < len(layout.rungs):
         target = layout.rungs[rung]
         batch = _affordable(ledger, _advance(ledger, view, able[: target.num_layers], target.step))
         if len(batch) >= 2:
             return batch + _second_rates(ledger, layout, view, rung, batch)
-    if len(able) < 2:
-        return ()
-    if batch := _finals(ledger, view, finals, step):
-        return batch
-    if _finals(ledger.unlimited(), view, finals, step):
-        return ()
-    # The finalists have all the runs that a search makes, and there is budget left: the next layer catches up.
-    behind = [index for index in able if (slot := _best_slot(ledger, view, index)) and ledger.step(slot) < step]
-    return _affordable(ledger, _advance(ledger, view, behind[:1], step))
+    return _finals(ledger, view, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
 
 
 def _why_over(ledger: Ledger, layout: Plan, view: Posterior) -> str:
@@ -116,7 +107,7 @@ def _why_over(ledger: Ledger, layout: Plan, view: Posterior) -> str:
         return "the budget pays for no race, so the prediction decides alone"
     if next_batch(ledger.unlimited(), layout, view):
         return "the next runs would cost more than is left of the budget"
-    return "there is no further run to make: all layers went as far as the best, and those with fresh seeds and rates"
+    return "there is no further run to make, the best layers were trained to the end at every rate and seed"
 
 
 def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:

