@@ -15,6 +15,7 @@ import torch
 from autolayer.errors import NoSignalError
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.scoring import scoring
+from autolayer.tasks.base import Task
 from autolayer.workbench import Workbench
 
 MIN_SPREAD = 0.05
@@ -120,11 +121,17 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
     )
 
 
-def refuse(calibration: Calibration, task: str) -> NoSignalError:
+def refuse(calibration: Calibration, task: Task) -> NoSignalError:
     """The error for a calibration without signal."""
+    cure = CURES[calibration.reason]
+    if calibration.reason == "truncated" and task.environment is not None:
+        cure = (
+            "episodes end before they are solved, because an action is cut off (raise --max-new-tokens) or the context "
+            "is full (let the environment say less, or take a model with more positions)"
+        )
     return NoSignalError(
-        f"task {task} gives no signal, it is {calibration.reason} for this base model ({calibration.sentence()}): "
-        f"{CURES[calibration.reason]}."
+        f"task {task.name} gives no signal, it is {calibration.reason} for this base model "
+        f"({calibration.sentence()}): {cure}."
     )
 
 

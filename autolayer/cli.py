@@ -87,7 +87,7 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
     """
     settings = _settings(ctx)
     if dry_run:
-        with only_stderr():
+        with only_stderr(), Progress().stage("plan", None):
             from autolayer import dryrun
 
             plan = dryrun.dry_run(settings)
@@ -204,6 +204,9 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
         raise RunFolderError(_why_no_result(folder))
     result = from_dict(values)
     if html is not None:
+        if html.is_dir() or any(folder.is_file() for folder in html.parents):
+            raise ConfigError(f"--html {html} cannot be written: give the path of a file, such as report.html.")
+        html.parent.mkdir(parents=True, exist_ok=True)
         write_html(result, html)
         click.echo(f"wrote {html}", err=True)
     _show(result, run_folder, as_json, show_all)

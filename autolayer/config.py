@@ -21,8 +21,10 @@ from autolayer.errors import ConfigError, unknown
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 ROLLOUTS = ("auto", "transformers", "vllm")
 
-NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "allow_unsandboxed")
+NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "allow_unsandboxed", "accept_changes")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
+MAX_SEED = 2**32 - 1
+"""NumPy's largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,16 @@ class ProbeConfig:
     burst_steps: int = 2
     """Optimizer steps per layer of the `rl_burst` probe, at most; 0 leaves the probe out."""
 
+    def __post_init__(self) -> None:
+        _check_table(
+            "probe",
+            self,
+            share=(0 < self.share <= 1, "a number above 0 and up to 1"),
+            num_folds=(self.num_folds >= 2, "at least 2, since no direction is judged on itself"),
+            num_prompts=(self.num_prompts >= 1, "a whole number above 0"),
+            burst_steps=(self.burst_steps >= 0, "0 or a whole number above"),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -49,6 +61,15 @@ class SearchConfig:
     """A layer's learning rate is searched between the starting rate divided and multiplied by this."""
     confidence: float = 0.95
     """The leader is clear when it is best with at least this probability."""
+
+    def __post_init__(self) -> None:
+        _check_table(
+            "search",
+            self,
+            num_select=(self.num_select >= 1, "a whole number above 0"),
+            rate_span=(1 <= self.rate_span < math.inf, "1 or a number above"),
+            confidence=(0 < self.confidence < 1, "a number between 0 and 1"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +88,13 @@ class GiGPOConfig:
     def __post_init__(self) -> None:
         if self.normalize not in ("std", "none"):
             raise unknown("norm of [gigpo]", self.normalize, ("std", "none"))
-        for name, valid, wanted in (
-            ("omega", 0 <= self.omega < math.inf, "0 or a number above"),
-            ("gamma", 0 <= self.gamma <= 1, "a number from 0 to 1"),
-            ("similarity", self.similarity is None or 0 < self.similarity <= 1, "a number above 0 and up to 1"),
-        ):
-            if not valid:
-                raise ConfigError(f"[gigpo] {name} = {getattr(self, name)} cannot work: give {wanted}.")
+        _check_table(
+            "gigpo",
+            self,
+            omega=(0 <= self.omega < math.inf, "0 or a number above"),
+            gamma=(0 <= self.gamma <= 1, "a number from 0 to 1"),
+            similarity=(self.similarity is None or 0 < self.similarity <= 1, "a number above 0 and up to 1"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +189,8 @@ class Config:
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
     """Run programs that the model writes without a sandbox where there is none; they can do what you can."""
+    accept_changes: bool = False
+    """Go on with a run although its reward, data or task file has changed since; the result says so."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
@@ -201,10 +224,14 @@ class Config:
             ("boost", self.boost is None or self.boost >= 1, f"--boost {self.boost} cannot work: give 1 or more"),
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
+            ("seed", 0 <= self.seed <= MAX_SEED, f"--seed {self.seed} cannot work: give a whole number from 0 to "
+             f"{MAX_SEED}"),
             ("beta", self.beta >= 0, f"--beta {self.beta} cannot work: give 0 or a number above"),
             ("data", self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl"),
              f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, "
              "or a --task"),
+            ("task", self.reward is None or self.task == Config.task, f"--task {self.task} would be ignored beside "
+             "--data and --reward: leave it out"),
             ("measure", None in (self.learning_rate, self.measure.grid),
              f"--learning-rate {self.learning_rate} and --rates {self.measure.rates} exclude each other: give one"),
         ]  # fmt: skip
@@ -242,12 +269,19 @@ def read_toml(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config {path} is not valid TOML ({error}): mend that line.") from None
 
 
+def _check_table(table: str, config: Any, **checks: tuple[bool, str]) -> None:
+    for name, (valid, wanted) in checks.items():
+        if not valid:
+            raise ConfigError(f"[{table}] {name} = {getattr(config, name)} cannot work: give {wanted}.")
+
+
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
-            raise unknown("setting", name, fields)
+            table = next((f"[{table}] " for table, kind in TABLES.items() if kind is cls), "")
+            raise unknown(f"{table}setting", name, fields)
         if name in TABLES and isinstance(value, dict):
             value = _build(TABLES[name], value)
         elif name not in TABLES or not isinstance(value, TABLES[name]):

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do and cost, from the model's configuration alone. Nothing is loaded or written.
+"""`--dry-run`: what a run would do and cost, from the model's configuration and the task's data. No weights are loaded.
 
 Completion lengths are not known before calibration, so costs are given for completions that use all of
 `max_new_tokens`: shares stay about right, absolute numbers are upper bounds.
@@ -13,9 +13,9 @@ from autolayer import plan
 from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 from autolayer.evaluation import requests
-from autolayer.fit import fit, max_positions
+from autolayer.fit import fit
 from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
-from autolayer.models import empty_model, read_tokenizer
+from autolayer.models import empty_model, max_positions, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
 from autolayer.rollouts import encode_prompts
@@ -101,7 +101,7 @@ def dry_run(config: Config) -> DryRun:
         AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
     """
     check_names(config)
-    tokenizer, model = read_tokenizer(config.model), empty_model(config.model)
+    model, tokenizer = empty_model(config.model), read_tokenizer(config.model)
     task = load_task(config, chat=tokenizer.chat_template is not None)
     task = fit(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)

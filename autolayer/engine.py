@@ -17,6 +17,7 @@ from typing import cast
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from autolayer.models import max_positions
 from autolayer.tasks.suites import Decoding
 from autolayer.tasks.thinking import OPEN
 
@@ -68,8 +69,7 @@ class Engine(ABC):
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.top_k, self.top_p = 0, 1.0
-        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self.context = min(max_context or UNLIMITED, positions or UNLIMITED)
+        self.context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
         self.max_sequences = max_sequences
         self.seconds, self.tokens = 0.0, 0

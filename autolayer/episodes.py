@@ -20,7 +20,7 @@ from autolayer.engine import Completion, Engine, opening
 from autolayer.errors import EpisodeError
 from autolayer.rollouts import Rollouts, Turn, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
-from autolayer.tasks.environment import Environment, act, begin, end, finish, state_of
+from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
 
 PROMPT = "\n> "
 """Stands between an observation and the action, in plain text."""
@@ -70,7 +70,7 @@ def play(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], 
     with ExitStack() as opened:
         episodes = []
         for row in rows:
-            environment = task.environment()
+            environment = make(task.environment)
             opened.callback(end, environment)
             observation = begin(environment, row)
             state = state_of(environment, observation)

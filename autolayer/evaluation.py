@@ -8,7 +8,6 @@ that is cut off or writes no answer is wrong for another reason than one that er
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from autolayer.rollouts import Rollouts, request_seed
 from autolayer.stats import item_weights
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.suites import MIN_ITEMS, Decoding
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

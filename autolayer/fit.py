@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -23,7 +22,7 @@ def fit(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, position
         config: The user's limits.
         task: Of one turn; where there is an environment an episode ends where its context is full.
         tokenizer: The model's.
-        positions: Of the model (`max_positions`); None where there is no limit.
+        positions: Of the model (`models.max_positions`); None where there is no limit.
 
     Raises:
         ConfigError: No prompt of a split is short enough, or prompts leave no room for completions.
@@ -31,11 +30,6 @@ def fit(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, position
     lengths = {name: _lengths(task, name, tokenizer) for name in SPLITS} if task.environment is None else {}
     task, lengths = _leave_out(config, task, lengths)
     return task if positions is None or not lengths else _shorten(config, task, lengths, positions)
-
-
-def max_positions(model_config: Any) -> int | None:
-    """How many tokens a model can attend to, where its configuration says so."""
-    return getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _lengths(task: Task, split: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -70,10 +64,15 @@ def _shorten(config: Config, task: Task, lengths: dict[str, list[int]], position
     """Shorter completions where training needs it; of the evaluation only those behind its longest prompts."""
     longest = max(length for name in SPLITS[:-1] for length in lengths[name])
     most = max(longest, *lengths["eval"])
-    if most >= positions or (config.max_new_tokens is not None and longest + task.max_new_tokens > positions):
+    if most >= positions:
         raise ConfigError(
-            f"{config.model} has {positions} positions, too few for the longest prompt of {most} tokens and "
-            f"{task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {max(1, positions - longest)}."
+            f"{config.model} has {positions} positions, and the longest prompt of task '{task.name}' alone has {most} "
+            "tokens: give shorter prompts, or a model with more."
+        )
+    if config.max_new_tokens is not None and longest + task.max_new_tokens > positions:
+        raise ConfigError(
+            f"{config.model} has {positions} positions, too few for the longest training prompt of {longest} tokens "
+            f"and {task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {positions - longest}."
         )
     if longest + task.max_new_tokens > positions:
         task = replace(task, max_new_tokens=positions - longest)

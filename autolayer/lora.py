@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolayer.files import follow_umask
+
 RANK, ALPHA = 16, 32
 NAME = "default"
 """PEFT's name of an adapter; every parameter's name has it in front of `.weight`."""
@@ -126,5 +128,6 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, abou
     folder.mkdir(parents=True, exist_ok=True)
     named = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": t.contiguous() for name, t in tensors.items()}
     save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    follow_umask(folder / SAFETENSORS_WEIGHTS_NAME)
     (folder / ABOUT).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")
     config.save_pretrained(str(folder))  # last: with it the folder is an adapter

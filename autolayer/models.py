@@ -162,6 +162,11 @@ def empty_model(name: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
+def max_positions(model_config: Any) -> int | None:
+    """How many tokens a model can attend to, where its configuration says so."""
+    return getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer just as it is on disk.
 
@@ -186,6 +191,8 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
             return tokenizer
         reason = "it has no vocabulary"
     except Exception as error:  # its Rust part raises plain `Exception` for a file it cannot read
+        if isinstance(error, OSError) and "couldn't connect" in str(error):
+            raise unreadable(name, path, error) from error
         reason = first_line(error)
     raise ModelError(
         f"model '{name}' has no usable tokenizer ({reason}): put the base model's tokenizer.json and "
@@ -251,22 +258,31 @@ def find_device(device: str) -> torch.device:
 
 
 def _unusable(device: str, why: str) -> ConfigError:
-    return ConfigError(f"--device {device} cannot be used ({why}): give auto, cpu or cuda.")
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    usable = ["auto", "cpu", *([accelerator.type] if accelerator else [])]
+    return ConfigError(f"--device {device} cannot be used ({why}): give {', '.join(usable[:-1])} or {usable[-1]}.")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' reports and progress bars off the screen; what matters in them becomes an error here."""
+    """Keeps transformers' and the Hub's reports off the screen; what matters in them becomes an error here."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars, hub_verbosity = (
+        logging.get_verbosity(), logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
+    )  # fmt: skip
     try:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -20,6 +20,7 @@ from torch import nn
 
 from autolayer.arms import Layers
 from autolayer.errors import LayerError, PatchError
+from autolayer.files import follow_umask
 from autolayer.layers import find_layers, layer_parameters, parse_layers
 from autolayer.lora import ABOUT
 from autolayer.models import load_model, quiet, read_tokenizer, weight_hash
@@ -76,6 +77,7 @@ class LayerPatch:
         temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
             save_file({name: t.contiguous() for name, t in self.tensors.items()}, temporary, metadata=metadata)
+            follow_umask(temporary)
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             raise _unwritable(path, size, error) from error
@@ -199,7 +201,8 @@ def apply_adapter(model: nn.Module, folder: Path) -> None:
 
     about = adapter_about(folder)
     _check_base(model, about["base"], about["base_hash"])
-    PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
+    with quiet():
+        PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
 
 
 def adapter_about(folder: Path) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def _write_checkpoint(base: LoadedModel, out: Path) -> None:
         with quiet():
             base.model.save_pretrained(temporary)
             read_tokenizer(base.name).save_pretrained(temporary)
-        temporary.chmod(0o755)  # mkdtemp's folders are private
+        follow_umask(temporary)
         if out.exists():
             out.rmdir()
         temporary.rename(out)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from autolayer.arms import Arm
 from autolayer.config import Config, from_dict
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, unknown
 from autolayer.prepare import prepare
 from autolayer.probes.run import joint_rate
 from autolayer.progress import Progress
@@ -37,6 +37,8 @@ def pick(
         result = autolayer.pick(model="tiny", task="math:arith", seed=1)
         print(result.best_layers, result.gain.value)
     """
+    if until is not None and until not in get_args(Until):
+        raise unknown("stage", until, get_args(Until))
     with prepare(settings(config, options), progress) as stages:
         if done := stages.finished():
             return done

@@ -30,7 +30,7 @@ MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
 """Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
-many."""
+many: a learning rate from 2 prompts can be ten times too high."""
 
 SCOUT, MIN_SCOUT = 0.28, 2
 """Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
@@ -197,18 +197,22 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
         notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
-    if response_prompts < 2:
-        notes.append("the step response does not fit the budget: 2 prompts are taken all the same")
+    if response_prompts < MIN_RESPONSE_PROMPTS:
+        response_prompts = MIN_RESPONSE_PROMPTS
+        notes.append(
+            f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same"
+        )
     if response_folds < 2:
         notes.append("representation_change left out: it does not fit the budget")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
     if steps and not burst_prompts:
-        notes.append("rl_burst left out: it does not fit the budget; the search's first short runs tell the same")
+        same = "; the search's first short runs tell the same" if spend != budget else ""  # there is a race
+        notes.append(f"rl_burst left out: it does not fit the budget{same}")
     return ProbePlan(
         fold_prompts=fold_prompts,
         response_folds=response_folds,
-        response_prompts=max(2, response_prompts),  # the least that a rate can be set by
+        response_prompts=response_prompts,
         line_search_prompts=line if line >= 2 else 0,
         burst_steps=steps if burst_prompts else 0,
         burst_prompts=burst_prompts,

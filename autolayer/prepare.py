@@ -6,19 +6,22 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.engine import Engine
 from autolayer.errors import ConfigError
-from autolayer.fit import fit, max_positions
-from autolayer.layers import layer_parameters, linear_maps, parse_layers
+from autolayer.fit import fit
+from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
@@ -29,6 +32,8 @@ from autolayer.tasks.base import Task
 from autolayer.transformers_engine import TransformersEngine
 from autolayer.vllm_engine import VLLMEngine
 from autolayer.workbench import TrainSettings, Workbench
+
+logger = logging.getLogger(__name__)
 
 DEFAULTS = {"steps": 400, "prompts_per_step": 64}
 """Where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
@@ -47,20 +52,12 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     check_names(config)
     progress = progress or Silent()
     with progress.stage("load", None):
+        task = early_checks(config, verb)
         loaded = models.load_model(config.model, config.device)
-        task = tasks.load_task(config, chat=loaded.chat)
-    if config.algorithm == "gigpo" and task.environment is None:
-        raise ConfigError(
-            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
-            "environment, such as agent:house, or --algorithm grpo."
-        )
     folder = open_run(config, verb)
-    task = fit(config, task, loaded.tokenizer, max_positions(loaded.model.config))
+    task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
     config = resolve(config, task)
-    candidates = parse_layers(
-        config.layers, loaded.num_layers, config.model, allow_full=verb == "train" and config.learning_rate is not None
-    )
-    check_beyond(config, verb, candidates, loaded)
+    candidates = parse_layers(config.layers, loaded.num_layers, config.model, allow_full=verb == "train")
     trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
     if config.storage is not None:
         check_storage(config.storage)
@@ -80,7 +77,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         recompute=config.recompute,
     )
     with folder.held() if config.storage is None else nullcontext():  # workers share it
-        folder.claim(resolved, signature)
+        claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
         yield Stages(
             config=config,
             bench=Workbench(
@@ -94,7 +91,8 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
-            signature=signature,
+            signature=claimed["signature"],
+            changed=tuple(claimed.get("changed", ())),
             started=started,
         )
 
@@ -109,7 +107,26 @@ def choose_engine(name: str, loaded: models.LoadedModel) -> Callable[..., Engine
     return partial(VLLMEngine, path=models.model_path(loaded.name))
 
 
-def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.LoadedModel) -> None:
+def early_checks(config: Config, verb: str) -> Task:
+    """Loads the task, and refuses what cannot work before the weights are loaded, which may take minutes.
+
+    Raises:
+        AutolayerError: As `prepare`.
+    """
+    shape = models.empty_model(config.model)
+    depth = len(find_layers(shape))
+    candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")
+    check_beyond(config, verb, candidates, shape)
+    task = tasks.load_task(config, chat=models.read_tokenizer(config.model).chat_template is not None)
+    if config.algorithm == "gigpo" and task.environment is None:
+        raise ConfigError(
+            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
+            "environment, such as agent:house, or --algorithm grpo."
+        )
+    return task
+
+
+def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTrainedModel) -> None:
     """Refuses what this verb, or this model, cannot do with more or less than one layer.
 
     Raises:
@@ -121,10 +138,14 @@ def check_beyond(config: Config, verb: str, candidates: Layers, loaded: models.L
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if candidates == "full" and config.learning_rate is None:
+        raise ConfigError(
+            "--layers full has no learning rate to start from, probes look at layers: give --learning-rate."
+        )
     if candidates != "full" and config.top_k > len(candidates):
         raise ConfigError(f"--top-k {config.top_k} is more than the {len(candidates)} candidate layers: give fewer.")
-    chosen = range(loaded.num_layers) if candidates == "full" else candidates
-    if config.adapter is not None and not linear_maps(loaded.model, chosen):
+    chosen = range(len(find_layers(model))) if candidates == "full" else candidates
+    if config.adapter is not None and not linear_maps(model, chosen):
         raise ConfigError(
             f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
         )
@@ -145,6 +166,8 @@ def resolve(config: Config, task: Task) -> Config:
     open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_fields)
     rows = len(task.splits["eval"])
+    if (config.num_eval or 0) > rows:
+        logger.warning("--num-eval %d: the eval split has %d items, all are taken.", config.num_eval, rows)
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
 
 

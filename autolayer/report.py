@@ -45,7 +45,7 @@ def verdict(result: PickResult) -> str:
         why = " because it trains fastest" if highest else ""  # backward stops at the lowest trained layer
         return f"{_layers(result.tied_layers)} cannot be told apart; {best.lower()} is taken{why}."
     if result.verdict == "budget_spent":
-        return f"The budget was spent before a winner was clear; {best.lower()} {are} taken{_probability(result)}."
+        return f"No winner is clear; {best.lower()} {are} taken{_probability(result)}."
     if result.trained_layers is not None:
         return f"{_layers(result.trained_layers)} {'was' if len(result.trained_layers) == 1 else 'were'} trained."
     if result.best_layers:
@@ -87,8 +87,7 @@ class Report:
         if result.cost:
             yield ""
             yield _cost_table(result)
-        if result.cost_share_of_full_run is not None:
-            yield Text(f"Finding the layer cost {result.cost_share_of_full_run:.0%} of one full training run.")
+        yield from map(Text, _share(result))
         yield from (Text(f"Note: {note}", style="yellow") for note in result.notes)
         yield from map(Text, _next_steps(result, self.folder))
 
@@ -114,9 +113,7 @@ def write_html(result: PickResult, path: str | Path) -> Path:
         f"<td>{_amount(c.layer_tokens)}</td><td>{duration(c.seconds)}</td></tr>\n"
         for name, c in result.cost.items()
     )
-    share = result.cost_share_of_full_run
-    lines = [result.stop_reason or "", *_scores(result)]
-    lines += [] if share is None else [f"Finding the layer cost {share:.0%} of one full training run."]
+    lines = [result.stop_reason or "", *_scores(result), *_share(result)]
     lines += [f"Note: {note}" for note in result.notes]
     title = html.escape(f"{result.model}, {result.task}, {result.algorithm}")
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -246,6 +243,14 @@ def _scores(result: PickResult) -> list[str]:
     return [*lines, *_suites(result)]
 
 
+def _share(result: PickResult) -> list[str]:
+    """What finding cost; `train`, which finds nothing, has only measured a learning rate."""
+    share, found = result.cost_share_of_full_run, result.verdict is not None or result.trained_layers is None
+    if not share:
+        return []
+    return [f"{'Finding the layer' if found else 'The learning rate'} cost {share:.0%} of one full training run."]
+
+
 def _suites(result: PickResult) -> list[str]:
     """A line for each evaluation set; of a single one, whose scores are said already, the rates alone."""
     lines = []
@@ -278,10 +283,22 @@ def _cost_table(result: PickResult) -> Table:
 def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
     if folder is None:
         return []
-    lines = [f"  {folder / name}  {what}" for name, what in FILES if (folder / name).exists()]
+    several = len(result.trained_layers or ()) > 1
+    lines = [
+        f"  {folder / name}  {what + 's' * (several and what.endswith('layer'))}"
+        for name, what in FILES
+        if (folder / name).exists()
+    ]
     lines = ["", "Files:", *lines] if lines else []
     if result.status == "incomplete":
         return [*lines, "Next: the same command goes on from here (without --until to the end)."]
+    if result.gain is not None and result.gain.high < 0:
+        return [
+            *lines,
+            "The trained model is WORSE than the base: do not use it. Its learning rate "
+            f"({result.learning_rate or 0:.2g}) may have been too high: give a smaller --learning-rate, or more "
+            "--prompts-per-step, which it is measured on.",
+        ]
     if result.trained_layers:
         return [*lines, f"Next: autolayer merge {folder} --out {folder / 'merged'}"]
     return lines

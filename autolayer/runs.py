@@ -103,8 +103,16 @@ class RunFolder:
             (self.path / CONFIG).unlink()
             self.path.rmdir()
 
-    def claim(self, resolved: dict[str, Any], signature: str) -> None:
+    def claim(self, resolved: dict[str, Any], signature: str, *, accept_changes: bool = False) -> dict[str, Any]:
         """Makes the folder this configuration's, or checks that it already is.
+
+        Args:
+            resolved: All that decides what the run does, with hashes of the user's files.
+            signature: Made from that.
+            accept_changes: Go on with a run whose files have changed. It keeps its signature.
+
+        Returns:
+            What config.json holds; under 'changed' the kinds of files that were changed on the way.
 
         Raises:
             RunFolderError: The folder belongs to another configuration, or holds something else.
@@ -112,6 +120,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--out {self.path} is a file: give a folder.")
         before = self.read(CONFIG)
+        claimed = {"signature": signature, **resolved}
         if before is None:
             calibration = self.path / CALIBRATION
             inside = list(self.path.iterdir()) if self.path.is_dir() else []
@@ -121,15 +130,28 @@ class RunFolder:
                 raise RunFolderError(
                     f"--out {self.path} is not empty and is no run folder (it has no {CONFIG}): give a new folder."
                 )
-            self.write(CONFIG, {"signature": signature, **resolved})
-        elif "signature" not in before:
+            self.write(CONFIG, claimed)
+            return claimed
+        if "signature" not in before:
             raise self.damaged(CONFIG, "it has no signature")
-        elif before["signature"] != signature:
-            differing = _differences(before, resolved)
+        differing = _differences(before, resolved)
+        if before["signature"] == signature or (not differing and "changed" in before):
+            return before
+        files = [each.partition("_hash")[0] for each in differing]
+        if not files or any("_hash: " not in each or each.startswith("base_hash") for each in differing):
             raise RunFolderError(
                 f"--out {self.path} belongs to another configuration ({'; '.join(differing) or 'signature'}): "
                 "choose another --out, or repeat the command that made it to resume it."
             )
+        if not accept_changes:
+            raise RunFolderError(
+                f"the {' and '.join(files)} file has changed since the run in {self.path} was made, and with it what "
+                "that run would find: give a new --out to start again, --accept-changes to go on all the same (the "
+                "result will say so), or the old file back."
+            )
+        claimed = {**before, **resolved, "changed": sorted({*before.get("changed", ()), *files})}
+        self.write(CONFIG, claimed)
+        return claimed
 
     def free_bytes(self) -> int:
         """Bytes free on the disk that holds (or will hold) the folder."""

@@ -52,6 +52,8 @@ class Stages:
     signature: str
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
+    changed: tuple[str, ...] = ()
+    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -105,7 +107,7 @@ class Stages:
             bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
         found = {**calibration.to_dict(), "cost": asdict(cost)}
         if calibration.status != "ok":
-            error = refuse(calibration, self.bench.task.name)
+            error = refuse(calibration, self.bench.task)
             self.folder.keep_only(runs.CALIBRATION, {**found, "message": str(error)})
             raise error
         self.folder.write(runs.ROLLOUTS, asdict(rollouts), indent=None)  # the probes use them, too
@@ -206,7 +208,7 @@ class Stages:
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
-            bar.advance(0, outcome.verdict.replace("_", " "))
+            bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + base_cost
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:
@@ -344,6 +346,11 @@ class Stages:
         result = mine[0] if mine else self.finished()
         assert result is not None
         return result
+
+    def file_notes(self) -> list[str]:
+        """A plain word where not all of a run was made with the same files."""
+        files = " and ".join(self.changed)
+        return [f"the {files} file was changed during the run: parts of it were made with the old one"] * bool(files)
 
     def finished(self) -> PickResult | None:
         """The result, if an earlier run of the same command came to its end."""

@@ -136,6 +136,11 @@ class Summary:
             self.notes.append(f"--hours ended the training after {arm.step} of {steps} steps; the same command goes on")
             self.full_run *= steps / max(1, arm.step)
         interval = paired_interval(trained.rewards_I, base.rewards_I, suites_I=base.suites_I)
+        if interval.low == interval.high:
+            self.notes.append(
+                f"all {interval.num_items} items changed by the same amount, so the interval has no width: that is no "
+                "certainty, evaluate on more items"
+            )
         layers = tuple(range(len(self.stages.bench.layers))) if arm.layers == "full" else arm.layers
         self.found |= {
             "trained_layers": layers,
@@ -165,10 +170,12 @@ class Summary:
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
         share = bench.costs.total(self.spent, rate) / full if full else None
-        notes = list(self.notes)
-        if share is not None and share > stages.config.budget:
+        notes, budget = [*self.stages.file_notes(), *self.notes], stages.config.budget
+        finds = "trained_layers" not in self.found or self._searched
+        if share is not None and share > budget and finds:
+            digits = 0 if f"{share:.0%}" != f"{budget:.0%}" else 2
             notes.append(
-                f"finding cost {share:.0%} of one full run, more than the {stages.config.budget:.0%} asked for: "
+                f"finding cost {share:.{digits}%} of one full run, more than the {budget:.{digits}%} asked for: "
                 f"{stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe for less"
             )
         if bench.effective:

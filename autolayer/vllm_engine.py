@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from autolayer.engine import Completion, Engine
+from autolayer.engine import UNLIMITED, Completion, Engine
 from autolayer.errors import ConfigError, TrainingError
 from autolayer.layers import find_layers
 from autolayer.lora import plain_weights
@@ -63,12 +63,11 @@ class VLLMEngine(Engine):
             raise ConfigError(
                 f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or leave --rollouts out.'
             ) from None
-        positions = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         try:
             return vllm.LLM(
                 model=path,
                 dtype=str(self.model.dtype).removeprefix("torch."),
-                max_model_len=min(self.context, positions) if positions else self.context,
+                max_model_len=self.context if self.context < UNLIMITED else None,
                 gpu_memory_utilization=memory_share,
                 enforce_eager=self.model.device.type == "cpu",
                 enable_prefix_caching=True,

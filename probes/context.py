@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -71,9 +72,11 @@ class Response:
     movement_B_D: torch.Tensor
     """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
     fold: Fold
+    far: float = 0.0
+    """The step at which the log-ratio is `FAR`; 0 for a layer that moves nothing."""
     reaches: tuple[float, ...] = ()
-    """How far the layer can go until the log-ratio is `FAR`, over what the response to a small step promises: below 1
-    where the policy moves away faster than in proportion to the step. One value by each half of the prompts."""
+    """That step, over what the response to a small step promises: below 1 where the policy moves away faster than in
+    proportion to the step. One value by each half of the prompts."""
 
 
 @dataclass
@@ -198,16 +201,26 @@ class ProbeContext:
         """All of `Response.reaches`; zeros for a layer that moves nothing."""
         return [reach for response in self.responses(layer) for reach in response.reaches] or [0.0, 0.0]
 
+    def far(self, layer: int) -> float:
+        """The step along the gradient's sign that takes the policy `FAR` away; 0 for a layer that moves nothing."""
+        steps = [response.far for response in self.responses(layer) if response.far > 0]
+        return statistics.geometric_mean(steps) if steps else 0.0
+
     def _respond(self, layer: int, fold: int) -> Response:
-        """The response on the planned prompts; on more where their completions are all alike and cannot deviate."""
-        prompts = self.plan.response_prompts
+        """The response on the planned prompts; on more where they cannot tell how the policy deviates.
+
+        Their completions may be all alike, or two estimates have nothing in common: in bf16 that is rounding, on few
+        completions curvature. If all of the fold disagrees as well, one estimate is taken: a layer that moves the
+        policy is not taken for dead.
+        """
+        prompts, have = self.plan.response_prompts, len(self.folds[fold].rollouts.rewards_P_G())
         while True:
-            response = self._respond_on(layer, fold, prompts)
-            if response.deviation > 0 or prompts >= len(self.folds[fold].rollouts.rewards_P_G()):
+            response = self._respond_on(layer, fold, prompts, alone=prompts >= have)
+            if response.deviation > 0 or prompts >= have:
                 return response
             prompts *= 2
 
-    def _respond_on(self, layer: int, fold: int, prompts: int) -> Response:
+    def _respond_on(self, layer: int, fold: int, prompts: int, alone: bool) -> Response:
         """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
         size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
@@ -230,13 +243,15 @@ class ProbeContext:
                 if reached == 0:
                     break
                 size *= min(MAX_GROWTH, DEVIATION / reached)
-                if size < 2 * smaller:
+                if smaller / 2 < size < 2 * smaller:  # two estimates of one slope need two steps of about one size
                     break
             after_B, moved_B_D = at(size), take(states)
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             ratios_2_B = torch.stack([(after_B - before_B) / size, (smaller_B - at(-size)) / (smaller + size)])
             deviation = max(0.0, float(torch.cov(ratios_2_B)[0, 1])) ** 0.5
-            reaches = ()
+            if deviation == 0 and alone:
+                deviation = float(ratios_2_B[0].std())
+            far, reaches = 0.0, ()
             if deviation > 0:
                 half_B = torch.arange(len(before_B)) // judged.rollouts.group_size % 2
 
@@ -244,15 +259,15 @@ class ProbeContext:
                     squares_B = log_ratios_B.square().cpu()
                     return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
 
-                steps = far_steps(lambda step: by_half(at(step) - before_B), FAR / deviation)
+                far, steps = far_steps(lambda step: by_half(at(step) - before_B), FAR / deviation)
                 small = by_half(ratios_2_B.mean(0))
                 reaches = tuple(step * slope / FAR for step, slope in zip(steps, small, strict=True))
                 take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
-        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, reaches=reaches)
+        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, far=far, reaches=reaches)
 
 
-def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> tuple[float, ...]:
+def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> tuple[float, tuple[float, ...]]:
     """The steps that move the policy by `FAR`.
 
     Args:
@@ -262,8 +277,8 @@ def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> 
         promised: The step that would do it if the policy moved in proportion.
 
     Returns:
-        One step by each part; those tried are the ones that suit all parts together. At most `MAX_REACH` times longer
-        or shorter than promised.
+        One step by all parts together, and one by each of them; those tried are the ones that suit all together. At
+        most `MAX_REACH` times longer or shorter than promised.
     """
     tried: list[tuple[float, Sequence[float]]] = []
 
@@ -277,7 +292,7 @@ def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> 
     for _ in range(FAR_SIZES):
         tried.append((step, moved_at(step)))
         step = crossing([(sum(part * part for part in parts) / len(parts)) ** 0.5 for _, parts in tried])
-    return tuple(crossing(parts) for parts in zip(*(parts for _, parts in tried), strict=True))
+    return step, tuple(crossing(parts) for parts in zip(*(parts for _, parts in tried), strict=True))
 
 
 def _crossing(tried: list[tuple[float, float]]) -> float:

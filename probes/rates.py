@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 
-from autolayer.probes.context import FAR, ProbeContext
-from autolayer.probes.reach import reach_scores
+from autolayer.probes.context import ProbeContext
 
 BURST_STEPS = 10
 """Adam steps in one direction in which a short run is to be `FAR` away: of the paces tried, the one at which the first
 steps of a race tell most about what layers are worth (examples/RESULTS.md)."""
 PACE = 1.4
 """Where runs are longer they go slower: `FAR` in this many times the root of their steps, as a random walk would."""
+MAX_RATIO = 3.0
+"""A rate this many times the median layer's is taken for an error of measurement: few prompts make some, and a run that
+starts too fast destroys the policy while one that starts too slow only learns less. True ones go up to about 2.8."""
 
 
 def far_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
@@ -26,12 +29,9 @@ def far_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
     Returns:
         None for a layer that moves nothing.
     """
-    reach_L = reach_scores([context.reaches(layer) for layer in context.layers]).scores_L
-    deviations = [context.deviation(layer) for layer in context.layers]
-    return {
-        layer: float(reach) * FAR / deviation / steps if reach > 0 and deviation > 0 else None
-        for layer, reach, deviation in zip(context.layers, reach_L, deviations, strict=True)
-    }
+    rates = {layer: context.far(layer) / steps for layer in context.layers}
+    most = MAX_RATIO * statistics.median([rate for rate in rates.values() if rate] or [0.0])
+    return {layer: min(rate, most) if rate else None for layer, rate in rates.items()}
 
 
 def together(rates: Iterable[float]) -> float:

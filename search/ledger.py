@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from autolayer.arms import RungResult
 from autolayer.costs import Cost
@@ -27,6 +29,13 @@ class Ledger:
                 self.failures[run] = answer
             else:
                 self.results[run] = answer
+
+    def unlimited(self) -> Ledger:
+        """The same record under a budget that pays for everything."""
+        everything = Cost(generated_tokens=math.inf, layer_tokens=math.inf)
+        free = Ledger(replace(self.config, budget=everything), self.candidates)
+        free.results, free.failures = self.results, self.failures
+        return free
 
     def latest(self, slot: Slot) -> RungResult | None:
         """The slot's most advanced result."""

@@ -42,7 +42,7 @@ def conclude(
     view: Posterior,
     base_select_rewards_I: Sequence[float],
     verdict: Verdict | None,
-    reason: str = "the next runs would cost more than is left of the budget",
+    reason: str,
 ) -> Outcome:
     """Chooses, and says why.
 

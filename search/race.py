@@ -52,7 +52,7 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
         view = look(ledger, base_select_rewards_I)
         verdict = settled(config, view, measured=bool(ledger.results))
         if verdict or not batch:
-            return conclude(ledger, view, base_select_rewards_I, verdict)
+            return conclude(ledger, view, base_select_rewards_I, verdict, _why_over(ledger, layout, view))
         ledger.add(batch, (yield batch))
         if not ledger.results:
             reason = next(iter(ledger.failures.values()))
@@ -99,6 +99,15 @@ def next_batch(ledger: Ledger, layout: Plan, view: Posterior) -> tuple[Run, ...]
         if len(batch) >= 2:
             return batch + _second_rates(ledger, layout, view, rung, batch)
     return _finals(ledger, view, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
+
+
+def _why_over(ledger: Ledger, layout: Plan, view: Posterior) -> str:
+    """What ends a race in which nothing is settled."""
+    if not ledger.results:
+        return "the budget pays for no race, so the prediction decides alone"
+    if next_batch(ledger.unlimited(), layout, view):
+        return "the next runs would cost more than is left of the budget"
+    return "there is no further run to make, the best layers were trained to the end at every rate and seed"
 
 
 def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:

@@ -18,7 +18,9 @@ import pytest
 from tiny_models import build, build_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
+import autolayer
 from autolayer import cli
+from autolayer.errors import UnknownNameError
 from autolayer.runs import CALIBRATION, CONFIG, PATCH, PROBE, RESULT, ROLLOUTS, SEARCH
 
 SMALL = ("--steps", "4", "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "5", "--num-eval", "8")
@@ -72,6 +74,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 
     def run(*arguments: str, parts: Words, left: Words = ()) -> str:
         before = contents(tmp_path)
+        capfd.readouterr()  # of what went before
         with pytest.raises(SystemExit) as leaving:
             cli.main(list(arguments))
         out, err = capfd.readouterr()
@@ -113,6 +116,57 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(refused: Any, qwen:
     refused("pick", "--model", qwen, *OWN, "--layers", layers, parts=parts)
     refused("train", "--model", qwen, *OWN, "--layers", layers, parts=parts)
     refused("pick", "--model", qwen, *OWN, "--layers", layers, "--dry-run", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("option", "parts"),
+    [
+        (("--layers", "abc"), ("layers 'abc' cannot be read",)),
+        (("--top-k", "99"), ("--top-k 99 is more than the 8 candidate layers",)),
+        (("--algorithm", "gigpo"), ("--algorithm gigpo compares the steps of an episode",)),
+        (("--seed", "-1"), ("--seed -1 cannot work", "from 0 to 4294967295")),
+        (("--seed", "4294967296"), ("--seed 4294967296 cannot work",)),
+        (("--task", "math:arith"), ("--task math:arith would be ignored beside --data and --reward",)),
+        (("--data", "."), ("--data . is a folder", "a --reward goes with a .jsonl file")),
+        (("--device", "mps:7"), ("--device mps:7 cannot be used", "give auto or cpu")),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_weights_are_read(
+    refused: Refused, qwen: str, tmp_path: Path, option: Words, parts: Words
+) -> None:
+    folder = shutil.copytree(qwen, tmp_path / "weightless")
+    if option[0] != "--device":
+        (folder / "model.safetensors").unlink()
+    refused("pick", "--model", "weightless", *OWN, *option, parts=parts)
+
+
+def test_a_table_of_settings_is_checked(refused: Refused, qwen: str, tmp_path: Path) -> None:
+    for text, part in [
+        ("[probe]\nnum_folds = 0", "[probe] num_folds = 0 cannot work: give at least 2"),
+        ("[probe]\nshare = 0.0", "[probe] share = 0.0 cannot work"),
+        ("[search]\nconfidence = 1.0", "[search] confidence = 1.0 cannot work: give a number between 0 and 1"),
+        ("[gigpo]\nomegaa = 1.0", "unknown [gigpo] setting 'omegaa'. Did you mean 'omega'?"),
+    ]:
+        (tmp_path / "run.toml").write_text(text + "\n")
+        refused("pick", "--model", qwen, *OWN, "--config", "run.toml", parts=(part,))
+
+
+def test_training_everything_needs_a_rate(refused: Refused, qwen: str) -> None:
+    refused("train", "--model", qwen, *OWN, "--layers", "full", parts=("--layers full has no learning rate",))
+
+
+def test_a_stage_that_is_none_is_refused_in_the_library(qwen: str) -> None:
+    stage: Any = "probes"
+    with pytest.raises(UnknownNameError, match="'probes'. Did you mean 'probe'"):
+        autolayer.pick(model=qwen, task="math:arith", until=stage)
+
+
+def test_a_page_goes_where_there_is_no_folder_yet(refused: Refused, finished_run: Path, tmp_path: Path) -> None:
+    run = str(finished_run / "run")
+    works("report", run, "--html", "new/folder/page.html")
+    assert (tmp_path / "new" / "folder" / "page.html").is_file()
+    for taken in ("new", "sums.jsonl/page.html"):
+        refused("report", run, "--html", taken, parts=(f"--html {taken} cannot be written", "path of a file"))
 
 
 def test_a_process_of_its_own_leaves_with_code_2(refused: Refused, tmp_path: Path) -> None:
@@ -189,6 +243,26 @@ def test_a_broken_reward_shows_the_sample(refused: Any, qwen: str, tmp_path: Pat
     refused("pick", "--model", qwen, *OWN, parts=("reward function 'score'", *parts))
     (tmp_path / "reward.py").write_text(REWARD)
     works("pick", "--model", qwen, *OWN, "--until", "calibrate")  # the folder was given back
+
+
+def test_a_reward_that_fails_in_the_last_stage_costs_nothing_that_went_before(
+    refused: Refused, run_folder: Path, qwen: str, tmp_path: Path
+) -> None:
+    """Once it is mended the run goes on if the user says so; the result says so too."""
+    command = ("pick", "--model", qwen, *OWN, *PICK)
+    (tmp_path / "reward.py").write_text(REWARD + "\n# mended\n")
+    parts = ("the reward file has changed since the run in run was made", "a new --out", "--accept-changes")
+    refused(*command, parts=parts)
+    before = contents(run_folder)
+    works(*command, "--accept-changes")
+    after = contents(run_folder)
+    assert all(before[name] == after[name] for name in (CALIBRATION, ROLLOUTS, PROBE, SEARCH, "train.json"))
+    result = json.loads((run_folder / RESULT).read_text())
+    assert result["notes"][0] == "the reward file was changed during the run: parts of it were made with the old one"
+    assert result["signature"] == json.loads(before[CONFIG])["signature"]
+    works(*command)  # and is the run of this file from now on
+    (tmp_path / "reward.py").write_text(REWARD + "\n# again\n")
+    refused(*command, parts=parts)
 
 
 # No signal

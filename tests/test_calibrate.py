@@ -119,7 +119,7 @@ def test_the_entropy_is_that_of_the_sampled_distribution(tmp_path: Path) -> None
 def test_the_refusal_has_the_numbers_and_the_cure(reason: str, tmp_path: Path) -> None:
     script, reward = CASES[reason]
     bench, calibration = _calibrate(_scripted(script), reward, tmp_path)
-    error = refuse(calibration, bench.task.name)
+    error = refuse(calibration, bench.task)
     assert isinstance(error, NoSignalError)
     for part in (
         "task test",

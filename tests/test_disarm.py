@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reasoning_gym as gym
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError
-from autolayer.tasks import check_name
+from autolayer.tasks import check_name, reasoning_gym
 from autolayer.tasks.math import answer_pool, disarm
-
-gym = pytest.importorskip("reasoning_gym")
-
-from autolayer.tasks import reasoning_gym  # noqa: E402
 
 COUNTDOWN = [
     "__import__('os').system('touch {file}') + 1",

@@ -94,6 +94,31 @@ def test_an_environment_that_raises_is_named_with_its_line_and_what_it_was_given
         finish(broken)
 
 
+def test_an_environment_that_cannot_be_made_is_named() -> None:
+    def without_a_game():
+        raise OSError("no game")
+
+    def leaves():
+        raise SystemExit(3)
+
+    with pytest.raises(EpisodeError, match=r"test_environment.py:\d+\) raised OSError when it was made: no game"):
+        environment.make(without_a_game)
+    with pytest.raises(EpisodeError, match="raised SystemExit when it was made: 3"):
+        environment.make(leaves)
+    with pytest.raises(EpisodeError, match="has no reset and no step: give both"):
+        environment.make(lambda: 3)  # pyright: ignore
+    assert isinstance(environment.make(Fixed), Fixed)
+
+
+def test_code_that_leaves_the_process_is_an_error() -> None:
+    class Leaves(Fixed):
+        def step(self, action):
+            raise SystemExit(5)
+
+    with pytest.raises(EpisodeError, match="raised SystemExit in step: 5"):
+        act(Leaves(), "go")
+
+
 def test_finish_is_optional() -> None:
     class Plain:
         def reset(self, row):

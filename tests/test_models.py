@@ -170,7 +170,7 @@ def test_hub_out_of_reach():
 
 def test_unknown_device(tiny_folder):
     for device in ("gpu", "cuda:7", "meta", "hpu"):  # the last two are names of torch's that hold no model here
-        with pytest.raises(ConfigError, match=f"--device {device} cannot be used .*give auto, cpu or cuda"):
+        with pytest.raises(ConfigError, match=f"--device {device} cannot be used .*give auto\\b"):
             load_model(str(tiny_folder), device=device)
 
 

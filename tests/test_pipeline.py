@@ -43,6 +43,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PickResult, Path]:
     return short_pick(out), out
 
 
+def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"model": "m", "reward_hash": "1", "base_hash": "2"}, "first")
+    with pytest.raises(
+        RunFolderError, match="the reward file has changed since .* give a new --out .* or the old file back"
+    ):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "2"}, "second")
+    with pytest.raises(RunFolderError, match="another configuration"):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "4"}, "second")
+
+
 def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
     result, out = run
     values = json.loads((out / "result.json").read_text())

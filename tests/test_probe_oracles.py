@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.context import FAR, Response, make_fold
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.line_search import group_gain, reweighted_gains
-from autolayer.probes.rates import far_rates
+from autolayer.probes.rates import MAX_RATIO, far_rates
 from autolayer.probes.representation_change import aligned_share
 from autolayer.rollouts import Rollouts
 
@@ -191,7 +194,9 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     sizes: list[float] = []
     stepped = context.stepped
     monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
-    monkeypatch.setattr("autolayer.probes.context.far_steps", lambda *args: (1.0, 1.0))  # looks further afterwards
+    monkeypatch.setattr(
+        "autolayer.probes.context.far_steps", lambda *args: (1.0, (1.0, 1.0))
+    )  # looks further afterwards
     response, direction = context._respond(layer, 1), context.direction(layer, without=1)
     fold = response.fold
     moved = copy.deepcopy(model)
@@ -268,3 +273,39 @@ def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far
                 change = [plain_log_probs(moved, *p).sum() - plain_log_probs(model, *p).sum() for p in pairs]
             squares.append(float(torch.stack(change).square().mean()))
         assert np.mean(squares) ** 0.5 == pytest.approx(FAR, rel=0.15)
+
+
+def test_no_rate_is_far_above_the_other_layers() -> None:
+    far = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
+    context: Any = SimpleNamespace(layers=tuple(far), far=far.__getitem__)
+    assert far_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
+    dead: Any = SimpleNamespace(layers=(0,), far=lambda layer: 0.0)
+    assert far_rates(dead, 10) == {0: None}
+
+
+def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_slope_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on few completions, where the policy curves: going back moves it the same way, and farther."""
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), prompts=4)
+    stepped, plain, sizes = context.stepped, context.sequence_log_probs, []
+    slope_B = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0, 1.5, -0.5], dtype=torch.float64)
+
+    @contextlib.contextmanager
+    def watched(layer: int, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
+        sizes.append(size)
+        with stepped(layer, direction, size):
+            yield
+        sizes.pop()
+
+    def curved(batch: Any) -> torch.Tensor:
+        plain(batch)
+        size = sizes[-1] if sizes else 0.0
+        return slope_B * (size if size > 0 else -3 * size)
+
+    monkeypatch.setattr(context, "stepped", watched)
+    monkeypatch.setattr(context, "sequence_log_probs", curved)
+    response = context._respond(1, 0)
+    assert response.deviation == pytest.approx(float(slope_B.std()))
+    assert response.far == pytest.approx(FAR / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
+    assert min(response.reaches) > 0

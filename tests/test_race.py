@@ -75,6 +75,16 @@ def test_where_nothing_was_run_what_the_prediction_cannot_tell_apart_is_tied():
     assert worse.best == (3,) and (1,) in worse.tied and (2,) in worse.tied
 
 
+def test_a_race_that_has_no_further_run_to_make_does_not_blame_the_budget():
+    contribution_L = np.array([0.7, 0.72, 0.71, 0.7, 0.69, 0.7])
+    outcome, *_ = play(contribution_L, np.full(6, 0.7), 1e9, regret=0.0, noise=0.5, sd=0.05)
+    assert outcome.verdict == "budget_spent" and "no further run to make" in outcome.stop_reason
+    small, *_ = play(contribution_L, np.full(6, 0.7), 60, regret=0.0, noise=0.5, sd=0.05)
+    assert "more than is left of the budget" in small.stop_reason
+    none, *_ = play(contribution_L, np.full(6, 0.7), 0)
+    assert "pays for no race" in none.stop_reason
+
+
 def test_where_the_budget_ends_the_race_the_leader_is_taken_not_the_cheapest():
     contribution_L = np.array([0.2, 0.6, 0.7, 0.5, 0.4, 0.4])
     chosen = []

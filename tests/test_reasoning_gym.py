@@ -8,16 +8,13 @@ import sys
 from typing import Any
 
 import pytest
+import reasoning_gym as gym
 
 from autolayer.config import Config
 from autolayer.errors import ConfigError, DataError, RewardError, UnknownNameError
-from autolayer.tasks import check_name, load_task
+from autolayer.tasks import check_name, load_task, reasoning_gym
 from autolayer.tasks.math import answer_pool
 from autolayer.tasks.rewards import text_of
-
-gym = pytest.importorskip("reasoning_gym")
-
-from autolayer.tasks import reasoning_gym  # noqa: E402
 
 NAMES = ("chain_sum", "leg_counting", "spell_backward", "basic_arithmetic", "gcd", "calendar_arithmetic", "maze")
 SIZES = {"train": 2048, "probe": 256, "select": 256, "eval": 512}

@@ -76,7 +76,7 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
          "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
         (result(verdict="tied"), "Layer 3 is taken: what any other choice could gain beyond it cannot matter."),
         (result(verdict="budget_spent"),
-         "The budget was spent before a winner was clear; layer 3 is taken: it is the best with probability 0.90."),
+         "No winner is clear; layer 3 is taken: it is the best with probability 0.90."),
         (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),
         (AFTER_CALIBRATE, "Not finished: the base model has a training signal, no layer has been looked at yet."),
         (replace(AFTER_CALIBRATE, status="ok", trained_layers=(1, 2)), "Layers 1 and 2 were trained."),
@@ -99,6 +99,15 @@ def test_the_whole_report(tmp_path: Path) -> None:
     assert re.search(r"search +12\.3k +23\.0M +1 min 15 s", text)
     assert "layer.safetensors  the trained layer" in text and "report.html" not in text
     assert text.rstrip().endswith(f"Next: autolayer merge {tmp_path} --out {tmp_path / 'merged'}")
+
+
+def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
+    before = result()
+    assert before.gain is not None
+    worse = replace(before, trained_score=0.1, gain=replace(before.gain, value=-0.3, low=-0.4, high=-0.2))
+    text = shown(worse, width=120, folder=tmp_path)
+    assert "The trained model is WORSE than the base: do not use it." in text and "--learning-rate" in text
+    assert "autolayer merge" not in text
 
 
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:

@@ -131,6 +131,26 @@ def test_a_column_that_some_rows_lack_is_none(files: Path) -> None:
     assert task.splits["eval"] == [{"prompt": "eval", "hint": None}]
 
 
+def test_what_looks_odd_about_the_rows_is_remarked_upon_once(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [{"prompt": split, "split": split, "answer": "1"} for split in SPLITS]
+    load_lines(files, *lines, {"prompt": "more", "split": "train"}, {"prompt": "train", "split": "train", "answer": 2})
+    assert "1 of 6 rows have no 'answer': it is None there" in caplog.text
+    assert "1 of 6 rows repeat another row's prompt" in caplog.text
+    assert caplog.text.count("few rows (train 3, probe 1, select 1, eval 1)") == 1
+
+
+def test_programs_cannot_be_judged_without_tests(files: Path) -> None:
+    """Said when the data are read, not when training comes to the row."""
+    (files / "programs.py").write_text(
+        "from autolayer.tasks.code.code_task import make_reward\nreward = make_reward(allow_unsandboxed=True)\n"
+    )
+    rows = [{"prompt": s, "split": s, "problem": {"tests": ["assert f(1) == 1"]}} for s in SPLITS]
+    rows[2]["problem"] = {"tests": []}
+    (files / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"task 'data', row 0 of 'select': the tests \[\] are no list with a test"):
+        load_task(Config(model="m", data="data.jsonl", reward="programs.py:reward"), chat=False)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [

@@ -263,8 +263,3 @@ def test_splits_that_cannot_be_used(splits: Any, words: str) -> None:
 def test_limits_that_cannot_be_used(fields: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="whole number above 0"):
         make_task(**fields)
-
-
-def test_few_rows_are_remarked_upon(caplog: pytest.LogCaptureFixture) -> None:
-    make_task()
-    assert "few rows (train 2, probe 2, select 2, eval 2)" in caplog.text

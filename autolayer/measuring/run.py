@@ -82,7 +82,7 @@ def measure(
         weigh = scale(stages.bench.task, stages.config.num_eval or 0)  # suites count equally, however many items
         scale_I = np.ones(len(base_I)) if weigh is None else weigh
         found = summarize(stages, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
-        notes = (*found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
+        notes = (*stages.file_notes(), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
         return keep(stages, schedule.seeds, found, notes, costs)
 

@@ -18,7 +18,7 @@ from autolayer.tasks.agent.alfworld import load_alfworld
 from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.agent.keys_task import load_keys
 from autolayer.tasks.agent.textworld import load_textworld
-from autolayer.tasks.base import SPLITS, Row, Task, split_of, split_rows
+from autolayer.tasks.base import ADVISED_ROWS, SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp, load_small
 from autolayer.tasks.code.expr_task import load_expr
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
@@ -150,6 +150,13 @@ def load_task(config: Config, *, chat: bool) -> Task:
             raise ConfigError(
                 f"--task {config.task} reads no public data set, so --data {config.data} means nothing: leave it out."
             )
+    if config.reward is not None or is_reference(config.task):  # built-in tasks check theirs where they are read
+        check_rows(task)
+    if small := [f"{name} {len(rows)}" for name, rows in task.splits.items() if len(rows) < ADVISED_ROWS]:
+        logger.warning(
+            "task '%s' has few rows (%s): expect wide intervals; %d in each split are advised.",
+            task.name, ", ".join(small), ADVISED_ROWS,
+        )  # fmt: skip
     if task.is_chat and not chat:
         raise DataError(
             f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "
@@ -173,6 +180,23 @@ def load_task(config: Config, *, chat: bool) -> Task:
         num_eval=config.num_eval or task.num_eval,
         chat_template_kwargs={**task.chat_template_kwargs, **switches},
     )
+
+
+def check_rows(task: Task) -> None:
+    """Asks a reward that can say so whether it can judge each row: now, not when training comes to it.
+
+    Raises:
+        DataError: It cannot; the message names the row.
+    """
+    check = getattr(task.reward, "check_row", None)
+    if check is None:
+        return
+    for name, rows in task.splits.items():
+        for index, row in enumerate(rows):
+            try:
+                check(row)
+            except DataError as error:
+                raise DataError(f"task '{task.name}', row {index} of '{name}': {error}") from None
 
 
 def _built_in(config: Config, chat: bool) -> Task:

@@ -90,13 +90,6 @@ class Task:
             raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")
         if self.environment is None:
             check_signature(self.reward, [name for name in self.splits["train"][0] if name != "prompt"])
-        if small := [
-            f"{split} {len(self.splits[split])}" for split in SPLITS if len(self.splits[split]) < ADVISED_ROWS
-        ]:
-            logger.warning(
-                "task '%s' has few rows (%s): expect wide intervals; %d in each split are advised.",
-                self.name, ", ".join(small), ADVISED_ROWS,
-            )  # fmt: skip
 
     @property
     def is_chat(self) -> bool:

@@ -53,6 +53,27 @@ LIMIT = 300.0
 """Seconds that an environment may take to begin, for a step and to finish: a large game loads for a while."""
 
 
+def make(make_environment: MakeEnvironment) -> Environment:
+    """A new environment.
+
+    Raises:
+        EpisodeError: It cannot be made, or is none.
+    """
+    try:
+        environment = within(LIMIT, make_environment)
+    except (Exception, SystemExit) as error:
+        raise EpisodeError(
+            f"environment {describe(make_environment, error)} raised {type(error).__name__} when it was made: {error}. "
+            "Mend it."
+        ) from error
+    if missing := [name for name in ("reset", "step") if not callable(getattr(environment, name, None))]:
+        raise EpisodeError(
+            f"environment {describe(make_environment)} makes {show(environment)}, which has no "
+            f"{' and no '.join(missing)}: give both methods (autolayer/tasks/environment.py says what they return)."
+        )
+    return environment
+
+
 def begin(environment: Environment, row: Mapping[str, Any]) -> str:
     """The first observation.
 
@@ -61,7 +82,7 @@ def begin(environment: Environment, row: Mapping[str, Any]) -> str:
     """
     try:
         observation = within(LIMIT, lambda: environment.reset(row))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EpisodeError(_raised("reset", environment.reset, error, row["prompt"])) from error
     if not isinstance(observation, str):
         raise EpisodeError(
@@ -79,7 +100,7 @@ def act(environment: Environment, action: str) -> Step:
     """
     try:
         found = within(LIMIT, lambda: environment.step(action))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EpisodeError(_raised("step", environment.step, error, action)) from error
     if not isinstance(found, tuple) or len(found) != 3:
         raise EpisodeError(_wrong("step", environment.step, show(found), "an autolayer.tasks.Step"))
@@ -100,7 +121,7 @@ def finish(environment: Environment) -> float:
         return 0.0
     try:
         reward = within(LIMIT, method)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EpisodeError(
             f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
         ) from error
@@ -118,7 +139,7 @@ def end(environment: Environment) -> None:
         return
     try:
         within(LIMIT, method)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EpisodeError(
             f"environment {describe(method, error)} raised {type(error).__name__} in close: {error}. Mend it."
         ) from error
@@ -137,7 +158,7 @@ def _number(what: str, method: Callable[..., Any], reward: Any) -> float:
     return number
 
 
-def _raised(what: str, method: Callable[..., Any], error: Exception, given: Any) -> str:
+def _raised(what: str, method: Callable[..., Any], error: BaseException, given: Any) -> str:
     return (
         f"environment {describe(method, error)} raised {type(error).__name__} in {what}: {error}. It was given "
         f"{show(given)}. Mend it; an action that makes no sense should get an observation that says so."

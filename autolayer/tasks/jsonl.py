@@ -8,6 +8,7 @@ every tool can write this one.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from autolayer.errors import DataError
 from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash, prompt_problem, split_rows
 from autolayer.tasks.rewards import show
+
+logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
 MAX_SHOWN = 5  # broken lines named in one message
@@ -37,16 +40,15 @@ def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
 def check_path(path: str) -> None:
     """Refuses a file that is not there or not JSON lines; reads nothing."""
     file = Path(path)
+    if file.is_dir():
+        raise DataError(f"--data {path} is a folder, and a --reward goes with a .jsonl file: give the file.")
     if file.suffix.lower() != ".jsonl":
         raise DataError(
             f"--data {path}: only .jsonl is read, one JSON object a line. To convert another format: "
             f"pandas.read_{file.suffix[1:] or 'csv'}(FILE).to_json('data.jsonl', orient='records', lines=True)."
         )
     if not file.is_file():
-        raise DataError(
-            f"--data {path} {'is a folder' if file.is_dir() else 'does not exist'} (looked for {file.absolute()}): "
-            "give the path of a .jsonl file."
-        )
+        raise DataError(f"--data {path} does not exist (looked for {file.absolute()}): give the path of a .jsonl file.")
 
 
 def read_rows(path: str) -> list[Row]:
@@ -72,6 +74,11 @@ def read_rows(path: str) -> list[Row]:
     if not rows:
         raise DataError(f"--data {path} is empty: give one JSON object with a 'prompt' a line.")
     columns = dict.fromkeys(name for row in rows for name in row)
+    for name in columns:
+        if lacking := sum(name not in row for row in rows):
+            logger.warning("--data %s: %d of %d rows have no '%s': it is None there.", path, lacking, len(rows), name)
+    if repeated := len(rows) - len({prompt_hash(row["prompt"]) for row in rows}):
+        logger.warning("--data %s: %d of %d rows repeat another row's prompt.", path, repeated, len(rows))
     return [{name: row.get(name) for name in columns} for row in rows]
 
 

@@ -68,7 +68,7 @@ def call_reward(
         values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
     except RewardError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
             f"{_sample(0, prompts, completions)}. Mend the function; for a completion that it cannot read it should "

@@ -92,7 +92,13 @@ def make_reward(*, allow_unsandboxed: bool = False, share: bool = False) -> Call
                 log_metric(f"programs/{reason.replace(' ', '_')}", num / len(scores))
         return [score.share if share else float(score.passed) for score in scores]
 
+    code_reward.check_row = _check_row  # type: ignore[attr-defined]
     return code_reward
+
+
+def _check_row(row: Row) -> None:
+    """What `tasks.load_task` asks of a user's rows, before anything is trained on them."""
+    parse_problem(row.get("problem"))
 
 
 def small_questions() -> list[Question]:

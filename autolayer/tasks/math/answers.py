@@ -34,10 +34,10 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s*(\{|(?=[^\s{\\$]))")
 _UNIT = re.compile(
     r"(?P<number>[^A-Za-z]*?\d\.?)(?:\s+|(?=[\\(%]))(?P<unit>(?:[A-Za-z][A-Za-z ]*|\([A-Za-z ]+\)|\\?%)[.!]?)"
 )
-_COUNTS = frozenset(
-    ("or", "and", "hundred", "thousand", "million", "billion", "trillion", "dozen", "percent", "half", "e", "i", "pi")
-    + ("x", "y", "z", "n", "k")
-)
+_COUNTS = {
+    "or", "and", "hundred", "thousand", "million", "billion", "trillion", "dozen", "percent", "half",
+    "e", "i", "pi", "x", "y", "z", "n", "k",
+}  # fmt: skip
 """Words after a number that are no unit: they make it another one, or several."""
 
 
