@@ -118,12 +118,15 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         folds, layers, group = config.probe.num_folds, len(candidates), config.group_size
         # Counted over again: what each probe does with these sizes.
         tokens = group * (units.prompt_tokens + units.completion_tokens)
-        forward = units.costs.forward(tokens)
+        depth, head = units.costs.num_layers, units.costs.head_ratio
+        # Each layer's passes begin at that layer; what enters it is made once, by going up to the highest.
+        above = sum(depth - layer + head for layer in candidates)
         generated = Cost(generated_tokens=group * units.completion_tokens)
         generate = units.costs.forward(group * units.prompt_tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
-        responses = forward * (layers * plan.response_folds * plan.response_prompts * 8 * min(2, group) / group)
-        line = forward * (layers * plan.line_search_prompts * 5)
+        judged = plan.response_folds * plan.response_prompts * min(2, group) / group
+        responses = Cost(layer_tokens=tokens * judged * (8 * above + max(candidates)))
+        line = Cost(layer_tokens=tokens * plan.line_search_prompts * (5 * above + max(candidates)))
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
             burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
