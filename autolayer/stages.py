@@ -209,7 +209,7 @@ class Stages:
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
             bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
-        return outcome, outcome.spent + base_cost
+        return outcome, outcome.spent + outcome.ahead + base_cost
 
     def _base_on_select(self, num_items: int) -> tuple[tuple[float, ...], Cost]:
         """The base model's rewards on the items that every decision is made on."""

@@ -66,8 +66,10 @@ class Racing:
     def __init__(
         self, config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]
     ) -> None:
+        self._config, self._candidates, self._base_I = config, candidates, base_select_rewards_I
         self._race = race(config, candidates, base_select_rewards_I)
         self._batch: tuple[Run, ...] | None = None
+        self._done: list[Run] = []
         self._outcome: Outcome | None = None
 
     def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | Outcome:
@@ -76,10 +78,30 @@ class Racing:
             if self._batch is None:
                 self._batch = next(self._race)
             while not self._outcome and all(run in answers for run in self._batch):
+                self._done += self._batch
                 self._batch = self._race.send({run: answers[run] for run in self._batch})
         except StopIteration as stop:
             self._outcome = stop.value
         return self._outcome or tuple(run for run in self._batch or () if run not in answers)
+
+    def ahead(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...]:
+        """Second seeds of the leaders, which the race will ask for if they stay ahead and the budget lasts.
+
+        For workers that would only wait. The race decides as if nobody had run ahead: what it does not ask for it does
+        not see.
+        """
+        ledger, layout = Ledger(self._config, self._candidates), plan(self._config, self._candidates)
+        ledger.add(self._done, answers)
+        if not ledger.results:
+            return ()
+        view = look(ledger, self._base_I)
+        able = [index for index in view.ranked if _best_slot(ledger, view, index)]
+        runs = _fresh_seeds(ledger, view, able[:NUM_FINALISTS], layout.rungs[-1].step)
+        return tuple(runs) if ledger.affords([*(self._batch or ()), *runs]) else ()
+
+    def unasked(self, answers: Mapping[Run, Answer]) -> list[Run]:
+        """Runs that somebody made ahead and the race never asked for."""
+        return [run for run in answers if run not in self._done]
 
 
 def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:

@@ -146,6 +146,8 @@ class Outcome:
     ranking: tuple[RankingRow, ...]
     """Every candidate once, most probable first."""
     spent: Cost
+    ahead: Cost = Cost()
+    """What idle workers ran ahead and the race did not ask for in the end; `spent` is without it."""
 
 
 def name_layers(layers: tuple[int, ...]) -> str:

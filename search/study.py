@@ -7,6 +7,8 @@ One trial per run, that is, per arm and rung. The race (pure) says which runs ar
 values of the lower one, so curves are whole. Runs end as PRUNED, paused or dropped, and only the winner is entered as
 COMPLETE, so `study.best_trial` is the winner and not whoever was luckiest in a short run.
 
+A worker that would only wait runs second seeds of the leaders ahead (`Racing.ahead`).
+
 Left out on purpose: a pruner, which cannot pause an arm, and a sampler that chooses layers, which works after its trial
 is already running, so that two workers would choose alike.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -116,7 +118,9 @@ class _Worker:
                 record.forgive()
                 raise
             if isinstance(due, Outcome):
-                self.outcome = due
+                unasked = [answers[run] for run in self.racing.unasked(answers)]
+                ahead = sum((answer.cost for answer in unasked if isinstance(answer, RungResult)), Cost())
+                self.outcome = replace(due, ahead=ahead)
                 self._crown(due, answers)
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -130,6 +134,11 @@ class _Worker:
             if record.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return True
             reap(record.study)
+            taken = {run_of(trial) for trial in record.trials() if not trial.state.is_finished()}
+            free = [run for run in self.racing.ahead(answers) if run not in taken and run not in answers]
+            if free and taken.issuperset(due):  # the others are at all that is due
+                self._enqueue(free[0], answers)
+                return True
             time.sleep(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
