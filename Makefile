@@ -56,7 +56,7 @@ test-vllm:
 # Debian's postgresql is installed where it is missing; the server runs on loopback, in a folder of its own.
 test-postgres: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[postgres]"
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/test_postgres.py
+	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/test_postgres.py tests/test_ranks.py
 
 test-services: test-postgres test-vllm
 

@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from autolayer import __version__, config, runs
 from autolayer.cli_options import ConfigOption, config_options
 from autolayer.errors import AutolayerError, ConfigError, RunFolderError, unknown
-from autolayer.progress import Progress, only_stderr
+from autolayer.progress import Progress, only_stderr, speaks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -275,7 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
         code, sentence = _explain(error)
         if state["debug"] and code != 130:
             traceback.print_exc()
-        click.echo(f"autolayer: {sentence}", err=True)
+        if speaks():
+            click.echo(f"autolayer: {sentence}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -328,6 +329,8 @@ def _show(result: PickResult, folder: Path, as_json: bool, show_all: bool = Fals
 
 
 def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
+    if not speaks():
+        return
     if as_json:
         return click.echo(text)
     import rich

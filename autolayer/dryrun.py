@@ -114,6 +114,7 @@ def dry_run(config: Config) -> DryRun:
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
         group_size=config.group_size,
+        multiple=1,
         **expected_tokens(task, sum(map(len, some)) / len(some)),
     )
     budget = plan.finding_budget(config, units, candidates)

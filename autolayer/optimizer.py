@@ -28,6 +28,7 @@ class MasterAdamW(torch.optim.Optimizer):
         lr: Learning rate.
         max_grad_norm: Clip the gradient's norm over all parameters to this.
         boosts: Full name -> factor on the rate; 1 for those that are not named.
+        average: Replaces gradients by their mean over all processes.
 
     Raises:
         TrainingError: In `step`, when the gradient is not finite.
@@ -40,10 +41,11 @@ class MasterAdamW(torch.optim.Optimizer):
         lr: float,
         max_grad_norm: float = 1.0,
         boosts: Mapping[str, float] = MappingProxyType({}),
+        average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
     ) -> None:
         super().__init__(list(parameters.values()), {"lr": lr})
         self.named = dict(parameters)
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm, self.average = max_grad_norm, average
         self.masters = {name: p.detach().to(torch.float32, copy=True) for name, p in self.named.items()}
         factors = {name: boosts.get(name, 1.0) for name in self.masters}
         groups = [
@@ -68,6 +70,7 @@ class MasterAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
         self.last_grad_norm = float(norm)
         if not math.isfinite(self.last_grad_norm):

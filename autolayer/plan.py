@@ -50,6 +50,8 @@ class UnitCosts:
     prompt_tokens: float
     """Of a sequence, what was read; `completion_tokens` is what was written."""
     completion_tokens: float
+    multiple: int = 1
+    """Prompts of a training step come in multiples of this, so that several processes can share them."""
     prefill_tokens: float | None = None
     """Read in order to write, over several turns again and again; None for `prompt_tokens`."""
 
@@ -176,6 +178,7 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         return units.walk(candidates, 1 + LINE_SIZES) * prompts
 
     burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
+    burst_prompts -= burst_prompts % units.multiple
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         part = _without("burst", part)

@@ -9,9 +9,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -25,6 +26,7 @@ from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_l
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
+from autolayer.ranks import joined
 from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
@@ -48,9 +50,9 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         AutolayerError: Something in the settings, the model, the data or the run folder cannot work. Nothing has
             been written then.
     """
-    started = time.monotonic()
+    started, ranks = time.monotonic(), joined()
     check_names(config)
-    progress = progress or Silent()
+    progress = progress if progress and ranks.leads else Silent()
     with progress.stage("load", None):
         task = early_checks(config, verb)
         loaded = models.load_model(config.model, config.device)
@@ -76,18 +78,23 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         gigpo=config.gigpo,
         recompute=config.recompute,
     )
-    with folder.held() if config.storage is None else nullcontext():  # workers share it
-        claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
+    check_share(config, ranks.num)
+    engine = choose_engine(config.rollouts, loaded, ranks.num)
+    bench = Workbench(
+        loaded, task, settings, folder, temperature=config.temperature, make_engine=engine, ranks=ranks
+    )  # fmt: skip
+    claimed: dict[str, Any] = {"signature": signature}
+    with ExitStack() as held:
+        if ranks.leads:
+            held.callback(ranks.order, "leave")
+            if config.storage is None:  # else workers share it
+                held.enter_context(folder.held())
+            claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
+        else:
+            bench.follow()
         yield Stages(
             config=config,
-            bench=Workbench(
-                loaded,
-                task,
-                settings,
-                folder,
-                temperature=config.temperature,
-                make_engine=choose_engine(config.rollouts, loaded),
-            ),
+            bench=bench,
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
@@ -97,8 +104,26 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         )
 
 
-def choose_engine(name: str, loaded: models.LoadedModel) -> Callable[..., Engine]:
-    """What makes the rollout engine of this name."""
+def check_share(config: Config, num_processes: int) -> None:
+    """Refuses a step that cannot be divided among the processes."""
+    batch = (config.prompts_per_step or 0) * config.group_size
+    if batch % num_processes:
+        raise ConfigError(
+            f"{config.prompts_per_step} prompts x {config.group_size} completions cannot be divided among "
+            f"{num_processes} processes: give other --prompts-per-step, or start another number of processes."
+        )
+
+
+def choose_engine(name: str, loaded: models.LoadedModel, num_processes: int) -> Callable[..., Engine]:
+    """What makes the rollout engine of this name.
+
+    Raises:
+        ConfigError: It does not work here.
+    """
+    if name == "vllm" and num_processes > 1:
+        raise ConfigError(f"--rollouts vllm cannot be used with {num_processes} processes: leave it out, or start one.")
+    if num_processes > 1:
+        return TransformersEngine
     if name == "auto":
         installed = importlib.util.find_spec("vllm") is not None
         name = "vllm" if installed and loaded.device.type == "cuda" else "transformers"

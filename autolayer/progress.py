@@ -29,6 +29,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def speaks() -> bool:
+    """False in all but the first of the processes that a launcher started together: a message is said once."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def only_stderr() -> Iterator[None]:
     """Sends what libraries and their child processes print to stderr: stdout is for the result."""

@@ -121,6 +121,20 @@ class Rollouts:
         joined: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in LISTS}
         return Rollouts(**joined, group_size=self.group_size)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollouts], group_size: int) -> Rollouts:
+        """What several processes have sampled, each its consecutive part."""
+        whole: dict[str, Any] = {name: [entry for part in parts for entry in getattr(part, name)] for name in LISTS}
+        metrics: dict[str, float] = {}
+        for part in parts:
+            for name, value in part.metrics.items():  # of a batch: means
+                metrics[name] = metrics.get(name, 0.0) + value * len(part.rewards) / len(whole["rewards"])
+        return cls(**whole, group_size=group_size, metrics=metrics)
+
+    def between(self, start: int, stop: int, group_size: int) -> Rollouts:
+        """Those of completions `start` to `stop`, which may cut through a group."""
+        return self._take(range(start, stop), group_size)
+
     def __getitem__(self, prompts: slice) -> Rollouts:
         """The rollouts of a slice of the prompts, whole groups."""
         start, stop, _ = prompts.indices(len(self.rewards) // self.group_size)

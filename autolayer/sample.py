@@ -24,6 +24,8 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
         RewardError: The reward failed.
         EpisodeError: An environment failed.
     """
+    if not rows:  # of so few, this process has none
+        return Rollouts.joined((), group_size)
     repeated = [row for row in rows for _ in range(group_size)]
     if task.environment is not None:
         return play(engine, task, repeated, seeds, group_size)

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
 
 from autolayer import checkpoints, lora, plan, results, runs
 from autolayer.arms import Arm, Layers, RungResult
 from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
 from autolayer.costs import Cost
-from autolayer.errors import AutolayerError, ConfigError
+from autolayer.errors import AutolayerError, ConfigError, RunFolderError
 from autolayer.evaluation import Evaluation
 from autolayer.models import model_path
 from autolayer.patch import LayerPatch
@@ -120,6 +121,7 @@ class Stages:
             prompt_tokens=calibration.mean_prompt_tokens,
             completion_tokens=calibration.mean_completion_tokens,
             prefill_tokens=calibration.mean_prefill_tokens,
+            multiple=self.bench.ranks.num // math.gcd(self.bench.ranks.num, self.config.group_size),
         )
 
     # Probe
@@ -356,7 +358,13 @@ class Stages:
         """The result, if an earlier run of the same command came to its end."""
         found = self.folder.read(runs.RESULT)
         result = None if found is None else results.from_dict(found)
-        return result if result is not None and result.status == "ok" else None
+        if self.bench.ranks.leads:
+            return result if result is not None and result.status == "ok" else None
+        return result or self.led_nowhere()
+
+    def led_nowhere(self) -> NoReturn:
+        """In a process that follows: there is nothing to give."""
+        raise RunFolderError(f"the leading process left no result in {self.folder.path}: its message says why.")
 
     def keep(self, result: PickResult, trained: Arm | None = None) -> PickResult:
         """Saves the trained layers, the report and the result; result.json comes last and says that all is there."""

@@ -18,12 +18,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
@@ -34,6 +32,7 @@ from autolayer.config import GiGPOConfig
 from autolayer.engine import Engine
 from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
+from autolayer.ranks import Ranks, attempt
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.sample import sample
 from autolayer.tasks.base import Row, Task
@@ -61,7 +60,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
         first_rollouts: The first step's, where another arm that started from the same weights with the same prompts
             and seeds has sampled them.
-        on_rollouts: Called with every step's rollouts, after they are rewarded.
+        on_rollouts: Called with every step's rollouts, of all processes, after they are rewarded.
+        ranks: The processes that train together; the optimizer averages their gradients.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         swap_in_base: Callable[[], AbstractContextManager[None]],
         first_rollouts: Rollouts | None = None,
         on_rollouts: Callable[[Rollouts], None],
+        ranks: Ranks,
     ) -> None:
         self.task = task
         self.rows = list(rows)
@@ -91,6 +92,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.swap_in_base = swap_in_base
         self.first_rollouts = first_rollouts
         self.on_rollouts = on_rollouts
+        self.ranks = ranks
         self.group_size = group_size
         self.gigpo = gigpo if algorithm == "gigpo" else None
         self.pending: Rollouts | None = None
@@ -100,7 +102,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         """Whether any token so far had an advantage: without, a zero gradient is right."""
         prompts_per_step = len(self.rows) // num_steps
         batch = prompts_per_step * group_size
-        share = batch // PartialState().num_processes
+        share = batch // ranks.num
         micro_batch = largest_divisor(share, micro_batch)
         self._scratch = tempfile.TemporaryDirectory()
         arguments = GRPOConfig(
@@ -143,6 +145,8 @@ class LayerGRPOTrainer(GRPOTrainer):
             rollout_func=self._rollout,
         )
         self.remove_callback(PrinterCallback)
+        if ranks.num > 1:  # or it would be wrapped in DDP, whose reduction our gradient hooks come before
+            self.accelerator.prepare_model = lambda model, *args, **kwargs: model
         # Set after construction: TRL would load a second model from disk for the reference.
         self.beta = beta
         self.ref_model = _BASE if beta else None
@@ -156,18 +160,19 @@ class LayerGRPOTrainer(GRPOTrainer):
         step = self.arm.step + self.state.global_step
         # Everything random in this step follows from (seed, step): resuming replays it bitwise.
         seed_everything(request_seed(self.arm.seed, "step", step) % 2**32)
-        if self.first_rollouts is not None and self.state.global_step == 0:
-            self.pending = self.first_rollouts
-        else:
-            first = self.accelerator.process_index * len(prompts)
+        first = self.ranks.index * len(prompts)
+        # With several processes a group may lie across two of them; then only the advantages know of it.
+        group_size = self.group_size if len(prompts) % self.group_size == 0 else 1
+        everyone = self.first_rollouts
+        if everyone is None or self.state.global_step > 0:
             seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
             started = time.perf_counter()
-            rollouts = sample(self.engine, self.task, [self.rows[int(prompt)] for prompt in prompts], seeds, 1)
+            rows = [self.rows[int(prompt)] for prompt in prompts]
+            parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, 1)))
+            everyone = Rollouts.joined(parts, self.group_size)
             self.sampling_seconds += time.perf_counter() - started
-            # With several processes a group may lie across two of them; then only the advantages know of it.
-            whole = len(prompts) % self.group_size == 0
-            self.pending = replace(rollouts, group_size=self.group_size if whole else 1)
-        self.on_rollouts(self.pending)
+        self.pending = everyone.between(first, first + len(prompts), group_size)
+        self.on_rollouts(everyone)
         masks = {} if self.task.environment is None else {"env_mask": self.pending.own_masks()}
         return {
             "prompt_ids": self.pending.prompt_ids,

@@ -23,11 +23,13 @@ from autolayer.boundary import Boundary, can_enter
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
 from autolayer.engine import Engine
+from autolayer.errors import TrainingError
 from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
 from autolayer.models import LoadedModel
 from autolayer.optimizer import MasterAdamW
 from autolayer.passes import Passes
+from autolayer.ranks import Ranks, attempt
 from autolayer.recompute import recomputing
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import FIRST, RunFolder
@@ -80,7 +82,9 @@ class Workbench:
         *,
         temperature: float,
         make_engine: Callable[..., Engine] = TransformersEngine,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
@@ -93,6 +97,8 @@ class Workbench:
         )
         self.layers = find_layers(self.model)
         self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
+        self._training = False
+        """All processes train, and change their weights alike."""
         self.version = 0
         """Counts every change of the weights: what a rollout engine with its own copy has to follow."""
         self.spent = Cost()
@@ -127,9 +133,14 @@ class Workbench:
         """These parameters have other values now: what a rollout engine with its own copy has to follow."""
         self.version += 1
         self.engine.changed(names)
+        if self.ranks.num > 1 and self.ranks.leads and not self._training:
+            self.ranks.order("receive", list(names))
+            self.ranks.send([self.model.get_parameter(name).data for name in names])
 
     def adapt(self, layers: Sequence[int], seed: int) -> None:
         """From now on LoRA adapters are what is trained of a layer. They compute nothing until they are trained."""
+        if self.ranks.leads:
+            self.ranks.order("adapt", layers, seed)
         lora.inject(self.model, linear_maps(self.model, layers), seed)
         self._base.clear()  # weights under an adapter have other names
 
@@ -166,7 +177,12 @@ class Workbench:
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
         """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
         started = time.perf_counter()
-        rollouts = sample(self.engine, self.task, rows, seeds, group_size)
+        if self.ranks.leads:
+            self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing)
+        own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
+        rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
+        parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, group_size)))
+        rollouts = Rollouts.joined(parts, group_size)
         self.charge(self._generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
@@ -252,10 +268,31 @@ class Workbench:
                 on_step(reward)
 
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
-        return self.passes.within_memory(lambda: self._segment(arm, to_step, prompts_per_step, tell))
 
-    def _segment(self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None]) -> Segment:
-        """`train`, with the micro-batches that fit now."""
+        def together() -> Segment:
+            self.ranks.order("train", arm, to_step, prompts_per_step, self.passes.tokens, self.passes.recompute)
+            return self._segment(arm, to_step, prompts_per_step, tell)
+
+        return self.passes.within_memory(together)
+
+    def _segment(
+        self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None] = lambda *_: None
+    ) -> Segment:
+        """`train`, with the micro-batches that fit now; in every process at once."""
+        self._training = True
+        try:
+            return self._train_here(arm, to_step, prompts_per_step, tell)
+        except torch.OutOfMemoryError as error:
+            if self.ranks.num > 1:  # the others are in the middle of it and would wait for ever
+                raise TrainingError(
+                    f"process {self.ranks.index} of {self.ranks.num} ran out of memory: give --recompute, a smaller "
+                    "--max-new-tokens, or higher --layers; the same command then goes on."
+                ) from error
+            raise
+        finally:
+            self._training = False
+
+    def _train_here(self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None]) -> Segment:
         started = time.perf_counter()
         num_steps = to_step - arm.step
         assert num_steps > 0, f"{arm} is not behind step {to_step}"
@@ -276,6 +313,7 @@ class Workbench:
                 parameters,
                 lr=arm.learning_rate,
                 boosts=dict.fromkeys(self.parameters(arm.boosted), arm.boost) if arm.boosted else {},
+                average=self.ranks.average,
             )
             trainer = None
             try:
@@ -300,6 +338,7 @@ class Workbench:
                     swap_in_base=lambda: self._swapped_to_base(arm.layers),
                     first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
                     on_rollouts=seen.append,
+                    ranks=self.ranks,
                 )
                 trainer.add_callback(EachStep(lambda: self.changed(parameters)))
                 trainer.add_callback(EachStep(lambda: tell(len(seen), _mean(seen[-1].rewards))))
@@ -314,7 +353,12 @@ class Workbench:
                 optimizer.close()
                 if trainer is not None:
                     trainer.close()
+            advanced = replace(arm, step=to_step)
+            advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
+            groups = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in seen]
             alone = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
+            if not self.ranks.leads:  # files and bills are the leader's
+                return Segment(arm=advanced, train_rewards_P=(), cost=alone)
             cost = alone
             if arm.step == 0 and first is None:
                 sampled = {"payer": arm.key, "rollouts": asdict(seen[0])}
@@ -323,9 +367,6 @@ class Workbench:
                 cost -= self._generation_cost(seen[0])
             self.spent += cost
             self._time_training(cost, sampling)
-            advanced = replace(arm, step=to_step)
-            advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
-            groups = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in seen]
             checkpoints.note(self.folder.path, arm, groups, cost)
             checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
         return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
@@ -369,6 +410,36 @@ class Workbench:
         """What all training steps of an arm cost, had it been trained alone."""
         return Cost() if arm.checkpoint is None else checkpoints.read(self.folder.path, arm)[1]
 
+    # Several processes
+
+    def follow(self) -> None:
+        """In a process that does not lead: does what the leader orders, until the run is over."""
+        while True:
+            name, arguments = self.ranks.next_order()
+            if name == "leave":
+                return
+            try:
+                self._obey(name, arguments)
+            except Exception as error:
+                # What the leader gets as well, it handles: a reward that fails, training that diverges.
+                if error is not self.ranks.told and not isinstance(error, TrainingError):
+                    raise
+
+    def _obey(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "sample":
+            *what, drawing = arguments
+            with self.engine.decoding(drawing):
+                self.sample(*what)
+        elif name == "train":
+            *what, self.passes.tokens, self.passes.recompute = arguments
+            self._segment(*what)
+        elif name == "receive":
+            self.ranks.send([self.model.get_parameter(name).data for name in arguments[0]])
+            self.changed(arguments[0])
+        else:
+            assert name == "adapt", name
+            self.adapt(*arguments)
+
     # The bill
 
     def charge(self, cost: Cost, seconds: float) -> None:
@@ -382,7 +453,7 @@ class Workbench:
         """What a generated token costs, in forward passes over one token, as measured in this process."""
         if not self.engine.tokens or not self.training_layer_tokens:
             return 1.0
-        per_generated = self.engine.seconds / self.engine.tokens
+        per_generated = self.engine.seconds / (self.engine.tokens * self.ranks.num)
         per_layer_token = self.training_seconds / self.training_layer_tokens
         return per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio))
 
