@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,24 +25,17 @@ from autolayer.costs import Cost, CostModel
 from autolayer.engine import Engine
 from autolayer.errors import TrainingError
 from autolayer.evaluation import Evaluation
-from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps, train_only
+from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps
 from autolayer.models import LoadedModel
-from autolayer.optimizer import MasterAdamW
 from autolayer.passes import Passes
 from autolayer.ranks import Ranks, attempt
 from autolayer.recompute import recomputing
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
-from autolayer.runs import FIRST, RunFolder
+from autolayer.runs import RunFolder
 from autolayer.sample import sample
 from autolayer.scoring import ScoreBatch
+from autolayer.segment import Segment, train_segment
 from autolayer.tasks.base import Row, Task
-from autolayer.trainer import (
-    EachStep,
-    LayerGRPOTrainer,
-    own_randomness,
-    own_settings,
-    quiet_trainer,
-)
 from autolayer.transformers_engine import TransformersEngine
 
 
@@ -57,17 +50,6 @@ class TrainSettings:
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
     recompute: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """What a training segment left behind."""
-
-    arm: Arm
-    train_rewards_P: tuple[float, ...]
-    """Mean reward of each training group of the segment, in order."""
-    cost: Cost
-    """Of this segment alone."""
 
 
 class Workbench:
@@ -183,7 +165,7 @@ class Workbench:
         rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
         parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, group_size)))
         rollouts = Rollouts.joined(parts, group_size)
-        self.charge(self._generation_cost(rollouts), time.perf_counter() - started)
+        self.charge(self.generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
     def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
@@ -281,7 +263,7 @@ class Workbench:
         """`train`, with the micro-batches that fit now; in every process at once."""
         self._training = True
         try:
-            return self._train_here(arm, to_step, prompts_per_step, tell)
+            return train_segment(self, arm, to_step, prompts_per_step, tell)
         except torch.OutOfMemoryError as error:
             if self.ranks.num > 1:  # the others are in the middle of it and would wait for ever
                 raise TrainingError(
@@ -291,85 +273,6 @@ class Workbench:
             raise
         finally:
             self._training = False
-
-    def _train_here(self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None]) -> Segment:
-        started = time.perf_counter()
-        num_steps = to_step - arm.step
-        assert num_steps > 0, f"{arm} is not behind step {to_step}"
-        rows = self.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
-        place = f"{arm.seed}/{prompts_per_step}"
-        first = self._first_rollouts().get(place) if arm.step == 0 else None
-        seen: list[Rollouts] = []
-        parameters = self.parameters(arm.layers)
-        with (
-            self.weights(arm.layers, self.arm_weights(arm)),
-            own_randomness(),
-            own_settings(self.model),
-            quiet_trainer(),
-            train_only(self.model, arm.layers, quiet=True) as freeze,
-            self.keeping_little(arm.layers),
-        ):
-            optimizer = MasterAdamW(
-                parameters,
-                lr=arm.learning_rate,
-                boosts=dict.fromkeys(self.parameters(arm.boosted), arm.boost) if arm.boosted else {},
-                average=self.ranks.average,
-            )
-            trainer = None
-            try:
-                before = Cost()
-                if arm.checkpoint is not None:
-                    tensors, before = checkpoints.read(self.folder.path, arm)
-                    optimizer.load_tensors(tensors)
-                trainer = LayerGRPOTrainer(
-                    model=self.model,
-                    tokenizer=self.tokenizer,
-                    task=self.task,
-                    rows=rows,
-                    arm=arm,
-                    num_steps=num_steps,
-                    group_size=self.settings.group_size,
-                    algorithm=self.settings.algorithm,
-                    gigpo=self.settings.gigpo,
-                    beta=self.settings.beta,
-                    engine=self.engine,
-                    optimizer=optimizer,
-                    micro_batch=self.passes.sequences(self.longest),
-                    swap_in_base=lambda: self._swapped_to_base(arm.layers),
-                    first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
-                    on_rollouts=seen.append,
-                    ranks=self.ranks,
-                )
-                trainer.add_callback(EachStep(lambda: self.changed(parameters)))
-                trainer.add_callback(EachStep(lambda: tell(len(seen), _mean(seen[-1].rewards))))
-                trainer.train()
-                # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-                freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
-                self.effective += trainer.effective
-            except torch.OutOfMemoryError:  # what was done is lost, and paid for
-                self.charge(self._training_cost(seen, arm.layers), time.perf_counter() - started)
-                raise
-            finally:
-                optimizer.close()
-                if trainer is not None:
-                    trainer.close()
-            advanced = replace(arm, step=to_step)
-            advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
-            groups = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in seen]
-            alone = replace(self._training_cost(seen, arm.layers), seconds=time.perf_counter() - started)
-            if not self.ranks.leads:  # files and bills are the leader's
-                return Segment(arm=advanced, train_rewards_P=(), cost=alone)
-            cost = alone
-            if arm.step == 0 and first is None:
-                sampled = {"payer": arm.key, "rollouts": asdict(seen[0])}
-                self.folder.write(FIRST, {**self._first_rollouts(), place: sampled}, indent=None)
-            elif first is not None and first["payer"] != arm.key:
-                cost -= self._generation_cost(seen[0])
-            self.spent += cost
-            self._time_training(cost, sampling)
-            checkpoints.note(self.folder.path, arm, groups, cost)
-            checkpoints.write(self.folder.path, advanced, optimizer.tensors(), before + alone)
-        return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
 
     def keeping_little(self, layers: Layers) -> AbstractContextManager[None]:
         """Recomputes activations inside, where the run is to."""
@@ -390,15 +293,8 @@ class Workbench:
             chosen.append(rows[orders[epoch][index]])
         return chosen
 
-    def _first_rollouts(self) -> dict[str, Any]:
-        """Rollouts of step 0 by seed and prompts, and the arm that pays for them: the same for every arm.
-
-        On disk, since what an arm costs must not depend on where a run was interrupted.
-        """
-        return self.folder.read(FIRST) or {}
-
     @contextlib.contextmanager
-    def _swapped_to_base(self, layers: Layers) -> Iterator[None]:
+    def swapped_to_base(self, layers: Layers) -> Iterator[None]:
         current = {name: parameter.detach().clone() for name, parameter in self.parameters(layers).items()}
         try:
             self.copy_in(self.base(layers))
@@ -445,7 +341,7 @@ class Workbench:
     def charge(self, cost: Cost, seconds: float) -> None:
         self.spent += replace(cost, seconds=seconds)
 
-    def _time_training(self, cost: Cost, sampling: float) -> None:
+    def time_training(self, cost: Cost, sampling: float) -> None:
         self.training_seconds += cost.seconds - sampling
         self.training_layer_tokens += cost.layer_tokens
 
@@ -457,18 +353,14 @@ class Workbench:
         per_layer_token = self.training_seconds / self.training_layer_tokens
         return per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio))
 
-    def _generation_cost(self, rollouts: Rollouts) -> Cost:
+    def generation_cost(self, rollouts: Rollouts) -> Cost:
         prompts = self.costs.forward(sum(rollouts.prefilled))
         return prompts + Cost(generated_tokens=rollouts.num_generated)
 
-    def _training_cost(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
+    def cost_of_steps(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
         cost = Cost()
         for rollouts in steps:
-            cost += self._generation_cost(rollouts) + self.costs.train(rollouts.num_tokens, layers)
+            cost += self.generation_cost(rollouts) + self.costs.train(rollouts.num_tokens, layers)
             if self.settings.beta:
                 cost += self.costs.forward(rollouts.num_tokens)
         return cost
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

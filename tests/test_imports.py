@@ -22,12 +22,13 @@ FOLDERS = {
 
 TIERS = (
     ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
+     "files",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
-     "recompute", "memory"),
+     "recompute", "memory", "ranks"),
     ("rollouts", "engine", "transformers_engine", "vllm_engine", "scoring", "trainer", "optimizer", "sample",
      "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
-    ("workbench", "calibrate"),
+    ("workbench", "segment", "calibrate"),
     ("probes", "search", "report", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "room", "doctor", "pipeline", "measuring", "comparing"),
     ("cli", "cli_options", "__main__"),
