@@ -129,6 +129,7 @@ def advantages(folder, algorithm, inputs):
     from workbench_helpers import make_bench
     from autolayer.arms import Arm
     from autolayer.optimizer import MasterAdamW
+    from autolayer.ranks import joined
     from autolayer.trainer import LayerGRPOTrainer
     bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
@@ -138,7 +139,7 @@ def advantages(folder, algorithm, inputs):
         model=bench.model, tokenizer=bench.tokenizer, task=bench.task, rows=bench.train_rows(0, 0, 1, 3), arm=arm,
         num_steps=1, group_size=2, algorithm=algorithm, gigpo=bench.settings.gigpo, beta=0.0, engine=bench.engine,
         optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), micro_batch=32, swap_in_base=None,
-        on_rollouts=lambda rollouts: None)
+        on_rollouts=lambda rollouts: None, ranks=joined())
     trainer.model.train()
     found = trainer._generate_and_score_completions(inputs)
     return found["advantages"], trainer.pending
