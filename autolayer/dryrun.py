@@ -20,6 +20,7 @@ from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, resolve
 from autolayer.rollouts import encode_prompts
 from autolayer.room import Room, make_room
+from autolayer.runs import CALIBRATION, RunFolder
 from autolayer.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class DryRun:
     """Items of `eval`, completions for each of the two models, and tokens of a completion at the most."""
     full_run: Cost
     finding_budget: Cost
+    stages: dict[str, Cost]
+    """What each stage of finding the layer costs; of the search, what it may spend."""
+    lengths: str
+    """Where the lengths of completions come from."""
     races: bool
     """False if the budget pays for no race, so that the probes may spend all of it and decide."""
     room: Room
@@ -67,6 +72,11 @@ class DryRun:
             f"at most {config.budget:.0%} of one full run: {amount(self.finding_budget.generated_tokens)} generated "
             f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens besides",
         )
+        for kind in ("generated_tokens", "layer_tokens"):
+            shares = {name: getattr(c, kind) / getattr(self.full_run, kind) for name, c in self.stages.items()}
+            parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+            name = kind.replace("generated_", "generated ").replace("_", "-")
+            table.add_row("", f"{sum(shares.values()):.1%} of its {name}: {parts} ({self.lengths})")
         table.add_row("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions")
         sizes = self.probes
         table.add_row(
@@ -111,25 +121,39 @@ def dry_run(config: Config) -> DryRun:
     assert candidates != "full"
     answer = task.max_new_tokens * task.max_turns
     some = encode_prompts(tokenizer, task.splits["probe"][:64], dict(task.chat_template_kwargs))
+    found = RunFolder(config.out).read(CALIBRATION) if config.out else None
+    tokens = expected_tokens(task, sum(map(len, some)) / len(some))
+    if found is not None and found["status"] == "ok":
+        tokens = {name: found[f"mean_{name}"] for name in tokens}
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
         group_size=config.group_size,
         multiple=1,
-        **expected_tokens(task, sum(map(len, some)) / len(some)),
+        **tokens,
     )
     budget = plan.finding_budget(config, units, candidates)
+    prompts, sizes = plan.calibration_prompts(config), plan.plan_probes(config, units, candidates, budget)
+    stages = {
+        "calibrate": units.generate * prompts,
+        "probe": plan.ProbePrices(config, units, candidates).all(sizes, sampled=prompts),
+    }
+    spent = sum(stages.values(), Cost())
+    races = plan.pays_for_race(config, units, candidates, budget - spent)
+    stages["search"] = budget - spent if races else Cost()
     trained = plan.final_layers(config, candidates)
     all_layers = sum(p.numel() for p in layer_parameters(model, candidates).values())
     return DryRun(
         config=config,
         num_layers=num_layers,
         candidates=candidates,
-        calibration_prompts=plan.calibration_prompts(config),
-        probes=plan.plan_probes(config, units, candidates, budget),
+        calibration_prompts=prompts,
+        probes=sizes,
         evaluation=(len(asked.counts_I), len(asked.rows), (asked.decoding or task).max_new_tokens),
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
-        races=plan.pays_for_race(config, units, candidates, budget * (1 - config.probe.share)),
+        stages=stages,
+        lengths="completions as long as allowed" if found is None else "completions as long as calibrated",
+        races=races,
         room=make_room(config, model, candidates, task.max_context or max(map(len, some)) + answer),
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
     )

@@ -156,46 +156,63 @@ def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], 
     return part if pays_for_race(config, units, candidates, budget - part) else budget
 
 
+@dataclass(frozen=True)
+class ProbePrices:
+    """What each probe costs at a size in prompts."""
+
+    config: Config
+    units: UnitCosts
+    candidates: tuple[int, ...]
+
+    def shared(self, prompts: int) -> Cost:
+        """The shared batch: so many prompts in each fold, sampled and gone through once, forward and backward."""
+        every = self.units.costs.train(self.units.tokens, tuple(range(self.units.costs.num_layers)))
+        return (self.units.generate + every) * (self.config.probe.num_folds * prompts)
+
+    def response(self, prompts: int, folds: int) -> Cost:
+        """The step response on so many folds."""
+        share = min(RESPONSE_GROUP, self.units.group_size) / self.units.group_size
+        return self.units.walk(self.candidates, 1 + RESPONSE_SIZES) * (folds * share * prompts)
+
+    def line_search(self, prompts: int) -> Cost:
+        return self.units.walk(self.candidates, 1 + LINE_SIZES) * prompts
+
+    def burst(self, prompts: int) -> Cost:
+        """A burst of every candidate; the first step's rollouts are sampled once for all."""
+        units, num_layers = self.units, len(self.candidates)
+        items, steps = prompts * units.group_size, self.config.probe.burst_steps
+        run = units.step(self.candidates[:1]) * (steps * prompts) + units.generate_one * items
+        return run * num_layers - units.generate * (prompts * (num_layers - 1))
+
+    def all(self, plan: ProbePlan, sampled: int) -> Cost:
+        """The whole stage, where calibration has sampled so many prompts of the shared batch already."""
+        cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
+        cost += self.line_search(plan.line_search_prompts) if plan.line_search_prompts else Cost()
+        cost += self.burst(plan.burst_prompts) if plan.burst_steps else Cost()
+        return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
+
+
 def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
     """Sizes each probe to its part of what the probes may spend."""
-    num_layers, folds = len(candidates), config.probe.num_folds
+    folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
     spend = probe_budget(config, units, candidates, budget)
     part = {name: spend * share for name, share in PROBE_SHARES.items()}
-    all_layers = tuple(range(units.costs.num_layers))
-
-    def shared(prompts: int) -> Cost:
-        return (units.generate + units.costs.train(units.tokens, all_layers)) * (folds * prompts)
-
     assert config.prompts_per_step is not None
     steps = config.probe.burst_steps
-
-    def burst(prompts: int) -> Cost:
-        items = prompts * units.group_size
-        runs = (units.step(candidates[:1]) * (steps * prompts) + units.generate_one * items) * num_layers
-        return runs - units.generate * (prompts * (num_layers - 1))  # the first step's rollouts are sampled once
-
-    def line_search(prompts: int) -> Cost:
-        return units.walk(candidates, 1 + LINE_SIZES) * prompts
-
-    burst_prompts = largest(burst, part["burst"], config.prompts_per_step) if steps else 0
+    burst_prompts = largest(price.burst, part["burst"], config.prompts_per_step) if steps else 0
     burst_prompts -= burst_prompts % units.multiple
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         part = _without("burst", part)
-    if largest(line_search, part["line search"], 2) < 2:
+    if largest(price.line_search, part["line search"], 2) < 2:
         part = _without("line search", part)
-    fold_prompts = largest(shared, part["shared batch"], config.probe.num_prompts)
-
-    def response(prompts: int, of_folds: int = folds) -> Cost:
-        share = min(RESPONSE_GROUP, units.group_size) / units.group_size
-        return units.walk(candidates, 1 + RESPONSE_SIZES) * (of_folds * share * prompts)
-
+    fold_prompts = largest(price.shared, part["shared batch"], config.probe.num_prompts)
     most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
-    response_folds, response_prompts = folds, largest(response, part["step response"], most)
+    response_folds, response_prompts = folds, largest(lambda n: price.response(n, folds), part["step response"], most)
     if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
         response_folds = 1
-        response_prompts = largest(lambda n: response(n, of_folds=1), part["step response"], most)
-    line = largest(line_search, part.get("line search", Cost()), fold_prompts)
+        response_prompts = largest(lambda n: price.response(n, 1), part["step response"], most)
+    line = largest(price.line_search, part.get("line search", Cost()), fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
