@@ -1,0 +1,113 @@
+"""What `pick` takes on 8 to 512 GPUs, worked out on paper: hours, what bounds them, what breaks first.
+
+    python examples/benchmarks/scale.py                                   # seconds; examples/scale.md discusses it
+    python examples/benchmarks/scale.py --decode 3500 --busy 0.4 --latency 0.010   # your own unit costs of the 8B model
+
+Amounts of work come from the planner. What a unit costs was NOT measured here, where there is no GPU: the defaults are
+round numbers for an H100 that you should replace by your own. One full run is 400 steps of 64 prompts x 8 completions
+of 900 tokens after prompts of 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+
+from planner import stages, units_of
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from autolayer.config import Config
+from autolayer.costs import Cost
+from autolayer.plan import UnitCosts, select_items
+from autolayer.search.plan import plan
+from autolayer.search.records import Candidate, RaceConfig
+
+GPUS = (8, 64, 512)
+STEPS, PROMPTS, GROUP, COMPLETION = 400, 64, 8, 900
+PEAK = 989e12
+"""bf16 operations a second of an H100 SXM, by its data sheet."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the planner does not know."""
+
+    name: str
+    per_layer: float
+    """Parameters of one block that a token goes through."""
+    copy: int
+    """GPUs that one copy takes, with room for its cache."""
+    decode: float
+    """Tokens a second and GPU, in large batches. Assumed."""
+    latency: float
+    """Seconds a token in a small batch. Assumed."""
+
+
+def models(decode: float, latency: float) -> tuple[Model, ...]:
+    """Larger ones in proportion to the parameters that a token goes through, and to the depth."""
+    return (
+        Model("Qwen3-8B", 0.193e9, 1, decode, latency),
+        Model("Qwen3-32B", 0.487e9, 2, decode / 4, latency * 64 / 36),
+        Model("Qwen3-235B-A22B", 0.222e9, 8, decode / 2.7, latency * 94 / 36),
+    )
+
+
+def hours(model: Model, cost: Cost, gpus: int, busy: float, steps: float) -> float:
+    """Of work that all GPUs share, in steps that wait for each other: none ends before its longest completion."""
+    generation = cost.generated_tokens / (gpus * model.decode)
+    passes = cost.layer_tokens * 2 * model.per_layer / (gpus * PEAK * busy)
+    return (max(generation, steps * COMPLETION * model.latency) + passes) / 3600
+
+
+def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus: int, busy: float) -> tuple[float, str]:
+    """The ladder of rungs, each arm on one copy's GPUs: a rung takes as long as the worker with the most arms."""
+    depth = units.costs.num_layers
+    race = RaceConfig(
+        seed=0, num_layers=depth, total_steps=STEPS, budget=left, step_cost=lambda layers: units.step(layers) * PROMPTS,
+        eval_cost=units.generate_one * select_items(config),
+    )  # fmt: skip
+    layout = plan(
+        race, [Candidate(layers=(i,), predicted=0.5, predicted_sd=0.2, learning_rate=1e-5) for i in range(depth)]
+    )
+    workers, total, before = max(1, gpus // model.copy), 0.0, 0
+    for rung in layout.rungs:
+        step = units.step((depth // 2,)) * (PROMPTS * (rung.step - before))
+        arm = hours(model, step, min(gpus, model.copy), busy, rung.step - before)
+        total += arm * math.ceil(rung.num_layers / workers)
+        before = rung.step
+    shape = " ".join(f"{rung.num_layers}@{rung.step}" for rung in layout.rungs)
+    return total, shape
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--decode", type=float, default=4000.0, help="tokens a second and GPU of the 8B model")
+    parser.add_argument("--latency", type=float, default=0.012, help="seconds a token in a small batch, 8B")
+    parser.add_argument("--busy", type=float, default=0.35, help="share of the peak in forward and backward passes")
+    options = parser.parse_args()
+    table = Table(box=MARKDOWN)
+    for name in ("model", "GPUs", "full run, h", "calibrate", "probe, one copy", "probe, if shared", "search",
+                 "rungs, arms@step", "decode latency's part"):  # fmt: skip
+        table.add_column(name)
+    for model in models(options.decode, options.latency):
+        units = units_of(model.name)
+        config = Config(model=model.name, steps=STEPS, prompts_per_step=PROMPTS)
+        found, full = stages(config, units)
+        for gpus in GPUS:
+            run = hours(model, full, gpus, options.busy, STEPS)
+            bound = STEPS * COMPLETION * model.latency / 3600
+            search, shape = race_hours(model, units, config, found["search"], gpus, options.busy)
+            table.add_row(
+                model.name, str(gpus), f"{run:.1f}", f"{hours(model, found['calibrate'], gpus, options.busy, 1):.2f}",
+                f"{hours(model, found['probe'], model.copy, options.busy, 1):.1f}",
+                f"{hours(model, found['probe'], gpus, options.busy, 1):.2f}", f"{search:.1f}", shape,
+                f"{bound / run:.0%}",
+            )  # fmt: skip
+    Console(width=170).print(table)
+
+
+if __name__ == "__main__":
+    main()
