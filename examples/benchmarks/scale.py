@@ -14,13 +14,16 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from planner import stages, units_of
+import torch
+from planner import SHAPES, stages, units_of
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM
 
 from autolayer.config import Config
 from autolayer.costs import Cost
+from autolayer.layers import find_layers
 from autolayer.plan import UnitCosts, select_items
 from autolayer.search.plan import plan
 from autolayer.search.records import Candidate, RaceConfig
@@ -82,6 +85,13 @@ def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus:
     return total, shape
 
 
+def host_bytes(model: Model, config: Config) -> float:
+    """The gradients of the shared batch: every block's, in float32, one for each fold."""
+    with torch.device("meta"):
+        layers = find_layers(AutoModelForCausalLM.from_config(SHAPES[model.name]))
+    return 4.0 * config.probe.num_folds * sum(p.numel() for layer in layers for p in layer.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--decode", type=float, default=4000.0, help="tokens a second and GPU of the 8B model")
@@ -90,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     table = Table(box=MARKDOWN)
     for name in ("model", "GPUs", "full run, h", "calibrate", "probe, one copy", "probe, if shared", "search",
-                 "rungs, arms@step", "decode latency's part"):  # fmt: skip
+                 "rungs, arms@step", "decode latency's part", "host memory, GB"):  # fmt: skip
         table.add_column(name)
     for model in models(options.decode, options.latency):
         units = units_of(model.name)
@@ -104,7 +114,7 @@ def main() -> None:
                 model.name, str(gpus), f"{run:.1f}", f"{hours(model, found['calibrate'], gpus, options.busy, 1):.2f}",
                 f"{hours(model, found['probe'], model.copy, options.busy, 1):.1f}",
                 f"{hours(model, found['probe'], gpus, options.busy, 1):.2f}", f"{search:.1f}", shape,
-                f"{bound / run:.0%}",
+                f"{bound / run:.0%}", f"{host_bytes(model, config) / 1e9:.0f}",
             )  # fmt: skip
     Console(width=170).print(table)
 
