@@ -195,7 +195,7 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
 @debug_option
 def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
     """Show the result of a run again."""
-    from autolayer.report import write_html
+    from autolayer.page import write_html
     from autolayer.results import from_dict
 
     folder = runs.RunFolder(run_folder)

@@ -1,12 +1,10 @@
-"""A result for people: the terminal report, and report.html, one file that needs no network and no script.
+"""A result for people, in the terminal; page.py writes the same as a file.
 
-Both are made from result.json alone, so `autolayer report` can show an old run again. The page leaves out what the
-terminal report has and nobody looks up later: the files and the next command.
+Made from result.json alone, so `autolayer report` can show an old run again.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +67,10 @@ class Report:
 
         result = self.result
         yield Text(f"{result.model}, {result.task}, {result.algorithm}", style="dim")
-        shown, hidden = _rows(result, self.show_all)
+        shown, hidden = rows_of(result, self.show_all)
         if shown:
             yield _ranking_table(result, shown, options.max_width, "#" if options.ascii_only else "█")
-            yield Text(_legend(result), style="dim")
+            yield Text(legend(result), style="dim")
         if result.sets:
             yield ""
             yield _sets_table(result)
@@ -83,58 +81,19 @@ class Report:
         yield Text(verdict(result), style="bold")
         if result.stop_reason and result.status != "no_signal":
             yield Text(f"Why the search stopped: {result.stop_reason}")
-        yield from map(Text, _scores(result))
+        yield from map(Text, scores(result))
         if result.cost:
             yield ""
             yield _cost_table(result)
-        yield from map(Text, _share(result))
+        yield from map(Text, share(result))
         yield from (Text(f"Note: {note}", style="yellow") for note in result.notes)
         yield from map(Text, _next_steps(result, self.folder))
 
 
-def write_html(result: PickResult, path: str | Path) -> Path:
-    """Writes the one-file report.
-
-    Returns:
-        The path written.
-    """
-    rows, _ = _rows(result, show_all=True)
-    marks = _marks(result)
-    body = "".join(
-        f"<tr{' class=best' if row.layer in (result.best_layers or ()) else ''}><td>{row.layer}</td>"
-        f"<td class=words>{html.escape(', '.join(marks.get(row.layer, ())))}</td>"
-        f"<td>{_estimate(row.predicted, row.predicted_low, row.predicted_high)}</td>"
-        f"<td>{_estimate(row.measured, row.measured_low, row.measured_high)}</td>"
-        f"<td>{_dash(row.measured_steps)}</td><td>{_percent(row.probability_best)}</td></tr>\n"
-        for row in rows
-    )
-    cost = "".join(
-        f"<tr><td class=words>{html.escape(name)}</td><td>{_amount(c.generated_tokens)}</td>"
-        f"<td>{_amount(c.layer_tokens)}</td><td>{duration(c.seconds)}</td></tr>\n"
-        for name, c in result.cost.items()
-    )
-    lines = [result.stop_reason or "", *_scores(result), *_share(result)]
-    lines += [f"Note: {note}" for note in result.notes]
-    title = html.escape(f"{result.model}, {result.task}, {result.algorithm}")
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    page = _PAGE.format(
-        title=title,
-        verdict=html.escape(verdict(result)),
-        lines="".join(f"<p>{html.escape(line)}</p>\n" for line in lines if line),
-        figure=_figure(result, rows) if rows else "",
-        ranking=_RANKING.format(rows=body, legend=html.escape(_legend(result))) if rows else "",
-        cost=_COST.format(rows=cost) if cost else "",
-        footer=html.escape(f"seed {result.seed}, signature {result.signature}; {versions}"),
-    )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _rows(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
+def rows_of(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
     """The rows to show, baselines that are no candidates last, and the number of hidden ones."""
     ranking = list(result.ranking or ())
-    marks = _marks(result)
+    marks = marks_of(result)
     shown = [row for place, row in enumerate(ranking) if show_all or place < MAX_ROWS or row.layer in marks]
     present = {row.layer for row in shown}
     for baseline in (result.baselines or {}).values():
@@ -144,7 +103,7 @@ def _rows(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
     return shown, len({row.layer for row in ranking} - present)
 
 
-def _marks(result: PickResult) -> dict[int, list[str]]:
+def marks_of(result: PickResult) -> dict[int, list[str]]:
     """What is to be said about a layer: best, tied, and the baselines that would have taken it."""
     marks: dict[int, list[str]] = {}
     for layer in result.best_layers or ():
@@ -181,10 +140,10 @@ def _sets_table(result: PickResult) -> Table:
         best = tuple(row.layers) == tuple(result.best_layers or ())
         table.add_row(
             f"{'>' if best else ' '}{', '.join(map(str, row.layers))}",
-            _estimate(row.predicted, None, None),
-            _estimate(row.measured, row.measured_low, row.measured_high),
-            _dash(row.measured_steps),
-            _percent(row.probability_best),
+            estimate(row.predicted, None, None),
+            estimate(row.measured, row.measured_low, row.measured_high),
+            dash(row.measured_steps),
+            percent(row.probability_best),
             style="bold green" if best else None,
         )
     return table
@@ -201,7 +160,7 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
         table.add_column(name, justify="right" if name in ("steps", "P(best)") else "left", no_wrap=True)
     if bar:
         table.add_column("", no_wrap=True)
-    marks = _marks(result)
+    marks = marks_of(result)
     values = [row.predicted if row.measured is None else row.measured for row in rows]
     largest = max([value for value in values if value is not None and value > 0], default=1.0)
     for row, value in zip(rows, values, strict=True):
@@ -209,10 +168,10 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
         cells = [
             f"{'>' if best else ' '}{row.layer}",
             ", ".join(marks.get(row.layer, ())),
-            _estimate(row.predicted, row.predicted_low, row.predicted_high, intervals),
-            _estimate(row.measured, row.measured_low, row.measured_high, intervals),
-            *([_dash(row.measured_steps)] if steps else []),
-            _percent(row.probability_best),
+            estimate(row.predicted, row.predicted_low, row.predicted_high, intervals),
+            estimate(row.measured, row.measured_low, row.measured_high, intervals),
+            *([dash(row.measured_steps)] if steps else []),
+            percent(row.probability_best),
         ]
         if bar:
             cells.append(bar[: round(len(bar) * max(value or 0.0, 0.0) / largest)])
@@ -220,7 +179,7 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
     return table
 
 
-def _legend(result: PickResult) -> str:
+def legend(result: PickResult) -> str:
     reference = {
         "full": "1 = what training all parameters gains",
         "best": "1 = the best run of as many steps, taken as exact",
@@ -229,7 +188,7 @@ def _legend(result: PickResult) -> str:
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
 
 
-def _scores(result: PickResult) -> list[str]:
+def scores(result: PickResult) -> list[str]:
     lines = []
     if result.base_score is not None and result.trained_score is None:
         lines.append(f"Base model: {result.base_score:.3f}")
@@ -243,7 +202,7 @@ def _scores(result: PickResult) -> list[str]:
     return [*lines, *_suites(result)]
 
 
-def _share(result: PickResult) -> list[str]:
+def share(result: PickResult) -> list[str]:
     """What finding cost; `train`, which finds nothing, has only measured a learning rate."""
     share, found = result.cost_share_of_full_run, result.verdict is not None or result.trained_layers is None
     if not share:
@@ -276,7 +235,7 @@ def _cost_table(result: PickResult) -> Table:
     for name in ("tokens generated", "layer-tokens, all", "time"):
         table.add_column(name, justify="right")
     for name, cost in result.cost.items():
-        table.add_row(name, _amount(cost.generated_tokens), _amount(cost.layer_tokens), duration(cost.seconds))
+        table.add_row(name, amount(cost.generated_tokens), amount(cost.layer_tokens), duration(cost.seconds))
     return table
 
 
@@ -317,7 +276,7 @@ def _probability(result: PickResult) -> str:
     return f": it is the best with probability {known[0]:.2f}" if len(known) == 1 and known[0] is not None else ""
 
 
-def _estimate(value: float | None, low: float | None, high: float | None, interval: bool = True) -> str:
+def estimate(value: float | None, low: float | None, high: float | None, interval: bool = True) -> str:
     if value is None:
         return "-"
     return (
@@ -325,91 +284,19 @@ def _estimate(value: float | None, low: float | None, high: float | None, interv
     )
 
 
-def _dash(value: int | None) -> str:
+def dash(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     if value is None:
         return "-"
     return "<1%" if 0 < value < 0.005 else f"{value:.0%}"
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
     """1234567 as '1.2M'."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}"
-
-
-def _figure(result: PickResult, rows: Sequence[RankingRow]) -> str:
-    """Predicted (circles) and measured (squares) contribution by depth, with intervals."""
-    points = [(row.layer, "p", row.predicted, row.predicted_low, row.predicted_high) for row in rows]
-    points += [(row.layer, "m", row.measured, row.measured_low, row.measured_high) for row in rows]
-    known = [value for point in points for value in point[2:] if value is not None]
-    if not known:
-        return ""
-    bottom, top = min(0.0, *known), max(0.0, *known)
-    top += (top == bottom) * 1.0
-
-    def x(layer: float) -> float:
-        return 50 + 640 * (layer + 0.5) / result.num_layers
-
-    def y(value: float) -> float:
-        return 200 - 180 * (value - bottom) / (top - bottom)
-
-    every = max(1, result.num_layers // 12)
-    shapes = [f'<line class=axis x1=50 x2=690 y1="{y(0):.1f}" y2="{y(0):.1f}" />']
-    shapes += [
-        f'<text x="{x(layer):.1f}" y=222 text-anchor=middle>{layer}</text>'
-        for layer in range(0, result.num_layers, every)
-    ]
-    shapes += [f'<text x=42 y="{y(v) + 4:.1f}" text-anchor=end>{v:.2f}</text>' for v in sorted({bottom, 0.0, top})]
-    for layer, kind, value, low, high in points:
-        if value is None:
-            continue
-        place = x(layer) + (-3 if kind == "p" else 3)  # side by side, not on top of each other
-        if low is not None and high is not None:
-            shapes.append(
-                f'<line class={kind} x1="{place:.1f}" x2="{place:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}" />'
-            )
-        if kind == "p":
-            shapes.append(f'<circle class=p cx="{place:.1f}" cy="{y(value):.1f}" r=3.5 />')
-        else:
-            shapes.append(f'<rect class=m x="{place - 4:.1f}" y="{y(value) - 4:.1f}" width=8 height=8 />')
-    return _FIGURE.format(shapes="\n".join(shapes))
-
-
-_FIGURE = """<figure><svg viewBox="0 0 700 240" role=img aria-label="Contribution by layer">
-{shapes}
-<text x=370 y=238 text-anchor=middle>layer (0 = next to the embedding)</text></svg>
-<figcaption><span class=pk>●</span> predicted <span class=mk>■</span> measured; lines are intervals</figcaption>
-</figure>
-"""
-_RANKING = """<table><tr><th>layer<th class=words><th>predicted<th>measured<th>steps<th>P(best)</tr>
-{rows}</table><p class=dim>{legend}</p>
-"""
-_COST = """<table><tr><th class=words>cost<th>tokens generated<th>layer-tokens, generation included<th>time</tr>
-{rows}</table>
-"""
-_PAGE = """<!DOCTYPE html>
-<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>autolayer: {title}</title><style>
-:root {{ color-scheme: light dark; --p: light-dark(#0072b2, #56b4e9); --m: light-dark(#d55e00, #e69f00); }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.4rem; }} .dim, footer, figcaption {{ opacity: .7; font-size: .85rem; }} figure {{ margin: 1rem 0; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }}
-th, td {{ text-align: right; padding: .15rem .7rem .15rem 0; }} .words {{ text-align: left; }}
-.best {{ font-weight: bold; }}
-svg {{ width: 100%; }}
-svg text {{ font-size: 11px; fill: currentColor; }} .axis {{ stroke: currentColor; opacity: .4; }}
-line.p {{ stroke: var(--p); }} line.m {{ stroke: var(--m); }}
-circle.p {{ fill: var(--p); }} rect.m {{ fill: var(--m); }}
-.pk {{ color: var(--p); }} .mk {{ color: var(--m); }}
-</style></head><body>
-<p class=dim>autolayer: {title}</p>
-<h1>{verdict}</h1>
-{lines}{figure}{ranking}{cost}<footer>{footer}</footer>
-</body></html>
-"""

@@ -21,12 +21,12 @@ from autolayer.costs import Cost
 from autolayer.errors import AutolayerError, ConfigError, RunFolderError
 from autolayer.evaluation import Evaluation
 from autolayer.models import model_path
+from autolayer.page import write_html
 from autolayer.patch import LayerPatch
 from autolayer.plan import UnitCosts
 from autolayer.probes import PROBES, known
 from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.progress import Progress
-from autolayer.report import write_html
 from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
 from autolayer.search.records import Candidate, Outcome, RaceConfig

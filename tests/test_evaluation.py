@@ -22,7 +22,8 @@ from autolayer.errors import ConfigError, DataError
 from autolayer.evaluation import Evaluation, items, requests, scale, suite_scores
 from autolayer.fit import fit
 from autolayer.masks import mask_tail
-from autolayer.report import Report, write_html
+from autolayer.page import write_html
+from autolayer.report import Report
 from autolayer.results import from_dict
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.stats import item_weights, paired_interval

@@ -29,7 +29,7 @@ TIERS = (
     ("rollouts", "engine", "transformers_engine", "vllm_engine", "scoring", "trainer", "optimizer", "sample",
      "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
     ("workbench", "segment", "calibrate"),
-    ("probes", "search", "report", "export"),
+    ("probes", "search", "report", "page", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "room", "doctor", "pipeline", "measuring", "comparing"),
     ("cli", "cli_options", "__main__"),
 )  # fmt: skip

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from autolayer.page import write_html
 from autolayer.progress import Progress, Silent, duration
-from autolayer.report import Report, verdict, write_html
+from autolayer.report import Report, verdict
 from autolayer.results import Baseline, Gain, PickResult, RankingRow, StageCost
 
 
