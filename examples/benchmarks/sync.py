@@ -3,8 +3,8 @@
     make test-vllm && .venv-vllm/bin/python examples/benchmarks/sync.py      # vLLM's CPU build: 3 minutes
 
 A random model of 16 layers of width 512 in one process with vLLM; the middle layer has changed. Whole: all parameters
-by the same way, which is what TRL's `sync_weights` sends. Floor: the layer's bytes over all bytes. Median of some rounds;
-the check that both engines agree is timed apart.
+by the same way, which is what TRL's `sync_weights` sends. Floor: the layer's bytes over all bytes. Median of some
+rounds; the check that both engines agree is timed apart.
 """
 
 from __future__ import annotations
