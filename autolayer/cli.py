@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -22,7 +23,7 @@ from click.core import ParameterSource
 
 from autolayer import __version__, config, runs
 from autolayer.cli_options import ConfigOption, config_options
-from autolayer.errors import AutolayerError, ConfigError, RunFolderError, unknown
+from autolayer.errors import AutolayerError, ConfigError, RanksError, RunFolderError, unknown
 from autolayer.progress import Progress, only_stderr, speaks
 
 if TYPE_CHECKING:
@@ -275,8 +276,11 @@ def main(arguments: list[str] | None = None) -> None:
         code, sentence = _explain(error)
         if state["debug"] and code != 130:
             traceback.print_exc()
-        if speaks():
+        if speaks() or isinstance(error, RanksError):
             click.echo(f"autolayer: {sentence}", err=True)
+        if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            sys.stderr.flush()
+            os._exit(code)  # an ordinary end would wait for the other processes
     sys.exit(code if isinstance(code, int) else 0)
 
 

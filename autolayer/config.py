@@ -211,7 +211,7 @@ class Config:
         def positive(name: str, whole: bool = False) -> tuple[str, bool, str]:
             value = getattr(self, name)
             option = "--" + name.replace("_", "-")
-            valid = value is None or value > 0
+            valid = value is None or 0 < value < math.inf
             return name, valid, f"{option} {value} cannot work: give a {'whole ' if whole else ''}number above 0"
 
         return [
@@ -221,12 +221,13 @@ class Config:
             ("top_k", self.top_k >= 1, f"--top-k {self.top_k} cannot work: give a whole number above 0"),
             ("boost", None in (self.boost, self.adapter), "--boost trains all parameters, --adapter only adapters: "
              "give one"),
-            ("boost", self.boost is None or self.boost >= 1, f"--boost {self.boost} cannot work: give 1 or more"),
+            ("boost", self.boost is None or 1 <= self.boost < math.inf,
+             f"--boost {self.boost} cannot work: give 1 or more"),
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
             ("seed", 0 <= self.seed <= MAX_SEED, f"--seed {self.seed} cannot work: give a whole number from 0 to "
              f"{MAX_SEED}"),
-            ("beta", self.beta >= 0, f"--beta {self.beta} cannot work: give 0 or a number above"),
+            ("beta", 0 <= self.beta < math.inf, f"--beta {self.beta} cannot work: give 0 or a number above"),
             ("data", self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl"),
              f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, "
              "or a --task"),

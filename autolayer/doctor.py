@@ -77,7 +77,8 @@ def _packages() -> Iterator[Check]:
             continue
         fits = wanted is None or found.startswith(f"{wanted}.") or found == wanted
         says = found if fits else f"{found}; tested with {wanted}: `pip install -c constraints.txt` takes that"
-        yield Check(name=name, state="good" if fits else "note", says=says)
+        state = "good" if fits else "bad" if name == "trl" else "note"
+        yield Check(name=name, state=state, says=says)
 
 
 def _device(config: Config | None) -> Iterator[Check]:

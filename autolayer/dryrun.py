@@ -17,11 +17,11 @@ from autolayer.fit import fit
 from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
 from autolayer.models import empty_model, max_positions, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
-from autolayer.prepare import check_names, resolve
+from autolayer.prepare import check_names, early_checks, resolve
 from autolayer.rollouts import encode_prompts
 from autolayer.room import Room, make_room
 from autolayer.runs import CALIBRATION, RunFolder
-from autolayer.tasks import Task, load_task
+from autolayer.tasks import Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -111,8 +111,8 @@ def dry_run(config: Config) -> DryRun:
         AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
     """
     check_names(config)
+    task = early_checks(config, "pick")
     model, tokenizer = empty_model(config.model), read_tokenizer(config.model)
-    task = load_task(config, chat=tokenizer.chat_template is not None)
     task = fit(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
     asked = requests(task, "eval", config.num_eval or 0, config.seed)
@@ -123,8 +123,9 @@ def dry_run(config: Config) -> DryRun:
     some = encode_prompts(tokenizer, task.splits["probe"][:64], dict(task.chat_template_kwargs))
     found = RunFolder(config.out).read(CALIBRATION) if config.out else None
     tokens = expected_tokens(task, sum(map(len, some)) / len(some))
-    if found is not None and found["status"] == "ok":
-        tokens = {name: found[f"mean_{name}"] for name in tokens}
+    measured = {name: float(v) for name in tokens if isinstance(v := (found or {}).get(f"mean_{name}"), int | float)}
+    if calibrated := len(measured) == len(tokens):
+        tokens = measured
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(model)),
         group_size=config.group_size,
@@ -152,7 +153,7 @@ def dry_run(config: Config) -> DryRun:
         full_run=plan.full_run(config, units, trained),
         finding_budget=budget,
         stages=stages,
-        lengths="completions as long as allowed" if found is None else "completions as long as calibrated",
+        lengths="completions as long as " + ("calibrated" if calibrated else "allowed"),
         races=races,
         room=make_room(config, model, candidates, task.max_context or max(map(len, some)) + answer),
         host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},

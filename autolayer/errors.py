@@ -54,6 +54,10 @@ class TrainingError(AutolayerError, RuntimeError):
     """Training diverged."""
 
 
+class RanksError(AutolayerError, RuntimeError):
+    """One of several processes stopped in the middle of what they do together; all have to end."""
+
+
 class RunFolderError(AutolayerError, RuntimeError):
     """A run folder that is damaged or belongs to another configuration."""
 

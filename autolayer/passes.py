@@ -51,6 +51,15 @@ class Passes:
     def __init__(self, engine: Engine, longest: Callable[[], int], *, recompute: bool) -> None:
         self.engine, self.longest, self.tokens, self.recompute = engine, longest, TOKENS, recompute
 
+    @property
+    def sizes(self) -> tuple[int, bool, int]:
+        """All that `within_memory` makes smaller, for other processes to follow."""
+        return self.tokens, self.recompute, self.engine.max_sequences
+
+    @sizes.setter
+    def sizes(self, sizes: tuple[int, bool, int]) -> None:
+        self.tokens, self.recompute, self.engine.max_sequences = sizes
+
     def sequences(self, width: int) -> int:
         """Sequences of this many tokens in one pass."""
         return max(1, self.tokens // width)

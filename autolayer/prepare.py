@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_l
 from autolayer.patch import check_room
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
-from autolayer.ranks import joined
+from autolayer.ranks import check_device, joined
 from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
@@ -50,8 +51,10 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         AutolayerError: Something in the settings, the model, the data or the run folder cannot work. Nothing has
             been written then.
     """
-    started, ranks = time.monotonic(), joined()
+    started = time.monotonic()
     check_names(config)
+    check_device(config.device)
+    ranks = joined(on_cpu=config.device == "cpu")
     progress = progress if progress and ranks.leads else Silent()
     with progress.stage("load", None):
         task = early_checks(config, verb)
@@ -81,15 +84,18 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     check_share(config, ranks.num)
     engine = choose_engine(config.rollouts, loaded, ranks.num)
     bench = Workbench(
-        loaded, task, settings, folder, temperature=config.temperature, make_engine=engine, ranks=ranks
+        loaded, task, settings, folder, temperature=config.temperature, make_engine=engine, ranks=ranks,
+        shares_first=config.storage is None,
     )  # fmt: skip
     claimed: dict[str, Any] = {"signature": signature}
     with ExitStack() as held:
         if ranks.leads:
-            held.callback(ranks.order, "leave")
+            held.callback(ranks.leave)
             if config.storage is None:  # else workers share it
                 held.enter_context(folder.held())
             claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
+            if config.storage is not None:
+                check_storage(config.storage, claimed["signature"])
         else:
             bench.follow()
         yield Stages(
@@ -114,20 +120,26 @@ def check_share(config: Config, num_processes: int) -> None:
         )
 
 
-def choose_engine(name: str, loaded: models.LoadedModel, num_processes: int) -> Callable[..., Engine]:
-    """What makes the rollout engine of this name.
-
-    Raises:
-        ConfigError: It does not work here.
-    """
+def check_engine(name: str, num_processes: int) -> None:
+    """Refuses a rollout engine that cannot work here."""
     if name == "vllm" and num_processes > 1:
         raise ConfigError(f"--rollouts vllm cannot be used with {num_processes} processes: leave it out, or start one.")
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
+
+
+def engine_name(rollouts: str, device_type: str, num_processes: int) -> str:
+    """Which engine generates: what was asked for, or what is best here."""
     if num_processes > 1:
-        return TransformersEngine
-    if name == "auto":
-        installed = importlib.util.find_spec("vllm") is not None
-        name = "vllm" if installed and loaded.device.type == "cuda" else "transformers"
-    if name == "transformers":
+        return "transformers"
+    if rollouts == "auto":
+        return "vllm" if device_type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
+    return rollouts
+
+
+def choose_engine(rollouts: str, loaded: models.LoadedModel, num_processes: int) -> Callable[..., Engine]:
+    """What makes the rollout engine."""
+    if engine_name(rollouts, loaded.device.type, num_processes) == "transformers":
         return TransformersEngine
     return partial(VLLMEngine, path=models.model_path(loaded.name))
 
@@ -138,6 +150,7 @@ def early_checks(config: Config, verb: str) -> Task:
     Raises:
         AutolayerError: As `prepare`.
     """
+    check_engine(config.rollouts, int(os.environ.get("WORLD_SIZE", "1")))
     shape = models.empty_model(config.model)
     depth = len(find_layers(shape))
     candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")
@@ -160,6 +173,8 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
     searching = [name for name, default in (("top_k", 1), ("boost", None)) if getattr(config, name) != default]
     if verb == "measure" and config.adapter is not None:
         searching.append("adapter")
+    if verb != "pick" and config.storage is not None:
+        searching.append("storage")
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
@@ -185,14 +200,15 @@ def check_names(config: Config) -> None:
 
 def resolve(config: Config, task: Task) -> Config:
     """Fills what the user left open: the embedded model's preset first, then the task, then the defaults."""
+    if (config.num_eval or 0) > len(task.splits["eval"]):
+        rows = len(task.splits["eval"])
+        logger.warning("--num-eval %d: the eval split has %d items, all are taken.", config.num_eval, rows)
     embedded = models.EMBEDDED.get(config.model)
     preset = {**DEFAULTS, "num_eval": task.num_eval or NUM_EVAL, **(embedded.preset(config.task) if embedded else {})}
     preset["max_new_tokens"] = task.max_new_tokens
     open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_fields)
     rows = len(task.splits["eval"])
-    if (config.num_eval or 0) > rows:
-        logger.warning("--num-eval %d: the eval split has %d items, all are taken.", config.num_eval, rows)
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
 
 

@@ -11,6 +11,7 @@ one layer there is nothing to hide behind it: a hundredth of the model is sent.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from autolayer.errors import ConfigError, RanksError
 
 PATIENCE = timedelta(days=30)
 """Followers wait while the leader probes, judges or decides."""
@@ -31,6 +34,7 @@ class Ranks:
 
     def __init__(self, index: int = 0, num: int = 1) -> None:
         self.index, self.num = index, num
+        self.is_broken = False
         self.told: Exception | None = None
         """The last exception that all processes were told of."""
         # Orders and rollouts are Python objects: sent by way of the host, whatever moves gradients.
@@ -71,6 +75,26 @@ class Ranks:
                 raise each
         return everyone
 
+    def broken(self, error: BaseException) -> RanksError:
+        """The error of a process that has left alone: from now on nobody listens to orders."""
+        self.is_broken = True
+        if isinstance(error, RanksError):
+            return error
+        if isinstance(error, RuntimeError) and "onnection" in str(error):
+            return RanksError(f"process {self.index} of {self.num} has lost another one, which may have said why.")
+        what = type(error).__name__ + (f": {str(error).splitlines()[0]}" if str(error) else "")
+        cure = "the same command goes on"
+        if "OutOfMemory" in what:
+            cure = "give --recompute, a smaller --max-new-tokens, or higher --layers, and it goes on"
+        return RanksError(
+            f"process {self.index} of {self.num} stopped in the middle of a step ({what}), so all of them do: {cure}."
+        )
+
+    def leave(self) -> None:
+        """By the leader, at the end of a run: the followers may go. Nothing where they are not listening."""
+        if not self.is_broken:
+            self.order("leave")
+
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces each tensor by its mean over the processes."""
         if self.num > 1:
@@ -93,12 +117,25 @@ def attempt(work: Callable[[], T]) -> T | Exception:
         return error
 
 
+def check_device(device: str) -> None:
+    """Refuses a device that all processes would share."""
+    num = int(os.environ.get("WORLD_SIZE", "1"))
+    if num > 1 and ":" in device:
+        raise ConfigError(f"--device {device} is one device for {num} processes: leave it out, each takes its own.")
+
+
 @cache
-def joined() -> Ranks:
-    """The processes that a launcher started together with this one; makes their connection once."""
+def joined(on_cpu: bool = False) -> Ranks:
+    """The processes that a launcher started together with this one; makes their connection once.
+
+    Args:
+        on_cpu: Although there is a GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Ranks()
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=PATIENCE)
+    if state.process_index > 0:  # a warning is said once
+        logging.getLogger("autolayer").setLevel(logging.ERROR)
     return Ranks(state.process_index, state.num_processes)

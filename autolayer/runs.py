@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -123,19 +125,22 @@ class RunFolder:
         claimed = {"signature": signature, **resolved}
         if before is None:
             calibration = self.path / CALIBRATION
-            inside = list(self.path.iterdir()) if self.path.is_dir() else []
+            inside = self._inside()
+            if inside and (before := self.read(CONFIG)):
+                return self.claim(resolved, signature, accept_changes=accept_changes)  # another worker was faster
             if inside == [calibration]:
                 calibration.unlink()  # what `keep_only` left: there was nothing to lose
             elif inside:
                 raise RunFolderError(
                     f"--out {self.path} is not empty and is no run folder (it has no {CONFIG}): give a new folder."
                 )
-            self.write(CONFIG, claimed)
+            if not self._create(CONFIG, claimed):
+                return self.claim(resolved, signature, accept_changes=accept_changes)
             return claimed
         if "signature" not in before:
             raise self.damaged(CONFIG, "it has no signature")
         differing = _differences(before, resolved)
-        if before["signature"] == signature or (not differing and "changed" in before):
+        if not differing and (before["signature"] == signature or "changed" in before):
             return before
         files = [each.partition("_hash")[0] for each in differing]
         if not files or any("_hash: " not in each or each.startswith("base_hash") for each in differing):
@@ -152,6 +157,28 @@ class RunFolder:
         claimed = {**before, **resolved, "changed": sorted({*before.get("changed", ()), *files})}
         self.write(CONFIG, claimed)
         return claimed
+
+    def _inside(self) -> list[Path]:
+        """What the folder holds, without what another process is writing at this moment."""
+        if not self.path.is_dir():
+            return []
+        return [path for path in self.path.iterdir() if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name)]
+
+    def _create(self, name: str, value: dict[str, Any]) -> bool:
+        """Writes a file that is not there; False where another process was faster."""
+        text = json.dumps(value, indent=1, allow_nan=False)
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".{name}.{uuid.uuid4().hex}"
+        temporary.write_text(text + "\n")
+        try:
+            os.link(temporary, self.path / name)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            temporary.replace(self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
 
     def free_bytes(self) -> int:
         """Bytes free on the disk that holds (or will hold) the folder."""

@@ -35,7 +35,12 @@ class Segment:
 
 
 def train_segment(
-    bench: Workbench, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None]
+    bench: Workbench,
+    arm: Arm,
+    to_step: int,
+    prompts_per_step: int,
+    first: dict[str, Any] | None,
+    tell: Callable[[int, float], None],
 ) -> Segment:
     """Trains an arm on from its checkpoint, in every process at once; the leading one saves the next one and pays.
 
@@ -44,14 +49,13 @@ def train_segment(
         arm: What to train, from which step.
         to_step: Optimizer steps done when this returns.
         prompts_per_step: Of all processes together.
+        first: What `first_rollouts` has found.
         tell: Called with the number of steps done in this segment, and the mean reward of the last one.
     """
     started = time.perf_counter()
     num_steps = to_step - arm.step
     assert num_steps > 0, f"{arm} is not behind step {to_step}"
     rows = bench.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
-    place = f"{arm.seed}/{prompts_per_step}"
-    first = first_rollouts(bench).get(place) if arm.step == 0 else None
     seen: list[Rollouts] = []
     parameters = bench.parameters(arm.layers)
     with (
@@ -89,7 +93,7 @@ def train_segment(
                 optimizer=optimizer,
                 micro_batch=bench.passes.sequences(bench.longest),
                 swap_in_base=lambda: bench.swapped_to_base(arm.layers),
-                first_rollouts=first and Rollouts.from_dict(first["rollouts"]),
+                first_rollouts=Rollouts.from_dict(first["rollouts"]) if first else None,
                 on_rollouts=seen.append,
                 ranks=bench.ranks,
             )
@@ -113,9 +117,9 @@ def train_segment(
         if not bench.ranks.leads:  # files and bills are the leader's
             return Segment(arm=advanced, train_rewards_P=(), cost=alone)
         cost = alone
-        if arm.step == 0 and first is None:
-            sampled = {"payer": arm.key, "rollouts": asdict(seen[0])}
-            bench.folder.write(FIRST, {**first_rollouts(bench), place: sampled}, indent=None)
+        if arm.step == 0 and first is None and bench.shares_first:
+            known, sampled = bench.folder.read(FIRST) or {}, {"payer": arm.key, "rollouts": asdict(seen[0])}
+            bench.folder.write(FIRST, {**known, _place(arm, prompts_per_step): sampled}, indent=None)
         elif first is not None and first["payer"] != arm.key:
             cost -= bench.generation_cost(seen[0])
         bench.spent += cost
@@ -125,9 +129,16 @@ def train_segment(
     return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
 
 
-def first_rollouts(bench: Workbench) -> dict[str, Any]:
-    """Rollouts of step 0 by seed and prompts, and the arm that pays for them: the same for every arm.
+def first_rollouts(bench: Workbench, arm: Arm, prompts_per_step: int) -> dict[str, Any] | None:
+    """An arm's rollouts of step 0, where another one of its seed has sampled them, and the arm that pays for them.
 
-    On disk, since what an arm costs must not depend on where a run was interrupted.
+    On disk, since what an arm costs must not depend on where a run was interrupted. Several workers share none: what
+    they cost would depend on how many they are.
     """
-    return bench.folder.read(FIRST) or {}
+    if arm.step > 0 or not bench.shares_first:
+        return None
+    return (bench.folder.read(FIRST) or {}).get(_place(arm, prompts_per_step))
+
+
+def _place(arm: Arm, prompts_per_step: int) -> str:
+    return f"{arm.seed}/{prompts_per_step}"

@@ -344,7 +344,8 @@ class Stages:
     def finish(self, work: Callable[[], PickResult]) -> PickResult:
         """Has the final training done, and returns its result, whoever did it."""
         mine: list[PickResult] = []
-        self._once("train", lambda: mine.append(work()), lambda: self.finished() is not None)
+        # One that --hours has ended is over as well: the next call goes on.
+        self._once("train", lambda: mine.append(work()), lambda: bool(mine) or self.finished() is not None)
         result = mine[0] if mine else self.finished()
         assert result is not None
         return result

@@ -38,6 +38,8 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     complete: bool = False
     """The final training has done all its steps."""
+    ahead: Cost = field(default_factory=Cost)
+    """Part of the search's cost: what idle workers ran ahead and nobody asked for."""
 
     @property
     def spent(self) -> Cost:
@@ -82,7 +84,7 @@ class Summary:
         return probed
 
     def add_search(self, outcome: records.Outcome, cost: Cost) -> records.Outcome:
-        self.costs["search"] = cost
+        self.costs["search"], self.ahead = cost, outcome.ahead
         best_at = _best_gains(outcome)
         single = self.stages.config.top_k == 1
         rows: tuple[Any, ...]
@@ -172,11 +174,18 @@ class Summary:
         share = bench.costs.total(self.spent, rate) / full if full else None
         notes, budget = [*self.stages.file_notes(), *self.notes], stages.config.budget
         finds = "trained_layers" not in self.found or self._searched
-        if share is not None and share > budget and finds:
+        extra = bench.costs.total(self.ahead, rate) / full if full else 0.0
+        if extra:
+            notes.append(
+                f"idle workers ran second seeds ahead that the race did not ask for: {extra:.0%} of one full run, on "
+                "top of the budget"
+            )
+        if share is not None and share - extra > budget and finds:
             digits = 0 if f"{share:.0%}" != f"{budget:.0%}" else 2
             notes.append(
-                f"finding cost {share:.{digits}%} of one full run, more than the {budget:.{digits}%} asked for: "
-                f"{stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe for less"
+                f"finding cost {share - extra:.{digits}%} of one full run, more than the {budget:.{digits}%} asked "
+                f"for: {stages.config.steps} steps of {stages.config.prompts_per_step} prompts are too few to probe "
+                "for less"
             )
         if bench.effective:
             mean = sum(bench.effective) / len(bench.effective)

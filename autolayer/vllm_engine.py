@@ -20,6 +20,7 @@ from autolayer.engine import UNLIMITED, Completion, Engine
 from autolayer.errors import ConfigError, TrainingError
 from autolayer.layers import find_layers
 from autolayer.lora import plain_weights
+from autolayer.tasks.suites import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ TOLERANCE = {torch.float32: 1e-3}
 LOOSE = 0.25
 """Mean difference of log-probabilities (nats) at which the engines cannot have the same weights: in float32, and in
 the 16-bit formats, whose kernels differ by some hundredths."""
+MEMORY_SHARE = 0.5
+"""Of the device: for a second copy of the weights and the cache of many sequences."""
 CHECKED_TOKENS = 16
 """Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
 
@@ -44,7 +47,7 @@ class VLLMEngine(Engine):
 
     is_copy = True
 
-    def __init__(self, *args: Any, path: str, memory_share: float = 0.5, **options: Any) -> None:
+    def __init__(self, *args: Any, path: str, memory_share: float = MEMORY_SHARE, **options: Any) -> None:
         super().__init__(*args, **options)
         self.tensors_sent = self.bytes_sent = 0
         """All syncs together."""
@@ -61,7 +64,7 @@ class VLLMEngine(Engine):
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError(
-                f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or leave --rollouts out.'
+                f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or --rollouts transformers.'
             ) from None
         try:
             return vllm.LLM(
@@ -79,9 +82,7 @@ class VLLMEngine(Engine):
             )
         except Exception as error:  # whatever vLLM raises for a model or a device that it cannot use
             first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise ConfigError(
-                f"vLLM cannot run {path} ({first[0]}): leave --rollouts out, and completions come from transformers."
-            ) from error
+            raise ConfigError(f"vLLM cannot run {path} ({first[0]}): give --rollouts transformers.") from error
 
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
@@ -143,7 +144,9 @@ class VLLMEngine(Engine):
 
     def _check(self, prompt: list[int]) -> None:
         limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
-        (completion,) = self._ask([prompt], [0], [limit], set())
+        # As the policy samples, also where an evaluation cuts the tail off: what is left would sum to 1 there.
+        with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
+            (completion,) = self._ask([prompt], [0], [limit], set())
         assert completion.log_probs is not None
         training = self.model.training
         with torch.no_grad():
@@ -157,5 +160,5 @@ class VLLMEngine(Engine):
         if not gap <= TOLERANCE.get(self.model.dtype, LOOSE):
             raise TrainingError(
                 f"after a change of weights vLLM and the policy differ by {gap:.3g} nats a token: what would be "
-                "trained is not what was sampled. Leave --rollouts out, and completions come from transformers."
+                "trained is not what was sampled. Give --rollouts transformers."
             )

@@ -34,7 +34,7 @@ from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import RunFolder
 from autolayer.sample import sample
 from autolayer.scoring import ScoreBatch
-from autolayer.segment import Segment, train_segment
+from autolayer.segment import Segment, first_rollouts, train_segment
 from autolayer.tasks.base import Row, Task
 from autolayer.transformers_engine import TransformersEngine
 
@@ -65,8 +65,11 @@ class Workbench:
         temperature: float,
         make_engine: Callable[..., Engine] = TransformersEngine,
         ranks: Ranks | None = None,
+        shares_first: bool = True,
     ) -> None:
         self.ranks = ranks or Ranks()
+        self.shares_first = shares_first
+        """Whether arms of one seed share the first step's rollouts, and one of them pays."""
         self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
@@ -160,7 +163,7 @@ class Workbench:
         """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
         started = time.perf_counter()
         if self.ranks.leads:
-            self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing)
+            self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing, self.passes.sizes)
         own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
         rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
         parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, group_size)))
@@ -252,24 +255,29 @@ class Workbench:
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
 
         def together() -> Segment:
-            self.ranks.order("train", arm, to_step, prompts_per_step, self.passes.tokens, self.passes.recompute)
-            return self._segment(arm, to_step, prompts_per_step, tell)
+            first = first_rollouts(self, arm, prompts_per_step)
+            self.ranks.order("train", arm, to_step, prompts_per_step, first, self.passes.sizes)
+            return self._segment(arm, to_step, prompts_per_step, first, tell)
 
         return self.passes.within_memory(together)
 
     def _segment(
-        self, arm: Arm, to_step: int, prompts_per_step: int, tell: Callable[[int, float], None] = lambda *_: None
+        self,
+        arm: Arm,
+        to_step: int,
+        prompts_per_step: int,
+        first: dict[str, Any] | None,
+        tell: Callable[[int, float], None] = lambda *_: None,
     ) -> Segment:
         """`train`, with the micro-batches that fit now; in every process at once."""
         self._training = True
         try:
-            return train_segment(self, arm, to_step, prompts_per_step, tell)
-        except torch.OutOfMemoryError as error:
-            if self.ranks.num > 1:  # the others are in the middle of it and would wait for ever
-                raise TrainingError(
-                    f"process {self.ranks.index} of {self.ranks.num} ran out of memory: give --recompute, a smaller "
-                    "--max-new-tokens, or higher --layers; the same command then goes on."
-                ) from error
+            return train_segment(self, arm, to_step, prompts_per_step, first, tell)
+        except BaseException as error:
+            # What all were told of, or all find in their averaged gradients, all leave together. Whoever leaves alone
+            # has to take the others along, or they would wait for it.
+            if self.ranks.num > 1 and error is not self.ranks.told and not isinstance(error, TrainingError):
+                raise self.ranks.broken(error) from error
             raise
         finally:
             self._training = False
@@ -319,15 +327,15 @@ class Workbench:
             except Exception as error:
                 # What the leader gets as well, it handles: a reward that fails, training that diverges.
                 if error is not self.ranks.told and not isinstance(error, TrainingError):
-                    raise
+                    raise self.ranks.broken(error) from error
 
     def _obey(self, name: str, arguments: tuple[Any, ...]) -> None:
         if name == "sample":
-            *what, drawing = arguments
+            *what, drawing, self.passes.sizes = arguments
             with self.engine.decoding(drawing):
                 self.sample(*what)
         elif name == "train":
-            *what, self.passes.tokens, self.passes.recompute = arguments
+            *what, self.passes.sizes = arguments
             self._segment(*what)
         elif name == "receive":
             self.ranks.send([self.model.get_parameter(name).data for name in arguments[0]])

@@ -59,10 +59,26 @@ def opened(storage: str) -> Iterator[None]:
         ) from error
 
 
-def check_storage(storage: str) -> None:
-    """Opens a storage and does nothing with it, so that a wrong address is found before the work begins."""
+def check_storage(storage: str, signature: str | None = None) -> None:
+    """Opens a storage and does nothing with it, so that a wrong one is found before the work begins.
+
+    Raises:
+        RunFolderError: It cannot be opened, or holds a race of another configuration.
+    """
     with quiet(), opened(storage):
-        _backend(storage)
+        backend = _backend(storage)
+        if signature is None or NAME not in optuna.get_all_study_names(backend):
+            return
+        found = optuna.load_study(study_name=NAME, storage=backend).user_attrs.get("inputs")
+        if found is not None and found["identity"]["signature"] != signature:
+            raise _other_race(storage, ["signature"])
+
+
+def _other_race(storage: str, names: Sequence[str]) -> RunFolderError:
+    return RunFolderError(
+        f"the study '{NAME}' in {storage} holds a race with another {', '.join(names)}: give another --storage or "
+        "--out, or the settings it was started with."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +108,7 @@ class Journal:
         found, wanted = study.user_attrs["inputs"], _inputs(config, candidates, base_I)
         if found["identity"] != json.loads(json.dumps(wanted["identity"])):
             names = [name for name, value in found["identity"].items() if value != wanted["identity"][name]]
-            raise RunFolderError(
-                f"the study '{NAME}' in {storage} holds a race with another {', '.join(names)}: give another --storage "
-                "or --out, or the settings it was started with."
-            )
+            raise _other_race(storage, names)
         journal = cls(
             study=study,
             config=_adopt(config, found),

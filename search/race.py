@@ -97,7 +97,10 @@ class Racing:
         view = look(ledger, self._base_I)
         able = [index for index in view.ranked if _best_slot(ledger, view, index)]
         runs = _fresh_seeds(ledger, view, able[:NUM_FINALISTS], layout.rungs[-1].step)
-        return tuple(runs) if ledger.affords([*(self._batch or ()), *runs]) else ()
+        batch = self._batch or ()
+        others = (answers[run] for run in self.unasked(answers) if run not in batch and run not in runs)
+        already = sum((answer.cost for answer in others if isinstance(answer, RungResult)), Cost())
+        return tuple(runs) if ledger.affords([*batch, *runs], reserve=already) else ()
 
     def unasked(self, answers: Mapping[Run, Answer]) -> list[Run]:
         """Runs that somebody made ahead and the race never asked for."""

@@ -128,6 +128,8 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(refused: Any, qwen:
         (("--seed", "4294967296"), ("--seed 4294967296 cannot work",)),
         (("--task", "math:arith"), ("--task math:arith would be ignored beside --data and --reward",)),
         (("--data", "."), ("--data . is a folder", "a --reward goes with a .jsonl file")),
+        (("--budget", "inf"), ("--budget inf cannot work",)),
+        (("--rollouts", "vllm"), ("--rollouts vllm needs vLLM", "--rollouts transformers")),
         (("--device", "mps:7"), ("--device mps:7 cannot be used", "give auto or cpu")),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_missing_package_is_bad_and_an_untested_one_a_note(monkeypatch: pytest
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = doctor.diagnose(None)
-    assert states(found)["peft"] == "bad" and states(found)["trl"] == "note" and not found.is_well
+    assert states(found)["peft"] == "bad" and states(found)["trl"] == "bad" and not found.is_well
     assert any("constraints.txt" in check.says for check in found.checks if check.name == "trl")
     assert run() == 2
 

@@ -24,11 +24,13 @@ TINY = ("--model", "tiny", "--task", "math:arith", "--device", "cpu", "--num-eva
 SHORT = (*TINY, "--steps", "12", "--prompts-per-step", "6", "--group-size", "4")
 
 
-def launch(num: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def launch(
+    num: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "autolayer")
+) -> subprocess.CompletedProcess[str]:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num)) if num > 1 else ()
     # A process group of its own: what a dead launcher leaves behind goes with it.
     running = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "autolayer", *arguments], cwd=cwd, stdout=subprocess.PIPE,
+        [sys.executable, *launcher, *program, *arguments], cwd=cwd, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
@@ -108,6 +110,36 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
     done = launch(2, *command, cwd=tmp_path)
     assert done.returncode != 0 and done.stderr.count("autolayer: error: ") == 1
     assert "AssertionError: broken here" in done.stderr and not (tmp_path / "run").exists()
+
+
+BREAKING = """
+import os, sys, torch
+from autolayer import cli, segment
+step, kind, who = segment.LayerGRPOTrainer.training_step, sys.argv.pop(1), sys.argv.pop(1)
+
+def breaking(self, *arguments, **options):
+    if os.environ["RANK"] == who and self.arm.step + self.state.global_step == 1:
+        raise {"memory": torch.OutOfMemoryError("CUDA out of memory. Tried"), "key": KeyError("lost")}[kind]
+    return step(self, *arguments, **options)
+
+segment.LayerGRPOTrainer.training_step = breaking
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
+def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
+    kind: str, who: str, tmp_path: Path
+) -> None:
+    """One sentence, and soon: nobody waits for what never comes. The same command then goes on."""
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    command = ("train", *SHORT, "--layers", "2", "--learning-rate", "1e-3", "--out", "run")
+    done = launch(2, *command, cwd=tmp_path, program=("breaking.py", kind, who))
+    assert done.returncode != 0 and done.stderr.count("stopped in the middle of a step") == 1, done.stderr[-2000:]
+    assert f"autolayer: error: process {who} of 2 stopped in the middle of a step" in done.stderr
+    assert ("give --recompute" in done.stderr) == (kind == "memory")
+    again = launch(2, *command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
