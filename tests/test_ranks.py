@@ -127,6 +127,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.skipif("AUTOLAYER_SERVICES" not in os.environ, reason="half a minute more: make test-services")
 @pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
 def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
     kind: str, who: str, tmp_path: Path
