@@ -21,7 +21,8 @@ FOLDERS = {
 }  # fmt: skip
 
 TIERS = (
-    ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions", "files",
+    ("errors", "config", "results", "runs", "costs", "arms", "progress", "stats", "plan", "contribution", "positions",
+     "files",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora"),
     ("rollouts", "engine", "scoring", "trainer", "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit"),
