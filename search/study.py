@@ -150,9 +150,12 @@ class _Worker:
         sign(trial)
         run = run_of(trial)
         arm = Arm(layers=run.slot.layers, learning_rate=trial.params["learning_rate"], seed=run.slot.seed)
-        before = self._ledger(record.answers(record.trials())).latest(run.slot)
+        # From where the race wants it to go on: a worker ahead may have taken it further.
+        for other, answer in record.answers(record.trials()).items():
+            if isinstance(answer, RungResult) and (other.slot, other.to_step) == (run.slot, run.from_step):
+                arm = answer.arm
         try:
-            result = self.run(before.arm if before else arm, run.to_step)
+            result = self.run(arm, run.to_step)
             check(run, result, record.base_I)
         except TrainingError as error:  # anything else is not the arm's fault: it ends the process, and the run waits
             reason = f"{type(error).__name__}: {error}"
