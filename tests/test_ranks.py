@@ -23,6 +23,8 @@ from autolayer.rollouts import Rollouts
 TINY = ("--model", "tiny", "--task", "math:arith", "--device", "cpu", "--num-eval", "101")
 SHORT = (*TINY, "--steps", "12", "--prompts-per-step", "6", "--group-size", "4")
 
+minutes = pytest.mark.skipif("AUTOLAYER_SERVICES" not in os.environ, reason="takes minutes: make test-services")
+
 
 def launch(
     num: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "autolayer")
@@ -64,8 +66,8 @@ def same_movement(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tens
     assert 0 < apart**0.5 < 1e-3 * moved**0.5 or apart == 0 < moved
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num", [2, 3] if "AUTOLAYER_SERVICES" in os.environ else [3])
+@minutes
+@pytest.mark.parametrize("num", [2, 3])
 def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation; a step's groups lie across processes where there are 3."""
     for count, out in ((1, "one"), (num, "many")):
@@ -83,8 +85,7 @@ def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> Non
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("many", "one")))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("AUTOLAYER_SERVICES" not in os.environ, reason="a minute more: make test-services")
+@minutes
 def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(tmp_path: Path) -> None:
     kinds = {"full": ("--layers", "full"), "lora": ("--layers", "2", "--adapter", "lora")}
     for name, kind in kinds.items():
@@ -127,7 +128,7 @@ cli.main(sys.argv[1:])
 """
 
 
-@pytest.mark.skipif("AUTOLAYER_SERVICES" not in os.environ, reason="half a minute more: make test-services")
+@minutes
 @pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
 def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
     kind: str, who: str, tmp_path: Path
