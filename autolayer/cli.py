@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from autolayer.results import PickResult
 
 HELP = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
-NO_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # the machine's doing, not ours
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL)  # the machine's doing, not ours
 
 
 class Commands(click.Group):
@@ -207,8 +208,11 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
     if html is not None:
         if html.is_dir() or any(folder.is_file() for folder in html.parents):
             raise ConfigError(f"--html {html} cannot be written: give the path of a file, such as report.html.")
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_html(result, html)
+        try:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            write_html(result, html)
+        except OSError as error:
+            raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give another path.") from None
         click.echo(f"wrote {html}", err=True)
     _show(result, run_folder, as_json, show_all)
 
@@ -291,7 +295,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, AutolayerError | click.ClickException):
         return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
     if isinstance(error, OSError) and error.errno in NO_DISK:
-        return 2, f"error: {error.filename or 'a file'}: {error.strerror}. Make room, or give another --out."
+        cure = "Make room, or give another --out" if error.errno in FULL else "Give an --out that you may write to"
+        return 2, f"error: {error.filename or 'a file'}: {error.strerror}. {cure}."
     if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
         return 2, "error: the device ran out of memory: give a smaller --prompts-per-step or --max-new-tokens."
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

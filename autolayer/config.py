@@ -200,7 +200,7 @@ class Config:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
         if self.rollouts not in ROLLOUTS:
-            raise unknown("engine for --rollouts", self.rollouts, ROLLOUTS)
+            raise unknown("rollout engine", self.rollouts, ROLLOUTS)
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
         problems = [text for field_name, valid, text in self._checks() if not valid and field_name]
@@ -212,7 +212,7 @@ class Config:
             value = getattr(self, name)
             option = "--" + name.replace("_", "-")
             valid = value is None or 0 < value < math.inf
-            return name, valid, f"{option} {value} cannot work: give a {'whole ' if whole else ''}number above 0"
+            return name, valid, f"{option} {value} cannot work: give a {'whole' if whole else 'finite'} number above 0"
 
         return [
             *(positive(name, whole=True) for name in ("steps", "prompts_per_step", "max_new_tokens")),
@@ -266,7 +266,9 @@ def read_toml(path: str) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"--config {path} does not exist: give the path of a TOML file.") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not valid TOML ({error}): mend that line.") from None
 
 

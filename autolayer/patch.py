@@ -136,7 +136,7 @@ def load_patch(path: str | Path) -> LayerPatch:
             )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise PatchError(
-            f"patch {path} is damaged ({error}): copy it again, or repeat the run's last stage."
+            f"patch {path} is damaged ({error}): copy it again, or delete it and repeat the command of its run."
         ) from error
 
 

@@ -34,6 +34,8 @@ def verdict(result: PickResult) -> str:
     are = "is" if len(result.best_layers or ()) < 2 else "are"
     if result.status == "no_signal":
         return f"No training signal: {result.stop_reason or 'the rewards of the base model do not vary.'}"
+    if result.verdict == "clear" and "only candidate" in (result.stop_reason or ""):
+        return f"{best} {are} taken: there is no other candidate."
     if result.verdict == "clear":
         return f"{best} {are} the clear winner{_probability(result)}."
     if result.verdict == "tied" and len(result.tied_layers or ()) < 2:
@@ -87,7 +89,8 @@ class Report:
             yield _cost_table(result)
         yield from map(Text, share(result))
         yield from (Text(f"Note: {note}", style="yellow") for note in result.notes)
-        yield from map(Text, _next_steps(result, self.folder))
+        # Not wrapped: what is printed here is copied.
+        yield from (Text(line, no_wrap=True, overflow="ignore") for line in _next_steps(result, self.folder))
 
 
 def rows_of(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:

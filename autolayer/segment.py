@@ -97,8 +97,12 @@ def train_segment(
                 on_rollouts=seen.append,
                 ranks=bench.ranks,
             )
-            trainer.add_callback(EachStep(lambda: bench.changed(parameters)))
-            trainer.add_callback(EachStep(lambda: tell(len(seen), statistics.fmean(seen[-1].rewards))))
+
+            def after_step() -> None:
+                bench.changed(parameters)
+                tell(len(seen), statistics.fmean(seen[-1].rewards))
+
+            trainer.add_callback(EachStep(after_step))
             trainer.train()
             # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
             freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds

@@ -360,7 +360,9 @@ class Stages:
         found = self.folder.read(runs.RESULT)
         result = None if found is None else results.from_dict(found)
         if self.bench.ranks.leads:
-            return result if result is not None and result.status == "ok" else None
+            # Without what was trained it is not whole: that is made again from the arm's checkpoint.
+            whole = any((self.folder / name).exists() for name in (runs.PATCH, runs.ADAPTER))
+            return result if result is not None and result.status == "ok" and whole else None
         return result or self.led_nowhere()
 
     def led_nowhere(self) -> NoReturn:

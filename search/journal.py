@@ -52,7 +52,7 @@ def opened(storage: str) -> Iterator[None]:
     except (SQLAlchemyError, StorageInternalError, ImportError) as error:
         where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
         cure = "give a --storage that Optuna can open, or leave it out"
-        if storage.startswith("sqlite"):
+        if storage.startswith("sqlite") and where.endswith("/study.db"):  # a run's own
             cure = "delete that file to redo the search, or choose another --out"
         raise RunFolderError(
             f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."

@@ -68,7 +68,8 @@ def conclude(
     if verdict == "clear":
         probability = view.probability_best_C[best]
         text = f"{name} is best with probability {probability:.3f} (asked for: {config.confidence:g})"
-        text = text if len(view.candidates) > 1 else f"{name} is the only candidate"
+        if len(view.candidates) == 1:
+            text = f"{name} {'is' if len(view.candidates[best].layers) == 1 else 'are'} the only candidate"
     elif verdict == "tied":
         text = (
             f"choosing {name} is expected to lose {regret:.3f} of the full gain, no more than the {config.regret:g} "

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from tiny_models import build, build_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
@@ -153,6 +154,31 @@ def test_a_table_of_settings_is_checked(refused: Refused, qwen: str, tmp_path: P
         refused("pick", "--model", qwen, *OWN, "--config", "run.toml", parts=(part,))
 
 
+def test_a_config_that_is_no_text_file_is_refused(refused: Refused, tmp_path: Path) -> None:
+    refused("pick", "--config", str(tmp_path), parts=("cannot be read (Is a directory)", "the path of a TOML file"))
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    refused("pick", "--config", "bytes.toml", parts=("is not valid TOML",))
+
+
+def test_somebody_elses_file_is_not_to_be_deleted(refused: Refused, qwen: str) -> None:
+    command = ("pick", "--model", qwen, *OWN, "--storage", "sqlite:///sums.jsonl")
+    sentence = refused(*command, parts=("the study in sums.jsonl cannot be used", "give a --storage"))
+    assert "delete" not in sentence
+
+
+def test_a_finished_run_that_has_lost_its_layer_makes_it_again(
+    finished_run: Path, refused: Refused, qwen: str, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run / "run", tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in load_file(tmp_path / "run" / PATCH).items()}
+    (tmp_path / "run" / PATCH).write_bytes(b"damaged")
+    refused("merge", "run", "--out", "merged", parts=("damaged", "delete it and repeat the command of its run"))
+    (tmp_path / "run" / PATCH).unlink()
+    works("pick", "--model", qwen, *OWN, *PICK)
+    after = load_file(tmp_path / "run" / PATCH)
+    assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
+
+
 def test_training_everything_needs_a_rate(refused: Refused, qwen: str) -> None:
     refused("train", "--model", qwen, *OWN, "--layers", "full", parts=("--layers full has no learning rate",))
 
@@ -169,6 +195,7 @@ def test_a_page_goes_where_there_is_no_folder_yet(refused: Refused, finished_run
     assert (tmp_path / "new" / "folder" / "page.html").is_file()
     for taken in ("new", "sums.jsonl/page.html"):
         refused("report", run, "--html", taken, parts=(f"--html {taken} cannot be written", "path of a file"))
+    refused("report", run, "--html", "/proc/new/page.html", parts=("--html /proc/new/page.html cannot be written",))
 
 
 def test_a_process_of_its_own_leaves_with_code_2(refused: Refused, tmp_path: Path) -> None:
