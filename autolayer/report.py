@@ -89,8 +89,9 @@ class Report:
             yield _cost_table(result)
         yield from map(Text, share(result))
         yield from (Text(f"Note: {note}", style="yellow") for note in result.notes)
-        # Not wrapped: what is printed here is copied.
-        yield from (Text(line, no_wrap=True, overflow="ignore") for line in _next_steps(result, self.folder))
+        for line in _next_steps(result, self.folder):
+            is_command = line.startswith("Next: autolayer")  # to be copied: not broken over two lines
+            yield Text(line, no_wrap=is_command, overflow="ignore" if is_command else None)
 
 
 def rows_of(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
