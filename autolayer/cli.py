@@ -24,7 +24,7 @@ from click.core import ParameterSource
 from autolayer import __version__, config, runs
 from autolayer.cli_options import ConfigOption, config_options
 from autolayer.errors import AutolayerError, ConfigError, RanksError, RunFolderError, unknown
-from autolayer.progress import Progress, only_stderr, speaks
+from autolayer.progress import Progress, num_processes, only_stderr, speaks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         if speaks() or isinstance(error, RanksError):
             click.echo(f"autolayer: {sentence}", err=True)
-        if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if code and num_processes() > 1:
             sys.stderr.flush()
             os._exit(code)  # an ordinary end would wait for the other processes
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,12 +20,12 @@ from autolayer import models, tasks
 from autolayer.arms import Layers
 from autolayer.config import Config
 from autolayer.engine import Engine
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, RunFolderError
 from autolayer.fit import fit
 from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
-from autolayer.progress import Progress, Silent
+from autolayer.progress import Progress, Silent, num_processes
 from autolayer.ranks import check_device, joined
 from autolayer.runs import PATCH, open_run
 from autolayer.search.journal import check_storage
@@ -95,7 +94,11 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
                 held.enter_context(folder.held())
             claimed = folder.claim(resolved, signature, accept_changes=config.accept_changes)
             if config.storage is not None:
-                check_storage(config.storage, claimed["signature"])
+                try:
+                    check_storage(config.storage, claimed["signature"])
+                except RunFolderError:
+                    folder.give_up()
+                    raise
         else:
             bench.follow()
         yield Stages(
@@ -150,7 +153,7 @@ def early_checks(config: Config, verb: str) -> Task:
     Raises:
         AutolayerError: As `prepare`.
     """
-    check_engine(config.rollouts, int(os.environ.get("WORLD_SIZE", "1")))
+    check_engine(config.rollouts, num_processes())
     shape = models.empty_model(config.model)
     depth = len(find_layers(shape))
     candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")

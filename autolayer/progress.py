@@ -29,9 +29,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def num_processes() -> int:
+    """How many processes a launcher started together with this one, itself included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def speaks() -> bool:
-    """False in all but the first of the processes that a launcher started together: a message is said once."""
-    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+    """False in all but the first of these processes: a message is said once."""
+    return num_processes() < 2 or os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ one layer there is nothing to hide behind it: a hundredth of the model is sent.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from autolayer.errors import ConfigError, RanksError
+from autolayer.progress import num_processes
 
 PATIENCE = timedelta(days=30)
 """Followers wait while the leader probes, judges or decides."""
@@ -119,9 +119,10 @@ def attempt(work: Callable[[], T]) -> T | Exception:
 
 def check_device(device: str) -> None:
     """Refuses a device that all processes would share."""
-    num = int(os.environ.get("WORLD_SIZE", "1"))
-    if num > 1 and ":" in device:
-        raise ConfigError(f"--device {device} is one device for {num} processes: leave it out, each takes its own.")
+    if num_processes() > 1 and ":" in device:
+        raise ConfigError(
+            f"--device {device} is one device for {num_processes()} processes: leave it out, each takes its own."
+        )
 
 
 @cache
@@ -131,7 +132,7 @@ def joined(on_cpu: bool = False) -> Ranks:
     Args:
         on_cpu: Although there is a GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if num_processes() < 2:
         return Ranks()
     from accelerate import PartialState
 

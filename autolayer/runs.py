@@ -67,11 +67,15 @@ class RunFolder:
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
         """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
+        self._beside(name, value, indent).replace(self.path / name)
+
+    def _beside(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
+        """Writes to a temporary name, for what moves it into place."""
         text = json.dumps(value, indent=indent, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{uuid.uuid4().hex}"
         temporary.write_text(text + "\n")
-        temporary.replace(self.path / name)
+        return temporary
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -166,10 +170,7 @@ class RunFolder:
 
     def _create(self, name: str, value: dict[str, Any]) -> bool:
         """Writes a file that is not there; False where another process was faster."""
-        text = json.dumps(value, indent=1, allow_nan=False)
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_text(text + "\n")
+        temporary = self._beside(name, value, 1)
         try:
             os.link(temporary, self.path / name)
         except FileExistsError:
