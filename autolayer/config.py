@@ -21,7 +21,7 @@ from autolayer.errors import ConfigError, unknown
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 ROLLOUTS = ("auto", "transformers", "vllm")
 
-NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "allow_unsandboxed", "accept_changes")
+NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "vllm", "allow_unsandboxed", "accept_changes")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 MAX_SEED = 2**32 - 1
 """NumPy's largest."""
@@ -95,6 +95,19 @@ class GiGPOConfig:
             gamma=(0 <= self.gamma <= 1, "a number from 0 to 1"),
             similarity=(self.similarity is None or 0 < self.similarity <= 1, "a number above 0 and up to 1"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLLMConfig:
+    """What vLLM may take of the device that it shares with the training."""
+
+    memory_share: float = 0.5
+    """Of the device's memory, for a second copy of the weights and the cache of many sequences."""
+    sleep: bool = False
+    """Whether it gives all of that back while the policy trains (CUDA only; the weights wait in host memory)."""
+
+    def __post_init__(self) -> None:
+        _check_table("vllm", self, memory_share=(0 < self.memory_share <= 1, "a number above 0 and up to 1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +197,8 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     rollouts: str = "auto"
-    """What generates completions: transformers, vllm, or auto (vllm where it is installed with a GPU)."""
+    """What generates completions: transformers, vllm, auto (vllm where it is installed with a GPU), or the URL of a
+    vLLM server; of several, with commas between them."""
     recompute: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
@@ -195,11 +209,12 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
-        if self.rollouts not in ROLLOUTS:
+        if self.rollouts not in ROLLOUTS and not self.rollouts.startswith(("http://", "https://")):
             raise unknown("rollout engine", self.rollouts, ROLLOUTS)
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
@@ -248,10 +263,17 @@ class Config:
     def signed(self) -> dict[str, Any]:
         """The settings that decide what a run does, as plain values."""
         left_out = NOT_SIGNED if self.algorithm == "gigpo" else (*NOT_SIGNED, "gigpo")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        rollouts = {"rollouts": "vllm"} if self.rollouts not in ROLLOUTS else {}  # wherever the server is
+        return {name: v for name, v in (dataclasses.asdict(self) | rollouts).items() if name not in left_out}
 
 
-TABLES = {"probe": ProbeConfig, "search": SearchConfig, "measure": MeasureConfig, "gigpo": GiGPOConfig}
+TABLES = {
+    "probe": ProbeConfig,
+    "search": SearchConfig,
+    "measure": MeasureConfig,
+    "gigpo": GiGPOConfig,
+    "vllm": VLLMConfig,
+}
 """Fields of `Config` that are tables in a --config file."""
 
 

@@ -56,6 +56,9 @@ class Engine(ABC):
     is_copy = False
     """Whether it has weights and numerics of its own: training then has to correct for the difference."""
 
+    is_shared = False
+    """Whether several processes at one run sample from the same copy, which the leader keeps up to date."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -134,6 +137,13 @@ class Engine(ABC):
 
     def changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
         """Is told which of the policy's parameters have other values now. An engine with a copy has to follow."""
+
+    def follow(self) -> bool:
+        """Brings a copy of the weights up to date; whether there was anything to do."""
+        return False
+
+    def rest(self) -> None:  # noqa: B027
+        """Is told that passes of the policy come next: the memory that only sampling needs may be given back."""
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

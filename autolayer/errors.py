@@ -54,6 +54,10 @@ class TrainingError(AutolayerError, RuntimeError):
     """Training diverged."""
 
 
+class EngineError(AutolayerError, RuntimeError):
+    """The rollout engine failed, or has other weights than the policy."""
+
+
 class RanksError(AutolayerError, RuntimeError):
     """One of several processes stopped in the middle of what they do together; all have to end."""
 

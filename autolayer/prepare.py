@@ -25,14 +25,15 @@ from autolayer.fit import fit
 from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
 from autolayer.probes import known
-from autolayer.progress import Progress, Silent, num_processes
-from autolayer.ranks import check_device, joined
-from autolayer.runs import PATCH, open_run
+from autolayer.progress import Progress, Silent
+from autolayer.ranks import Ranks, check_device, joined
+from autolayer.runs import PATCH, RunFolder, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
 from autolayer.transformers_engine import TransformersEngine
 from autolayer.vllm_engine import VLLMEngine
+from autolayer.vllm_server import VLLMServer, is_server
 from autolayer.workbench import TrainSettings, Workbench
 
 logger = logging.getLogger(__name__)
@@ -81,11 +82,17 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         recompute=config.recompute,
     )
     check_share(config, ranks.num)
-    engine = choose_engine(config.rollouts, loaded, ranks.num)
+    engine = choose_engine(config, loaded, folder, ranks)
     bench = Workbench(
         loaded, task, settings, folder, temperature=config.temperature, make_engine=engine, ranks=ranks,
         shares_first=config.storage is None,
     )  # fmt: skip
+    if bench.longest > bench.engine.context:
+        raise ConfigError(
+            f"the longest prompt and its completion are {bench.longest} tokens, and the rollout engine holds "
+            f"{bench.engine.context}: start vLLM with a larger --max-model-len, or give a smaller --max-new-tokens or "
+            "--max-prompt-tokens."
+        )
     claimed: dict[str, Any] = {"signature": signature}
     with ExitStack() as held:
         if ranks.leads:
@@ -123,28 +130,29 @@ def check_share(config: Config, num_processes: int) -> None:
         )
 
 
-def check_engine(name: str, num_processes: int) -> None:
+def check_engine(name: str) -> None:
     """Refuses a rollout engine that cannot work here."""
-    if name == "vllm" and num_processes > 1:
-        raise ConfigError(f"--rollouts vllm cannot be used with {num_processes} processes: leave it out, or start one.")
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
 
 
-def engine_name(rollouts: str, device_type: str, num_processes: int) -> str:
+def engine_name(rollouts: str, device_type: str) -> str:
     """Which engine generates: what was asked for, or what is best here."""
-    if num_processes > 1:
-        return "transformers"
+    if is_server(rollouts):
+        return "server"
     if rollouts == "auto":
         return "vllm" if device_type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
     return rollouts
 
 
-def choose_engine(rollouts: str, loaded: models.LoadedModel, num_processes: int) -> Callable[..., Engine]:
+def choose_engine(config: Config, loaded: models.LoadedModel, folder: RunFolder, ranks: Ranks) -> Callable[..., Engine]:
     """What makes the rollout engine."""
-    if engine_name(rollouts, loaded.device.type, num_processes) == "transformers":
+    name, path = engine_name(config.rollouts, loaded.device.type), models.model_path(loaded.name)
+    if name == "transformers":
         return TransformersEngine
-    return partial(VLLMEngine, path=models.model_path(loaded.name))
+    if name == "server":
+        return partial(VLLMServer, urls=config.rollouts, path=path, folder=folder.path, leads=ranks.leads)
+    return partial(VLLMEngine, path=path, settings=config.vllm, num_processes=ranks.num)
 
 
 def early_checks(config: Config, verb: str) -> Task:
@@ -153,7 +161,7 @@ def early_checks(config: Config, verb: str) -> Task:
     Raises:
         AutolayerError: As `prepare`.
     """
-    check_engine(config.rollouts, num_processes())
+    check_engine(config.rollouts)
     shape = models.empty_model(config.model)
     depth = len(find_layers(shape))
     candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")

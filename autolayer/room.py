@@ -14,7 +14,6 @@ from autolayer.config import Config
 from autolayer.layers import layer_parameters, linear_maps
 from autolayer.memory import Passing, probing_bytes, training_bytes
 from autolayer.prepare import engine_name
-from autolayer.vllm_engine import MEMORY_SHARE
 
 USABLE = 0.9
 """Of a device's memory: fragments and the libraries' own buffers take the rest."""
@@ -60,8 +59,8 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     device = models.find_device(config.device)
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
-    if engine_name(config.rollouts, device.type, 1) == "vllm":
-        total = int(total * (1 - MEMORY_SHARE))
+    if engine_name(config.rollouts, device.type) == "vllm" and not config.vllm.sleep:
+        total = int(total * (1 - config.vllm.memory_share))
     lowest = "full" if config.boost is not None else candidates[: config.top_k]
     num_trained = _num_trained(config, model, lowest)
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autolayer.engine import Engine, cut_at, opening
 from autolayer.episodes import play
+from autolayer.ranks import Ranks, attempt
 from autolayer.rollouts import Rollouts, encode_prompts
 from autolayer.tasks.base import Row, Task
 
@@ -41,3 +42,14 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
     log_probs = [completion.log_probs for completion in kept]
     return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics)
+
+
+def sample_share(
+    ranks: Ranks, engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int
+) -> list[Rollouts]:
+    """`sample` of each process's own rows, in all of them at once; what every process has sampled, in their order."""
+    if engine.is_shared and ranks.num > 1:  # nobody asks before the leader has sent the weights
+        ranks.gather(attempt(engine.follow))
+    parts = ranks.gather(attempt(lambda: sample(engine, task, rows, seeds, group_size)))
+    engine.rest()
+    return parts

@@ -32,9 +32,9 @@ from autolayer.config import GiGPOConfig
 from autolayer.engine import Engine
 from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
-from autolayer.ranks import Ranks, attempt
+from autolayer.ranks import Ranks
 from autolayer.rollouts import Rollouts, request_seed
-from autolayer.sample import sample
+from autolayer.sample import sample_share
 from autolayer.tasks.base import Row, Task
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -168,7 +168,7 @@ class LayerGRPOTrainer(GRPOTrainer):
             seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
             started = time.perf_counter()
             rows = [self.rows[int(prompt)] for prompt in prompts]
-            parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, 1)))
+            parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, 1)
             everyone = Rollouts.joined(parts, self.group_size)
             self.sampling_seconds += time.perf_counter() - started
         self.pending = everyone.between(first, first + len(prompts), group_size)

@@ -1,62 +1,38 @@
-"""Rollouts by vLLM in this process: one engine for all arms, which follows the policy layer by layer.
-
-Only what has changed since the last completion is sent, as whole decoder layers, since vLLM fuses the maps inside one;
-then the prefix cache, which belongs to the weights before, is dropped, and both engines have to give one completion
-the same log-probabilities. An arm's change costs the layers of both arms, never the model.
-"""
+"""Rollouts by vLLM in this process: one engine for all arms (copy_engine.py says how it follows the policy)."""
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.core_model_loading import revert_weight_conversion
 
-from autolayer.engine import UNLIMITED, Completion, Engine
-from autolayer.errors import ConfigError, TrainingError
-from autolayer.layers import find_layers
-from autolayer.lora import plain_weights
-from autolayer.tasks.suites import Decoding
-
-logger = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-3}
-LOOSE = 0.25
-"""Mean difference of log-probabilities (nats) at which the engines cannot have the same weights: in float32, and in
-the 16-bit formats, whose kernels differ by some hundredths."""
-MEMORY_SHARE = 0.5
-"""Of the device: for a second copy of the weights and the cache of many sequences."""
-CHECKED_TOKENS = 16
-"""Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
+from autolayer.config import VLLMConfig
+from autolayer.copy_engine import CopyEngine
+from autolayer.engine import UNLIMITED, Completion
+from autolayer.errors import ConfigError
 
 
-class VLLMEngine(Engine):
+class VLLMEngine(CopyEngine):
     """See `Engine`; needs the extra `vllm`.
 
     Args:
         path: What the model was loaded from.
-        memory_share: Of the device's memory, for vLLM's copy of the weights and its key-value cache.
+        settings: How much of the device it takes, and when.
+        num_processes: At one run, each with an engine of its own; all have to begin at once.
 
     Raises:
         ConfigError: vLLM is not installed, or cannot run this model.
     """
 
-    is_copy = True
-
-    def __init__(self, *args: Any, path: str, memory_share: float = MEMORY_SHARE, **options: Any) -> None:
+    def __init__(self, *args: Any, path: str, settings: VLLMConfig, num_processes: int = 1, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.tensors_sent = self.bytes_sent = 0
-        """All syncs together."""
-        self.sync_seconds = 0.0
-        self._stale: set[int] = set()
-        self._all_stale = False
-        self.llm = self._start(path, memory_share)
+        self.settings = settings
+        self._asleep = False
+        self.llm = self._start(path, num_processes)
 
-    def _start(self, path: str, memory_share: float) -> Any:
+    def _start(self, path: str, num_processes: int) -> Any:
         # Weights can be handed over by reference only where the engine runs in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -71,7 +47,8 @@ class VLLMEngine(Engine):
                 model=path,
                 dtype=str(self.model.dtype).removeprefix("torch."),
                 max_model_len=self.context if self.context < UNLIMITED else None,
-                gpu_memory_utilization=memory_share,
+                gpu_memory_utilization=self.settings.memory_share,
+                enable_sleep_mode=self.settings.sleep,
                 enforce_eager=self.model.device.type == "cpu",
                 enable_prefix_caching=True,
                 generation_config="vllm",  # nothing of the model's own sampling settings
@@ -79,6 +56,8 @@ class VLLMEngine(Engine):
                 max_num_seqs=self.max_sequences,
                 seed=0,
                 disable_log_stats=True,
+                # Takes the device and the process group that there are. Without one it makes its own, on the first GPU.
+                distributed_executor_backend="external_launcher" if num_processes > 1 else None,
             )
         except Exception as error:  # whatever vLLM raises for a model or a device that it cannot use
             first = str(error).strip().splitlines()[:1] or [type(error).__name__]
@@ -87,9 +66,13 @@ class VLLMEngine(Engine):
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
-        if not prompt_ids:
-            return []
-        self._follow(prompt_ids[0])
+        if self._asleep:  # before anything is sent: asleep, it has no memory to write to
+            self.llm.wake_up()
+            self._asleep = False
+        if prompt_ids and self.follow():
+            with self._to_compare(prompt_ids[0]) as limit:
+                (completion,) = self._ask(prompt_ids[:1], [0], [limit], set())
+            self.compare(prompt_ids[0], completion)
         return self._ask(prompt_ids, seeds, limits, ends)
 
     def _ask(
@@ -112,53 +95,11 @@ class VLLMEngine(Engine):
             completions.append(Completion(sampled.token_ids, log_probs))
         return completions
 
-    # The policy's weights
+    def rest(self) -> None:
+        if self.settings.sleep and not self._asleep:
+            self.llm.sleep(level=1)  # weights to host memory; the cache, prefixes included, is dropped
+            self._asleep = True
 
-    def changed(self, names: Iterable[str]) -> None:
-        changed = {id(self.model.get_parameter(name)) for name in names}
-        for index, block in enumerate(find_layers(self.model)):
-            inside = {id(parameter) for parameter in block.parameters()} & changed
-            self._stale |= {index} if inside else set()
-            changed -= inside
-        self._all_stale |= bool(changed)  # embedding, head, last norm
-
-    def _follow(self, prompt: list[int]) -> None:
-        """Sends what is stale, and checks that it has arrived.
-
-        Raises:
-            TrainingError: The two engines do not agree.
-        """
-        if not self._stale and not self._all_stale:
-            return
-        started = time.perf_counter()
-        blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
-        # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
-        pairs = list(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))).items())
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(pairs)})
+    def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         self.llm.reset_prefix_cache()
-        self._stale, self._all_stale = set(), False
-        self.tensors_sent += len(pairs)
-        self.bytes_sent += sum(tensor.nbytes for _, tensor in pairs)
-        self.sync_seconds += time.perf_counter() - started
-        self._check(prompt)
-
-    def _check(self, prompt: list[int]) -> None:
-        limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
-        # As the policy samples, also where an evaluation cuts the tail off: what is left would sum to 1 there.
-        with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
-            (completion,) = self._ask([prompt], [0], [limit], set())
-        assert completion.log_probs is not None
-        training = self.model.training
-        with torch.no_grad():
-            ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
-            logits = self.model.eval()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / self.temperature
-            self.model.train(training)
-            wanted = logits.log_softmax(-1)
-        sampled = torch.tensor(list(completion), device=wanted.device)
-        ours = wanted.gather(1, sampled[:, None])[:, 0].cpu()
-        gap = float((ours - torch.tensor(completion.log_probs)).abs().mean())
-        if not gap <= TOLERANCE.get(self.model.dtype, LOOSE):
-            raise TrainingError(
-                f"after a change of weights vLLM and the policy differ by {gap:.3g} nats a token: what would be "
-                "trained is not what was sampled. Give --rollouts transformers."
-            )

@@ -28,11 +28,11 @@ from autolayer.evaluation import Evaluation
 from autolayer.layers import find_layers, head_ratio, layer_parameters, linear_maps
 from autolayer.models import LoadedModel
 from autolayer.passes import Passes
-from autolayer.ranks import Ranks, attempt
+from autolayer.ranks import Ranks
 from autolayer.recompute import recomputing
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import RunFolder
-from autolayer.sample import sample
+from autolayer.sample import sample_share
 from autolayer.scoring import ScoreBatch
 from autolayer.segment import Segment, first_rollouts, train_segment
 from autolayer.tasks.base import Row, Task
@@ -166,7 +166,7 @@ class Workbench:
             self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing, self.passes.sizes)
         own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
         rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
-        parts = self.ranks.gather(attempt(lambda: sample(self.engine, self.task, rows, seeds, group_size)))
+        parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, group_size)
         rollouts = Rollouts.joined(parts, group_size)
         self.charge(self.generation_cost(rollouts), time.perf_counter() - started)
         return rollouts

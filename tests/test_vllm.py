@@ -6,6 +6,13 @@ import contextlib
 import gc
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +25,14 @@ from workbench_helpers import make_bench
 import autolayer
 from autolayer import lora
 from autolayer.arms import Arm
-from autolayer.errors import TrainingError
+from autolayer.config import VLLMConfig
+from autolayer.errors import ConfigError, EngineError
 from autolayer.layers import find_layers
 from autolayer.models import load_model
 from autolayer.tasks.suites import Decoding
 from autolayer.trainer import LayerGRPOTrainer
 from autolayer.vllm_engine import VLLMEngine
+from autolayer.vllm_server import START, VLLMServer
 from autolayer.workbench import Workbench
 
 os.environ.update(
@@ -83,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
 
 def bench_of(folder: Path, name: str = "run", **changes: Any) -> Workbench:
     loaded = load_model(str(folder / "base"))
-    make_engine = partial(VLLMEngine, path=str(folder / "base"), memory_share=0.05)
+    make_engine = partial(VLLMEngine, path=str(folder / "base"), settings=VLLMConfig(memory_share=0.05))
     return make_bench(loaded.model, folder / name, make_engine=make_engine, **changes)
 
 
@@ -145,10 +154,44 @@ def test_an_engine_that_does_not_follow_is_found_out(folder: Path) -> None:
     arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
     engine.llm.collective_rpc = lambda *_, **__: None
     with (
-        pytest.raises(TrainingError, match="vLLM and the policy differ by"),
+        pytest.raises(EngineError, match="vLLM and the policy differ by"),
         bench.weights(arm.layers, bench.arm_weights(arm)),
     ):
         engine.generate([[5, 6, 7]], [0])
+
+
+class Sleeper:
+    """A real engine, with the memory that only CUDA can give back: asleep it refuses everything."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm, self._awake, self.said = llm, True, []
+
+    def sleep(self, level: int) -> None:
+        assert self._awake and level == 1
+        self._awake = False
+        self.said.append("sleep")
+
+    def wake_up(self) -> None:
+        assert not self._awake
+        self._awake = True
+
+    def __getattr__(self, name: str) -> Any:
+        assert self._awake, f"{name} of a sleeper"
+        self.said.append(name)
+        return getattr(self._llm, name)
+
+
+def test_it_sleeps_while_the_policy_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(folder)
+    engine = cast(VLLMEngine, bench.engine)
+    engine.settings = VLLMConfig(sleep=True)
+    engine.llm = sleeper = Sleeper(engine.llm)
+    arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
+    assert sleeper.said[-1] == "sleep" and sleeper.said.count("sleep") >= 2, "the last step, too, trains alone"
+    with bench.weights(arm.layers, bench.arm_weights(arm)):
+        assert gap(bench, [[5, 6, 7]]) < 1e-5
+    assert gap(bench, [[5, 6, 7]]) < 1e-5
+    assert "collective_rpc" in sleeper.said
 
 
 def test_training_corrects_for_the_other_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,17 +210,117 @@ def test_training_corrects_for_the_other_engine(folder: Path, monkeypatch: pytes
     assert trainer.vllm_importance_sampling_mode == "token_truncate"
 
 
-def test_pick_from_start_to_end(folder: Path) -> None:
+@pytest.fixture
+def options(folder: Path) -> dict[str, Any]:
+    """Of a short `pick` with a race."""
     program = "def score(completions, **_): return [sum(ord(x) % 3 == 0 for x in text) / 8 for text in completions]\n"
     (folder / "reward.py").write_text(program)
     rows = [json.dumps({"prompt": f"q{index}="}) for index in range(800)]
     (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    options = {
+    return {
         "model": str(folder / "base"), "data": str(folder / "prompts.jsonl"), "rollouts": "vllm", "max_new_tokens": 8,
         "reward": f"{folder / 'reward.py'}:score", "steps": 12, "prompts_per_step": 8, "group_size": 4, "layers": "1,2",
         "num_eval": 64, "budget": 2.0,
     }  # fmt: skip
+
+
+def test_pick_from_start_to_end(options: dict[str, Any], folder: Path) -> None:
     result = autolayer.pick(**options, out=str(folder / "run"))
     assert result.status == "ok" and result.gain is not None and result.gain.value > 0
     assert any(row.rungs for row in result.ranking or ())
     assert any("effective sample of 100.0%" in note for note in result.notes)
+
+
+def pick(options: dict[str, Any], out: Path, num: int = 1) -> dict[str, Any]:
+    """`autolayer pick` in so many processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num)) if num > 1 else ()
+    flags = [text for name, value in options.items() for text in ("--" + name.replace("_", "-"), str(value))]
+    command = [sys.executable, *launcher, "-m", "autolayer", "pick", *flags, "--out", str(out), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return json.loads((out / "result.json").read_text())
+
+
+def test_processes_with_an_engine_each_find_what_one_finds(options: dict[str, Any], folder: Path) -> None:
+    one, two = (pick(options, folder / f"run-{num}", num) for num in (1, 2))
+    assert two["best_layers"] == one["best_layers"] and any(row["rungs"] for row in one["ranking"])
+    for name in ("base_score", "trained_score"):  # a token here and there falls otherwise in another batch
+        assert two[name] == pytest.approx(one[name], abs=0.02)
+
+
+# A server
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[str]:
+    """The URL of a server on this machine, started as `vllm_server.START` says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = START.format(model=folder / "base", dtype="float32").split()
+    variables = dict(word.split("=") for word in words if "=" in word)
+    _, serve, model, *flags = (word for word in words if "=" not in word)
+    assert serve == "serve"
+    # The CPU build has another name, over which its command `vllm` stumbles; this is what `vllm serve` runs.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *flags]
+    limits = ("--max-model-len", "64", "--gpu-memory-utilization", "0.05", "--enforce-eager", "--port", str(port))
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with (folder / "server.log").open("w") as log:
+        running = subprocess.Popen([*command, *limits], stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while not _answers(port):
+                assert running.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()[
+                    -3000:
+                ]
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        return True
+    return False
+
+
+def test_a_server_follows_and_serves_one_process_or_two(
+    server: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(folder / "base"))
+    make_engine = partial(VLLMServer, urls=server, path=str(folder / "base"), folder=folder / "run")
+    bench = make_bench(loaded.model, folder / "run", make_engine=make_engine)
+    engine = cast(VLLMServer, bench.engine)
+    prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]
+    assert engine.context == 64 and gap(bench, prompts) < 1e-5
+    arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), "full")]
+    for arm in arms:
+        base = bench.engine.generate(prompts, range(3))
+        with bench.weights(arm.layers, bench.arm_weights(arm)):
+            assert gap(bench, prompts) < 1e-5
+            assert bench.engine.generate(prompts, range(3)) != base, "the arm does something"
+        assert bench.engine.generate(prompts, range(3)) == base, "and leaves nothing behind"
+    colocated = bench_of(folder, "colocated").engine
+    assert colocated.generate([[5, 6, 7]] * 4, range(4)) == engine.generate([[5, 6, 7]] * 4, range(4))
+    assert not list((folder / "run").glob("sync-*"))
+
+    # Somebody else's run has left its layer in the server.
+    with torch.no_grad():
+        bench.model.get_parameter("model.layers.1.mlp.up_proj.weight").add_(0.05)
+    engine.changed(["model.layers.1.mlp.up_proj.weight"])
+    engine.generate(prompts, range(3))
+    with torch.no_grad():
+        bench.model.get_parameter("model.layers.1.mlp.up_proj.weight").sub_(0.05)
+    with pytest.raises(EngineError, match="A server belongs to one run"):
+        engine.generate(prompts, range(3))
+    with pytest.raises(EngineError, match="could not read .*no-such-folder"):
+        engine._load(str(folder / "no-such-folder"))
+
+    one, two = (pick({**options, "rollouts": server}, folder / f"served-{num}", num) for num in (1, 2))
+    assert one["status"] == two["status"] == "ok" and two["best_layers"] == one["best_layers"]
+    assert two["trained_score"] == pytest.approx(one["trained_score"], abs=0.02) and one["gain"]["value"] > 0
+    with pytest.raises(ConfigError, match="is no vLLM server that can follow .*VLLM_SERVER_DEV_MODE=1"):
+        make_engine(loaded.model, loaded.tokenizer, max_new_tokens=8, temperature=1.0, urls="http://127.0.0.1:9")

@@ -30,6 +30,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from autolayer.config import VLLMConfig  # noqa: E402
 from autolayer.layers import layer_parameters  # noqa: E402
 from autolayer.models import load_model  # noqa: E402
 from autolayer.vllm_engine import VLLMEngine  # noqa: E402
@@ -47,7 +48,7 @@ def main() -> None:
         tokenizer_of(made.vocab_size).save_pretrained(path)
         loaded = load_model(str(path))
         model = loaded.model
-        make = partial(VLLMEngine, path=str(path), memory_share=0.05)
+        make = partial(VLLMEngine, path=str(path), settings=VLLMConfig(memory_share=0.05))
         engine = cast(VLLMEngine, make(model, loaded.tokenizer, max_new_tokens=8, temperature=1.0))
         prompt = [[5, 6, 7, 8]]
         engine.generate(prompt, [0])
@@ -62,7 +63,7 @@ def main() -> None:
                         model.get_parameter(each).add_(1e-4 * torch.randn_like(model.get_parameter(each)))
                 engine.changed(changed)
                 synced, started = engine.sync_seconds, time.perf_counter()
-                engine._follow(prompt[0])
+                engine.generate(prompt, [0])
                 seconds.append(engine.sync_seconds - synced)
                 checks.append(time.perf_counter() - started - seconds[-1])
             sent = ((engine.tensors_sent - before[0]) // ROUNDS, (engine.bytes_sent - before[1]) // ROUNDS)

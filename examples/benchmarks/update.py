@@ -117,10 +117,10 @@ def ours(model: Any, tokenizer: Any, task: Task, rollouts: Rollouts, layer: int,
         clock = Clock()
         from autolayer import trainer as module
 
-        original = module.sample
+        original = module.sample_share
 
-        def fixed(*_: Any) -> Rollouts:
-            return rollouts
+        def fixed(*_: Any) -> list[Rollouts]:
+            return [rollouts]
 
         original_init = module.LayerGRPOTrainer.__init__
 
@@ -134,11 +134,11 @@ def ours(model: Any, tokenizer: Any, task: Task, rollouts: Rollouts, layer: int,
             original_init(self, **{**options, "on_rollouts": on_rollouts})
             self.add_callback(EachStep(clock.end))
 
-        module.sample, module.LayerGRPOTrainer.__init__ = fixed, init  # pyright: ignore
+        module.sample_share, module.LayerGRPOTrainer.__init__ = fixed, init  # pyright: ignore
         try:
             bench.train(Arm(layers=(layer,), learning_rate=1e-6, seed=0), 1)
         finally:
-            module.sample, module.LayerGRPOTrainer.__init__ = original, original_init  # pyright: ignore
+            module.sample_share, module.LayerGRPOTrainer.__init__ = original, original_init  # pyright: ignore
         return clock.seconds
 
     return once

@@ -1,0 +1,106 @@
+"""A rollout engine with a copy of the policy's weights, which follows it layer by layer.
+
+Only what has changed since the last completion is sent, as whole decoder layers, since vLLM fuses the maps inside one.
+Then the prefix cache, which belongs to the weights before, is dropped, and both have to give one completion the same
+log-probabilities. An arm's change costs the layers of both arms, never the model.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+
+from autolayer.engine import Completion, Engine
+from autolayer.errors import EngineError
+from autolayer.layers import find_layers
+from autolayer.lora import plain_weights
+from autolayer.tasks.suites import Decoding
+
+TOLERANCE = {torch.float32: 1e-3}
+LOOSE = 0.25
+"""Mean difference of log-probabilities (nats) at which the engines cannot have the same weights: in float32, and in
+the 16-bit formats, whose kernels differ by some hundredths."""
+CHECKED_TOKENS = 16
+"""Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
+
+
+class CopyEngine(Engine):
+    """See `Engine`."""
+
+    is_copy = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.tensors_sent = self.bytes_sent = 0
+        """All syncs together."""
+        self.sync_seconds = 0.0
+        self._stale: set[int] = set()
+        self._all_stale = False
+
+    @abstractmethod
+    def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Loads weights, by their names in a checkpoint, and forgets what was computed with those before."""
+
+    def changed(self, names: Iterable[str]) -> None:
+        changed = {id(self.model.get_parameter(name)) for name in names}
+        for index, block in enumerate(find_layers(self.model)):
+            inside = {id(parameter) for parameter in block.parameters()} & changed
+            self._stale |= {index} if inside else set()
+            changed -= inside
+        self._all_stale |= bool(changed)  # embedding, head, last norm
+
+    def follow(self) -> bool:
+        """Sends what is stale; whether there was anything."""
+        if not self._stale and not self._all_stale:
+            return False
+        started = time.perf_counter()
+        blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
+        # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
+        weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
+        self._send(weights)
+        self._stale, self._all_stale = set(), False
+        self.tensors_sent += len(weights)
+        self.bytes_sent += sum(tensor.nbytes for tensor in weights.values())
+        self.sync_seconds += time.perf_counter() - started
+        return True
+
+    @contextmanager
+    def _to_compare(self, prompt: Sequence[int]) -> Iterator[int]:
+        """Samples inside as the policy does, also where an evaluation cuts the tail off: what is left of it would sum
+        to 1. Yields how many tokens to sample behind the prompt."""
+        limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
+        with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
+            yield limit
+
+    def compare(self, prompt: Sequence[int], completion: Completion) -> None:
+        """Holds the log-probabilities of a completion, sampled inside `_to_compare`, against the policy's own.
+
+        Raises:
+            EngineError: The two engines do not agree.
+        """
+        assert completion.log_probs is not None
+        training = self.model.training
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
+            logits = self.model.eval()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / self.temperature
+            self.model.train(training)
+            wanted = logits.log_softmax(-1)
+        sampled = torch.tensor(list(completion), device=wanted.device)
+        ours = wanted.gather(1, sampled[:, None])[:, 0].cpu()
+        gap = float((ours - torch.tensor(completion.log_probs)).abs().mean())
+        if not gap <= TOLERANCE.get(self.model.dtype, LOOSE):
+            raise EngineError(
+                f"vLLM and the policy differ by {gap:.3g} nats a token: what would be trained is not what was sampled. "
+                f"{self.advice}"
+            )
+
+    @property
+    def advice(self) -> str:
+        """What to do where the engines do not agree."""
+        return "Give --rollouts transformers."
