@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from autolayer.errors import NoSignalError
+from autolayer.plan import CALIBRATION_SCORED
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.scoring import scoring
 from autolayer.tasks.base import Task
@@ -158,7 +159,7 @@ def _reason(
 
 def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
     """Mean negative log-probability of the sampled tokens, as a share of log(vocabulary)."""
-    few = rollouts[: max(1, 64 // rollouts.group_size)]
+    few = rollouts[: max(1, CALIBRATION_SCORED // rollouts.group_size)]
     batch = bench.score_batch(few)
     with scoring(bench.model, bench.engine.temperature), torch.no_grad():
         surprise = -float(bench.log_probs(batch).sum()) / max(1, few.num_generated)

@@ -160,8 +160,9 @@ class Config:
     """Train all parameters in the end, with this many times the learning rate on the best layers (2 is usual)."""
     adapter: str | None = None
     """lora: train LoRA adapters on the chosen layers instead of whole layers."""
-    budget: float = 0.25
-    """What finding the layer may cost, as a share of one full run of the final training."""
+    budget: float | None = None
+    """What finding the layer may cost, as a share of one full run of the final training; default: 2 / sqrt(steps),
+    0.25 at the most."""
     regret: float = 0.05
     """Contribution one is ready to lose: the search stops when no more than this is at stake."""
     hours: float | None = None

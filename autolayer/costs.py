@@ -1,8 +1,9 @@
 """What things cost, in units that do not depend on the machine. Pure arithmetic, no torch.
 
 A *layer-token* is one token through one block forward. Its activation gradient costs one more, its weight
-gradient one more; embedding and head count by their share of a block's parameters. Generated tokens are kept
-apart, because what one costs in layer-tokens has to be measured (`CostModel.total` brings the two together).
+gradient one more; embedding and head count by their share of a block's parameters. A generated token goes through
+all blocks once, too. That it takes longer than one that is read has to be measured, so generated tokens are also
+counted apart (`CostModel.total` brings the two together).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Cost:
 
     generated_tokens: float = 0.0
     layer_tokens: float = 0.0
-    """Forward and backward only, without generation."""
+    """All of them: forward and backward passes, and the forward passes that generated tokens are."""
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
@@ -41,9 +42,9 @@ class Cost:
         )
 
     def fits(self, budget: Cost) -> bool:
-        """True if neither generation nor training exceeds the budget's.
+        """True if neither generation nor all work together exceeds the budget's.
 
-        Then their sum does not exceed it either, whatever a generated token turns out to cost here.
+        Then time does not exceed it either, whatever a generated token takes here: at the least a forward pass over it.
         """
         return self.generated_tokens <= budget.generated_tokens and self.layer_tokens <= budget.layer_tokens
 
@@ -60,6 +61,10 @@ class CostModel:
         """Scoring `tokens` with gradients off, from block `start` up."""
         return Cost(layer_tokens=tokens * (self.num_layers - start + self.head_ratio))
 
+    def generate(self, read: float, written: float) -> Cost:
+        """Writing so many tokens, with so many read for it."""
+        return self.forward(read + written) + Cost(generated_tokens=written)
+
     def train(self, tokens: float, layers: Layers) -> Cost:
         """Forward and backward over `tokens`; the backward stops at the lowest trained layer."""
         if layers == "full":
@@ -69,10 +74,10 @@ class CostModel:
         return self.forward(tokens) + Cost(layer_tokens=tokens * backward)
 
     def total(self, cost: Cost, exchange_rate: float) -> float:
-        """Layer-tokens including generation.
+        """Layer-tokens, with generated ones as dear as they are.
 
         Args:
             cost: What was done.
-            exchange_rate: Time of generating a token over time of a forward pass over one, as measured.
+            exchange_rate: Time of generating a token over time of a forward pass over one, as measured; 1 at the least.
         """
-        return cost.layer_tokens + cost.generated_tokens * exchange_rate * (self.num_layers + self.head_ratio)
+        return cost.layer_tokens + cost.generated_tokens * (exchange_rate - 1) * (self.num_layers + self.head_ratio)

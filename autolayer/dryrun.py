@@ -14,7 +14,8 @@ from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 from autolayer.evaluation import requests
 from autolayer.fit import fit
-from autolayer.layers import find_layers, head_ratio, layer_parameters, parse_layers
+from autolayer.layers import find_layers, head_ratio, parse_layers
+from autolayer.memory import gradient_bytes
 from autolayer.models import empty_model, max_positions, read_tokenizer
 from autolayer.plan import ProbePlan, UnitCosts
 from autolayer.prepare import check_names, early_checks, resolve
@@ -135,14 +136,13 @@ def dry_run(config: Config) -> DryRun:
     budget = plan.finding_budget(config, units, candidates)
     prompts, sizes = plan.calibration_prompts(config), plan.plan_probes(config, units, candidates, budget)
     stages = {
-        "calibrate": units.generate * prompts,
+        "calibrate": plan.calibration_cost(config, units),
         "probe": plan.ProbePrices(config, units, candidates).all(sizes, sampled=prompts),
     }
     spent = sum(stages.values(), Cost())
     races = plan.pays_for_race(config, units, candidates, budget - spent)
     stages["search"] = budget - spent if races else Cost()
     trained = plan.final_layers(config, candidates)
-    all_layers = sum(p.numel() for p in layer_parameters(model, candidates).values())
     return DryRun(
         config=config,
         num_layers=num_layers,
@@ -156,7 +156,7 @@ def dry_run(config: Config) -> DryRun:
         lengths="completions as long as " + ("calibrated" if calibrated else "allowed"),
         races=races,
         room=make_room(config, model, candidates, task.max_context or max(map(len, some)) + answer),
-        host_bytes={"gradients of the shared batch": 4 * all_layers * config.probe.num_folds},
+        host_bytes={"gradients of the shared batch": gradient_bytes(model, candidates, config.probe.num_folds)},
     )
 
 

@@ -85,6 +85,12 @@ def training_bytes(
     }
 
 
+def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
+    """What the host holds of the shared batch's gradients: of complete folds, and in float32 of the last one."""
+    numel = sum(p.numel() for p in layer_parameters(model, layers).values())
+    return numel * (model.dtype.itemsize * (num_folds - 1) + 4)
+
+
 def _weights(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 

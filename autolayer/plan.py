@@ -1,7 +1,7 @@
 """The plan: how large calibration and probes may be, so that finding the layer fits its budget. Pure arithmetic.
 
-The budget is a share of one full run of the final training, in generated tokens and in layer-tokens alike. It is
-planned with the cheapest full run among the candidates, so that the share holds whichever layer wins.
+The budget is a share of one full run of the final training, in generated tokens and in all work alike. It is planned
+with the cheapest full run among the candidates, so that the share holds whichever layer wins.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
 """Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
 many: a learning rate from 2 prompts can be ten times too high."""
 
-SCOUT, MIN_SCOUT = 0.28, 2
+BUDGET, LONG_BUDGET = 0.25, 2.0
+"""What finding may cost by default, as a share of a full run: a quarter, and of a long one so much over the root of its
+steps, since what a race needs grows with the root only (`SCOUT`)."""
+
+CALIBRATION_SCORED = 64
+"""Completions that the entropy of the base model is read from."""
+SCOUT, MIN_SCOUT = 0.25, 2
 """Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
 first one's rollouts are the base model's whatever the layer."""
 MIN_SELECT = 32
@@ -62,8 +68,7 @@ class UnitCosts:
     @property
     def generate(self) -> Cost:
         read = self.prompt_tokens if self.prefill_tokens is None else self.prefill_tokens
-        prefill = self.costs.forward(self.group_size * read)
-        return prefill + Cost(generated_tokens=self.group_size * self.completion_tokens)
+        return self.costs.generate(self.group_size * read, self.group_size * self.completion_tokens)
 
     @property
     def generate_one(self) -> Cost:
@@ -98,6 +103,11 @@ class ProbePlan:
     notes: tuple[str, ...] = field(default=())
 
 
+def default_budget(steps: int) -> float:
+    """Of a run of so many steps: a quarter up to 64 steps, a tenth at 400."""
+    return min(BUDGET, LONG_BUDGET / math.sqrt(steps))
+
+
 def final_layers(config: Config, candidates: tuple[int, ...]) -> Layers:
     """What the final run trains, where it is cheapest: the highest candidates, or with --boost all parameters."""
     return "full" if config.boost is not None else tuple(sorted(candidates)[-config.top_k :])
@@ -111,14 +121,22 @@ def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """What calibration, probes and search may cost together."""
+    assert config.budget is not None
     return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
 
 
 def calibration_prompts(config: Config) -> int:
     """Prompts for calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
-    assert config.steps is not None and config.prompts_per_step is not None
+    assert config.steps is not None and config.prompts_per_step is not None and config.budget is not None
     affordable = int(0.1 * config.budget * config.steps * config.prompts_per_step)
     return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
+
+
+def calibration_cost(config: Config, units: UnitCosts) -> Cost:
+    """Sampling the prompts of calibration, and scoring some of the completions."""
+    prompts = calibration_prompts(config)
+    scored = min(prompts, max(1, CALIBRATION_SCORED // config.group_size))
+    return units.generate * prompts + units.costs.forward(units.tokens * scored)
 
 
 def select_items(config: Config) -> int:
@@ -132,7 +150,7 @@ def select_items(config: Config) -> int:
 
 def scout_steps(total_steps: int) -> int:
     """Steps of a race's first rung, where the budget allows: the shortest that tells layers apart."""
-    return min(total_steps, max(MIN_SCOUT, round(SCOUT * math.sqrt(total_steps))))
+    return min(total_steps, max(MIN_SCOUT, int(SCOUT * math.sqrt(total_steps))))
 
 
 def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:

@@ -24,6 +24,7 @@ from autolayer.errors import ConfigError, RunFolderError
 from autolayer.fit import fit
 from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
+from autolayer.plan import default_budget
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
 from autolayer.ranks import Ranks, check_device, joined
@@ -219,6 +220,8 @@ def resolve(config: Config, task: Task) -> Config:
     preset["max_new_tokens"] = task.max_new_tokens
     open_fields = {name: value for name, value in preset.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_fields)
+    if config.budget is None and config.steps is not None:
+        config = dataclasses.replace(config, budget=default_budget(config.steps))
     rows = len(task.splits["eval"])
     return dataclasses.replace(config, num_eval=min(config.num_eval or rows, rows))
 

@@ -127,7 +127,8 @@ def train_segment(
         elif first is not None and first["payer"] != arm.key:
             cost -= bench.generation_cost(seen[0])
         bench.spent += cost
-        bench.time_training(cost, sampling)
+        sampled = sum((bench.generation_cost(rollouts) for rollouts in seen), Cost())
+        bench.time_training((alone - sampled).layer_tokens, alone.seconds - sampling)
         checkpoints.note(bench.folder.path, arm, groups, cost)
         checkpoints.write(bench.folder.path, advanced, optimizer.tensors(), before + alone)
     return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)

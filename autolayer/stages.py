@@ -256,9 +256,11 @@ class Stages:
 
     def _search_deadline(self) -> float | None:
         """The search may use the share of --hours that it would use of the whole run's cost."""
-        if self.config.hours is None:
+        hours, budget = self.config.hours, self.config.budget
+        if hours is None:
             return None
-        return self.started + self.config.hours * 3600 * self.config.budget / (1 + self.config.budget)
+        assert budget is not None
+        return self.started + hours * 3600 * budget / (1 + budget)
 
     def _candidates(self, probed: ProbeReport) -> list[Candidate]:
         """The race's arms, single layers or sets. A layer that moves nothing cannot be trained, so it does not race."""

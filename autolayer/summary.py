@@ -172,7 +172,7 @@ class Summary:
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
         share = bench.costs.total(self.spent, rate) / full if full else None
-        notes, budget = [*self.stages.file_notes(), *self.notes], stages.config.budget
+        notes, budget = [*self.stages.file_notes(), *self.notes], stages.config.budget or 0.0
         finds = "trained_layers" not in self.found or self._searched
         extra = bench.costs.total(self.ahead, rate) / full if full else 0.0
         if extra:

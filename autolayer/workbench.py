@@ -349,21 +349,20 @@ class Workbench:
     def charge(self, cost: Cost, seconds: float) -> None:
         self.spent += replace(cost, seconds=seconds)
 
-    def time_training(self, cost: Cost, sampling: float) -> None:
-        self.training_seconds += cost.seconds - sampling
-        self.training_layer_tokens += cost.layer_tokens
+    def time_training(self, layer_tokens: float, seconds: float) -> None:
+        self.training_layer_tokens += layer_tokens
+        self.training_seconds += seconds
 
     def exchange_rate(self) -> float:
-        """What a generated token costs, in forward passes over one token, as measured in this process."""
+        """What a generated token costs, in forward passes over one token, as measured in this process; 1 at least."""
         if not self.engine.tokens or not self.training_layer_tokens:
             return 1.0
         per_generated = self.engine.seconds / (self.engine.tokens * self.ranks.num)
         per_layer_token = self.training_seconds / self.training_layer_tokens
-        return per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio))
+        return max(1.0, per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio)))
 
     def generation_cost(self, rollouts: Rollouts) -> Cost:
-        prompts = self.costs.forward(sum(rollouts.prefilled))
-        return prompts + Cost(generated_tokens=rollouts.num_generated)
+        return self.costs.generate(sum(rollouts.prefilled), rollouts.num_generated)
 
     def cost_of_steps(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
         cost = Cost()

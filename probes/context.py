@@ -131,7 +131,7 @@ class ProbeContext:
     def direction(self, layer: int, without: int) -> dict[str, torch.Tensor]:
         """Sign of the gradient by all folds but one: what Adam's first step does (arXiv 1412.6980)."""
         others = [gradient[layer] for index, gradient in enumerate(self.gradients) if index != without]
-        return {name: sum((other[name] for other in others[1:]), others[0][name]).sign() for name in others[0]}
+        return {name: sum(other[name].float() for other in others).sign() for name in others[0]}  # pyright: ignore
 
     def _moving(self, layer: int) -> Iterator[int]:
         """Folds for which the others give a direction: none where no gradient reaches the layer at all."""

@@ -1,8 +1,9 @@
 """The shared gradient: one backward pass for all layers, of which the device never holds more than one layer's.
 
 Each parameter's gradient leaves for host memory the moment it is complete and is added up there in float32, so
-the device needs no room for gradients and micro-batches lose nothing to rounding. Host memory: four bytes for
-each parameter of the candidate layers, once per fold of the shared batch.
+the device needs no room for gradients and micro-batches lose nothing to rounding. Once a fold is complete it is kept in
+the model's own dtype: host memory is that for each parameter of the candidate layers and fold, and four bytes for the
+fold in the making.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from autolayer.scoring import ScoreBatch, log_probs, scoring
 from autolayer.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
-"""layer -> parameter name -> gradient on the host, float32."""
+"""layer -> parameter name -> gradient on the host, in the model's dtype."""
 
 
 def streamed_gradient(
@@ -74,7 +75,8 @@ def streamed_gradient(
             parameter.grad = None
     bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
     for name, layer in owner.items():  # an expert that no token was routed to gets no gradient: it is zero
-        gradient[layer].setdefault(name, torch.zeros_like(parameters[name], dtype=torch.float32, device="cpu"))
+        gradient[layer].setdefault(name, torch.zeros_like(parameters[name], device="cpu"))
+        gradient[layer][name] = gradient[layer][name].to(parameters[name].dtype)
     return gradient
 
 

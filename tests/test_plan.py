@@ -17,11 +17,15 @@ from autolayer.costs import Cost, CostModel
 from autolayer.layers import find_layers, head_ratio, train_only
 from autolayer.plan import (
     MARGIN,
+    ProbePrices,
     UnitCosts,
+    calibration_cost,
     calibration_prompts,
+    default_budget,
     finding_budget,
     full_run,
     largest,
+    pays_for_race,
     plan_probes,
     probe_budget,
     scout_steps,
@@ -83,7 +87,8 @@ def test_the_heads_share_is_its_parameters_over_those_of_one_block() -> None:
     assert head_ratio(model) == pytest.approx(model.lm_head.weight.numel() / block)
     costs = CostModel(num_layers=3, head_ratio=0.5)
     total = costs.total(Cost(generated_tokens=10, layer_tokens=100), exchange_rate=2.0)
-    assert total == pytest.approx(100 + 10 * 2 * 3.5)
+    assert total == pytest.approx(100 + 10 * (2 - 1) * 3.5), "a token's own forward pass is among the 100"
+    assert costs.generate(4, 10) == Cost(generated_tokens=10, layer_tokens=14 * 3.5)
 
 
 # Plans
@@ -122,7 +127,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         # Each layer's passes begin at that layer; what enters it is made once, by going up to the highest.
         above = sum(depth - layer + head for layer in candidates)
         generated = Cost(generated_tokens=group * units.completion_tokens)
-        generate = units.costs.forward(group * units.prompt_tokens) + generated
+        generate = units.costs.forward(tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
         judged = plan.response_folds * plan.response_prompts * min(2, group) / group
         responses = Cost(layer_tokens=tokens * judged * (8 * above + max(candidates)))
@@ -174,13 +179,13 @@ def test_the_smallest_race_costs_what_its_runs_do() -> None:
     config = Config(model="tiny", steps=100, prompts_per_step=4, search=SearchConfig(num_select=20))
     costs = CostModel(num_layers=6, head_ratio=1.0)
     units = UnitCosts(costs=costs, group_size=8, prompt_tokens=3, completion_tokens=5)
-    # By hand: 4 arms make 3 steps of 32 completions and are evaluated on 20 items, the base on 20 as well; the first
+    # By hand: 4 arms make 2 steps of 32 completions and are evaluated on 20 items, the base on 20 as well; the first
     # step's completions are sampled once.
     race = smallest_race(config, units, (5,))
-    assert scout_steps(100) == 3 and scout_steps(1) == 1 and scout_steps(30) == 2
-    assert race.generated_tokens == pytest.approx(5 * (3 * 32 + 20 + 20))  # one candidate: a race of one arm
+    assert [scout_steps(steps) for steps in (1, 30, 100, 200, 400)] == [1, 2, 2, 3, 5]
+    assert race.generated_tokens == pytest.approx(5 * (2 * 32 + 20 + 20))  # one candidate: a race of one arm
     race = smallest_race(config, units, (5, 5, 5, 5, 5))
-    assert race.generated_tokens == pytest.approx(5 * (4 * 3 * 32 - 3 * 32 + 5 * 20))
+    assert race.generated_tokens == pytest.approx(5 * (4 * 2 * 32 - 3 * 32 + 5 * 20))
 
 
 def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> None:
@@ -190,9 +195,23 @@ def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> Non
     runs = [full_run(config, units, (layer,)) for layer in (1, 4)]
     assert runs[0].layer_tokens > runs[1].layer_tokens
     assert finding_budget(config, units, (1, 4)) == runs[1] * (0.5 * MARGIN)
-    # By hand: 40 groups of 8 sequences of 3 + 5 tokens; prefill 7, forward 7, backward 2 + 1 for layer 4, head 1.
-    assert runs[1].layer_tokens == pytest.approx(40 * 8 * (3 * 7 + 8 * 7 + 8 * (2 + 1 + 1)))
+    # By hand: 40 groups of 8 sequences of 3 + 5 tokens; sampled 7, forward 7, backward 2 + 1 for layer 4, head 1.
+    assert runs[1].layer_tokens == pytest.approx(40 * 8 * (8 * 7 + 8 * 7 + 8 * (2 + 1 + 1)))
     assert runs[1].generated_tokens == 40 * 8 * 5
+
+
+def test_finding_is_a_small_part_of_a_long_run_by_default() -> None:
+    """Of Qwen3-8B's 400 steps at most a tenth, with a race in it."""
+    assert [default_budget(steps) for steps in (1, 64, 256, 400)] == [0.25, 0.25, 0.125, 0.1]
+    costs = CostModel(num_layers=36, head_ratio=3.2)
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=100, completion_tokens=900)
+    candidates = tuple(range(36))
+    for steps in (64, 100, 200, 400, 1000, 4000):
+        config = Config(model="tiny", steps=steps, prompts_per_step=64, budget=default_budget(steps))
+        budget = finding_budget(config, units, candidates)
+        sizes, calibrated = plan_probes(config, units, candidates, budget), calibration_prompts(config)
+        spent = calibration_cost(config, units) + ProbePrices(config, units, candidates).all(sizes, sampled=calibrated)
+        assert pays_for_race(config, units, candidates, budget - spent), steps
 
 
 def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> None:

@@ -154,8 +154,8 @@ def test_arms_of_one_seed_share_the_base_models_first_rollouts_and_nothing_else(
     saved = expected.cost.generated_tokens - found.cost.generated_tokens
     assert saved > 0 and found.cost.generated_tokens == shared.engine.tokens - tokens
     prompt_tokens = 4 * sum(len(row["prompt"]) for row in shared.train_rows(1, 0, 1, 4))
-    prefill = shared.costs.forward(prompt_tokens).layer_tokens
-    assert expected.cost.layer_tokens - found.cost.layer_tokens == pytest.approx(prefill)
+    sampled = shared.costs.forward(prompt_tokens + saved).layer_tokens
+    assert expected.cost.layer_tokens - found.cost.layer_tokens == pytest.approx(sampled)
     again = make_bench(build_model("qwen3"), tmp_path / "shared")  # another process, the same run folder
     assert again.train(replace(arm, layers=(1,)), 1).cost.generated_tokens == again.engine.tokens == 0
     for other in (replace(arm, seed=2), found.arm):  # other prompts, or other weights
@@ -242,7 +242,7 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     assert generated == bench.engine.tokens
     one = bench.costs.forward(1).layer_tokens
     expected = (
-        prompt_tokens * one  # prefill
+        (prompt_tokens + generated) * one  # sampled
         + bench.costs.train(prompt_tokens + generated, (2,)).layer_tokens
         + (prompt_tokens + generated) * one  # the reference
     )

@@ -3,7 +3,8 @@
     python examples/benchmarks/planner.py                # both tables, CPU: 4 minutes
     python examples/benchmarks/planner.py --only sizes   # seconds
 
-Sizes: shares of one full run of 400 steps x 64 prompts x 8 completions, 100-token prompts and 900-token completions.
+Sizes: shares of one full run of 400 steps x 64 prompts x 8 completions, 100-token prompts and 900-token completions;
+by default 10% of it.
 Against runs: planned with the lengths that calibration measured, `--budget 1` and 40 steps; layer-tokens, generated
 tokens.
 """
@@ -29,7 +30,7 @@ from autolayer.config import Config
 from autolayer.costs import Cost, CostModel
 from autolayer.dryrun import dry_run
 from autolayer.layers import find_layers, head_ratio
-from autolayer.plan import ProbePrices, UnitCosts
+from autolayer.plan import ProbePrices, UnitCosts, default_budget
 
 SHAPES: dict[str, Any] = {
     "Qwen3-8B": Qwen3Config(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
@@ -57,7 +58,7 @@ def stages(config: Config, units: UnitCosts) -> tuple[dict[str, Cost], Cost]:
     candidates = tuple(range(units.costs.num_layers))
     budget, prompts = plan.finding_budget(config, units, candidates), plan.calibration_prompts(config)
     sizes = plan.plan_probes(config, units, candidates, budget)
-    found = {"calibrate": units.generate * prompts,
+    found = {"calibrate": plan.calibration_cost(config, units),
              "probe": ProbePrices(config, units, candidates).all(sizes, sampled=prompts)}  # fmt: skip
     left = budget - sum(found.values(), Cost())
     found["search"] = left if plan.pays_for_race(config, units, candidates, left) else Cost()
@@ -70,7 +71,7 @@ def sizes_table() -> Table:
         table.add_column(name)
     for name in SHAPES:
         units = units_of(name)
-        for budget in (0.1, 0.25):
+        for budget in (default_budget(400), 0.25):
             config = Config(model=name, steps=400, prompts_per_step=64, budget=budget)
             found, full = stages(config, units)
             for kind in ("generated_tokens", "layer_tokens"):

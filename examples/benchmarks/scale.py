@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from planner import SHAPES, stages, units_of
@@ -24,7 +25,8 @@ from transformers import AutoModelForCausalLM
 from autolayer.config import Config
 from autolayer.costs import Cost
 from autolayer.layers import find_layers
-from autolayer.plan import UnitCosts, select_items
+from autolayer.memory import gradient_bytes
+from autolayer.plan import UnitCosts, default_budget, select_items
 from autolayer.search.plan import plan
 from autolayer.search.records import Candidate, RaceConfig
 
@@ -48,6 +50,10 @@ class Model:
     latency: float
     """Seconds a token in a small batch. Assumed."""
 
+    @cached_property
+    def units(self) -> UnitCosts:
+        return units_of(self.name)
+
 
 def models(decode: float, latency: float) -> tuple[Model, ...]:
     """Larger ones in proportion to the parameters that a token goes through, and to the depth."""
@@ -61,7 +67,8 @@ def models(decode: float, latency: float) -> tuple[Model, ...]:
 def hours(model: Model, cost: Cost, gpus: int, busy: float, steps: float) -> float:
     """Of work that all GPUs share, in steps that wait for each other: none ends before its longest completion."""
     generation = cost.generated_tokens / (gpus * model.decode)
-    passes = cost.layer_tokens * 2 * model.per_layer / (gpus * PEAK * busy)
+    read = cost.layer_tokens - model.units.costs.forward(cost.generated_tokens).layer_tokens
+    passes = read * 2 * model.per_layer / (gpus * PEAK * busy)
     return (max(generation, steps * COMPLETION * model.latency) + passes) / 3600
 
 
@@ -86,10 +93,10 @@ def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus:
 
 
 def host_bytes(model: Model, config: Config) -> float:
-    """The gradients of the shared batch: every block's, in float32, one for each fold."""
+    """The gradients of the shared batch, every block's."""
     with torch.device("meta"):
-        layers = find_layers(AutoModelForCausalLM.from_config(SHAPES[model.name]))
-    return 4.0 * config.probe.num_folds * sum(p.numel() for layer in layers for p in layer.parameters())
+        whole = AutoModelForCausalLM.from_config(SHAPES[model.name], dtype=torch.bfloat16)
+    return gradient_bytes(whole, tuple(range(len(find_layers(whole)))), config.probe.num_folds)
 
 
 def main() -> None:
@@ -97,14 +104,17 @@ def main() -> None:
     parser.add_argument("--decode", type=float, default=4000.0, help="tokens a second and GPU of the 8B model")
     parser.add_argument("--latency", type=float, default=0.012, help="seconds a token in a small batch, 8B")
     parser.add_argument("--busy", type=float, default=0.35, help="share of the peak in forward and backward passes")
+    parser.add_argument("--budget", type=float, help="default: that of `pick`")
     options = parser.parse_args()
     table = Table(box=MARKDOWN)
     for name in ("model", "GPUs", "full run, h", "calibrate", "probe, one copy", "probe, if shared", "search",
                  "rungs, arms@step", "decode latency's part", "host memory, GB"):  # fmt: skip
         table.add_column(name)
     for model in models(options.decode, options.latency):
-        units = units_of(model.name)
-        config = Config(model=model.name, steps=STEPS, prompts_per_step=PROMPTS)
+        units = model.units
+        config = Config(
+            model=model.name, steps=STEPS, prompts_per_step=PROMPTS, budget=options.budget or default_budget(STEPS)
+        )
         found, full = stages(config, units)
         for gpus in GPUS:
             run = hours(model, full, gpus, options.busy, STEPS)
