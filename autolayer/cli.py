@@ -239,7 +239,7 @@ def merge(source: Path, model: str | None, out: Path) -> None:
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer doctor\n  autolayer doctor --model Qwen/Qwen3-8B --task math")
-@config_options()
+@config_options(needs_model=False)
 @click.option("--json", "as_json", is_flag=True, help="Print what was found on stdout as JSON.")
 @debug_option
 @click.pass_context

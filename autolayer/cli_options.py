@@ -27,14 +27,22 @@ class RateType(click.ParamType):
 class ConfigOption(click.Option):
     """An option made from a field of Config; its help is read from there when somebody asks for it."""
 
+    needs_model = True
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         (field,) = [f for f in dataclasses.fields(config.Config) if f.name == self.name]
         self.help = field_docs()[field.name]
         if field.default is dataclasses.MISSING:
-            self.help += "  [required]"
+            self.help += "  [required]" if self.needs_model else ""
         elif field.default is not None:
             self.help += f"  [default: {field.default}]"
         return super().get_help_record(ctx)
+
+
+class OptionalOption(ConfigOption):
+    """Of a command that does something without a model, too."""
+
+    needs_model = False
 
 
 @functools.cache
@@ -50,8 +58,9 @@ def field_docs() -> dict[str, str]:
     }
 
 
-def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+def config_options(*, leave_out: tuple[str, ...] = (), needs_model: bool = True) -> Callable[[Callable], Callable]:
     """Gives a command one option per field of Config."""
+    kind_of_option = ConfigOption if needs_model else OptionalOption
     types = {"str": click.STRING, "int": click.INT, "float": click.FLOAT}
 
     def add(command: Callable) -> Callable:
@@ -60,10 +69,10 @@ def config_options(*, leave_out: tuple[str, ...] = ()) -> Callable[[Callable], C
                 continue
             name, kind = "--" + field.name.replace("_", "-"), str(field.type).removesuffix(" | None")
             if kind == "bool":
-                command = click.option(f"{name}/--no-{name[2:]}", cls=ConfigOption, default=None)(command)
+                command = click.option(f"{name}/--no-{name[2:]}", cls=kind_of_option, default=None)(command)
             else:
                 kind = RateType() if field.name == "learning_rate" else types[kind]
-                command = click.option(name, cls=ConfigOption, type=kind)(command)
+                command = click.option(name, cls=kind_of_option, type=kind)(command)
         tables = f"TOML file with any of these settings, and {', '.join(f'[{name}]' for name in config.TABLES)}."
         return click.option("--config", "toml", metavar="FILE", help=tables)(command)
 

@@ -161,8 +161,8 @@ class Config:
     adapter: str | None = None
     """lora: train LoRA adapters on the chosen layers instead of whole layers."""
     budget: float | None = None
-    """What finding the layer may cost, as a share of one full run of the final training; default: 2 / sqrt(steps),
-    0.25 at the most."""
+    """What finding the layer may cost, as a share of one full run of the final training; default: the work of
+    40 of its steps, 0.25 at the most."""
     regret: float = 0.05
     """Contribution one is ready to lose: the search stops when no more than this is at stake."""
     hours: float | None = None
@@ -320,6 +320,8 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     """The value as its field wants it: a whole number serves as a float, and nothing else is converted."""
+    if name == "layers" and isinstance(value, int | list) and not isinstance(value, bool):
+        value = ",".join(map(str, value if isinstance(value, list) else [value]))
     wanted, _, optional = kind.partition(" | ")
     if value is None and optional:
         return None

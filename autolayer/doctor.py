@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autolayer.config import Config
 from autolayer.errors import AutolayerError
+from autolayer.progress import duration
 from autolayer.summary import PACKAGES
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ def _plan(config: Config | None) -> Iterator[Check]:
         yield Check(name="run", state="bad", says=str(error))
         return
     yield Check(name="model", state="good", says=f"{config.model}: {plan.num_layers} layers")
+    if plan.seconds is not None:
+        whole, train = sum(plan.seconds.values()), plan.seconds["train"]
+        says = f"about {duration(whole)} in one process, of which training {duration(train)}, to a factor of two"
+        yield Check(name="time", state="good", says=says)
     yield Check(name="memory", state="good" if plan.room.fits else "bad", says=plan.room.says)
     if not plan.races:
         yield Check(name="search", state="note", says="the budget pays for no short runs: the probes decide alone")

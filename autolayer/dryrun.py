@@ -16,9 +16,11 @@ from autolayer.evaluation import requests
 from autolayer.fit import fit
 from autolayer.layers import find_layers, head_ratio, parse_layers
 from autolayer.memory import gradient_bytes
-from autolayer.models import empty_model, max_positions, read_tokenizer
+from autolayer.models import empty_model, find_device, max_positions, read_tokenizer
+from autolayer.pace import measure
 from autolayer.plan import ProbePlan, UnitCosts
-from autolayer.prepare import check_names, early_checks, resolve
+from autolayer.prepare import check_names, early_checks, engine_name, resolve
+from autolayer.progress import duration
 from autolayer.rollouts import encode_prompts
 from autolayer.room import Room, make_room
 from autolayer.runs import CALIBRATION, RunFolder
@@ -26,6 +28,10 @@ from autolayer.tasks import Task
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+
+KINDS = ("generated_tokens", "layer_tokens")
+"""What the budget bounds (plan.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,8 @@ class DryRun:
     """Where the lengths of completions come from."""
     races: bool
     """False if the budget pays for no race, so that the probes may spend all of it and decide."""
+    seconds: dict[str, float] | None
+    """Of each stage and of the final training, in one process on this machine, to a factor of two; None if unknown."""
     room: Room
     host_bytes: dict[str, int]
 
@@ -71,9 +79,9 @@ class DryRun:
         table.add_row(
             "finding",
             f"at most {config.budget:.0%} of one full run: {amount(self.finding_budget.generated_tokens)} generated "
-            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens besides",
+            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens in all",
         )
-        for kind in ("generated_tokens", "layer_tokens"):
+        for kind in KINDS:
             shares = {name: getattr(c, kind) / getattr(self.full_run, kind) for name, c in self.stages.items()}
             parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
             name = kind.replace("generated_", "generated ").replace("_", "-")
@@ -87,6 +95,9 @@ class DryRun:
         )
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
+        if self.seconds is not None:
+            parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds)
+            table.add_row("time", f"in one process here, to a factor of two: {parts}")
         items, completions, tokens = self.evaluation
         table.add_row(
             "evaluate",
@@ -100,6 +111,9 @@ class DryRun:
             parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in amounts.items())
             table.add_row(where, f"{in_bytes(sum(amounts.values()))}: {parts}")
         table.add_row(room.device, f"{in_bytes(room.total)}: {room.says}")
+        dear = max(getattr(sum(self.stages.values(), Cost()), k) / getattr(self.full_run, k) for k in KINDS)
+        if config.budget is not None and dear > config.budget:
+            table.add_row("note", f"finding costs {dear:.0%} of a run as short as this one, more than --budget allows")
         for note in sizes.notes:
             table.add_row("note", note)
         return table
@@ -143,6 +157,18 @@ def dry_run(config: Config) -> DryRun:
     races = plan.pays_for_race(config, units, candidates, budget - spent)
     stages["search"] = budget - spent if races else Cost()
     trained = plan.final_layers(config, candidates)
+    full = plan.full_run(config, units, trained)
+    width = task.max_context or round(max(map(len, some))) + answer
+    device = find_device(config.device)
+    engine = engine_name(config.rollouts, device.type)
+    assert config.prompts_per_step is not None
+    pace = measure(
+        model, tokenizer, units.costs, device, width=width, batch=config.prompts_per_step * config.group_size,
+        vllm=engine == "vllm",
+    ) if engine != "server" else None  # fmt: skip
+    times = None
+    if pace is not None:
+        times = {name: pace.seconds(cost, units.costs) for name, cost in {**stages, "train": full}.items()}
     return DryRun(
         config=config,
         num_layers=num_layers,
@@ -150,12 +176,13 @@ def dry_run(config: Config) -> DryRun:
         calibration_prompts=prompts,
         probes=sizes,
         evaluation=(len(asked.counts_I), len(asked.rows), (asked.decoding or task).max_new_tokens),
-        full_run=plan.full_run(config, units, trained),
+        full_run=full,
         finding_budget=budget,
         stages=stages,
         lengths="completions as long as " + ("calibrated" if calibrated else "allowed"),
         races=races,
-        room=make_room(config, model, candidates, task.max_context or max(map(len, some)) + answer),
+        seconds=times,
+        room=make_room(config, model, candidates, width),
         host_bytes={"gradients of the shared batch": gradient_bytes(model, candidates, config.probe.num_folds)},
     )
 

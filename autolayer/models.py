@@ -42,10 +42,10 @@ class EmbeddedModel:
 
 _FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house"}
 _PRESETS = {
-    "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024},
+    "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024, "budget": 0.25},
     # A program is run for every completion, an episode has some 100 tokens: these cost more than arithmetic.
-    "code:expr": {"steps": 120, "prompts_per_step": 16, "num_eval": 512},
-    "agent:house": {"steps": 60, "prompts_per_step": 16, "num_eval": 512},
+    "code:expr": {"steps": 120, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
+    "agent:house": {"steps": 60, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
 }
 
 EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(

@@ -32,9 +32,9 @@ MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
 """Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
 many: a learning rate from 2 prompts can be ten times too high."""
 
-BUDGET, LONG_BUDGET = 0.25, 2.0
-"""What finding may cost by default, as a share of a full run: a quarter, and of a long one so much over the root of its
-steps, since what a race needs grows with the root only (`SCOUT`)."""
+BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
+"""What finding may cost by default: a quarter of the full run, and no more than so many of its steps; of very long runs
+so many roots of their steps, since what a race needs grows with the root (`SCOUT`)."""
 
 CALIBRATION_SCORED = 64
 """Completions that the entropy of the base model is read from."""
@@ -104,8 +104,8 @@ class ProbePlan:
 
 
 def default_budget(steps: int) -> float:
-    """Of a run of so many steps: a quarter up to 64 steps, a tenth at 400."""
-    return min(BUDGET, LONG_BUDGET / math.sqrt(steps))
+    """Of a run of so many steps, as a share: a quarter up to 160 steps, a tenth at 400."""
+    return min(BUDGET, max(BUDGET_STEPS, BUDGET_ROOTS * math.sqrt(steps)) / steps)
 
 
 def final_layers(config: Config, candidates: tuple[int, ...]) -> Layers:

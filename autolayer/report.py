@@ -96,11 +96,12 @@ class Report:
 
 def rows_of(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
     """The rows to show, baselines that are no candidates last, and the number of hidden ones."""
-    ranking = list(result.ranking or ())
+    finds = result.verdict is not None or result.trained_layers is None  # `train` was told its layers
+    ranking = list(result.ranking or ()) if finds else []
     marks = marks_of(result)
     shown = [row for place, row in enumerate(ranking) if show_all or place < MAX_ROWS or row.layer in marks]
     present = {row.layer for row in shown}
-    for baseline in (result.baselines or {}).values():
+    for baseline in (result.baselines or {}).values() if finds else ():
         if baseline.layer not in present:
             shown.append(RankingRow(layer=baseline.layer, predicted=baseline.predicted, measured=baseline.measured))
             present.add(baseline.layer)
@@ -163,7 +164,7 @@ def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: boo
     for name in names:
         table.add_column(name, justify="right" if name in ("steps", "P(best)") else "left", no_wrap=True)
     if bar:
-        table.add_column("", no_wrap=True)
+        table.add_column("contribution" if len(bar) > 5 else "contr.", no_wrap=True)
     marks = marks_of(result)
     values = [row.predicted if row.measured is None else row.measured for row in rows]
     largest = max([value for value in values if value is not None and value > 0], default=1.0)

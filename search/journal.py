@@ -54,6 +54,8 @@ def opened(storage: str) -> Iterator[None]:
         cure = "give a --storage that Optuna can open, or leave it out"
         if storage.startswith("sqlite") and where.endswith("/study.db"):  # a run's own
             cure = "delete that file to redo the search, or choose another --out"
+        elif isinstance(error, ImportError) and storage.startswith("postgresql"):
+            cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
         raise RunFolderError(
             f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
         ) from error

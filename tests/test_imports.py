@@ -30,7 +30,7 @@ TIERS = (
      "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
     ("workbench", "segment", "calibrate"),
     ("probes", "search", "report", "page", "export"),
-    ("stages", "sets", "prepare", "summary", "dryrun", "room", "doctor", "pipeline", "measuring", "comparing"),
+    ("stages", "sets", "prepare", "summary", "dryrun", "room", "pace", "doctor", "pipeline", "measuring", "comparing"),
     ("cli", "cli_options", "__main__"),
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""

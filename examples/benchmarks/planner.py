@@ -84,7 +84,7 @@ def sizes_table() -> Table:
 
 def runs_table() -> Table:
     table = Table(box=MARKDOWN)
-    for name in ("run", "stage", "generated tokens, measured / planned", "layer-tokens, measured / planned"):
+    for name in ("run", "stage", "measured / planned: generated tokens", "layer-tokens", "time"):
         table.add_column(name)
     for model, task in RUNS:
         with tempfile.TemporaryDirectory() as scratch:
@@ -97,7 +97,7 @@ def runs_table() -> Table:
                 name: cost_in(out / f"{file}.json") for name, file in (("calibrate", "calibration"), ("probe", "probe"))
             }
             for name, cost in measured.items():
-                add(table, f"{model}, {task}", name, cost, planned.stages[name])
+                add(table, f"{model}, {task}", name, cost, planned.stages[name], planned.seconds)
             # The plan's full run is that of the highest layer: what the trained one costs differs by its depth.
             last = max(out.glob("arms/*/step-000040.safetensors"), key=lambda path: path.stat().st_mtime)
             with safe_open(last, framework="pt") as file:
@@ -109,6 +109,7 @@ def runs_table() -> Table:
                 "train",
                 trained,
                 plan.full_run(planned.config, units, tuple(result.best_layers)),
+                planned.seconds,
             )
     return table
 
@@ -128,12 +129,13 @@ def cost_in(path: Path) -> Cost:
     return Cost(**json.loads(path.read_text())["cost"])
 
 
-def add(table: Table, run: str, stage: str, measured: Cost, planned: Cost) -> None:
+def add(table: Table, run: str, stage: str, measured: Cost, planned: Cost, seconds: dict[str, float] | None) -> None:
     ratios = [
         f"{getattr(measured, kind) / getattr(planned, kind):.2f}" if getattr(planned, kind) else "-"
         for kind in ("generated_tokens", "layer_tokens")
     ]
-    table.add_row(run, stage, *ratios)
+    assert seconds is not None
+    table.add_row(run, stage, *ratios, f"{measured.seconds / seconds[stage]:.2f}")
 
 
 def main() -> None:
