@@ -19,6 +19,7 @@ from typing import Any
 from autolayer.errors import ConfigError, unknown
 
 ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
+FROZEN = ("8bit", "4bit")
 ROLLOUTS = ("auto", "transformers", "vllm")
 
 NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "vllm", "allow_unsandboxed", "accept_changes")
@@ -160,6 +161,8 @@ class Config:
     """Train all parameters in the end, with this many times the learning rate on the best layers (2 is usual)."""
     adapter: str | None = None
     """lora: train LoRA adapters on the chosen layers instead of whole layers."""
+    frozen: str | None = None
+    """8bit or 4bit: keep the layers that `train` leaves alone in so many bits (needs the extra `quantized`)."""
     budget: float | None = None
     """What finding the layer may cost, as a share of one full run of the final training; default: the work of
     40 of its steps, 0.25 at the most."""
@@ -219,6 +222,8 @@ class Config:
             raise unknown("rollout engine", self.rollouts, ROLLOUTS)
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
+        if self.frozen not in (None, *FROZEN):
+            raise unknown("precision of frozen layers", self.frozen or "", FROZEN)
         problems = [text for field_name, valid, text in self._checks() if not valid and field_name]
         if problems:
             raise ConfigError("; ".join(problems) + ".")

@@ -6,6 +6,7 @@ particular architecture. Left out: quantized weights (they cannot be trained) an
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -259,4 +260,6 @@ def _routers(model: nn.Module) -> list[nn.Module]:
 
 
 def _count(parameters: Any) -> int:
-    return sum(p.numel() for p in parameters)
+    """Their entries, also of those that are packed into fewer bits (quantize.py)."""
+    packed = ((p, getattr(p, "quant_state", None)) for p in parameters)
+    return sum(p.numel() if state is None else math.prod(state.shape) for p, state in packed)

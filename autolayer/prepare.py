@@ -27,6 +27,7 @@ from autolayer.patch import check_room
 from autolayer.plan import default_budget
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
+from autolayer.quantize import check_installed, quantize_frozen
 from autolayer.ranks import Ranks, check_device, joined
 from autolayer.runs import PATCH, RunFolder, open_run
 from autolayer.search.journal import check_storage
@@ -59,7 +60,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     progress = progress if progress and ranks.leads else Silent()
     with progress.stage("load", None):
         task = early_checks(config, verb)
-        loaded = models.load_model(config.model, config.device)
+        loaded = models.load_model(config.model, config.device if config.frozen is None else "cpu")
     folder = open_run(config, verb)
     task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
     config = resolve(config, task)
@@ -74,6 +75,9 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     if verb != "measure":
         del resolved["measure"]
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
+    if config.frozen is not None and candidates != "full":  # its hash is known by now, which is that of the base
+        loaded.device = models.find_device(config.device)
+        quantize_frozen(loaded.model, candidates, config.frozen, loaded.device)
     settings = TrainSettings(
         algorithm=config.algorithm,
         prompts_per_step=config.prompts_per_step or 0,
@@ -190,6 +194,13 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if config.frozen is not None:
+        if verb != "train" or candidates == "full":
+            raise ConfigError(
+                "--frozen belongs to `train` with the --layers to train: what looks at every layer needs all of them "
+                "as they are. Leave it out."
+            )
+        check_installed()
     if candidates == "full" and config.learning_rate is None:
         raise ConfigError(
             "--layers full has no learning rate to start from, probes look at layers: give --learning-rate."

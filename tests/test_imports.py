@@ -25,7 +25,7 @@ TIERS = (
      "files",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
-     "recompute", "memory", "ranks"),
+     "recompute", "memory", "ranks", "quantize"),
     ("rollouts", "engine", "transformers_engine", "copy_engine", "vllm_engine", "vllm_server", "scoring", "trainer",
      "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
     ("workbench", "segment", "calibrate"),
@@ -35,7 +35,7 @@ TIERS = (
 )  # fmt: skip
 """From the ground up. A module imports from lower tiers and from its own, where no cycle comes of it."""
 
-HOME_OF = {"trl": {"trainer", "scoring"}, "vllm": {"vllm_engine"}, "optuna": {"search"}}
+HOME_OF = {"trl": {"trainer", "scoring"}, "vllm": {"vllm_engine"}, "optuna": {"search"}, "bitsandbytes": {"quantize"}}
 """Libraries whose seams move with every release, and the only ones that may know them."""
 
 STRANGERS = [("probes", "search"), ("search", "probes")]
