@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +165,8 @@ class Config:
     frozen: str | None = None
     """8bit or 4bit: keep the layers that `train` leaves alone in so many bits (needs the extra `quantized`)."""
     budget: float | None = None
-    """What finding the layer may cost, as a share of one full run of the final training; default: the work of
-    40 of its steps, 0.25 at the most."""
+    """What finding the layer may cost, as a share of one full run of the final training; default: what
+    40 of its steps cost (beyond 400 steps, 2 roots of their number), 0.25 at the most."""
     regret: float = 0.05
     """Contribution one is ready to lose: the search stops when no more than this is at stake."""
     hours: float | None = None
@@ -218,7 +219,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
-        if self.rollouts not in ROLLOUTS and not self.rollouts.startswith(("http://", "https://")):
+        if self.rollouts not in ROLLOUTS and not is_server(self.rollouts):
             raise unknown("rollout engine", self.rollouts, ROLLOUTS)
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
@@ -283,6 +284,11 @@ TABLES = {
 """Fields of `Config` that are tables in a --config file."""
 
 
+def is_server(rollouts: str) -> bool:
+    """Whether --rollouts names vLLM servers: URLs, with commas between them."""
+    return all(re.fullmatch(r"https?://[\w.\-\[\]:]+(/v1)?/?", url.strip()) for url in rollouts.split(","))
+
+
 def from_dict(values: dict[str, Any]) -> Config:
     """Builds a Config from nested plain values; unknown names are refused with the nearest valid one."""
     return _build(Config, values)
@@ -325,8 +331,10 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     """The value as its field wants it: a whole number serves as a float, and nothing else is converted."""
-    if name == "layers" and isinstance(value, int | list) and not isinstance(value, bool):
-        value = ",".join(map(str, value if isinstance(value, list) else [value]))
+    if name == "layers" and type(value) in (int, list):
+        several = value if isinstance(value, list) else [value]
+        if several and all(type(each) is int for each in several):
+            value = ",".join(map(str, several))
     wanted, _, optional = kind.partition(" | ")
     if value is None and optional:
         return None

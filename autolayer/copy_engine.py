@@ -25,7 +25,8 @@ from autolayer.tasks.suites import Decoding
 TOLERANCE = {torch.float32: 1e-3}
 LOOSE = 0.25
 """Mean difference of log-probabilities (nats) at which the engines cannot have the same weights: in float32, and in
-the 16-bit formats, whose kernels differ by some hundredths."""
+the 16-bit formats, whose kernels differ by some hundredths. There it finds another model or a wrong layer, not a layer
+that has moved a little."""
 CHECKED_TOKENS = 16
 """Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
 
@@ -85,12 +86,13 @@ class CopyEngine(Engine):
             EngineError: The two engines do not agree.
         """
         assert completion.log_probs is not None
-        training = self.model.training
-        with torch.no_grad():
-            ids = torch.tensor([[*prompt, *completion]], device=self.model.device)
-            logits = self.model.eval()(input_ids=ids).logits[0, len(prompt) - 1 : -1].float() / self.temperature
+        training, ids = self.model.training, torch.tensor([[*prompt, *completion]], device=self.model.device)
+        try:
+            with torch.no_grad():
+                found = self.model.eval()(input_ids=ids, logits_to_keep=len(completion) + 1)
+        finally:
             self.model.train(training)
-            wanted = logits.log_softmax(-1)
+        wanted = (found.logits[0, -len(completion) - 1 : -1].float() / self.temperature).log_softmax(-1)
         sampled = torch.tensor(list(completion), device=wanted.device)
         ours = wanted.gather(1, sampled[:, None])[:, 0].cpu()
         gap = float((ours - torch.tensor(completion.log_probs)).abs().mean())

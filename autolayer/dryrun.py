@@ -113,14 +113,18 @@ class DryRun:
         table.add_row(room.device, f"{in_bytes(room.total)}: {room.says}")
         dear = max(getattr(sum(self.stages.values(), Cost()), k) / getattr(self.full_run, k) for k in KINDS)
         if config.budget is not None and dear > config.budget:
-            table.add_row("note", f"finding costs {dear:.0%} of a run as short as this one, more than --budget allows")
+            table.add_row("note", f"finding costs {dear:.0%} of one full run, not the {config.budget:.0%} of --budget")
         for note in sizes.notes:
             table.add_row("note", note)
         return table
 
 
-def dry_run(config: Config) -> DryRun:
+def dry_run(config: Config, *, timed: bool = True) -> DryRun:
     """Works out the plan.
+
+    Args:
+        config: Of `pick`.
+        timed: Whether a few blocks are timed, for the time it takes.
 
     Raises:
         AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
@@ -165,10 +169,13 @@ def dry_run(config: Config) -> DryRun:
     pace = measure(
         model, tokenizer, units.costs, device, width=width, batch=config.prompts_per_step * config.group_size,
         vllm=engine == "vllm",
-    ) if engine != "server" else None  # fmt: skip
+    ) if timed and engine != "server" else None  # fmt: skip
     times = None
     if pace is not None:
-        times = {name: pace.seconds(cost, units.costs) for name, cost in {**stages, "train": full}.items()}
+        most = (asked.decoding or task).max_new_tokens * task.max_turns
+        evaluated = units.costs.generate(tokens["prompt_tokens"], most) * (2 * len(asked.rows))
+        works = {**stages, "train": full, "evaluate": evaluated}
+        times = {name: pace.seconds(cost, units.costs) for name, cost in works.items()}
     return DryRun(
         config=config,
         num_layers=num_layers,

@@ -74,6 +74,8 @@ class Engine(ABC):
         self.top_k, self.top_p = 0, 1.0
         self.context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
+        self.wanted_context = self.context
+        """What that is where the engine holds as much as the model and the task do."""
         self.max_sequences = max_sequences
         self.seconds, self.tokens = 0.0, 0
         """Time spent and tokens generated so far: the measured price of a generated token."""

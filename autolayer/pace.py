@@ -1,7 +1,8 @@
 """How fast this machine is with a model of this shape, timed on a few of its blocks, before anything is loaded.
 
 Passes are timed, and so is generation by transformers; of vLLM only what bounds it is: each token reads all weights
-once for the whole batch, and goes through them. Good to a factor of two: lengths, and what else runs, are not known.
+once for the whole batch, reads its sequence's cache, and goes through the weights. Good to a factor of two: lengths,
+and what else runs, are not known.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from autolayer.costs import Cost, CostModel
+from autolayer.engine import MAX_SEQUENCES
 from autolayer.layers import find_layers
-from autolayer.transformers_engine import TransformersEngine
+from autolayer.transformers_engine import TransformersEngine, cache_bytes
 
 DEPTHS = (1, 3)
 """Blocks of the models that are timed: what they differ by is the blocks' own time."""
@@ -61,21 +63,24 @@ def measure(
         batch: Sequences that are generated together.
         vllm: Whether vLLM generates.
     """
+    batch = min(batch, MAX_SEQUENCES)
     if device.type != "cuda":
         if sum(p.numel() for p in find_layers(shape)[0].parameters()) > LARGE:
             return None
         batch = min(batch, SLOW)
     try:
+        bandwidth = _bandwidth(device) if vllm else 0.0
         short, long = (_times(_of_depth(shape, n, device), tokenizer, width, 0 if vllm else batch) for n in DEPTHS)
-    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError):
-        return None  # whatever an architecture of its own makes of fewer blocks
+    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError):
+        return None  # whatever an architecture of its own makes of fewer blocks, or too little memory
     (one_pass, one_step), (read, step) = short, long
     between = DEPTHS[1] - DEPTHS[0]
     layer_token = max((read - one_pass) / between, read / (4 * DEPTHS[1]))
     all_blocks = costs.num_layers + costs.head_ratio
     if vllm:
         weights = sum(p.numel() * p.element_size() for p in shape.parameters())
-        step = weights / _bandwidth(device) + batch * layer_token * all_blocks
+        cached = batch * width / 2 * cache_bytes(shape)
+        step = (weights + cached) / bandwidth + batch * layer_token * all_blocks
     else:
         step = one_step + (all_blocks - DEPTHS[0]) * max((step - one_step) / between, 0.0)
     return Pace(layer_token=layer_token, step=step, batch=batch)
@@ -86,7 +91,14 @@ def _times(model: Any, tokenizer: Any, width: int, batch: int) -> tuple[float, f
     width = min(width, TOKENS)
     sequences = max(1, TOKENS // width)
     read = _fastest(lambda: _read(model, sequences, width), model.device) / (sequences * width)
-    return read, _fastest(lambda: _write(model, tokenizer, width, batch), model.device) / SAMPLED if batch else 0.0
+    if not batch:
+        return read, 0.0
+    # The prompts are read in both.
+    more, few = (
+        _fastest(lambda: _write(model, tokenizer, width, batch, count), model.device)  # noqa: B023
+        for count in (1 + SAMPLED, 1)
+    )
+    return read, max(more - few, 0.1 * more) / SAMPLED
 
 
 def _of_depth(shape: Any, blocks: int, device: torch.device) -> Any:
@@ -105,8 +117,8 @@ def _read(model: Any, sequences: int, width: int) -> None:
         model(input_ids=torch.ones(sequences, width, dtype=torch.long, device=model.device), logits_to_keep=1)
 
 
-def _write(model: Any, tokenizer: Any, width: int, batch: int) -> None:
-    engine = TransformersEngine(model, tokenizer, max_new_tokens=SAMPLED, temperature=1.0)
+def _write(model: Any, tokenizer: Any, width: int, batch: int, count: int) -> None:
+    engine = TransformersEngine(model, tokenizer, max_new_tokens=count, temperature=1.0)
     engine.pad_token_id, engine.eos_token_ids = 0, []
     engine.generate([[1] * max(1, width // 2)] * batch, range(batch))
 

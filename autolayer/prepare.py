@@ -16,26 +16,27 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from autolayer import models, tasks
+from autolayer import evaluation, models, tasks
 from autolayer.arms import Layers
-from autolayer.config import Config
+from autolayer.config import Config, is_server
 from autolayer.engine import Engine
 from autolayer.errors import ConfigError, RunFolderError
 from autolayer.fit import fit
 from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_layers
 from autolayer.patch import check_room
-from autolayer.plan import default_budget
+from autolayer.plan import BUDGET, default_budget
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent
 from autolayer.quantize import check_installed, quantize_frozen
 from autolayer.ranks import Ranks, check_device, joined
+from autolayer.rollouts import encode_prompts
 from autolayer.runs import PATCH, RunFolder, open_run
 from autolayer.search.journal import check_storage
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
 from autolayer.transformers_engine import TransformersEngine
 from autolayer.vllm_engine import VLLMEngine
-from autolayer.vllm_server import VLLMServer, is_server
+from autolayer.vllm_server import VLLMServer, check_servers
 from autolayer.workbench import TrainSettings, Workbench
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         loaded = models.load_model(config.model, config.device if config.frozen is None else "cpu")
     folder = open_run(config, verb)
     task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
+    if verb != "pick" and config.budget is None:  # it searches nothing; its probes are as large as ever
+        config = dataclasses.replace(config, budget=BUDGET)
     config = resolve(config, task)
     candidates = parse_layers(config.layers, loaded.num_layers, config.model, allow_full=verb == "train")
     trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
@@ -92,12 +95,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         loaded, task, settings, folder, temperature=config.temperature, make_engine=engine, ranks=ranks,
         shares_first=config.storage is None,
     )  # fmt: skip
-    if bench.longest > bench.engine.context:
-        raise ConfigError(
-            f"the longest prompt and its completion are {bench.longest} tokens, and the rollout engine holds "
-            f"{bench.engine.context}: start vLLM with a larger --max-model-len, or give a smaller --max-new-tokens or "
-            "--max-prompt-tokens."
-        )
+    check_context(bench)
     claimed: dict[str, Any] = {"signature": signature}
     with ExitStack() as held:
         if ranks.leads:
@@ -135,8 +133,27 @@ def check_share(config: Config, num_processes: int) -> None:
         )
 
 
+def check_context(bench: Workbench) -> None:
+    """Refuses a rollout engine that would cut off what the model itself would not."""
+    engine, task = bench.engine, bench.task
+    if engine.context >= engine.wanted_context:
+        return
+    rows = [row for split in task.splits.values() for row in split]
+    prompts = encode_prompts(bench.tokenizer, rows, dict(task.chat_template_kwargs))
+    decoding = evaluation.requests(task, "eval", 1, 0).decoding
+    longest = max(map(len, prompts)) + max(task.max_new_tokens, decoding.max_new_tokens if decoding else 0)
+    needed = engine.wanted_context if task.environment is not None else min(longest, engine.wanted_context)
+    if needed > engine.context:
+        raise ConfigError(
+            f"prompts with their completions are up to {needed} tokens, and the server holds {engine.context}: start "
+            "it with a larger --max-model-len, or give a smaller --max-new-tokens."
+        )
+
+
 def check_engine(name: str) -> None:
     """Refuses a rollout engine that cannot work here."""
+    if is_server(name):
+        check_servers(name)
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
 

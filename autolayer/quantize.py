@@ -64,6 +64,8 @@ def _quantized(modules: Any, linear: Any, frozen: str, device: torch.device) -> 
         made.weight = modules.Int8Params(linear.weight.data, has_fp16_weights=False, **kept)
     else:
         made = modules.Linear4bit(*size, compute_dtype=linear.weight.dtype, quant_type="nf4")
+        # Else on some CPUs a pass without gradients packs the weights anew, and gives other numbers than one with them.
+        made.support_avx512bf16_for_cpu = False
         made.weight = modules.Params4bit(linear.weight.data, quant_type="nf4", compress_statistics=False, **kept)
     if linear.bias is not None:
         made.bias = nn.Parameter(linear.bias.data, **kept)

@@ -28,11 +28,16 @@ class Room:
     """Bytes of memory, without what vLLM takes where it generates."""
     passing: Passing
     probing: dict[str, int]
+    woken: int
+    """Bytes that vLLM takes when it wakes up, beside what training holds on to; 0 where it does not sleep."""
     training: dict[str, int]
     """Of the lowest candidate, which keeps most."""
 
     @property
     def fits(self) -> bool:
+        held = sum(size for name, size in self.training.items() if name != "activations" and name != "working space")
+        if held + self.woken > self.total:
+            return False
         return max(sum(self.probing.values()), sum(self.training.values())) <= USABLE * self.total
 
     @property
@@ -59,8 +64,8 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     device = models.find_device(config.device)
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
-    if engine_name(config.rollouts, device.type) == "vllm" and not config.vllm.sleep:
-        total = int(total * (1 - config.vllm.memory_share))
+    taken = int(total * config.vllm.memory_share) if engine_name(config.rollouts, device.type) == "vllm" else 0
+    total -= 0 if config.vllm.sleep else taken
     lowest = "full" if config.boost is not None else candidates[: config.top_k]
     num_trained = _num_trained(config, model, lowest)
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
@@ -71,6 +76,7 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total,
             passing=passing,
+            woken=taken if config.vllm.sleep else 0,
             probing=probing_bytes(model, candidates, passing),
             training=training_bytes(model, lowest, passing, num_trained=num_trained, reference=config.beta > 0),
         )

@@ -70,13 +70,17 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
     """How many sequences of this length the key-value cache can hold in half of the free memory."""
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    return max(1, int(free / 2 / (cache_bytes(model) * num_tokens)))
+
+
+def cache_bytes(model: PreTrainedModel) -> int:
+    """Of the keys and values of one token."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
-    on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    return max(1, int(free / 2 / (per_token * num_tokens)))
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
 
 
 class _GumbelNoise(LogitsProcessor):

@@ -11,7 +11,7 @@ import torch
 from autolayer.config import VLLMConfig
 from autolayer.copy_engine import CopyEngine
 from autolayer.engine import UNLIMITED, Completion
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, EngineError
 
 
 class VLLMEngine(CopyEngine):
@@ -30,7 +30,10 @@ class VLLMEngine(CopyEngine):
         super().__init__(*args, **options)
         self.settings = settings
         self._asleep = False
+        if settings.sleep and self.model.device.type != "cuda":
+            raise ConfigError("[vllm] sleep = true gives memory back on CUDA devices only: leave it out.")
         self.llm = self._start(path, num_processes)
+        self.rest()
 
     def _start(self, path: str, num_processes: int) -> Any:
         # Weights can be handed over by reference only where the engine runs in this process.
@@ -60,14 +63,24 @@ class VLLMEngine(CopyEngine):
                 distributed_executor_backend="external_launcher" if num_processes > 1 else None,
             )
         except Exception as error:  # whatever vLLM raises for a model or a device that it cannot use
-            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise ConfigError(f"vLLM cannot run {path} ({first[0]}): give --rollouts transformers.") from error
+            lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+            why = next((line for line in lines if line.startswith("Value error")), lines[0])
+            raise ConfigError(
+                f"vLLM cannot run {path} ({why}): give --rollouts transformers, or where it lacks memory another "
+                "memory_share in [vllm]."
+            ) from error
 
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
         if self._asleep:  # before anything is sent: asleep, it has no memory to write to
-            self.llm.wake_up()
+            try:
+                self.llm.wake_up()
+            except Exception as error:  # of CUDA or of vLLM
+                raise EngineError(
+                    f"vLLM did not wake up beside the training ({str(error).splitlines()[0]}): give a smaller "
+                    "memory_share in [vllm], and the same command goes on."
+                ) from error
             self._asleep = False
         if prompt_ids and self.follow():
             with self._to_compare(prompt_ids[0]) as limit:
@@ -102,4 +115,5 @@ class VLLMEngine(CopyEngine):
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM keeps what it has computed with other weights: the same command goes on.")

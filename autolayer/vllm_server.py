@@ -1,23 +1,23 @@
 """Rollouts by vLLM servers on other devices or machines (copy_engine.py says how they follow the policy).
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs --generation-config vllm
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
 
 A layer travels as a file: it is written into the run folder, and the server is told to read it there. That works
 between any two machines that see one file system, whatever their GPUs and however the server has divided the model
-among them, and needs no process group with it. A server belongs to one run: every batch is checked.
+among them, and needs no process group with it.
+
+A server belongs to one run at a time. Each load leaves a version of its own there, which is looked at before and after
+every batch: log-probabilities alone would not tell a layer in training from the base in 16 bits.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -25,21 +25,35 @@ from safetensors.torch import save_file
 from autolayer.copy_engine import CopyEngine
 from autolayer.engine import Completion
 from autolayer.errors import ConfigError, EngineError
+from autolayer.files import follow_umask
+from autolayer.vllm_client import Client, ServerError
 
-START = (
-    "VLLM_SERVER_DEV_MODE=1 vllm serve {model} --dtype {dtype} --logprobs-mode processed_logprobs "
-    "--generation-config vllm"
-)
+START = "VLLM_SERVER_DEV_MODE=1 vllm serve {model} --dtype {dtype} --logprobs-mode processed_logprobs"
 """The command that starts a server which can follow."""
 
+T = TypeVar("T")
 
-def is_server(rollouts: str) -> bool:
-    """Whether --rollouts names servers: URLs, with commas between them."""
-    return rollouts.startswith(("http://", "https://"))
+
+def servers_of(rollouts: str) -> list[Client]:
+    """--rollouts as servers: URLs, with commas between them."""
+    return [Client(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
+
+
+def check_servers(rollouts: str) -> None:
+    """Refuses servers that do not answer, before the weights are read."""
+    for client in servers_of(rollouts):
+        try:
+            client.model()
+            client.version()
+        except ServerError as error:
+            start = START.format(model="MODEL", dtype="DTYPE")
+            raise ConfigError(
+                f"--rollouts {client.url} is no vLLM server that can follow ({error}): start one by `{start}`."
+            ) from None
 
 
 class VLLMServer(CopyEngine):
-    """See `Engine`; vLLM need not be installed here.
+    """See `Engine`; vLLM need not be installed here. A server is changed when it is first used, not before.
 
     Args:
         urls: Of the servers, with commas between them; each gets every n-th request.
@@ -48,38 +62,42 @@ class VLLMServer(CopyEngine):
         leads: Whether this process, of several at one run, sends the weights.
 
     Raises:
-        ConfigError: A server does not answer, cannot follow, or does not see the files.
+        ConfigError: A server does not answer, cannot follow, or was started in another way.
     """
 
     is_shared = True
 
     def __init__(self, *args: Any, urls: str, path: str, folder: Path, leads: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.urls = [url.strip().rstrip("/").removesuffix("/v1") for url in urls.split(",")]
+        self.servers = servers_of(urls)
         self.folder, self.leads = folder.absolute(), leads
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        self._start = START.format(model=path, dtype=dtype)
-        self._syncs = 0
-        served = [self._served(url) for url in self.urls]
+        self.path = str(Path(path).absolute()) if Path(path).exists() else path
+        self._start = START.format(model=path, dtype=str(self.model.dtype).removeprefix("torch."))
+        self._version: str | None = None
+        """That this run has left in the servers; None before the first use."""
+        self._unchecked = False
+        served = [self._look(server) for server in self.servers]
         self._names = [each["id"] for each in served]
         self.context = min(self.context, *(each["max_model_len"] for each in served))
-        if leads:  # the run before may have left its layer behind
-            local = Path(path)
-            self._load(str(local.absolute()) if local.exists() else path)
+
+    def _look(self, server: Client) -> dict[str, Any]:
+        try:
+            found, settings = server.model(), server.settings()
+        except ServerError as error:
+            raise ConfigError(
+                f"--rollouts {server.url} is no vLLM server that can follow ({error}): start one by `{self._start}`."
+            ) from None
+        mode, dtype = settings.get("logprobs_mode"), str(settings.get("dtype"))
+        if mode != "processed_logprobs" or f"torch.{dtype.removeprefix('torch.')}" != str(self.model.dtype):
+            raise ConfigError(
+                f"the server at {server.url} gives {mode} in {dtype}, which does not compare with the policy's: start "
+                f"it by `{self._start}`."
+            )
+        return found
 
     @property
     def advice(self) -> str:
-        return f"A server belongs to one run, with this model and these settings: `{self._start}`."
-
-    def _served(self, url: str) -> dict[str, Any]:
-        try:
-            _post(f"{url}/reset_prefix_cache")
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=60) as answer:
-                return json.load(answer)["data"][0]
-        except (_RefusedError, OSError, ValueError, LookupError) as error:
-            raise ConfigError(
-                f"--rollouts {url} is no vLLM server that can follow ({error}): start it by `{self._start}`."
-            ) from None
+        return f"Start the server anew by `{self._start}`, and the same command goes on."
 
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
@@ -87,93 +105,91 @@ class VLLMServer(CopyEngine):
         if not prompt_ids:
             return []
         self.follow()
-        with ThreadPoolExecutor(min(self.max_sequences, len(prompt_ids) + len(self.urls))) as threads:
+        count, num = len(prompt_ids), len(self.servers)
+        before = self._versions()
+        if self._unchecked:
             with self._to_compare(prompt_ids[0]) as limit:
-                checks = [
-                    threads.submit(self._complete, *self._request(server, prompt_ids[0], 0, limit, set()))
-                    for server in range(len(self.urls) if self.leads else 0)
-                ]
-            asked = [
-                self._request(index % len(self.urls), prompt_ids[index], seeds[index], limits[index], ends)
-                for index in range(len(prompt_ids))
-            ]
-            completions = list(threads.map(self._complete, *zip(*asked, strict=True)))
-            for check in checks:
-                self.compare(prompt_ids[0], check.result())
+                asked = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
+            for completion in self._all(self._complete, range(num), asked):
+                self.compare(prompt_ids[0], completion)
+            self._unchecked = False
+        servers = [index % num for index in range(count)]
+        asked = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
+        completions = self._all(self._complete, servers, asked)
+        if self._versions() != before:
+            raise EngineError(f"somebody changed a server's weights while it sampled for this run. {self.advice}")
         return completions
 
-    def _request(
-        self, server: int, prompt: Sequence[int], seed: int, limit: int, ends: set[int]
-    ) -> tuple[str, dict[str, Any]]:
-        return self.urls[server], {
+    def _versions(self) -> list[str]:
+        """Of all servers' weights; the leader knows what they have to be."""
+        found = self._all(lambda server: self._try(server, server.version), self.servers)
+        if self.leads and any(version != self._version for version in found):
+            raise EngineError(
+                "a server has other weights than this run has given it: it was started again, or another run uses it. "
+                "Start one for each run, and the same command goes on."
+            )
+        return found
+
+    def _request(self, server: int, prompt: Sequence[int], seed: int, limit: int, ends: set[int]) -> dict[str, Any]:
+        return {
             "model": self._names[server], "prompt": list(prompt), "seed": seed, "max_tokens": limit,
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "stop_token_ids": sorted(ends),
             "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False,
+            # Nothing of the model's own sampling settings, which a server may take as defaults.
+            "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0,
         }  # fmt: skip
 
-    def _complete(self, url: str, request: dict[str, Any]) -> Completion:
+    def _complete(self, server: int, request: dict[str, Any]) -> Completion:
+        return self._try(self.servers[server], lambda: self.servers[server].complete(request))
+
+    def _try(self, server: Client, work: Callable[[], T]) -> T:
         try:
-            (choice,) = _post(f"{url}/v1/completions", request)["choices"]
-        except (_RefusedError, OSError) as error:
-            raise EngineError(
-                f"the server at {url} has failed ({error}): start it again by `{self._start}`, and the same command "
-                "goes on."
-            ) from None
-        return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+            return work()
+        except ServerError as error:
+            raise EngineError(f"the server at {server.url} has failed ({error}). {self.advice}") from None
+
+    def _all(self, work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+        """At once, as many as the engine may; an error, or Ctrl-C, waits for none of the others."""
+        threads = ThreadPoolExecutor(self.max_sequences)
+        try:
+            return list(threads.map(work, *arguments))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # The policy's weights
 
-    def changed(self, names: Any) -> None:
+    def changed(self, names: Iterable[str]) -> None:
         if self.leads:
             super().changed(names)
 
+    def follow(self) -> bool:
+        first = self.leads and self._version is None
+        if first:  # the run before may have left its layer behind
+            self._load(self.path)
+        return super().follow() or first
+
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self._syncs += 1
-        there = self.folder / f"sync-{self._syncs}"  # a new name each time: some file systems remember the old file
-        there.mkdir(parents=True, exist_ok=True)
+        # A new name each time: some file systems remember the old file.
+        there = self.folder / f"sync-{uuid.uuid4().hex}"
+        there.mkdir(parents=True)
         try:
             save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, there / "model.safetensors")
+            follow_umask(there)
             self._load(str(there))
         finally:
             shutil.rmtree(there, ignore_errors=True)
 
     def _load(self, path: str) -> None:
         """Has every server read the weights in a folder."""
-        with ThreadPoolExecutor(len(self.urls)) as threads:
-            list(threads.map(self._load_one, self.urls, [path] * len(self.urls)))
+        version = uuid.uuid4().hex
 
-    def _load_one(self, url: str, path: str) -> None:
-        try:
-            _post(f"{url}/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
-            _post(f"{url}/reset_prefix_cache")
-        except (_RefusedError, OSError) as error:
-            raise EngineError(
-                f"the server at {url} could not read {path} ({error}): start it where it sees this folder, and the "
-                "same command goes on."
-            ) from None
+        def load(server: Client) -> None:
+            try:
+                server.load(path, version)
+            except ServerError as error:
+                raise EngineError(
+                    f"the server at {server.url} did not load {path} ({error}): it has to see it. {self.advice}"
+                ) from None
 
-
-class _RefusedError(Exception):
-    """A server's answer that is none."""
-
-
-def _post(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Posts JSON, however long the answer takes.
-
-    Raises:
-        _RefusedError: The server says no.
-        OSError: It does not answer.
-    """
-    data = json.dumps(body or {}).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request) as answer:
-            text = answer.read()
-    except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace").strip()
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            said = json.loads(said)["error"]["message"]
-        raise _RefusedError(" ".join([f"{error.code} {error.reason}", *said.splitlines()[:1]])) from None
-    except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from None
-    return json.loads(text) if text else None
+        self._all(load, self.servers)
+        self._version, self._unchecked = version, True

@@ -17,7 +17,7 @@ from autolayer.scoring import ScoreBatch, log_probs, scoring
 from autolayer.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
-"""layer -> parameter name -> gradient on the host, in the model's dtype."""
+"""layer -> parameter name -> gradient on the host, in the model's dtype (float16: in float32)."""
 
 
 def streamed_gradient(
@@ -76,7 +76,8 @@ def streamed_gradient(
     bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
     for name, layer in owner.items():  # an expert that no token was routed to gets no gradient: it is zero
         gradient[layer].setdefault(name, torch.zeros_like(parameters[name], device="cpu"))
-        gradient[layer][name] = gradient[layer][name].to(parameters[name].dtype)
+        if parameters[name].dtype != torch.float16:  # whose numbers end at 65504
+            gradient[layer][name] = gradient[layer][name].to(parameters[name].dtype)
     return gradient
 
 

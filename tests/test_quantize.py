@@ -47,14 +47,16 @@ def test_a_quantized_model_is_the_one_with_rounded_weights(kind: str, frozen: st
             step = exact.abs().amax() / (127 if frozen == "8bit" else 6)
             assert 0 < float((rounded - exact).abs().max()) <= 1.05 * float(step)
             exact.copy_(rounded)
-        found, expected = (m(IDS).logits.log_softmax(-1) for m in (model, plain))
+        found, expected = (m.train().eval()(IDS).logits.log_softmax(-1) for m in (model, plain))
     # LLM.int8 rounds what goes into a map as well.
     assert float((found - expected).abs().mean()) < (0.03 if frozen == "8bit" else 1e-4)
     assert head_ratio(model) == pytest.approx(ratio), "costs are those of the model, however it is packed"
 
     for parameter in find_layers(model)[1].parameters():
         parameter.requires_grad_(True)
-    model(IDS).logits.square().mean().backward()
+    logits = model.train()(IDS).logits
+    torch.testing.assert_close(logits.log_softmax(-1), found, rtol=0, atol=1e-5)  # samples are from what is trained
+    logits.square().mean().backward()
     for (name, parameter), exact in zip(
         find_layers(model)[1].named_parameters(), find_layers(plain)[1].parameters(), strict=True
     ):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autolayer import dryrun
 from autolayer.config import Config
+from autolayer.plan import BUDGET
 from autolayer.probes.run import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def dry_run(config: Config) -> MeasurePlan:
     Raises:
         AutolayerError: What would also stop the run itself.
     """
-    run = dryrun.dry_run(config)
+    run = dryrun.dry_run(replace(config, budget=config.budget or BUDGET), timed=False)
     rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.grid
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
     return MeasurePlan(run=run, schedule=schedule, rates=rates)

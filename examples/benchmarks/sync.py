@@ -62,10 +62,14 @@ def main() -> None:
                     for each in middle:
                         model.get_parameter(each).add_(1e-4 * torch.randn_like(model.get_parameter(each)))
                 engine.changed(changed)
-                synced, started = engine.sync_seconds, time.perf_counter()
-                engine.generate(prompt, [0])
+                synced = engine.sync_seconds
+                engine.follow()
                 seconds.append(engine.sync_seconds - synced)
-                checks.append(time.perf_counter() - started - seconds[-1])
+                started = time.perf_counter()
+                with engine._to_compare(prompt[0]) as limit:
+                    (completion,) = engine._ask(prompt, [0], [limit], set())
+                engine.compare(prompt[0], completion)
+                checks.append(time.perf_counter() - started)
             sent = ((engine.tensors_sent - before[0]) // ROUNDS, (engine.bytes_sent - before[1]) // ROUNDS)
             rows[name] = (*sent, statistics.median(seconds), statistics.median(checks))
         table, whole = Table(box=MARKDOWN), rows["the whole model"]
