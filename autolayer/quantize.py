@@ -60,13 +60,17 @@ def _quantized(modules: Any, linear: Any, frozen: str, device: torch.device) -> 
     kept = {"requires_grad": False}
     size = (linear.in_features, linear.out_features, linear.bias is not None)
     if frozen == "8bit":
-        made = modules.Linear8bitLt(*size, has_fp16_weights=False)
+        made = _always_training(modules.Linear8bitLt)(*size, has_fp16_weights=False)
         made.weight = modules.Int8Params(linear.weight.data, has_fp16_weights=False, **kept)
     else:
-        made = modules.Linear4bit(*size, compute_dtype=linear.weight.dtype, quant_type="nf4")
-        # Else on some CPUs a pass without gradients packs the weights anew, and gives other numbers than one with them.
-        made.support_avx512bf16_for_cpu = False
+        made = _always_training(modules.Linear4bit)(*size, compute_dtype=linear.weight.dtype, quant_type="nf4")
         made.weight = modules.Params4bit(linear.weight.data, quant_type="nf4", compress_statistics=False, **kept)
     if linear.bias is not None:
         made.bias = nn.Parameter(linear.bias.data, **kept)
     return made.to(device)
+
+
+def _always_training(kind: type) -> type:
+    """A map that ignores `eval()`: in evaluation some of these compute otherwise on a CPU (rounding what comes in, or
+    with weights packed anew), and what is sampled would not be what is trained."""
+    return type(kind.__name__, (kind,), {"train": lambda self, mode=True: self})
