@@ -78,7 +78,7 @@ def cli(ctx: click.Context) -> None:
 )
 @config_options()
 @click.option("--until", type=click.Choice(["calibrate", "probe", "search"]), help="Stop after this stage.")
-@click.option("--dry-run", is_flag=True, help="Print plan, cost and memory, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print plan, cost, time and memory, and stop.")
 @json_option
 @debug_option
 @click.pass_context

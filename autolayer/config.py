@@ -297,13 +297,18 @@ def from_dict(values: dict[str, Any]) -> Config:
 def read_toml(path: str) -> dict[str, Any]:
     """Reads a `--config` file. The keys are the fields of `Config`, the names in `TABLES` are tables."""
     try:
-        return tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ConfigError(f"--config {path} does not exist: give the path of a TOML file.") from None
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not valid TOML ({error}): mend that line.") from None
+
+    several = values.get("layers")
+    if isinstance(several, list) and several and all(type(each) is int for each in several):
+        values["layers"] = ",".join(map(str, several))
+    return values
 
 
 def _check_table(table: str, config: Any, **checks: tuple[bool, str]) -> None:
@@ -331,10 +336,6 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     """The value as its field wants it: a whole number serves as a float, and nothing else is converted."""
-    if name == "layers" and type(value) in (int, list):
-        several = value if isinstance(value, list) else [value]
-        if several and all(type(each) is int for each in several):
-            value = ",".join(map(str, several))
     wanted, _, optional = kind.partition(" | ")
     if value is None and optional:
         return None

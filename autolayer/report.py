@@ -96,16 +96,20 @@ class Report:
 
 def rows_of(result: PickResult, show_all: bool) -> tuple[list[RankingRow], int]:
     """The rows to show, baselines that are no candidates last, and the number of hidden ones."""
-    finds = result.verdict is not None or result.trained_layers is None  # `train` was told its layers
-    ranking = list(result.ranking or ()) if finds else []
+    ranking = list(result.ranking or ()) if _finds(result) else []
     marks = marks_of(result)
     shown = [row for place, row in enumerate(ranking) if show_all or place < MAX_ROWS or row.layer in marks]
     present = {row.layer for row in shown}
-    for baseline in (result.baselines or {}).values() if finds else ():
+    for baseline in (result.baselines or {}).values() if _finds(result) else ():
         if baseline.layer not in present:
             shown.append(RankingRow(layer=baseline.layer, predicted=baseline.predicted, measured=baseline.measured))
             present.add(baseline.layer)
     return shown, len({row.layer for row in ranking} - present)
+
+
+def _finds(result: PickResult) -> bool:
+    """False for `train`, which was told its layers."""
+    return result.verdict is not None or result.trained_layers is None
 
 
 def marks_of(result: PickResult) -> dict[int, list[str]]:
@@ -209,10 +213,12 @@ def scores(result: PickResult) -> list[str]:
 
 def share(result: PickResult) -> list[str]:
     """What finding cost; `train`, which finds nothing, has only measured a learning rate."""
-    share, found = result.cost_share_of_full_run, result.verdict is not None or result.trained_layers is None
+    share = result.cost_share_of_full_run
     if not share:
         return []
-    return [f"{'Finding the layer' if found else 'The learning rate'} cost {share:.0%} of one full training run."]
+    return [
+        f"{'Finding the layer' if _finds(result) else 'The learning rate'} cost {share:.0%} of one full training run."
+    ]
 
 
 def _suites(result: PickResult) -> list[str]:

@@ -214,6 +214,12 @@ def test_command_line_beats_file_beats_default(call: Any, pipeline: Any, tmp_pat
     assert settings.probe.burst_steps == 0 and settings.group_size == config.Config(model="tiny").group_size
 
 
+def test_layers_may_be_a_list_in_the_file(call: Any, pipeline: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('model = "tiny"\ntask = "math:arith"\nlayers = [1, 3]\n')
+    assert call("pick", "--config", "run.toml")[0] == 0
+    assert pipeline.calls[0][1].layers == "1,3"
+
+
 def test_the_file_is_checked_like_the_command_line(call: Any, pipeline: Any, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('model = "tiny"\nsteps = "ten"\n')
     code, _, err = call("pick", "--config", "run.toml")

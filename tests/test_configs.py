@@ -29,6 +29,7 @@ from autolayer.errors import ConfigError
 from autolayer.fit import fit
 from autolayer.gigpo import step_advantages
 from autolayer.models import load_model, read_tokenizer
+from autolayer.plan import default_budget
 from autolayer.prepare import resolve
 from autolayer.rollouts import Rollouts
 from autolayer.runs import RunFolder
@@ -152,6 +153,7 @@ def test_a_file_says_what_it_should(file: Path, tmp_path: Path, monkeypatch: pyt
     config = from_dict(read_toml(str(file)))
     task = load_task(stand_in(config, tmp_path, monkeypatch), chat=False)
     resolved = dataclasses.asdict(resolve(config, task))
+    assert resolved.pop("budget") == default_budget(resolved["steps"])
     assert tuple(resolved.pop(name) for name in FIELDS) == TABLE[file.stem]
     assert resolved.pop("num_eval") == len(task.splits["eval"]), "all of these few"
     defaults = dataclasses.asdict(Config(model="m"))

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from workbench_helpers import Untouched, make_bench, make_context, make_task, plain_log_probs, sample_folds
 
 from autolayer.layers import find_layers
+from autolayer.memory import gradient_bytes
 from autolayer.probes import PROBES
 from autolayer.probes.context import Fold, Sketched, make_fold
 from autolayer.probes.gradient import streamed_gradient
@@ -126,6 +127,23 @@ def test_inner_products_of_sketches_are_right_on_average(tmp_path: Path) -> None
     error = (gram.mean(0) - expected).abs() / (gram.std(0) / len(samples) ** 0.5)
     assert float(error.max()) < 4.5 and float(error.square().mean()) < 3
     assert float((gram.mean(0) - expected).norm() / expected.norm()) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_are_kept_as_narrow_as_the_model_where_that_loses_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", dtype=dtype), tmp_path)
+    fold = one_fold(bench)
+    passes = [
+        streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1), max_sequences=count) for count in (1, 1000)
+    ]
+    for layer in (0, 1):
+        for name, narrow in passes[0][layer].items():
+            assert narrow.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+            assert float((narrow - passes[1][layer][name]).float().norm()) <= 0.05 * float(narrow.float().norm())
+    held = sum(g.nbytes for layer in (0, 1) for g in passes[0][layer].values())
+    one_float32 = sum(4 * g.numel() for layer in (0, 1) for g in passes[0][layer].values())
+    if dtype == torch.bfloat16:
+        assert gradient_bytes(bench.model, (0, 1), 3) == 2 * held + one_float32
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe", "gpt2"])

@@ -126,6 +126,12 @@ def test_long_rankings_are_cut_but_not_their_baselines() -> None:
     assert "hidden" not in shown(result(36), show_all=True)
 
 
+def test_what_was_told_its_layers_ranks_none() -> None:
+    told = shown(result(verdict=None, stop_reason=None, expected_regret=None))
+    assert "P(best)" not in told and "0.630 trained" in told
+    assert "P(best)" in shown(result()) and "P(best)" in shown(after_probe())
+
+
 def test_baselines_outside_the_candidates_have_a_row() -> None:
     value = result(ranking=list(result().ranking or ())[:3], candidates=[2, 3, 4])
     assert re.search(r"^\s+5  last", shown(value), re.MULTILINE)

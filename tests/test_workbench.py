@@ -253,7 +253,14 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     before = bench.spent
     bench.evaluate("eval", 6, seed=0)
     assert (bench.spent - before).generated_tokens == bench.engine.tokens - before.generated_tokens > 0
-    assert bench.exchange_rate() > 0
+    timed = bench.costs.train(prompt_tokens + generated, (2,)) + bench.costs.forward(prompt_tokens + generated)
+    more = bench.costs.train(sum(len(row["prompt"]) for row in bench.train_rows(0, 3, 1, 4)), (2,))
+    assert bench.training_layer_tokens > timed.layer_tokens + more.layer_tokens, "sampling is timed apart"
+    assert bench.training_layer_tokens < bench.training_cost(further.arm).layer_tokens
+    bench.engine.seconds = 0.0
+    assert bench.exchange_rate() == 1.0, "a generated token is a forward pass at the least"
+    bench.engine.seconds, bench.training_seconds = 4.0 * bench.engine.tokens, bench.training_layer_tokens / one
+    assert bench.exchange_rate() == pytest.approx(4.0)
 
 
 def test_groups_are_sampled_in_prompt_order_with_their_rewards(tmp_path: Path) -> None:
