@@ -352,18 +352,6 @@ class Stages:
         assert result is not None
         return result
 
-    def file_notes(self) -> list[str]:
-        """A plain word where not all of a run was made with the same files, or not all of the model is as it was."""
-        files = " and ".join(self.changed)
-        notes = [f"the {files} file was changed during the run: parts of it were made with the old one"] * bool(files)
-        if self.config.frozen is not None:
-            bits = self.config.frozen.removesuffix("bit")
-            notes.append(
-                f"the layers that were not trained were held in {bits} bits, for both scores as well: the merged "
-                "checkpoint, in full precision, scores a little differently"
-            )
-        return notes
-
     def finished(self) -> PickResult | None:
         """The result, if an earlier run of the same command came to its end."""
         found = self.folder.read(runs.RESULT)

@@ -172,7 +172,7 @@ class Summary:
         rate = bench.exchange_rate()
         full = bench.costs.total(self.full_run, rate)
         share = bench.costs.total(self.spent, rate) / full if full else None
-        notes, budget = [*self.stages.file_notes(), *self.notes], stages.config.budget or 0.0
+        notes, budget = [*standing_notes(stages), *self.notes], stages.config.budget or 0.0
         finds = "trained_layers" not in self.found or self._searched
         extra = bench.costs.total(self.ahead, rate) / full if full else 0.0
         if extra:
@@ -223,6 +223,20 @@ def _best_gains(outcome: records.Outcome) -> dict[int, float]:
     for rung in (rung for row in outcome.ranking for rung in row.rungs):
         best[rung.steps] = max(best.get(rung.steps, 0.0), rung.gain)
     return best
+
+
+def standing_notes(stages: Stages) -> list[str]:
+    """A plain word where not all of a run was made with the same files, or not all of the model is as it was."""
+    files, notes = " and ".join(stages.changed), []
+    if files:
+        notes.append(f"the {files} file was changed during the run: parts of it were made with the old one")
+    if stages.config.frozen is not None:
+        bits = stages.config.frozen.removesuffix("bit")
+        notes.append(
+            f"the layers that were not trained were held in {bits} bits, for both scores as well: the merged "
+            "checkpoint, in full precision, scores a little differently"
+        )
+    return notes
 
 
 def _row(row: records.RankingRow, predicted: Any, best_at: dict[int, float]) -> Any:

@@ -28,7 +28,7 @@ from autolayer.prepare import prepare
 from autolayer.probes.run import ProbeReport
 from autolayer.progress import Progress
 from autolayer.stages import Stages
-from autolayer.summary import PACKAGES
+from autolayer.summary import PACKAGES, standing_notes
 
 LEVEL = 0.95
 
@@ -82,7 +82,7 @@ def measure(
         weigh = scale(stages.bench.task, stages.config.num_eval or 0)  # suites count equally, however many items
         scale_I = np.ones(len(base_I)) if weigh is None else weigh
         found = summarize(stages, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
-        notes = (*stages.file_notes(), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
+        notes = (*standing_notes(stages), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
         return keep(stages, schedule.seeds, found, notes, costs)
 
