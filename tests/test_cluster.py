@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import click
 import yaml
 
 from autolayer.cli import cli
+from autolayer.vllm_server import START
 
 FOLDER = Path(__file__).parent.parent / "examples" / "cluster"
 
@@ -42,3 +44,30 @@ def test_the_kubernetes_job_is_one_and_its_command_parses() -> None:
     except click.UsageError:
         return
     raise AssertionError("an option that does not exist would pass")
+
+
+def test_the_server_job_serves_as_the_engine_wants_it_and_stops_with_its_server(tmp_path: Path) -> None:
+    """Run for real, with stand-ins for Slurm and for what it starts."""
+    script = FOLDER / "slurm-server.sh"
+    said = tmp_path / "said"
+    stand_ins = {
+        "scontrol": "echo one; echo two",
+        "srun": f'echo "$@" >> {said}; case "$*" in *serve*) exec sleep 60;; esac',
+        "curl": "true",
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "x", "SHARED": "/s"}
+    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=30)
+    serve, train = sorted(said.read_text().splitlines(), key=lambda line: "serve" not in line)
+    started = START.format(model="Qwen/Qwen3-32B", dtype="bfloat16")
+    assert started in serve and "--nodelist=one" in serve and "--nodelist=two" in train
+    words = shlex.split(train)
+    parses(words[words.index("-m") + 1 :])
+    assert words[words.index("--rollouts") + 1] == "http://one:8000"
+
+    (tmp_path / "curl").write_text("#!/bin/bash\nfalse\n")
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 3\n")
+    done = subprocess.run(["bash", str(script)], env=environment, timeout=60, capture_output=True)
+    assert done.returncode != 0, "a server that ended is not waited for"
