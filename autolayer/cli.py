@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import os
 import sys
 import traceback
@@ -274,6 +275,9 @@ def tasks() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and leaves with its exit code."""
     state = {"debug": False}
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # others import it, and it advises on kernels nobody needs
     try:
         code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)
     except Exception as error:

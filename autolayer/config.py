@@ -109,7 +109,7 @@ class VLLMConfig:
     """Whether it gives all of that back while the policy trains (CUDA only; the weights wait in host memory)."""
 
     def __post_init__(self) -> None:
-        _check_table("vllm", self, memory_share=(0 < self.memory_share <= 1, "a number above 0 and up to 1"))
+        _check_table("vllm", self, memory_share=(0 < self.memory_share < 1, "a number between 0 and 1"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +220,11 @@ class Config:
         if self.algorithm not in ALGORITHMS:
             raise unknown("algorithm", self.algorithm, ALGORITHMS)
         if self.rollouts not in ROLLOUTS and not is_server(self.rollouts):
-            raise unknown("rollout engine", self.rollouts, ROLLOUTS)
+            raise unknown("rollout engine", self.rollouts, ROLLOUTS, "Or http://HOST:PORT of a vLLM server.")
         if self.adapter not in (None, "lora"):
             raise unknown("adapter", self.adapter or "", ("lora",))
         if self.frozen not in (None, *FROZEN):
-            raise unknown("precision of frozen layers", self.frozen or "", FROZEN)
+            raise unknown("value of --frozen", self.frozen or "", FROZEN)
         problems = [text for field_name, valid, text in self._checks() if not valid and field_name]
         if problems:
             raise ConfigError("; ".join(problems) + ".")
@@ -245,6 +245,8 @@ class Config:
              "give one"),
             ("boost", self.boost is None or 1 <= self.boost < math.inf,
              f"--boost {self.boost} cannot work: give 1 or more"),
+            ("frozen", self.frozen is None or self.rollouts in ("auto", "transformers"), f"--frozen does not go with "
+             f"--rollouts {self.rollouts}, which would sample from the model as it was: leave one out"),
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
             ("seed", 0 <= self.seed <= MAX_SEED, f"--seed {self.seed} cannot work: give a whole number from 0 to "

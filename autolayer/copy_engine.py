@@ -43,6 +43,8 @@ class CopyEngine(Engine):
         self.sync_seconds = 0.0
         self._stale: set[int] = set()
         self._all_stale = False
+        self._unchecked = True
+        """Nothing was compared since the last load."""
 
     @abstractmethod
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:

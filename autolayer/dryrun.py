@@ -164,7 +164,7 @@ def dry_run(config: Config, *, timed: bool = True) -> DryRun:
     full = plan.full_run(config, units, trained)
     width = task.max_context or round(max(map(len, some))) + answer
     device = find_device(config.device)
-    engine = engine_name(config.rollouts, device.type)
+    engine = engine_name(config, device.type)
     assert config.prompts_per_step is not None
     pace = measure(
         model, tokenizer, units.costs, device, width=width, batch=config.prompts_per_step * config.group_size,

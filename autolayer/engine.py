@@ -144,6 +144,13 @@ class Engine(ABC):
         """Brings a copy of the weights up to date; whether there was anything to do."""
         return False
 
+    def announce(self) -> str | None:
+        """Where processes share a copy, the leader brings it up to date, and says what all have to find there."""
+        return None
+
+    def expect(self, announced: str | None) -> None:  # noqa: B027
+        """Is told what the leader has said."""
+
     def rest(self) -> None:  # noqa: B027
         """Is told that passes of the policy come next: the memory that only sampling needs may be given back."""
 

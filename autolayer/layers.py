@@ -6,7 +6,6 @@ particular architecture. Left out: quantized weights (they cannot be trained) an
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -260,6 +259,5 @@ def _routers(model: nn.Module) -> list[nn.Module]:
 
 
 def _count(parameters: Any) -> int:
-    """Their entries, also of those that are packed into fewer bits (quantize.py)."""
-    packed = ((p, getattr(p, "quant_state", None)) for p in parameters)
-    return sum(p.numel() if state is None else math.prod(state.shape) for p, state in packed)
+    """Their entries, also of those that are packed into fewer (quantize.py)."""
+    return sum(getattr(p, "num_entries", p.numel()) for p in parameters)

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from autolayer import evaluation, models, tasks
@@ -26,7 +28,7 @@ from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_l
 from autolayer.patch import check_room
 from autolayer.plan import BUDGET, default_budget
 from autolayer.probes import known
-from autolayer.progress import Progress, Silent
+from autolayer.progress import Progress, Silent, num_processes
 from autolayer.quantize import check_installed, quantize_frozen
 from autolayer.ranks import Ranks, check_device, joined
 from autolayer.rollouts import encode_prompts
@@ -61,6 +63,8 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     progress = progress if progress and ranks.leads else Silent()
     with progress.stage("load", None):
         task = early_checks(config, verb)
+        config = dataclasses.replace(config, device=take_device(config.device))
+        device = models.find_device(config.device)
         loaded = models.load_model(config.model, config.device if config.frozen is None else "cpu")
     folder = open_run(config, verb)
     task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
@@ -78,9 +82,11 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     if verb != "measure":
         del resolved["measure"]
     signature = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:10]
-    if config.frozen is not None and candidates != "full":  # its hash is known by now, which is that of the base
-        loaded.device = models.find_device(config.device)
-        quantize_frozen(loaded.model, candidates, config.frozen, loaded.device)
+    packed = 0.0
+    if config.frozen is not None:  # its hash is known by now, which is that of the base
+        assert candidates != "full"
+        loaded.device = device
+        packed = quantize_frozen(loaded.model, candidates, config.frozen, device)
     settings = TrainSettings(
         algorithm=config.algorithm,
         prompts_per_step=config.prompts_per_step or 0,
@@ -119,18 +125,37 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
             progress=progress,
             signature=claimed["signature"],
             changed=tuple(claimed.get("changed", ())),
+            packed=packed,
             started=started,
         )
 
 
-def check_share(config: Config, num_processes: int) -> None:
+def check_share(config: Config, num: int) -> None:
     """Refuses a step that cannot be divided among the processes."""
     batch = (config.prompts_per_step or 0) * config.group_size
-    if batch % num_processes:
+    if batch % num:
         raise ConfigError(
             f"{config.prompts_per_step} prompts x {config.group_size} completions cannot be divided among "
-            f"{num_processes} processes: give other --prompts-per-step, or start another number of processes."
+            f"{num} processes: give other --prompts-per-step, or start another number of processes."
         )
+
+
+def take_device(device: str) -> str:
+    """Makes a GPU other than the first the only one that this process sees: Trainer and vLLM take the first.
+
+    Raises:
+        ConfigError: There is no such device, or CUDA is in use already.
+    """
+    index = models.find_device(device).index
+    if not index or num_processes() > 1:
+        return device
+    if torch.cuda.is_initialized():
+        raise ConfigError(
+            f"--device {device} comes too late in this process: start it with CUDA_VISIBLE_DEVICES={index}."
+        )
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[index] if seen else str(index)
+    return "cuda"
 
 
 def check_context(bench: Workbench) -> None:
@@ -158,8 +183,9 @@ def check_engine(name: str) -> None:
         raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
 
 
-def engine_name(rollouts: str, device_type: str) -> str:
+def engine_name(config: Config, device_type: str) -> str:
     """Which engine generates: what was asked for, or what is best here."""
+    rollouts = config.rollouts if config.frozen is None else "transformers"
     if is_server(rollouts):
         return "server"
     if rollouts == "auto":
@@ -169,7 +195,7 @@ def engine_name(rollouts: str, device_type: str) -> str:
 
 def choose_engine(config: Config, loaded: models.LoadedModel, folder: RunFolder, ranks: Ranks) -> Callable[..., Engine]:
     """What makes the rollout engine."""
-    name, path = engine_name(config.rollouts, loaded.device.type), models.model_path(loaded.name)
+    name, path = engine_name(config, loaded.device.type), models.model_path(loaded.name)
     if name == "transformers":
         return TransformersEngine
     if name == "server":
@@ -212,12 +238,11 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
     if config.frozen is not None:
-        if verb != "train" or candidates == "full":
-            raise ConfigError(
-                "--frozen belongs to `train` with the --layers to train: what looks at every layer needs all of them "
-                "as they are. Leave it out."
-            )
-        check_installed()
+        if verb != "train":
+            raise ConfigError(f"--frozen belongs to `train`: `{verb}` looks at every layer as it is. Leave it out.")
+        if candidates == "full" or len(candidates) == len(find_layers(model)):
+            raise ConfigError(f"--layers {config.layers} leaves no layer for --frozen {config.frozen}: leave one out.")
+        check_installed(config.frozen)
     if candidates == "full" and config.learning_rate is None:
         raise ConfigError(
             "--layers full has no learning rate to start from, probes look at layers: give --learning-rate."

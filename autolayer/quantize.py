@@ -1,36 +1,36 @@
-"""Frozen layers in 8 or 4 bits (bitsandbytes), so that a model takes a half or a quarter of the memory while one of its
-layers is trained: LLM.int8 (arXiv 2208.07339) and NF4 (arXiv 2305.14314).
+"""Frozen layers in 8 or 4 bits: half or a third of the memory while one layer is trained.
 
-What is trained keeps its own precision, and gradients pass through the others' maps. Only linear maps inside blocks are
-changed: embedding, head, norms, routers and experts that share one tensor stay as they are.
+8 bits: each row of a map with a scale of its own, as LLM.int8 keeps weights (arXiv 2208.07339); 4 bits: NF4 in blocks
+of 64 (arXiv 2305.14314), by bitsandbytes. Activations are not rounded: a pass unpacks one map at a time, and keeps
+neither it nor what went into it. What is trained keeps its own precision. Only linear maps inside blocks are packed:
+embedding, head, norms, routers and experts that share one tensor stay as they are.
 """
 
 from __future__ import annotations
 
-import logging
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autolayer.errors import ConfigError
+from autolayer.errors import ConfigError, ModelError
 from autolayer.layers import find_layers, linear_maps
 
 BLOCK = 64
-"""Weights that share a scale in 4 bits; maps whose rows are no multiple of it stay as they are."""
+"""Weights that share a scale in 4 bits. Maps whose rows are no multiple of it stay as they are: bitsandbytes (0.50)
+unpacks them wrongly on a CPU."""
 
 
-def check_installed() -> None:
+def check_installed(frozen: str) -> None:
     """Refuses --frozen where there is nothing to do it with."""
-    try:
-        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(f'--frozen needs bitsandbytes ({error}): `pip install "autolayer[quantized]"`.') from None
+    if frozen == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError('--frozen 4bit needs bitsandbytes: `pip install "autolayer[quantized]"`, or give 8bit.')
 
 
-def quantize_frozen(model: Any, trained: Sequence[int], frozen: str, device: torch.device) -> int:
-    """Replaces the linear maps of all blocks but some by quantized ones, one by one on the way to the device.
+def quantize_frozen(model: Any, trained: Sequence[int], frozen: str, device: torch.device) -> float:
+    """Packs the linear maps of all blocks but some, one by one on the way to the device.
 
     Args:
         model: On the host, with the base weights.
@@ -39,38 +39,93 @@ def quantize_frozen(model: Any, trained: Sequence[int], frozen: str, device: tor
         device: Where the model goes; it never holds the whole of it in the model's own precision.
 
     Returns:
-        How many maps were replaced.
+        The share of the model's parameters that is packed now.
+
+    Raises:
+        ModelError: There is nothing to pack.
     """
-    import bitsandbytes  # pyright: ignore[reportMissingImports]
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its advice on faster kernels
-    others = [index for index in range(len(find_layers(model))) if index not in trained]
-    names = linear_maps(model, others)
-    if frozen == "4bit":  # bitsandbytes (0.50) unpacks rows that end inside a block wrongly on a CPU
-        names = [name for name in names if model.get_submodule(name).in_features % BLOCK == 0]
-    for name in names:
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    packed = 0
+    for name in linear_maps(model, [index for index in range(len(find_layers(model))) if index not in trained]):
+        linear = model.get_submodule(name)
+        if frozen == "4bit" and linear.in_features % BLOCK:
+            continue
         parent, _, own = name.rpartition(".")
-        made = _quantized(bitsandbytes.nn, model.get_submodule(name), frozen, device)
-        setattr(model.get_submodule(parent), own, made)
+        packed += linear.weight.numel()
+        setattr(model.get_submodule(parent), own, (Packed8 if frozen == "8bit" else Packed4)(linear, device))
+    if not packed:
+        raise ModelError(
+            f"--frozen {frozen} finds no linear map that it could pack in {type(model).__name__}: leave it out."
+        )
     model.to(device).requires_grad_(False)
-    return len(names)
+    return packed / whole
 
 
-def _quantized(modules: Any, linear: Any, frozen: str, device: torch.device) -> nn.Module:
-    kept = {"requires_grad": False}
-    size = (linear.in_features, linear.out_features, linear.bias is not None)
-    if frozen == "8bit":
-        made = _always_training(modules.Linear8bitLt)(*size, has_fp16_weights=False)
-        made.weight = modules.Int8Params(linear.weight.data, has_fp16_weights=False, **kept)
-    else:
-        made = _always_training(modules.Linear4bit)(*size, compute_dtype=linear.weight.dtype, quant_type="nf4")
-        made.weight = modules.Params4bit(linear.weight.data, quant_type="nf4", compress_statistics=False, **kept)
-    if linear.bias is not None:
-        made.bias = nn.Parameter(linear.bias.data, **kept)
-    return made.to(device)
+class Packed(nn.Module):
+    """A frozen linear map. What it is made of are parameters, so that the proof of a freeze sees all of it."""
+
+    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.dtype = linear.in_features, linear.out_features, linear.weight.dtype
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.to(device), requires_grad=False)
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def _keep(self, name: str, tensor: torch.Tensor, num_entries: int) -> None:
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        parameter.num_entries = num_entries  # pyright: ignore[reportAttributeAccessIssue]
+        self.register_parameter(name, parameter)
+
+    def unpacked(self) -> torch.Tensor:
+        """The weights that it stands for, (out, in), in the model's dtype."""
+        raise NotImplementedError
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return _Apply.apply(states, self)
 
 
-def _always_training(kind: type) -> type:
-    """A map that ignores `eval()`: in evaluation some of these compute otherwise on a CPU (rounding what comes in, or
-    with weights packed anew), and what is sampled would not be what is trained."""
-    return type(kind.__name__, (kind,), {"train": lambda self, mode=True: self})
+class Packed8(Packed):
+    """One scale for each row."""
+
+    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+        super().__init__(linear, device)
+        weight = linear.weight.data.to(device).float()
+        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self._keep("weight", (weight / scale).round().to(torch.int8), weight.numel())
+        self._keep("scale", scale, 0)
+
+    def unpacked(self) -> torch.Tensor:
+        return (self.weight * self.scale).to(self.dtype)
+
+
+class Packed4(Packed):
+    """NF4."""
+
+    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+        from bitsandbytes import functional  # pyright: ignore[reportMissingImports]
+
+        super().__init__(linear, device)
+        self._functional = functional
+        packed, self._state = functional.quantize_4bit(
+            linear.weight.data.to(device), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
+        )
+        self._keep("weight", packed, linear.weight.numel())
+        self._keep("scale", self._state.absmax, 0)
+        self._state.absmax = self.scale
+
+    def unpacked(self) -> torch.Tensor:
+        return self._functional.dequantize_4bit(self.weight.data, self._state).to(self.dtype)
+
+
+class _Apply(torch.autograd.Function):
+    """A linear map whose weights are unpacked again for the backward pass, and that has no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        ctx.packed = packed
+        return nn.functional.linear(states, packed.unpacked(), packed.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0] @ ctx.packed.unpacked(), None

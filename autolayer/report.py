@@ -216,9 +216,8 @@ def share(result: PickResult) -> list[str]:
     share = result.cost_share_of_full_run
     if not share:
         return []
-    return [
-        f"{'Finding the layer' if _finds(result) else 'The learning rate'} cost {share:.0%} of one full training run."
-    ]
+    what = "Finding the layer" if _finds(result) else "What came before training"
+    return [f"{what} cost {share:.0%} of one full training run."]
 
 
 def _suites(result: PickResult) -> list[str]:

@@ -64,7 +64,7 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     device = models.find_device(config.device)
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
-    taken = int(total * config.vllm.memory_share) if engine_name(config.rollouts, device.type) == "vllm" else 0
+    taken = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
     total -= 0 if config.vllm.sleep else taken
     lowest = "full" if config.boost is not None else candidates[: config.top_k]
     num_trained = _num_trained(config, model, lowest)

@@ -49,7 +49,7 @@ def sample_share(
 ) -> list[Rollouts]:
     """`sample` of each process's own rows, in all of them at once; what every process has sampled, in their order."""
     if engine.is_shared and ranks.num > 1:  # nobody asks before the leader has sent the weights
-        ranks.gather(attempt(engine.follow))
+        engine.expect(ranks.gather(attempt(engine.announce))[0])
     try:
         return ranks.gather(attempt(lambda: sample(engine, task, rows, seeds, group_size)))
     finally:

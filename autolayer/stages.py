@@ -54,6 +54,8 @@ class Stages:
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
     changed: tuple[str, ...] = ()
+    packed: float = 0.0
+    """Share of the parameters that --frozen has packed."""
     """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
 
     @property
@@ -141,7 +143,7 @@ class Stages:
         with self._reading(runs.ROLLOUTS):
             rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
         with self.progress.stage("probe", len(PROBES)) as bar:
-            before = self.bench.spent
+            before, started = self.bench.spent, time.perf_counter()
             report = self.bench.passes.within_memory(
                 lambda: run_probes(
                     self.bench,
@@ -156,7 +158,9 @@ class Stages:
                 )
             )
             bar.advance(0, f"{len(report.scores)} signals and baselines")
-        self.folder.write(runs.PROBE, {**report.to_dict(), "cost": asdict(self.bench.spent - before)})
+        # Linear algebra between the passes is charged as time only: on very small models it is most of it.
+        cost = replace(self.bench.spent - before, seconds=time.perf_counter() - started)
+        self.folder.write(runs.PROBE, {**report.to_dict(), "cost": asdict(cost)})
 
     def _known(self) -> list[known.Known]:
         """What the prediction may learn from: never from this very base, unless the user measured it."""

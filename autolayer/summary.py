@@ -233,8 +233,8 @@ def standing_notes(stages: Stages) -> list[str]:
     if stages.config.frozen is not None:
         bits = stages.config.frozen.removesuffix("bit")
         notes.append(
-            f"the layers that were not trained were held in {bits} bits, for both scores as well: the merged "
-            "checkpoint, in full precision, scores a little differently"
+            f"{stages.packed:.0%} of the parameters, none of them trained, were held in {bits} bits, for both scores "
+            "as well: the merged checkpoint, in full precision, scores a little differently"
         )
     return notes
 

@@ -134,6 +134,8 @@ class LayerGRPOTrainer(GRPOTrainer):
             vllm_importance_sampling_mode="token_truncate",
             **LOSS[algorithm],
         )
+        # One process has one device, also where it sees more: transformers would spread each batch over them.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(
             model=model,
             reward_funcs=self._reward,

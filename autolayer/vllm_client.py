@@ -39,6 +39,8 @@ class Client:
 
     def load(self, path: str, version: str) -> None:
         """Reads the weights in a folder, forgets what was computed with those before, and notes their version."""
+        # Whoever looks in between, or after a failure, finds neither the version before nor this one.
+        self._ask("/update_weight_version", {"new_version": f"loading {version}"}, SHORT)
         self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}}, LONG)
         with _read("/reset_prefix_cache"):
             reset = self._ask("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {}, SHORT)
@@ -55,6 +57,8 @@ class Client:
         """One completion of token ids, with its log-probabilities."""
         with _read("/v1/completions"):
             (choice,) = self._ask("/v1/completions", request, LONG)["choices"]
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise ServerError(f"a completion ended by {choice['finish_reason']}")
             ids, log_probs = list(choice["token_ids"]), [float(p) for p in choice["logprobs"]["token_logprobs"]]
             if len(ids) != len(log_probs):
                 raise ServerError(f"{len(ids)} tokens came with {len(log_probs)} log-probabilities")
@@ -70,10 +74,12 @@ class Client:
             with opener.open(request, timeout=timeout) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace").strip()
+            said = ""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                said = error.read().decode(errors="replace").strip()
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 said = json.loads(said)["error"]["message"]
-            hint = "; VLLM_SERVER_DEV_MODE=1 is not set" if error.code == 404 else ""
+            hint = "; VLLM_SERVER_DEV_MODE=1 is not set" if error.code == 404 and "/v1/" not in path else ""
             raise ServerError(" ".join([f"{error.code} {error.reason}", *said.splitlines()[:1]]) + hint) from None
         except urllib.error.URLError as error:
             raise ServerError(str(error.reason)) from None

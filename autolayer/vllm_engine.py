@@ -82,10 +82,12 @@ class VLLMEngine(CopyEngine):
                     "memory_share in [vllm], and the same command goes on."
                 ) from error
             self._asleep = False
-        if prompt_ids and self.follow():
+        self._unchecked |= self.follow()
+        if prompt_ids and self._unchecked:
             with self._to_compare(prompt_ids[0]) as limit:
                 (completion,) = self._ask(prompt_ids[:1], [0], [limit], set())
             self.compare(prompt_ids[0], completion)
+            self._unchecked = False
         return self._ask(prompt_ids, seeds, limits, ends)
 
     def _ask(

@@ -75,7 +75,6 @@ class VLLMServer(CopyEngine):
         self._start = START.format(model=path, dtype=str(self.model.dtype).removeprefix("torch."))
         self._version: str | None = None
         """That this run has left in the servers; None before the first use."""
-        self._unchecked = False
         served = [self._look(server) for server in self.servers]
         self._names = [each["id"] for each in served]
         self.context = min(self.context, *(each["max_model_len"] for each in served))
@@ -88,6 +87,11 @@ class VLLMServer(CopyEngine):
                 f"--rollouts {server.url} is no vLLM server that can follow ({error}): start one by `{self._start}`."
             ) from None
         mode, dtype = settings.get("logprobs_mode"), str(settings.get("dtype"))
+        if settings.get("quantization") is not None:
+            raise ConfigError(
+                f"the server at {server.url} quantizes its copy ({settings['quantization']}) and would sample from "
+                f"another policy: start it by `{self._start}`."
+            )
         if mode != "processed_logprobs" or f"torch.{dtype.removeprefix('torch.')}" != str(self.model.dtype):
             raise ConfigError(
                 f"the server at {server.url} gives {mode} in {dtype}, which does not compare with the policy's: start "
@@ -121,9 +125,9 @@ class VLLMServer(CopyEngine):
         return completions
 
     def _versions(self) -> list[str]:
-        """Of all servers' weights; the leader knows what they have to be."""
+        """Of all servers' weights, which have to be what the leader has given them."""
         found = self._all(lambda server: self._try(server, server.version), self.servers)
-        if self.leads and any(version != self._version for version in found):
+        if self._version is not None and any(version != self._version for version in found):
             raise EngineError(
                 "a server has other weights than this run has given it: it was started again, or another run uses it. "
                 "Start one for each run, and the same command goes on."
@@ -163,10 +167,20 @@ class VLLMServer(CopyEngine):
             super().changed(names)
 
     def follow(self) -> bool:
-        first = self.leads and self._version is None
-        if first:  # the run before may have left its layer behind
+        if not self.leads:
+            return False
+        if first := self._version is None:  # the run before may have left its layer behind
             self._load(self.path)
+        else:
+            self._versions()  # before anything is sent, which would hide that there were other weights
         return super().follow() or first
+
+    def announce(self) -> str | None:
+        self.follow()
+        return self._version if self.leads else None
+
+    def expect(self, announced: str | None) -> None:
+        self._version = announced
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         # A new name each time: some file systems remember the old file.

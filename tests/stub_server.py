@@ -73,12 +73,16 @@ class Stub(ThreadingHTTPServer):
         engine.top_p, engine.top_k = body["top_p"], body["top_k"]
         engine.eos_token_ids = body["stop_token_ids"] or engine.eos_token_ids
         (ids,) = engine.generate([body["prompt"]], [body["seed"]])
+        whole = torch.tensor([[*body["prompt"], *ids]])
         with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([[*body["prompt"], *ids]])).logits[
-                0, len(body["prompt"]) - 1 : -1
-            ]
-        log_probs = (logits / body["temperature"]).log_softmax(-1).gather(1, torch.tensor([list(ids)]).T)[:, 0].tolist()
-        return {"choices": [{"token_ids": list(ids), "logprobs": {"token_logprobs": log_probs}}]}
+            logits_T_V = self.model(input_ids=whole).logits[0, len(body["prompt"]) - 1 : -1]
+        log_probs_T_V = (logits_T_V / body["temperature"]).log_softmax(-1)
+        log_probs = log_probs_T_V.gather(1, torch.tensor([list(ids)]).T)[:, 0].tolist()
+        return {"choices": [choice(list(ids), {"token_logprobs": log_probs})]}
+
+
+def choice(ids: list[int], logprobs: Any) -> dict[str, Any]:
+    return {"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}
 
 
 class Handler(BaseHTTPRequestHandler):

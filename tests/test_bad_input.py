@@ -371,8 +371,11 @@ def test_a_damaged_file_of_a_run_is_named(
 
 
 def test_a_storage_that_cannot_be_opened_is_refused(refused: Refused, run_folder: Path, qwen: str) -> None:
-    for storage, shown in [("nowhere", "nowhere"), ("postgresql://me:secret@localhost:1/x", "//me:***@localhost:1/x")]:
-        parts = (f"{shown} cannot be used", "give a --storage that Optuna can open")
+    for storage, shown, cure in [
+        ("nowhere", "nowhere", "give a --storage that Optuna can open"),
+        ("postgresql://me:secret@localhost:1/x", "//me:***@localhost:1/x", "--storage postgresql+pg8000://..."),
+    ]:
+        parts = (f"{shown} cannot be used", cure)
         assert "secret" not in refused("pick", "--model", qwen, *OWN, *PICK, "--storage", storage, parts=parts)
 
 

@@ -52,14 +52,16 @@ def test_the_server_job_serves_as_the_engine_wants_it_and_stops_with_its_server(
     said = tmp_path / "said"
     stand_ins = {
         "scontrol": "echo one; echo two",
-        "srun": f'echo "$@" >> {said}; case "$*" in *serve*) exec sleep 60;; esac',
-        "curl": "true",
+        "srun": f'echo "$@" >> {said}; case "$*" in *serve*) echo $$ > {tmp_path / "pid"}; exec sleep 60;; esac',
+        "curl": f"test -s {tmp_path / 'pid'}",
     }
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "x", "SHARED": "/s"}
     subprocess.run(["bash", str(script)], env=environment, check=True, timeout=30)
+    server = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    assert not server.exists() or server.read_text().split()[2] == "Z", "the server ends with the job"
     serve, train = sorted(said.read_text().splitlines(), key=lambda line: "serve" not in line)
     started = START.format(model="Qwen/Qwen3-32B", dtype="bfloat16")
     assert started in serve and "--nodelist=one" in serve and "--nodelist=two" in train

@@ -165,5 +165,5 @@ def test_the_dry_run_of_the_bare_command_writes_nothing(home: Home) -> None:
     before = sorted(home.work.rglob("*"))
     done = home.run(*MISSION, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "4 layers" in done.stdout and "at most 25% of one full run" in done.stdout
+    assert "4 layers" in done.stdout and "at most 10% of one full run" in done.stdout
     assert sorted(home.work.rglob("*")) == before

@@ -31,6 +31,7 @@ from autolayer.layers import find_layers
 from autolayer.models import load_model
 from autolayer.tasks.suites import Decoding
 from autolayer.trainer import LayerGRPOTrainer
+from autolayer.vllm_client import Client
 from autolayer.vllm_engine import VLLMEngine
 from autolayer.vllm_server import START, VLLMServer
 from autolayer.workbench import Workbench
@@ -245,6 +246,7 @@ def pick(options: dict[str, Any], out: Path, num: int = 1) -> dict[str, Any]:
 def test_processes_with_an_engine_each_find_what_one_finds(options: dict[str, Any], folder: Path) -> None:
     one, two = (pick(options, folder / f"run-{num}", num) for num in (1, 2))
     assert two["best_layers"] == one["best_layers"] and any(row["rungs"] for row in one["ranking"])
+    assert all("effective sample" in " ".join(each["notes"]) for each in (one, two)), "by vLLM"
     for name in ("base_score", "trained_score"):  # a token here and there falls otherwise in another batch
         assert two[name] == pytest.approx(one[name], abs=0.02)
 
@@ -307,16 +309,11 @@ def test_a_server_follows_and_serves_one_process_or_two(
     assert colocated.generate([[5, 6, 7]] * 4, range(4)) == engine.generate([[5, 6, 7]] * 4, range(4))
     assert not list((folder / "run").glob("sync-*"))
 
-    # Somebody else's run has left its layer in the server.
-    with torch.no_grad():
-        bench.model.get_parameter("model.layers.1.mlp.up_proj.weight").add_(0.05)
-    engine.changed(["model.layers.1.mlp.up_proj.weight"])
-    engine.generate(prompts, range(3))
-    with torch.no_grad():
-        bench.model.get_parameter("model.layers.1.mlp.up_proj.weight").sub_(0.05)
-    with pytest.raises(EngineError, match="A server belongs to one run"):
+    # Somebody else's run has loaded its own weights.
+    Client(server).load(str(folder / "base"), "another run's")
+    with pytest.raises(EngineError, match="has other weights than this run has given it"):
         engine.generate(prompts, range(3))
-    with pytest.raises(EngineError, match="could not read .*no-such-folder"):
+    with pytest.raises(EngineError, match="did not load .*no-such-folder"):
         engine._load(str(folder / "no-such-folder"))
 
     one, two = (pick({**options, "rollouts": server}, folder / f"served-{num}", num) for num in (1, 2))

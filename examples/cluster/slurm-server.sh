@@ -11,6 +11,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --output=autolayer-%j.log
@@ -18,6 +19,7 @@ set -eu
 
 MODEL=${MODEL:-Qwen/Qwen3-32B}
 SHARED=${SHARED:-$HOME/autolayer-runs}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-64}
 mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 SERVER=http://${NODES[0]}:8000
 
@@ -25,7 +27,7 @@ srun --nodes=1 --ntasks=1 --nodelist="${NODES[0]}" env VLLM_SERVER_DEV_MODE=1 \
   vllm serve "$MODEL" --dtype bfloat16 --logprobs-mode processed_logprobs --tensor-parallel-size 8 --port 8000 &
 serving=$!
 trap 'kill $serving' EXIT
-until curl --silent --fail "$SERVER/health"; do
+until curl --noproxy '*' --silent --fail "$SERVER/health"; do
   kill -0 $serving  # or it ended, and its log says why
   sleep 5
 done

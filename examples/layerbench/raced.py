@@ -24,7 +24,7 @@ def main() -> None:
         gains: dict[str, list[float]] = defaultdict(list)
         for environment in ENVIRONMENTS.values():
             found = load(environment)
-            if found is None:
+            if found is None or environment.sealed:
                 continue
             layers = Contribution.from_dict(found["contribution"]).layers
             for pick in found.get("picks") or ():
@@ -38,7 +38,7 @@ def main() -> None:
         if not means:
             print(f"--budget {budget:g}: no run raced")
             continue
-        error = float(np.std(means)) / len(means) ** 0.5
+        error = float(np.std(means, ddof=1)) / len(means) ** 0.5
         runs = sum(map(len, gains.values()))
         print(f"--budget {budget:g}: {np.mean(means):+.3f} +- {error:.3f} over {len(means)} environments, {runs} runs")
 
