@@ -158,7 +158,9 @@ def _plan(config: Config | None) -> Iterator[Check]:
     yield Check(name="model", state="good", says=f"{config.model}: {plan.num_layers} layers")
     if plan.seconds is not None:
         whole, train = sum(plan.seconds.values()), plan.seconds["train"]
-        says = f"about {duration(whole)} in one process, of which training {duration(train)}, to a factor of two"
+        says = (
+            f"about {duration(whole)} in one process, of which training {duration(train)}, to a factor of two or three"
+        )
         yield Check(name="time", state="good", says=says)
     yield Check(name="memory", state="good" if plan.room.fits else "bad", says=plan.room.says)
     if not plan.races:

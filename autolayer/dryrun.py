@@ -55,7 +55,7 @@ class DryRun:
     races: bool
     """False if the budget pays for no race, so that the probes may spend all of it and decide."""
     seconds: dict[str, float] | None
-    """Of each stage and of the final training, in one process on this machine, to a factor of two; None if unknown."""
+    """Of each stage, the training and the evaluation, in one process here, roughly; None if unknown."""
     room: Room
     host_bytes: dict[str, int]
 
@@ -97,7 +97,7 @@ class DryRun:
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         if self.seconds is not None:
             parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds)
-            table.add_row("time", f"in one process here, to a factor of two: {parts}")
+            table.add_row("time", f"in one process here, to a factor of two or three: {parts}")
         items, completions, tokens = self.evaluation
         table.add_row(
             "evaluate",

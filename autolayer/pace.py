@@ -1,8 +1,8 @@
 """How fast this machine is with a model of this shape, timed on a few of its blocks, before anything is loaded.
 
 Passes are timed, and so is generation by transformers; of vLLM only what bounds it is: each token reads all weights
-once for the whole batch, reads its sequence's cache, and goes through the weights. Good to a factor of two: lengths,
-and what else runs, are not known.
+once for the whole batch, reads its sequence's cache, and goes through the weights. Good to a factor of two or three:
+lengths, what else runs, and what is no pass are not known.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(
         return None  # whatever an architecture of its own makes of fewer blocks, or too little memory
     (one_pass, one_step), (read, step) = short, long
     between = DEPTHS[1] - DEPTHS[0]
-    layer_token = max((read - one_pass) / between, read / (4 * DEPTHS[1]))
+    layer_token = max((read - one_pass) / between, read / (4 * DEPTHS[1])) / 3
     all_blocks = costs.num_layers + costs.head_ratio
     if vllm:
         weights = sum(p.numel() * p.element_size() for p in shape.parameters())
@@ -109,12 +109,16 @@ def _of_depth(shape: Any, blocks: int, device: torch.device) -> Any:
         text.layer_types = text.layer_types[:blocks]
     text.pad_token_id = text.bos_token_id = text.eos_token_id = 0
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=shape.dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=shape.dtype).eval()
+    model.get_input_embeddings().requires_grad_(False)
+    return model
 
 
 def _read(model: Any, sequences: int, width: int) -> None:
-    with torch.no_grad():
-        model(input_ids=torch.ones(sequences, width, dtype=torch.long, device=model.device), logits_to_keep=1)
+    """Forward and backward: 3 layer-tokens for each token and block."""
+    ids = torch.ones(sequences, width, dtype=torch.long, device=model.device)
+    model(input_ids=ids, logits_to_keep=1).logits.float().sum().backward()
+    model.zero_grad()
 
 
 def _write(model: Any, tokenizer: Any, width: int, batch: int, count: int) -> None:
