@@ -275,9 +275,8 @@ def tasks() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The console script: runs a command and leaves with its exit code."""
     state = {"debug": False}
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # others import it, and it advises on kernels nobody needs
+    # peft imports it, and it advises on kernels that nobody here needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)
     except Exception as error:

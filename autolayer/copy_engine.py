@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,35 +57,41 @@ class CopyEngine(Engine):
             changed -= inside
         self._all_stale |= bool(changed)  # embedding, head, last norm
 
-    def follow(self) -> bool:
-        """Sends what is stale; whether there was anything."""
+    def follow(self) -> None:
+        """Sends what is stale."""
         if not self._stale and not self._all_stale:
-            return False
+            return
         started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
         # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
         weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
         self._send(weights)
-        self._stale, self._all_stale = set(), False
+        self._stale, self._all_stale, self._unchecked = set(), False, True
         self.tensors_sent += len(weights)
         self.bytes_sent += sum(tensor.nbytes for tensor in weights.values())
         self.sync_seconds += time.perf_counter() - started
-        return True
 
-    @contextmanager
-    def _to_compare(self, prompt: Sequence[int]) -> Iterator[int]:
-        """Samples inside as the policy does, also where an evaluation cuts the tail off: what is left of it would sum
-        to 1. Yields how many tokens to sample behind the prompt."""
-        limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
-        with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
-            yield limit
+    def _check(self, prompt: Sequence[int], sample: Callable[[int], Sequence[Completion]]) -> None:
+        """After a load, holds log-probabilities of the copy against the policy's own.
 
-    def compare(self, prompt: Sequence[int], completion: Completion) -> None:
-        """Holds the log-probabilities of a completion, sampled inside `_to_compare`, against the policy's own.
+        Args:
+            prompt: Any.
+            sample: Given a number of tokens, one completion of it by each copy that there is.
 
         Raises:
-            EngineError: The two engines do not agree.
+            EngineError: The engines do not agree.
         """
+        if not self._unchecked:
+            return
+        limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
+        # As the policy samples, also where an evaluation cuts the tail off: what is left would sum to 1 there.
+        with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
+            completions = sample(limit)
+        for completion in completions:
+            self._compare(prompt, completion)
+        self._unchecked = False
+
+    def _compare(self, prompt: Sequence[int], completion: Completion) -> None:
         assert completion.log_probs is not None
         training, ids = self.model.training, torch.tensor([[*prompt, *completion]], device=self.model.device)
         try:

@@ -140,10 +140,6 @@ class Engine(ABC):
     def changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
         """Is told which of the policy's parameters have other values now. An engine with a copy has to follow."""
 
-    def follow(self) -> bool:
-        """Brings a copy of the weights up to date; whether there was anything to do."""
-        return False
-
     def announce(self) -> str | None:
         """Where processes share a copy, the leader brings it up to date, and says what all have to find there."""
         return None

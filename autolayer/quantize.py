@@ -9,6 +9,7 @@ embedding, head, norms, routers and experts that share one tensor stay as they a
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,25 +62,25 @@ def quantize_frozen(model: Any, trained: Sequence[int], frozen: str, device: tor
     return packed / whole
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, ABC):
     """A frozen linear map. What it is made of are parameters, so that the proof of a freeze sees all of it."""
-
-    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
-        super().__init__()
-        self.in_features, self.out_features, self.dtype = linear.in_features, linear.out_features, linear.weight.dtype
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.to(device), requires_grad=False)
 
     weight: torch.Tensor
     scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+        super().__init__()
+        self.dtype = linear.weight.dtype
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.data.to(device), requires_grad=False)
 
     def _keep(self, name: str, tensor: torch.Tensor, num_entries: int) -> None:
         parameter = nn.Parameter(tensor, requires_grad=False)
         parameter.num_entries = num_entries  # pyright: ignore[reportAttributeAccessIssue]
         self.register_parameter(name, parameter)
 
+    @abstractmethod
     def unpacked(self) -> torch.Tensor:
         """The weights that it stands for, (out, in), in the model's dtype."""
-        raise NotImplementedError
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return _Apply.apply(states, self)

@@ -261,9 +261,8 @@ class Stages:
     def _search_deadline(self) -> float | None:
         """The search may use the share of --hours that it would use of the whole run's cost."""
         hours, budget = self.config.hours, self.config.budget
-        if hours is None:
+        if hours is None or budget is None:
             return None
-        assert budget is not None
         return self.started + hours * 3600 * budget / (1 + budget)
 
     def _candidates(self, probed: ProbeReport) -> list[Candidate]:

@@ -82,12 +82,9 @@ class VLLMEngine(CopyEngine):
                     "memory_share in [vllm], and the same command goes on."
                 ) from error
             self._asleep = False
-        self._unchecked |= self.follow()
-        if prompt_ids and self._unchecked:
-            with self._to_compare(prompt_ids[0]) as limit:
-                (completion,) = self._ask(prompt_ids[:1], [0], [limit], set())
-            self.compare(prompt_ids[0], completion)
-            self._unchecked = False
+        self.follow()
+        if prompt_ids:
+            self._check(prompt_ids[0], lambda limit: self._ask(prompt_ids[:1], [0], [limit], set()))
         return self._ask(prompt_ids, seeds, limits, ends)
 
     def _ask(

@@ -28,7 +28,7 @@ from autolayer.errors import ConfigError, EngineError
 from autolayer.files import follow_umask
 from autolayer.vllm_client import Client, ServerError
 
-START = "VLLM_SERVER_DEV_MODE=1 vllm serve {model} --dtype {dtype} --logprobs-mode processed_logprobs"
+START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype DTYPE --logprobs-mode processed_logprobs"
 """The command that starts a server which can follow."""
 
 T = TypeVar("T")
@@ -39,17 +39,21 @@ def servers_of(rollouts: str) -> list[Client]:
     return [Client(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
 
 
-def check_servers(rollouts: str) -> None:
-    """Refuses servers that do not answer, before the weights are read."""
-    for client in servers_of(rollouts):
+def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What servers serve, and how they were started.
+
+    Raises:
+        ConfigError: One does not answer, or cannot follow; `start` is the command that starts one which can.
+    """
+    found = []
+    for server in servers_of(rollouts):
         try:
-            client.model()
-            client.version()
+            found.append((server.model(), server.settings()))
         except ServerError as error:
-            start = START.format(model="MODEL", dtype="DTYPE")
             raise ConfigError(
-                f"--rollouts {client.url} is no vLLM server that can follow ({error}): start one by `{start}`."
+                f"--rollouts {server.url} is no vLLM server that can follow ({error}): start one by `{start}`."
             ) from None
+    return found
 
 
 class VLLMServer(CopyEngine):
@@ -72,20 +76,16 @@ class VLLMServer(CopyEngine):
         self.servers = servers_of(urls)
         self.folder, self.leads = folder.absolute(), leads
         self.path = str(Path(path).absolute()) if Path(path).exists() else path
-        self._start = START.format(model=path, dtype=str(self.model.dtype).removeprefix("torch."))
+        self._start = START.replace("MODEL", path).replace("DTYPE", str(self.model.dtype).removeprefix("torch."))
         self._version: str | None = None
         """That this run has left in the servers; None before the first use."""
-        served = [self._look(server) for server in self.servers]
-        self._names = [each["id"] for each in served]
-        self.context = min(self.context, *(each["max_model_len"] for each in served))
+        found = check_servers(urls, self._start)
+        for server, (_, settings) in zip(self.servers, found, strict=True):
+            self._check_settings(server, settings)
+        self._names = [served["id"] for served, _ in found]
+        self.context = min(self.context, *(served["max_model_len"] for served, _ in found))
 
-    def _look(self, server: Client) -> dict[str, Any]:
-        try:
-            found, settings = server.model(), server.settings()
-        except ServerError as error:
-            raise ConfigError(
-                f"--rollouts {server.url} is no vLLM server that can follow ({error}): start one by `{self._start}`."
-            ) from None
+    def _check_settings(self, server: Client, settings: Mapping[str, Any]) -> None:
         mode, dtype = settings.get("logprobs_mode"), str(settings.get("dtype"))
         if settings.get("quantization") is not None:
             raise ConfigError(
@@ -97,7 +97,6 @@ class VLLMServer(CopyEngine):
                 f"the server at {server.url} gives {mode} in {dtype}, which does not compare with the policy's: start "
                 f"it by `{self._start}`."
             )
-        return found
 
     @property
     def advice(self) -> str:
@@ -110,29 +109,26 @@ class VLLMServer(CopyEngine):
             return []
         self.follow()
         count, num = len(prompt_ids), len(self.servers)
-        before = self._versions()
-        if self._unchecked:
-            with self._to_compare(prompt_ids[0]) as limit:
-                asked = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
-            for completion in self._all(self._complete, range(num), asked):
-                self.compare(prompt_ids[0], completion)
-            self._unchecked = False
+
+        def one_of_each(limit: int) -> list[Completion]:
+            asked = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
+            return self._all(self._complete, range(num), asked)
+
+        self._check(prompt_ids[0], one_of_each)
         servers = [index % num for index in range(count)]
         asked = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
         completions = self._all(self._complete, servers, asked)
-        if self._versions() != before:
-            raise EngineError(f"somebody changed a server's weights while it sampled for this run. {self.advice}")
+        self._look()  # nobody has changed anything meanwhile
         return completions
 
-    def _versions(self) -> list[str]:
-        """Of all servers' weights, which have to be what the leader has given them."""
+    def _look(self) -> None:
+        """Whether all servers have the weights that the leader has given them."""
         found = self._all(lambda server: self._try(server, server.version), self.servers)
-        if self._version is not None and any(version != self._version for version in found):
+        if any(version != self._version for version in found):
             raise EngineError(
                 "a server has other weights than this run has given it: it was started again, or another run uses it. "
                 "Start one for each run, and the same command goes on."
             )
-        return found
 
     def _request(self, server: int, prompt: Sequence[int], seed: int, limit: int, ends: set[int]) -> dict[str, Any]:
         return {
@@ -166,18 +162,18 @@ class VLLMServer(CopyEngine):
         if self.leads:
             super().changed(names)
 
-    def follow(self) -> bool:
-        if not self.leads:
-            return False
-        if first := self._version is None:  # the run before may have left its layer behind
+    def follow(self) -> None:
+        if self.leads and self._version is None:  # the run before may have left its layer behind
             self._load(self.path)
         else:
-            self._versions()  # before anything is sent, which would hide that there were other weights
-        return super().follow() or first
+            self._look()  # before anything is sent, which would hide that there were other weights
+        super().follow()  # in a process that does not lead, nothing is ever stale
 
     def announce(self) -> str | None:
+        if not self.leads:
+            return None
         self.follow()
-        return self._version if self.leads else None
+        return self._version
 
     def expect(self, announced: str | None) -> None:
         self._version = announced
@@ -202,7 +198,7 @@ class VLLMServer(CopyEngine):
                 server.load(path, version)
             except ServerError as error:
                 raise EngineError(
-                    f"the server at {server.url} did not load {path} ({error}): it has to see it. {self.advice}"
+                    f"the server at {server.url} did not load {path} ({error}); it has to see that path. {self.advice}"
                 ) from None
 
         self._all(load, self.servers)

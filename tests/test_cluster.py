@@ -63,7 +63,7 @@ def test_the_server_job_serves_as_the_engine_wants_it_and_stops_with_its_server(
     server = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     assert not server.exists() or server.read_text().split()[2] == "Z", "the server ends with the job"
     serve, train = sorted(said.read_text().splitlines(), key=lambda line: "serve" not in line)
-    started = START.format(model="Qwen/Qwen3-32B", dtype="bfloat16")
+    started = START.replace("MODEL", "Qwen/Qwen3-32B").replace("DTYPE", "bfloat16")
     assert started in serve and "--nodelist=one" in serve and "--nodelist=two" in train
     words = shlex.split(train)
     parses(words[words.index("-m") + 1 :])

@@ -18,7 +18,6 @@ from autolayer.models import load_model
 from autolayer.patch import apply, load_patch
 from autolayer.quantize import quantize_frozen
 
-pytest.importorskip("bitsandbytes")
 CPU = torch.device("cpu")
 IDS = torch.arange(5, 25)[None]
 

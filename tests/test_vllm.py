@@ -260,7 +260,7 @@ def server(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = START.format(model=folder / "base", dtype="float32").split()
+    words = START.replace("MODEL", str(folder / "base")).replace("DTYPE", "float32").split()
     variables = dict(word.split("=") for word in words if "=" in word)
     _, serve, model, *flags = (word for word in words if "=" not in word)
     assert serve == "serve"

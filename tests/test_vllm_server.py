@@ -216,7 +216,7 @@ def test_a_served_run_finds_what_another_finds_and_goes_on_after_the_server_died
     expected = autolayer.pick(**options, out=str(base.parent / "plain"))
     stub.broken = 300  # in the race
     out = str(base.parent / "served")
-    with pytest.raises(EngineError, match="has failed"):
+    with pytest.raises(EngineError, match="has failed|did not load"):
         autolayer.pick(**options, rollouts=stub.url, out=out)
     assert not (Path(out) / "result.json").exists()
     with serving(load_model(str(base), "cpu").model, stub.tokenizer) as again:

@@ -6,13 +6,17 @@
 From the moment the completions are there until the optimizer has stepped, on one batch of given completions, by turns
 in one process: our trainer on the middle layer; a bare forward pass with `torch.autograd.grad` for that layer's
 parameters on the same batch, which is the floor; TRL's GRPOTrainer as it comes, for all parameters and with LoRA on
-every linear map. The ratio is the median over rounds of time over the floor's in the same round.
+every linear map. The ratio is the median over rounds of time over the floor's in the same round. Peak memory is that of
+one such phase alone in a process, beyond what was there before: gradients, optimizer states, activations, and what
+passes work with.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import config, tokenizer_of
+from memory import config, high_water, reset, tokenizer_of
 from peft import LoraConfig
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -41,18 +45,36 @@ PROMPT, GROUP, PROMPTS = 16, 8, 1
 
 
 class Clock:
-    """Seconds from the completions to the end of the step."""
+    """Seconds from the completions to the end of the step, and the most memory that it took beyond what was there."""
+
+    peak = 0
+    """Bytes, of the last step of the process."""
 
     def __init__(self) -> None:
         self.began = self.seconds = 0.0
+        self.held = 0
 
     def begin(self, *_: Any) -> None:
         _wait()
+        self.held = _start_of_peak()
         self.began = time.perf_counter()
 
     def end(self) -> None:
         _wait()
         self.seconds = time.perf_counter() - self.began
+        Clock.peak = _peak() - self.held
+
+
+def _start_of_peak() -> int:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset()
+    return _peak()
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else high_water()
 
 
 def _wait() -> None:
@@ -189,6 +211,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="of a sequence, prompt included")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     shape = config(layers=options.layers, width=options.width, positions=options.tokens)
@@ -208,6 +231,9 @@ def main() -> None:
             "TRL, all parameters": stock(make_model, tokenizer, task, rollouts, scratch, lora=False),
             "TRL, LoRA on all layers": stock(make_model, tokenizer, task, rollouts, scratch, lora=True),
         }
+        if options.case is not None:  # alone in its process: what another has freed would hide its peak
+            list(cases.values())[options.case]()
+            return print(Clock.peak)
         seconds: dict[str, list[float]] = {name: [] for name in cases}
         for number in range(options.rounds + 1):
             for name, once in cases.items():
@@ -217,11 +243,13 @@ def main() -> None:
     first = next(iter(seconds.values()))
     table = Table(box=MARKDOWN, title=f"{options.layers} layers of width {options.width}, {GROUP * PROMPTS} sequences "
                   f"of {options.tokens} tokens, {options.device}")  # fmt: skip
-    for head in ("update phase", "median seconds", "over the floor"):
+    for head in ("update phase", "median seconds", "over the floor", "peak MB beyond the model"):
         table.add_column(head)
-    for name, values in seconds.items():
+    for case, (name, values) in enumerate(seconds.items()):
         ratio = statistics.median(value / base for value, base in zip(values, first, strict=True))
-        table.add_row(name, f"{statistics.median(values):.3f}", f"{ratio:.2f}")
+        alone = [sys.executable, *sys.argv, "--case", str(case)]
+        peak = int(subprocess.run(alone, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        table.add_row(name, f"{statistics.median(values):.3f}", f"{ratio:.2f}", f"{peak / 1e6:.0f}")
     Console(width=120).print(table)
 
 
