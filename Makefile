@@ -3,7 +3,7 @@
 #   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
 #   make test                                   all tests: no GPU, no network
 #   make test-agents                            TextWorld's and ALFWorld's adapters against the real engines
-#   make test-services                          vLLM (downloads its CPU build) and four workers on PostgreSQL
+#   make test-services                          vLLM (downloads its CPU build), four workers on PostgreSQL, long tests
 #   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
 #   make check                                  lint, format, types, direction of imports
 #
@@ -21,7 +21,7 @@ READY := .venv/installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-agents test-services test-vllm test-postgres check layerbench
+.PHONY: help demo test test-agents test-services test-vllm test-postgres test-long check layerbench
 
 help:
 	@sed -n '3,12s/^# \{0,1\}//p' Makefile
@@ -56,9 +56,13 @@ test-vllm:
 # Debian's postgresql is installed where it is missing; the server runs on loopback, in a folder of its own.
 test-postgres: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[postgres]"
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/test_postgres.py tests/test_ranks.py
+	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/test_postgres.py
 
-test-services: test-postgres test-vllm
+# What would take `make test` beyond a quarter of an hour.
+test-long: $(READY)
+	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest -m minutes --ignore tests/test_postgres.py
+
+test-services: test-postgres test-long test-vllm
 
 layerbench: $(READY)
 	$(BIN)/python examples/layerbench/run.py all $(ENV)

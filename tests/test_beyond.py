@@ -191,6 +191,7 @@ def test_an_adapter_run_from_start_to_merge(tmp_path: Path, capsys: pytest.Captu
     assert changed and all(f".layers.{layer}." in name for name in changed)
 
 
+@pytest.mark.minutes
 @pytest.mark.slow
 def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
     options = {**SHORT, "adapter": "lora", "layers": "6-7", "budget": 2.0}

@@ -65,6 +65,7 @@ def test_another_number_of_seeds_is_another_configuration(measured: tuple[Contri
         autolayer.measure(**{**SHORT, "num_seeds": 3}, out=str(measured[1]))
 
 
+@pytest.mark.minutes
 @pytest.mark.slow
 def test_interrupted_in_a_real_run_the_same_numbers_come_out(
     measured: tuple[Contribution, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ def test_all_models_together_are_small() -> None:
     assert sum(path.stat().st_size for path in files) < 8_000_000
 
 
+@pytest.mark.minutes
 @pytest.mark.slow
 def test_probes_and_search_work_over_several_turns(tmp_path: Path) -> None:
     result = autolayer.pick(

@@ -84,7 +84,7 @@ def test_sdist_holds_sources_and_license(artifacts: dict[str, Path]) -> None:
     assert {"pyproject.toml", "LICENSE", "README.md", "probes/__init__.py", "search/__init__.py"} <= names
 
 
-@pytest.fixture(scope="module", params=["wheel", "wheel from sdist"])
+@pytest.fixture(scope="module", params=["wheel", pytest.param("wheel from sdist", marks=pytest.mark.minutes)])
 def installed(request: pytest.FixtureRequest, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """The bin folder of a bare environment that holds the artifact, and sees this one's other packages."""
     venv = tmp_path_factory.mktemp("venv")

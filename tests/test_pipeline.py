@@ -120,6 +120,7 @@ def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
     assert set(result.cost) == {"calibrate", "probe", "search", "train"}
 
 
+@pytest.mark.minutes
 def test_same_command_and_seed_in_a_new_folder_decides_the_same(run: tuple[PickResult, Path], tmp_path: Path):
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
@@ -133,6 +134,7 @@ def test_a_finished_run_is_read_not_repeated(run: tuple[PickResult, Path], monke
     assert short_pick(run[1]) == results.from_dict(run[0].to_dict())
 
 
+@pytest.mark.minutes
 def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: Path):
     for until, known in (("calibrate", "cost"), ("probe", "probes"), ("search", "verdict")):
         part = short_pick(tmp_path / "b", until=until)
@@ -141,7 +143,7 @@ def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: 
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
 
-@pytest.mark.parametrize("calls", [3, 7])
+@pytest.mark.parametrize("calls", [3, pytest.param(7, marks=pytest.mark.minutes)])
 def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

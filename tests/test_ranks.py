@@ -23,8 +23,6 @@ from autolayer.rollouts import Rollouts
 TINY = ("--model", "tiny", "--task", "math:arith", "--device", "cpu", "--num-eval", "101")
 SHORT = (*TINY, "--steps", "12", "--prompts-per-step", "6", "--group-size", "4")
 
-minutes = pytest.mark.skipif("AUTOLAYER_SERVICES" not in os.environ, reason="takes minutes: make test-services")
-
 
 def launch(
     num: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "autolayer")
@@ -66,7 +64,7 @@ def same_movement(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tens
     assert 0 < apart**0.5 < 1e-3 * moved**0.5 or apart == 0 < moved
 
 
-@minutes
+@pytest.mark.minutes
 @pytest.mark.parametrize("num", [2, 3])
 def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation; a step's groups lie across processes where there are 3."""
@@ -85,7 +83,7 @@ def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> Non
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("many", "one")))
 
 
-@minutes
+@pytest.mark.minutes
 def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(tmp_path: Path) -> None:
     kinds = {"full": ("--layers", "full"), "lora": ("--layers", "2", "--adapter", "lora")}
     for name, kind in kinds.items():
@@ -128,7 +126,7 @@ cli.main(sys.argv[1:])
 """
 
 
-@minutes
+@pytest.mark.minutes
 @pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
 def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
     kind: str, who: str, tmp_path: Path

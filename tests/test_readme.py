@@ -51,7 +51,9 @@ def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
     "command",
     [
         "examples/own_trainer.py --steps 3",
-        "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every",
+        pytest.param(
+            "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every", marks=pytest.mark.minutes
+        ),
         "examples/every_task.py --only nothing",
         "examples/benchmarks/help_time.py",
         "examples/benchmarks/race_simulation.py --studies 2",

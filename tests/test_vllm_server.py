@@ -210,6 +210,7 @@ def options(base: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.minutes
 def test_a_served_run_finds_what_another_finds_and_goes_on_after_the_server_died(
     base: Path, stub: Stub, options: dict[str, Any]
 ) -> None:

@@ -5,10 +5,10 @@
 
 From the moment the completions are there until the optimizer has stepped, on one batch of given completions, by turns
 in one process: our trainer on the middle layer; a bare forward pass with `torch.autograd.grad` for that layer's
-parameters on the same batch, which is the floor; TRL's GRPOTrainer as it comes, for all parameters and with LoRA on
-every linear map. The ratio is the median over rounds of time over the floor's in the same round. Peak memory is that of
-one such phase alone in a process, beyond what was there before: gradients, optimizer states, activations, and what
-passes work with.
+parameters on the same batch, which is the floor; TRL's GRPOTrainer as it comes (it recomputes activations), for all
+parameters and with LoRA on every linear map. The ratio is the median over rounds of time over the floor's in the same
+round. Peak memory is that of one such phase alone in a process, beyond what was there before: gradients, optimizer
+states, activations, and what passes work with.
 """
 
 from __future__ import annotations
@@ -124,13 +124,17 @@ def floor(model: Any, rollouts: Rollouts, layer: int) -> Callable[[], float]:
     return once
 
 
-def ours(model: Any, tokenizer: Any, task: Task, rollouts: Rollouts, layer: int, scratch: Path) -> Callable[[], float]:
+def ours(
+    model: Any, tokenizer: Any, task: Task, rollouts: Rollouts, layer: int, scratch: Path, recompute: bool = False
+) -> Callable[[], float]:
     """The trainer that trains every arm."""
     loaded = LoadedModel(
         model=model, tokenizer=tokenizer, name="random", num_layers=model.config.num_hidden_layers, chat=False,
         device=model.device,
     )  # fmt: skip
-    settings = TrainSettings(algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=0.0)
+    settings = TrainSettings(
+        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=0.0, recompute=recompute
+    )
     rounds = iter(range(1_000_000))
 
     def once() -> float:
@@ -228,6 +232,9 @@ def main() -> None:
         cases = {
             "floor: forward and autograd.grad": floor(model, rollouts, middle),
             f"autolayer, layer {middle}": ours(model, tokenizer, task, rollouts, middle, scratch),
+            f"autolayer, layer {middle}, --recompute": ours(
+                model, tokenizer, task, rollouts, middle, scratch / "again", True
+            ),
             "TRL, all parameters": stock(make_model, tokenizer, task, rollouts, scratch, lora=False),
             "TRL, LoRA on all layers": stock(make_model, tokenizer, task, rollouts, scratch, lora=True),
         }
