@@ -23,7 +23,7 @@ ALGORITHMS = ("grpo", "dr_grpo", "gigpo")
 FROZEN = ("8bit", "4bit")
 ROLLOUTS = ("auto", "transformers", "vllm")
 
-NOT_SIGNED = ("out", "storage", "hours", "device", "recompute", "vllm", "allow_unsandboxed", "accept_changes")
+NOT_SIGNED = ("out", "storage", "hours", "device", "shard", "recompute", "vllm", "allow_unsandboxed", "accept_changes")
 """Fields that may change between two calls for one folder: where it runs and for how long, not what it does."""
 MAX_SEED = 2**32 - 1
 """NumPy's largest."""
@@ -204,6 +204,8 @@ class Config:
     rollouts: str = "auto"
     """What generates completions: transformers, vllm, auto (vllm where it is installed with a GPU), or the URL of a
     vLLM server; of several, with commas between them."""
+    shard: bool = False
+    """Divide the model's blocks among the processes of the launcher, where one device does not hold it (FSDP2)."""
     recompute: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
@@ -247,6 +249,10 @@ class Config:
              f"--boost {self.boost} cannot work: give 1 or more"),
             ("frozen", self.frozen is None or self.rollouts in ("auto", "transformers"), f"--frozen does not go with "
              f"--rollouts {self.rollouts}, which would sample from the model as it was: leave one out"),
+            ("shard", not self.shard or self.rollouts != "vllm", "--shard does not go with --rollouts vllm, which "
+             "needs the whole model beside it: give the URL of a vLLM server"),
+            ("shard", not self.shard or (self.boost, self.adapter, self.frozen) == (None, None, None),
+             "--shard does not go with --boost, --adapter or --frozen: leave it or them out"),
             ("group_size", self.group_size >= 2, f"--group-size {self.group_size} cannot work: rewards are compared "
              "inside a group, give at least 2"),
             ("seed", 0 <= self.seed <= MAX_SEED, f"--seed {self.seed} cannot work: give a whole number from 0 to "

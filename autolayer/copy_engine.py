@@ -19,6 +19,7 @@ from autolayer.engine import Completion, Engine
 from autolayer.errors import EngineError
 from autolayer.layers import find_layers
 from autolayer.lora import plain_weights
+from autolayer.shards import whole
 from autolayer.tasks.suites import Decoding
 
 TOLERANCE = {torch.float32: 1e-3}
@@ -63,9 +64,10 @@ class CopyEngine(Engine):
             return
         started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
-        # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
-        weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
-        self._send(weights)
+        with whole(self.model, sorted(self._stale)):
+            # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
+            weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
+            self._send(weights)
         self._stale, self._all_stale, self._unchecked = set(), False, True
         self.tensors_sent += len(weights)
         self.bytes_sent += sum(tensor.nbytes for tensor in weights.values())

@@ -1,7 +1,8 @@
 """Proof that a freeze held: checksums of the frozen weights, and a watch over gradients and optimizer steps.
 
 Knows tensors and optimizers, not layers; `layers.train_only` brings the two together. Optimizers that are no
-`torch.optim.Optimizer` (DeepSpeed) and sharded parameters are not followed: for those only the check on leaving counts.
+`torch.optim.Optimizer` (DeepSpeed) and trained parameters in shards are not followed: there only the check on leaving
+counts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from autolayer.errors import LayerError
@@ -27,8 +29,10 @@ def checksum(tensor: torch.Tensor) -> int:
     """64 bits that depend on every bit of the tensor and on its place; a change of one element always shows.
 
     Args:
-        tensor: Any shape, dtype and device. The result does not depend on the device.
+        tensor: Any shape, dtype and device. The result does not depend on the device. Of one in shards, this
+            process's shard counts.
     """
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = raw.numel() // 8 * 8
     tail = int.from_bytes(bytes(raw[whole:].tolist()), "little")

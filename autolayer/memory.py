@@ -40,6 +40,8 @@ class Passing:
     """Sequences that there are."""
     device: str = "cuda"
     """Kind of device."""
+    shards: int = 1
+    """Processes that the blocks are divided among (shards.py)."""
 
     @property
     def sequences(self) -> int:
@@ -55,11 +57,10 @@ def probing_bytes(model: Any, layers: Layers, passing: Passing) -> dict[str, int
         layers: The candidates.
         passing: How passes are made.
     """
-    largest = max(sum(p.numel() for p in block.parameters()) for block in find_layers(model))
     return {
-        "weights": _weights(model),
+        "weights": _weights(model, passing, 1),
         "activations": kept_bytes(model, layers, passing) * passing.sequences,
-        "working space": _working(model, passing) + largest * model.dtype.itemsize,
+        "working space": _working(model, passing) + _largest(model),
     }
 
 
@@ -77,7 +78,7 @@ def training_bytes(
     """
     head = model.get_output_embeddings().weight.numel()
     return {
-        "weights": _weights(model),
+        "weights": _weights(model, passing, 0 if layers == "full" else len(layers)),
         "float32 master, gradient and Adam": 16 * num_trained,
         **({"reference for the KL term": model.dtype.itemsize * num_trained} if reference else {}),
         "activations": kept_bytes(model, layers, passing) * passing.sequences,
@@ -91,8 +92,18 @@ def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
     return numel * (model.dtype.itemsize * (num_folds - 1) + 4)
 
 
-def _weights(model: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+def _weights(model: Any, passing: Passing, held: int) -> int:
+    """Of the whole model; in shards, of its share of the blocks, so many that are held whole and one that is used."""
+    whole, blocks = _bytes(model), sum(map(_bytes, find_layers(model)))
+    return whole if passing.shards == 1 else whole - blocks + blocks // passing.shards + (held + 1) * _largest(model)
+
+
+def _largest(model: Any) -> int:
+    return max(map(_bytes, find_layers(model)))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 def _working(model: Any, passing: Passing) -> int:

@@ -30,10 +30,11 @@ from autolayer.plan import BUDGET, default_budget
 from autolayer.probes import known
 from autolayer.progress import Progress, Silent, num_processes
 from autolayer.quantize import check_installed, quantize_frozen
-from autolayer.ranks import Ranks, check_device, joined
+from autolayer.ranks import Ranks, attempt, check_device, joined
 from autolayer.rollouts import encode_prompts
 from autolayer.runs import PATCH, RunFolder, open_run
 from autolayer.search.journal import check_storage
+from autolayer.shards import make_mesh, shard
 from autolayer.stages import Stages
 from autolayer.tasks.base import Task
 from autolayer.transformers_engine import TransformersEngine
@@ -65,7 +66,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         task = early_checks(config, verb)
         config = dataclasses.replace(config, device=take_device(config.device))
         device = models.find_device(config.device)
-        loaded = models.load_model(config.model, config.device if config.frozen is None else "cpu")
+        loaded = load(config, ranks, device)
     folder = open_run(config, verb)
     task = fit(config, task, loaded.tokenizer, models.max_positions(loaded.model.config))
     if verb != "pick" and config.budget is None:  # it searches nothing; its probes are as large as ever
@@ -130,6 +131,29 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         )
 
 
+def load(config: Config, ranks: Ranks, device: torch.device) -> models.LoadedModel:
+    """The model, on its device, in this process's shards, or in host memory where it is still to be packed."""
+    if not config.shard:
+        return models.load_model(config.model, config.device if config.frozen is None else "cpu")
+    mesh = make_mesh(ranks, device)
+
+    def load_shards() -> models.LoadedModel:
+        loaded = models.load_model(config.model, "cpu")
+        loaded.weight_hash  # noqa: B018  (asked for while the weights are whole)
+        shard(loaded.model, ranks, mesh, device)
+        loaded.device = device
+        return loaded
+
+    # One process after the other: the host holds one whole model, not one for each.
+    found: models.LoadedModel | Exception | None = None
+    for turn in range(ranks.num):
+        if turn == ranks.index:
+            found = attempt(load_shards)
+        ranks.gather(found if isinstance(found, Exception) else None)
+    assert isinstance(found, models.LoadedModel)
+    return found
+
+
 def check_share(config: Config, num: int) -> None:
     """Refuses a step that cannot be divided among the processes."""
     batch = (config.prompts_per_step or 0) * config.group_size
@@ -185,7 +209,8 @@ def check_engine(name: str) -> None:
 
 def engine_name(config: Config, device_type: str) -> str:
     """Which engine generates: what was asked for, or what is best here."""
-    rollouts = config.rollouts if config.frozen is None else "transformers"
+    alone = config.frozen is not None or config.shard  # the model has no other copy here
+    rollouts = "transformers" if alone and config.rollouts == "auto" else config.rollouts
     if is_server(rollouts):
         return "server"
     if rollouts == "auto":
@@ -237,6 +262,14 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if config.shard:
+        if verb == "measure" or candidates == "full":
+            raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
+        if num_processes() < 2:
+            raise ConfigError(
+                "--shard divides the model among the processes of a launcher, and there is one: start several by "
+                f"`torchrun --nproc_per_node N -m autolayer {verb} ... --shard`."
+            )
     if config.frozen is not None:
         if verb != "train":
             raise ConfigError(f"--frozen belongs to `train`: `{verb}` looks at every layer as it is. Leave it out.")

@@ -14,6 +14,7 @@ from autolayer.config import Config
 from autolayer.layers import layer_parameters, linear_maps
 from autolayer.memory import Passing, probing_bytes, training_bytes
 from autolayer.prepare import engine_name
+from autolayer.progress import num_processes
 
 USABLE = 0.9
 """Of a device's memory: fragments and the libraries' own buffers take the rest."""
@@ -46,7 +47,7 @@ class Room:
         if not self.fits:
             return (
                 f"TOO LITTLE for one sequence of {self.passing.width} tokens: give a smaller --max-new-tokens, higher "
-                "--layers, --adapter lora, or a device with more"
+                "--layers, --adapter lora, a device with more, or several of them with --shard"
             )
         how = ", activations recomputed" if self.passing.recompute else ""
         return f"fits, with passes of {self.passing.tokens} tokens{how}"
@@ -71,7 +72,10 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
     choice: tuple[int, bool] | None = (passes.TOKENS, config.recompute)
     while choice is not None:
-        passing = Passing(width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type)
+        passing = Passing(
+            width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type,
+            shards=num_processes() if config.shard else 1,
+        )  # fmt: skip
         room = Room(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total,

@@ -8,6 +8,7 @@ from autolayer.engine import Engine, cut_at, opening
 from autolayer.episodes import play
 from autolayer.ranks import Ranks, attempt
 from autolayer.rollouts import Rollouts, encode_prompts
+from autolayer.shards import is_sharded, led
 from autolayer.tasks.base import Row, Task
 
 
@@ -47,7 +48,12 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
 def sample_share(
     ranks: Ranks, engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int
 ) -> list[Rollouts]:
-    """`sample` of each process's own rows, in all of them at once; what every process has sampled, in their order."""
+    """`sample` of each process's own rows, in all of them at once; what has been sampled, in parts, in their order."""
+    if is_sharded(engine.model):  # its passes take all processes, so the leader makes them for everyone
+        asked = ranks.gather((rows, seeds))
+        rows = [row for some, _ in asked for row in some]
+        seeds = [seed for _, some in asked for seed in some]
+        return [led(engine.model, lambda: sample(engine, task, rows, seeds, group_size))]
     if engine.is_shared and ranks.num > 1:  # nobody asks before the leader has sent the weights
         engine.expect(ranks.gather(attempt(engine.announce))[0])
     try:

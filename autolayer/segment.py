@@ -57,7 +57,6 @@ def train_segment(
     assert num_steps > 0, f"{arm} is not behind step {to_step}"
     rows = bench.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
     seen: list[Rollouts] = []
-    parameters = bench.parameters(arm.layers)
     with (
         bench.weights(arm.layers, bench.arm_weights(arm)),
         own_randomness(),
@@ -66,6 +65,7 @@ def train_segment(
         train_only(bench.model, arm.layers, quiet=True) as freeze,
         bench.keeping_little(arm.layers),
     ):
+        parameters = bench.parameters(arm.layers)
         optimizer = MasterAdamW(
             parameters,
             lr=arm.learning_rate,

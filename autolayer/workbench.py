@@ -32,9 +32,10 @@ from autolayer.ranks import Ranks
 from autolayer.recompute import recomputing
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import RunFolder
-from autolayer.sample import sample_share
+from autolayer.sample import sample, sample_share
 from autolayer.scoring import ScoreBatch
 from autolayer.segment import Segment, first_rollouts, train_segment
+from autolayer.shards import gather, in_step, is_sharded, whole
 from autolayer.tasks.base import Row, Task
 from autolayer.transformers_engine import TransformersEngine
 
@@ -102,9 +103,10 @@ class Workbench:
 
     def base(self, layers: Layers) -> dict[str, torch.Tensor]:
         """Host copies of the base weights of these layers, made before they are first changed."""
-        for name, parameter in self.parameters(layers).items():
-            if name not in self._base:
-                self._base[name] = parameter.detach().to("cpu", copy=True)
+        if any(name not in self._base for name in self.parameters(layers)):
+            with whole(self.model, layers):
+                for name, parameter in self.parameters(layers).items():
+                    self._base.setdefault(name, parameter.detach().to("cpu", copy=True))
         return {name: self._base[name] for name in self.parameters(layers)}
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -118,7 +120,7 @@ class Workbench:
         """These parameters have other values now: what a rollout engine with its own copy has to follow."""
         self.version += 1
         self.engine.changed(names)
-        if self.ranks.num > 1 and self.ranks.leads and not self._training:
+        if self.ranks.num > 1 and self.ranks.leads and not self._training and not is_sharded(self.model):
             self.ranks.order("receive", list(names))
             self.ranks.send([self.model.get_parameter(name).data for name in names])
 
@@ -133,12 +135,13 @@ class Workbench:
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
         """The given weights inside, the base again outside, whatever happens."""
         base = self.base(layers)
-        try:
-            if tensors is not None:
-                self.copy_in(tensors)
-            yield
-        finally:
-            self.copy_in(base)
+        with whole(self.model, layers):
+            try:
+                if tensors is not None:
+                    self.copy_in(tensors)
+                yield
+            finally:
+                self.copy_in(base)
 
     def arm_weights(self, arm: Arm) -> dict[str, torch.Tensor] | None:
         """An arm's trained weights in the module's dtype; None at step 0, which is the base."""
@@ -162,12 +165,15 @@ class Workbench:
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
         """Samples and rewards `group_size` completions for each row, with the weights now in the model."""
         started = time.perf_counter()
-        if self.ranks.leads:
-            self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing, self.passes.sizes)
-        own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
-        rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
-        parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, group_size)
-        rollouts = Rollouts.joined(parts, group_size)
+        if is_sharded(self.model):  # the leader samples alone
+            rollouts = sample(self.engine, self.task, rows, seeds, group_size)
+        else:
+            if self.ranks.leads:
+                self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing, self.passes.sizes)
+            own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
+            rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
+            parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, group_size)
+            rollouts = Rollouts.joined(parts, group_size)
         self.charge(self.generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
@@ -272,7 +278,8 @@ class Workbench:
         """`train`, with the micro-batches that fit now; in every process at once."""
         self._training = True
         try:
-            return train_segment(self, arm, to_step, prompts_per_step, first, tell)
+            with in_step(self.model):
+                return train_segment(self, arm, to_step, prompts_per_step, first, tell)
         except BaseException as error:
             # What all were told of, or all find in their averaged gradients, all leave together. Whoever leaves alone
             # has to take the others along, or they would wait for it.
@@ -337,6 +344,8 @@ class Workbench:
         elif name == "train":
             *what, self.passes.sizes = arguments
             self._segment(*what)
+        elif name == "gather":
+            gather(self.model, *arguments)
         elif name == "receive":
             self.ranks.send([self.model.get_parameter(name).data for name in arguments[0]])
             self.changed(arguments[0])
@@ -357,7 +366,8 @@ class Workbench:
         """What a generated token costs, in forward passes over one token, as measured in this process; 1 at least."""
         if not self.engine.tokens or not self.training_layer_tokens:
             return 1.0
-        per_generated = self.engine.seconds / (self.engine.tokens * self.ranks.num)
+        sampling = 1 if is_sharded(self.model) else self.ranks.num
+        per_generated = self.engine.seconds / (self.engine.tokens * sampling)
         per_layer_token = self.training_seconds / self.training_layer_tokens
         return max(1.0, per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio)))
 

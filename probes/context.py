@@ -25,6 +25,7 @@ from autolayer.probes.gradient import Gradient, inner, streamed_gradient
 from autolayer.probes.sketch import Sketcher
 from autolayer.rollouts import Rollouts
 from autolayer.scoring import ScoreBatch, scoring
+from autolayer.shards import whole
 from autolayer.workbench import Workbench
 
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width, L candidate layers.
@@ -223,8 +224,9 @@ class ProbeContext:
     def _respond_on(self, layer: int, fold: int, prompts: int, alone: bool) -> Response:
         """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
         bench, direction = self.bench, self.direction(layer, without=fold)
-        size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
         with ExitStack() as inside:
+            inside.enter_context(whole(bench.model, (layer,)))
+            size = UNIT_STEP * rms(bench.model.get_parameter(name) for name in direction)
             inside.enter_context(scoring(bench.model, bench.engine.temperature))
             inside.enter_context(torch.no_grad())
             judged, boundary = self.judged(layer, fold, prompts, RESPONSE_GROUP)

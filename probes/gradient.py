@@ -14,6 +14,7 @@ import torch
 
 from autolayer.layers import layer_parameters
 from autolayer.scoring import ScoreBatch, log_probs, scoring
+from autolayer.shards import computing
 from autolayer.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
@@ -43,7 +44,8 @@ def streamed_gradient(
     started = time.perf_counter()
     model, tokens = bench.model, int(batch.attention_mask.sum())
     owner = {name: layer for layer in layers for name in layer_parameters(model, (layer,))}
-    parameters = {name: model.get_parameter(name) for name in owner}
+    flagged = [model.get_parameter(name) for name in owner]
+    parameters = computing(model, layers)
     gradient: Gradient = {layer: {} for layer in layers}
 
     def collector(name: str):
@@ -58,8 +60,9 @@ def streamed_gradient(
 
     handles = []
     try:
-        for name, parameter in parameters.items():
+        for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(True)
+        for name, parameter in parameters.items():
             handles.append(parameter.register_post_accumulate_grad_hook(collector(name)))
         with scoring(model, bench.engine.temperature), bench.keeping_little(layers):
             width = batch.input_ids.shape[1]
@@ -70,7 +73,7 @@ def streamed_gradient(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in parameters.values():
+        for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(False)
             parameter.grad = None
     bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)

@@ -9,6 +9,7 @@ from autolayer.plan import LINE_SIZES
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import Fold, ProbeContext
 from autolayer.scoring import scoring
+from autolayer.shards import whole
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
 """Step sizes, as the deviation of the sequence log-ratio (nats) each should make; beyond 1 reweighting is noise."""
@@ -53,7 +54,7 @@ def reweighted_gains(
     gains = []
     with scoring(model, context.bench.engine.temperature), torch.no_grad():
         fold, boundary = context.judged(layer, 0, context.plan.line_search_prompts, whole_group)
-        with fp32_layers(model, (layer,)):
+        with whole(model, (layer,)), fp32_layers(model, (layer,)):
             before_B = context.sequence_log_probs(boundary)
             for size in sizes:
                 with context.stepped(layer, direction, size):

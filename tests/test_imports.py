@@ -25,7 +25,7 @@ TIERS = (
      "files",
      "measuring.estimate", "comparing.metrics", "comparing.resampling", "comparing.curves", "comparing.comparison"),
     ("layers", "freeze", "models", "patch", "tasks", "precision", "model_checks", "checkpoints", "masks", "lora",
-     "recompute", "memory", "ranks", "quantize"),
+     "recompute", "memory", "ranks", "shards", "quantize"),
     ("rollouts", "engine", "transformers_engine", "copy_engine", "vllm_engine", "vllm_client",
      "vllm_server", "scoring", "trainer",
      "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
