@@ -7,8 +7,8 @@ here knows an architecture: masks, positions and whatever else a decoder gives i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -73,15 +73,10 @@ class Boundary:
             handle.remove()
         raise AssertionError(f"the forward pass went around block {layer}")
 
-    @contextmanager
-    def _entered(self, index: int) -> Iterator[None]:
+    def _entered(self, index: int) -> AbstractContextManager[None]:
         """Inside, the blocks below hand on what enters this one."""
         state = self._states[index]
-        with ExitStack() as undo:
-            for block in self.blocks[: self.layer] if state is not None else ():
-                undo.callback(restore_forward, block, block.__dict__.get("forward"))
-                block.forward = _handing_on(state)
-            yield
+        return nullcontext() if state is None else handing_on(self.blocks[: self.layer], state)
 
 
 class _Reached(Exception):
@@ -91,8 +86,14 @@ class _Reached(Exception):
         self.state = state
 
 
-def _handing_on(state: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: state
+@contextmanager
+def handing_on(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterator[None]:
+    """Inside, these blocks hand on a state instead of computing one."""
+    with ExitStack() as undo:
+        for block in blocks:
+            undo.callback(restore_forward, block, block.__dict__.get("forward"))
+            block.forward = lambda *args, **kwargs: state
+        yield
 
 
 def can_enter(model: PreTrainedModel, batch: ScoreBatch) -> bool:

@@ -64,7 +64,7 @@ class CopyEngine(Engine):
             return
         started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
-        with whole(self.model, sorted(self._stale)):
+        with whole(self.model, tuple(sorted(self._stale))):
             # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
             weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
             self._send(weights)

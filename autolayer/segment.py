@@ -92,7 +92,7 @@ def train_segment(
                 engine=bench.engine,
                 optimizer=optimizer,
                 micro_batch=bench.passes.sequences(bench.longest),
-                swap_in_base=lambda: bench.swapped_to_base(arm.layers),
+                reference=bench.reference(arm.layers) if bench.settings.beta else None,
                 first_rollouts=Rollouts.from_dict(first["rollouts"]) if first else None,
                 on_rollouts=seen.append,
                 ranks=bench.ranks,

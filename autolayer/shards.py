@@ -100,6 +100,7 @@ def led(model: nn.Module, work: Callable[[], T]) -> T:
     """
     shards = _SHARDED[model]
     ranks, shards.together = shards.ranks, False
+    found: T | Exception
     try:
         if ranks.leads:
             found = attempt(work)
@@ -108,7 +109,7 @@ def led(model: nn.Module, work: Callable[[], T]) -> T:
             while (order := ranks.next_order())[0] == "gather":
                 gather(model, *order[1])
             assert order[0] == "done", order[0]
-            (found,) = order[1]
+            found = cast(T | Exception, order[1][0])
     finally:
         shards.together = True
     if isinstance(found, Exception):

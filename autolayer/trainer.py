@@ -1,8 +1,9 @@
 """The one trainer: TRL's GRPOTrainer, subclassed once, for bursts, rungs, final and full-parameter runs alike.
 
-What the subclass changes: rollouts come from the injected engine with one seed per request; the KL reference is
-the same model with the base weights swapped in; every step reseeds, so a step depends on nothing but the
-checkpoint it starts from; activation checkpointing is off, so the backward pass stops at the lowest trained layer.
+What the subclass changes: rollouts come from the injected engine with one seed per request; the KL reference is the
+same model with the base weights in, micro-batch by micro-batch (reference.py); every step reseeds, so a step depends
+on nothing but the checkpoint it starts from; activation checkpointing is off, so the backward pass stops at the lowest
+trained layer.
 Left out on purpose: warm-up and decay. An arm may be paused after any step and must not know where its run ends.
 """
 
@@ -17,7 +18,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from autolayer.engine import Engine
 from autolayer.gigpo import step_advantages
 from autolayer.optimizer import MasterAdamW
 from autolayer.ranks import Ranks
+from autolayer.reference import Reference
 from autolayer.rollouts import Rollouts, request_seed
 from autolayer.sample import sample_share
 from autolayer.tasks.base import Row, Task
@@ -57,7 +58,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         rows: The prompts of these steps in order, `prompts_per_step` for each.
         micro_batch: Sequences in one forward and backward pass, at the most. It must not depend on where a segment was
             cut.
-        swap_in_base: Context in which the trained parameters hold the base weights; needed when `beta` > 0.
+        beta: Weight of the KL term.
+        reference: Of the KL term; needed when `beta` > 0.
         first_rollouts: The first step's, where another arm that started from the same weights with the same prompts
             and seeds has sampled them.
         on_rollouts: Called with every step's rollouts, of all processes, after they are rewarded.
@@ -80,7 +82,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         engine: Engine,
         optimizer: MasterAdamW,
         micro_batch: int,
-        swap_in_base: Callable[[], AbstractContextManager[None]],
+        reference: Reference | None,
         first_rollouts: Rollouts | None = None,
         on_rollouts: Callable[[Rollouts], None],
         ranks: Ranks,
@@ -89,7 +91,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.rows = list(rows)
         self.arm = arm
         self.engine = engine
-        self.swap_in_base = swap_in_base
+        self.reference = reference
         self.first_rollouts = first_rollouts
         self.on_rollouts = on_rollouts
         self.ranks = ranks
@@ -149,9 +151,8 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         if ranks.num > 1:  # or it would be wrapped in DDP, whose reduction our gradient hooks come before
             self.accelerator.prepare_model = lambda model, *args, **kwargs: model
-        # Set after construction: TRL would load a second model from disk for the reference.
-        self.beta = beta
-        self.ref_model = _BASE if beta else None
+        assert reference is not None or not beta
+        self.beta = beta  # set after construction: TRL would load a second model from disk for the reference
         # All that TRL still asks this for is whether completions come with log-probabilities to correct by.
         self.use_vllm = engine.is_copy
         self.effective: list[float] = []
@@ -194,7 +195,11 @@ class LayerGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._last_loaded_step = self.state.global_step  # the engine follows the weights by itself
-        output = super()._generate_and_score_completions(inputs)
+        self.beta, beta = 0.0, self.beta  # the reference's pass comes with the policy's (`_compute_loss`)
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self.beta = beta
         if (ratio := output.get("importance_sampling_ratio")) is not None:
             own = output["completion_mask"] * output.get("tool_mask", 1)
             self.effective.append(effective_share(ratio, own))
@@ -219,15 +224,23 @@ class LayerGRPOTrainer(GRPOTrainer):
                 advantages_B_T[row, turn.start : turn.stop] = value
         return advantages_B_T
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if not self.beta or self.reference is None:
+            return super()._compute_loss(model, inputs)
+        ids, mask = (
+            torch.cat([inputs[f"prompt_{what}"], inputs[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
+        )
+        with self.reference.swapped_in():
+            log_probs, *_ = self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])
+        with self.reference.shared():
+            return super()._compute_loss(model, {**inputs, "ref_per_token_logps": log_probs})
+
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        swapped = self.swap_in_base() if model is _BASE else contextlib.nullcontext()
-        model = self.model if model is _BASE else model
         # TRL pads prompts on the left and leaves positions to the model; one with learned positions (GPT-2) would
         # count the padding, and train at other positions than it generates at.
         hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
         try:
-            with swapped:
-                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         finally:
             hook.remove()
 
@@ -261,13 +274,6 @@ def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
     """(sum w)^2 / sum w^2 over the number of tokens: 1 where sampling and training agree (Kish 1965)."""
     weights = weights_B_T[mask_B_T.bool()].double()
     return float(weights.sum() ** 2 / (weights.square().sum() * weights.numel())) if weights.numel() else 1.0
-
-
-class _Base:
-    """Stands where TRL expects a reference model; the base weights are swapped into the policy instead."""
-
-
-_BASE: Any = _Base()
 
 
 def _constant(_: int) -> float:

@@ -30,10 +30,11 @@ from autolayer.models import LoadedModel
 from autolayer.passes import Passes
 from autolayer.ranks import Ranks
 from autolayer.recompute import recomputing
+from autolayer.reference import Reference
 from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import RunFolder
 from autolayer.sample import sample, sample_share
-from autolayer.scoring import ScoreBatch
+from autolayer.scoring import ScoreBatch, scoring
 from autolayer.segment import Segment, first_rollouts, train_segment
 from autolayer.shards import gather, in_step, is_sharded, whole
 from autolayer.tasks.base import Row, Task
@@ -93,8 +94,6 @@ class Workbench:
         """Effective sample size of each training batch, as a share, where the engine has numerics of its own."""
         self._base: dict[str, torch.Tensor] = {}
         self.passes = Passes(self.engine, lambda: self.longest, recompute=settings.recompute)
-        self._enters: bool | None = None
-        """Whether a forward pass can begin in the middle; None until it was tried."""
 
     # Weights
 
@@ -198,10 +197,17 @@ class Workbench:
 
         A model whose blocks exchange more than a hidden state is always run whole.
         """
-        parts = self._micro_batches(batch)
-        if self._enters is None:
-            self._enters = can_enter(self.model, parts[0])  # four short passes, once: not charged
-        return Boundary(self.model, parts, fixed=not self._enters)
+        return Boundary(self.model, self._micro_batches(batch), fixed=not self.enters)
+
+    @cached_property
+    def enters(self) -> bool:
+        """Whether a forward pass can begin in the middle: tried by short passes, once, which are not charged."""
+        embedding: Any = self.model.get_input_embeddings()
+        ids = torch.arange(64, device=self.model.device).view(4, 16) % len(embedding.weight)
+        mask = torch.ones_like(ids)
+        mask[1, 12:] = 0
+        with scoring(self.model, self.engine.temperature), torch.no_grad():
+            return can_enter(self.model, ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask))
 
     def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
         """Log-probabilities of the completions, (B, T - 1), by whole passes or from a boundary up.
@@ -308,14 +314,9 @@ class Workbench:
             chosen.append(rows[orders[epoch][index]])
         return chosen
 
-    @contextlib.contextmanager
-    def swapped_to_base(self, layers: Layers) -> Iterator[None]:
-        current = {name: parameter.detach().clone() for name, parameter in self.parameters(layers).items()}
-        try:
-            self.copy_in(self.base(layers))
-            yield
-        finally:
-            self.copy_in(current)
+    def reference(self, layers: Layers) -> Reference:
+        """Of the KL term, while these layers are trained."""
+        return Reference(self.model, self.parameters(layers), self.base(layers), layers, shares=self.enters)
 
     def training_cost(self, arm: Arm) -> Cost:
         """What all training steps of an arm cost, had it been trained alone."""
@@ -378,6 +379,7 @@ class Workbench:
         cost = Cost()
         for rollouts in steps:
             cost += self.generation_cost(rollouts) + self.costs.train(rollouts.num_tokens, layers)
-            if self.settings.beta:
-                cost += self.costs.forward(rollouts.num_tokens)
+            if self.settings.beta:  # the layers below the trained ones run once for policy and reference
+                lowest = min(layers) if self.enters and layers != "full" else 0
+                cost += self.costs.forward(rollouts.num_tokens, start=lowest)
         return cost

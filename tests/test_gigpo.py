@@ -138,7 +138,7 @@ def advantages(folder, algorithm, inputs):
     trainer = LayerGRPOTrainer(
         model=bench.model, tokenizer=bench.tokenizer, task=bench.task, rows=bench.train_rows(0, 0, 1, 3), arm=arm,
         num_steps=1, group_size=2, algorithm=algorithm, gigpo=bench.settings.gigpo, beta=0.0, engine=bench.engine,
-        optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), micro_batch=32, swap_in_base=None,
+        optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), micro_batch=32, reference=None,
         on_rollouts=lambda rollouts: None, ranks=joined())
     trainer.model.train()
     found = trainer._generate_and_score_completions(inputs)

@@ -28,7 +28,7 @@ TIERS = (
      "recompute", "memory", "ranks", "shards", "quantize"),
     ("rollouts", "engine", "transformers_engine", "copy_engine", "vllm_engine", "vllm_client",
      "vllm_server", "scoring", "trainer",
-     "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "passes"),
+     "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "reference", "passes"),
     ("workbench", "segment", "calibrate"),
     ("probes", "search", "report", "page", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "room", "pace", "doctor", "pipeline", "measuring", "comparing"),

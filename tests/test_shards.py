@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from test_ranks import SHORT, close, launch, same_movement
 
-from autolayer.config import Config
+from autolayer.config import Config, from_dict
 from autolayer.errors import ConfigError
 from autolayer.memory import Passing, training_bytes
 from autolayer.models import empty_model
 from autolayer.prepare import check_beyond, engine_name
-from tests.test_ranks import SHORT, close, launch, same_movement
 
 PROGRAM = """
 import json, sys, torch
@@ -136,15 +136,16 @@ def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ({"adapter": "lora"}, "leave it or them out"), ({"frozen": "4bit"}, "leave it or them out"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=reason):
-            Config(model="tiny", shard=True, **options)
+            from_dict({"model": "tiny", "shard": True, **options})
     config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), empty_model("tiny")
     with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
         check_beyond(config, "pick", (2,), shape)
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_beyond(config, "pick", (2,), shape)
-    for verb, layers in (("measure", (2,)), ("train", "full")):
-        with pytest.raises(ConfigError, match="trains all at once"):
-            check_beyond(config, verb, layers, shape)
+    with pytest.raises(ConfigError, match="trains all at once"):
+        check_beyond(config, "measure", (2,), shape)
+    with pytest.raises(ConfigError, match="trains all at once"):
+        check_beyond(config, "train", "full", shape)
     assert engine_name(config, "cuda") == "transformers", "vLLM would hold the whole model beside it"
 
 

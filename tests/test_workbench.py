@@ -244,7 +244,7 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     expected = (
         (prompt_tokens + generated) * one  # sampled
         + bench.costs.train(prompt_tokens + generated, (2,)).layer_tokens
-        + (prompt_tokens + generated) * one  # the reference
+        + (prompt_tokens + generated) * (one - 2)  # the reference, and no second pass through the two layers below
     )
     assert segment.cost.layer_tokens == pytest.approx(expected)
     assert bench.spent == segment.cost == bench.training_cost(segment.arm)

@@ -24,14 +24,17 @@ from transformers import AutoModelForCausalLM
 
 from autolayer.config import Config
 from autolayer.costs import Cost
-from autolayer.layers import find_layers
-from autolayer.memory import gradient_bytes
+from autolayer.layers import find_layers, layer_parameters
+from autolayer.memory import Passing, gradient_bytes, training_bytes
 from autolayer.plan import UnitCosts, default_budget, select_items
+from autolayer.room import USABLE
 from autolayer.search.plan import plan
 from autolayer.search.records import Candidate, RaceConfig
 
 GPUS = (8, 64, 512)
 STEPS, PROMPTS, GROUP, COMPLETION = 400, 64, 8, 900
+DEVICE = 80e9
+"""Bytes of memory of an H100."""
 PEAK = 989e12
 """bf16 operations a second of an H100 SXM, by its data sheet."""
 
@@ -99,6 +102,22 @@ def host_bytes(model: Model, config: Config) -> float:
     return gradient_bytes(whole, tuple(range(len(find_layers(whole)))), config.probe.num_folds)
 
 
+def least_devices(model: Model) -> tuple[int, float]:
+    """GPUs of 80 GB that hold the policy in shards while its lowest layer is trained, and GB in each.
+
+    Activations are recomputed and passes as small as they become; completions come from servers elsewhere.
+    """
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(SHAPES[model.name], dtype=torch.bfloat16)
+    trained = sum(parameter.numel() for parameter in layer_parameters(whole, (0,)).values())
+    for shards in (2**power for power in range(12)):
+        passing = Passing(width=1000, tokens=1000, recompute=True, batch=PROMPTS * GROUP, shards=shards)
+        held = sum(training_bytes(whole, (0,), passing, num_trained=trained).values())
+        if held <= USABLE * DEVICE:
+            return shards, held / 1e9
+    raise ValueError(f"{model.name} fits nowhere")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--decode", type=float, default=4000.0, help="tokens a second and GPU of the 8B model")
@@ -127,6 +146,11 @@ def main() -> None:
                 f"{bound / run:.0%}", f"{host_bytes(model, config) / 1e9:.0f}",
             )  # fmt: skip
     Console(width=170).print(table)
+    for model in models(options.decode, options.latency):
+        shards, held = least_devices(model)
+        print(
+            f"{model.name}: the policy trains on {shards} GPU{'s --shard' if shards > 1 else ''}, {held:.0f} of 80 GB"
+        )
 
 
 if __name__ == "__main__":
