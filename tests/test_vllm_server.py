@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from stub_server import Stub, choice, serving
+from test_ranks import launch
 from tiny_models import build_model, build_tokenizer
 from workbench_helpers import make_bench
 
@@ -225,6 +226,21 @@ def test_a_served_run_finds_what_another_finds_and_goes_on_after_the_server_died
     assert found.status == "ok" and any(row.rungs for row in found.ranking or ())
     assert (found.best_layers, found.base_score) == (expected.best_layers, expected.base_score)
     assert found.trained_score == pytest.approx(expected.trained_score, abs=0.05)
+
+
+@pytest.mark.minutes
+def test_a_server_follows_a_policy_in_shards(base: Path, stub: Stub, options: dict[str, Any]) -> None:
+    """One of two processes sends each changed layer, whole, and the base again when the layer is in shards again."""
+    expected = autolayer.pick(**options, rollouts=stub.url, out=str(base.parent / "whole"))
+    given = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    command = ("pick", *given, "--rollouts", stub.url, "--shard", "--out", "shards", "--json")
+    done = launch(2, *command, cwd=base.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert any(row["rungs"] for row in found["ranking"]), "there was a race"
+    assert found["best_layers"] == list(expected.best_layers or ())
+    assert found["base_score"] == expected.base_score
+    assert found["trained_score"] == pytest.approx(expected.trained_score, abs=0.05)
 
 
 def test_a_server_that_holds_too_little_is_refused(base: Path, options: dict[str, Any]) -> None:
