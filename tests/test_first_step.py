@@ -1,4 +1,4 @@
-"""The first step that arms share: bit for bit the one each would have made alone, paid for once, whatever interrupts."""
+"""The first step that arms share: bit for bit what each would have made alone, and paid for once, whatever happens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_episodes import Echo
+from test_episodes import make_task as make_episodes
+from test_episodes import often_ending
+from test_passes import SmallDevice
 from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, make_bench, make_task, mean_id
 
@@ -19,7 +21,7 @@ from autolayer.costs import Cost
 from autolayer.errors import RunFolderError, TrainingError
 from autolayer.layers import find_layers
 from autolayer.shared_pass import share_first_step
-from autolayer.tasks.base import SPLITS, Task
+from autolayer.tasks.base import SPLITS
 from autolayer.workbench import Workbench
 
 LR = 1e-3
@@ -59,10 +61,10 @@ def make(
 ) -> Workbench:
     texts = [f"{i}+" + "1" * (1 + i * i % 23) for i in range(24)]
     task = make_task(reward, prompts={name: [name + text for text in texts] for name in SPLITS} if uneven else None)
+    model = build_model(architecture, dtype=dtype)
     if episodes:
-        rows: list[Any] = [{"prompt": text} for text in texts]
-        task = Task(name="echo", splits=dict.fromkeys(SPLITS, rows), environment=Echo, max_new_tokens=6, max_turns=3)
-    bench = make_bench(build_model(architecture, dtype=dtype), folder, task, **options)
+        model, task = often_ending(), make_episodes()
+    bench = make_bench(model, folder, task, **options)
     bench.passes.recompute = recompute
     if adapted:
         bench.adapt((0, 1, 2, 3), seed=0)
@@ -114,19 +116,20 @@ def passes_counted(bench: Workbench, work: Callable[[], Any]) -> float:
 
     def run(kind: str) -> Callable[..., None]:
         def forward(module: Any, arguments: Any, output: Any) -> None:
+            hidden = output if torch.is_tensor(output) else output[0]
             if torch.is_grad_enabled():
                 count(kind)
-                (output if torch.is_tensor(output) else output[0]).register_hook(lambda _: count(kind)) if (
-                    output if torch.is_tensor(output) else output[0]
-                ).requires_grad else None
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: count(kind))
 
         return forward
 
     handles = [block.register_forward_hook(run("blocks")) for block in blocks]
     handles.append(model.get_decoder().register_forward_hook(run("head")))
-    # Of each block one weight, whose gradient stands for the block's.
-    weights = [next(p for name, p in block.named_parameters() if "down_proj" in name) for block in blocks]
-    handles += [weight.register_post_accumulate_grad_hook(lambda _: count("blocks")) for weight in weights]
+    for block in blocks:  # one weight stands for all of its block's
+        weight = block.mlp.down_proj.weight.requires_grad_(True)
+        handles.append(weight.register_post_accumulate_grad_hook(lambda _: count("blocks")))
+        weight.requires_grad_(False)
     try:
         work()
     finally:
@@ -265,30 +268,14 @@ def test_without_the_gradient_an_arm_makes_its_own_pass(tmp_path: Path, caplog: 
 
 def test_the_shared_pass_takes_less_where_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arm = Arm(layers=(2,), learning_rate=LR, seed=1)
-    bench = make(tmp_path / "small")
-    forward = bench.model.forward
-
-    def limited(*arguments: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled() and options["input_ids"].shape[0] > 4:
-            raise torch.OutOfMemoryError("too much. Tried")
-        return forward(*arguments, **options)
-
-    monkeypatch.setattr(passes, "TOKENS", 200)
+    monkeypatch.setattr(passes, "TOKENS", 128)
     monkeypatch.setattr(passes, "SMALL", 16)
-    bench.passes.tokens = 200
-    bench.model.forward = limited
+    bench = make(tmp_path / "small")
+    device = SmallDevice(bench.model, most=30)
     share_first_step(bench, arm, SCOUTS)
     first = first_step.find(bench, arm, 4)
-    assert first is not None and first.kept and bench.passes.sequences(bench.longest) <= 4
-
-    monkeypatch.setattr(passes, "SMALL", 10**6)  # nothing helps: each arm goes on its own way
-    other = make(tmp_path / "none")
-
-    def never(*arguments: Any, **options: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("too much. Tried")
-        return forward(*arguments, **options)
-
-    other.model.forward = never
+    assert first is not None and first.kept and max(device.tried) > 30 and bench.passes.tokens == 32
+    other = make(tmp_path / "none")  # nothing helps: each arm goes its own way
+    device = SmallDevice(other.model, most=1)
     share_first_step(other, arm, SCOUTS)
     assert first_step.find(other, arm, 4) is None and other.spent.layer_tokens > 0
