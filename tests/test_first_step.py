@@ -109,7 +109,7 @@ def passes_counted(bench: Workbench, work: Callable[[], Any]) -> float:
     """Layer-tokens of training by hooks, in passes of the whole batch: forward, activation and weight gradients."""
     model: Any = bench.model
     counts = {"blocks": 0, "head": 0}
-    blocks = find_layers(model)
+    blocks: list[Any] = list(find_layers(model))
 
     def count(kind: str) -> None:
         counts[kind] += 1
