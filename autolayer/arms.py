@@ -29,11 +29,15 @@ class Arm:
     """Trained weights and Adam state at `step`, relative to the run folder; None at step 0."""
 
     @property
+    def name(self) -> str:
+        """Its layers."""
+        return "full" if self.layers == "full" else ",".join(map(str, self.layers))
+
+    @property
     def key(self) -> str:
         """Names the arm whatever its step; also its folder under `arms/`."""
-        layers = self.layers if self.layers == "full" else ",".join(map(str, self.layers))
         boosted = f"_boost-{','.join(map(str, self.boosted))}x{self.boost:g}" if self.boosted else ""
-        return f"layer-{layers}_rate-{self.learning_rate:.9g}{boosted}_seed-{self.seed}"
+        return f"layer-{self.name}_rate-{self.learning_rate:.9g}{boosted}_seed-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,10 @@ class UnitCosts:
         """Rollouts and one update of these layers."""
         return self.generate + self.costs.train(self.tokens, layers)
 
+    def weigh(self, num_layers: int) -> Cost:
+        """Weight gradients of so many layers."""
+        return Cost(layer_tokens=self.tokens * num_layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
@@ -160,7 +164,10 @@ def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...])
     step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
     width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
     rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
-    return rungs + items - units.generate * (config.prompts_per_step * (width - 1))
+    # Arms share all of their first step but their own weight gradients; workers on other machines share nothing.
+    passes = Cost() if config.shard else step - units.generate - units.weigh(config.top_k)
+    shared = Cost() if config.storage else units.generate + passes
+    return rungs + items - shared * (config.prompts_per_step * (width - 1))
 
 
 def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...], left: Cost) -> bool:

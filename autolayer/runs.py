@@ -26,7 +26,7 @@ CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")
 )
 FIRST = "first.json"
-"""Completions of the arms' first steps."""
+"""Completions of the arms' first steps, and what their shared gradient has cost."""
 PATCH, REPORT = "layer.safetensors", "report.html"
 ADAPTER = "adapter"
 """Folder of what --adapter trained, in PEFT's format."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from autolayer import checkpoints
-from autolayer.arms import Arm
+from autolayer import checkpoints, first_step
+from autolayer.arms import Arm, Layers
 from autolayer.costs import Cost
-from autolayer.layers import train_only
-from autolayer.optimizer import MasterAdamW
+from autolayer.first_step import FirstStep
+from autolayer.layers import Trainable, train_only
+from autolayer.optimizer import GradientKeeper, MasterAdamW
 from autolayer.rollouts import Rollouts
-from autolayer.runs import FIRST
+from autolayer.tasks.base import Row
 from autolayer.trainer import EachStep, LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ def train_segment(
     arm: Arm,
     to_step: int,
     prompts_per_step: int,
-    first: dict[str, Any] | None,
-    tell: Callable[[int, float], None],
+    first: FirstStep | None,
+    tell: Callable[[int, float], None] = lambda *_: None,
 ) -> Segment:
     """Trains an arm on from its checkpoint, in every process at once; the leading one saves the next one and pays.
 
@@ -49,7 +51,7 @@ def train_segment(
         arm: What to train, from which step.
         to_step: Optimizer steps done when this returns.
         prompts_per_step: Of all processes together.
-        first: What `first_rollouts` has found.
+        first: What `first_step.find` has found.
         tell: Called with the number of steps done in this segment, and the mean reward of the last one.
     """
     started = time.perf_counter()
@@ -57,14 +59,10 @@ def train_segment(
     assert num_steps > 0, f"{arm} is not behind step {to_step}"
     rows = bench.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
     seen: list[Rollouts] = []
-    with (
-        bench.weights(arm.layers, bench.arm_weights(arm)),
-        own_randomness(),
-        own_settings(bench.model),
-        quiet_trainer(),
-        train_only(bench.model, arm.layers, quiet=True) as freeze,
-        bench.keeping_little(arm.layers),
-    ):
+    given = 0
+    """Steps made by a gradient that was there already."""
+    sampling = 0.0
+    with bench.weights(arm.layers, bench.arm_weights(arm)), prepared(bench, arm.layers) as freeze:
         parameters = bench.parameters(arm.layers)
         optimizer = MasterAdamW(
             parameters,
@@ -73,42 +71,38 @@ def train_segment(
             average=bench.ranks.average,
         )
         trainer = None
+
+        def after_step() -> None:
+            bench.changed(parameters)
+            tell(len(seen), statistics.fmean(seen[-1].rewards))
+
         try:
             before = Cost()
             if arm.checkpoint is not None:
                 tensors, before = checkpoints.read(bench.folder.path, arm)
                 optimizer.load_tensors(tensors)
-            trainer = LayerGRPOTrainer(
-                model=bench.model,
-                tokenizer=bench.tokenizer,
-                task=bench.task,
-                rows=rows,
-                arm=arm,
-                num_steps=num_steps,
-                group_size=bench.settings.group_size,
-                algorithm=bench.settings.algorithm,
-                gigpo=bench.settings.gigpo,
-                beta=bench.settings.beta,
-                engine=bench.engine,
-                optimizer=optimizer,
-                micro_batch=bench.passes.sequences(bench.longest),
-                reference=bench.reference(arm.layers) if bench.settings.beta else None,
-                first_rollouts=Rollouts.from_dict(first["rollouts"]) if first else None,
-                on_rollouts=seen.append,
-                ranks=bench.ranks,
-            )
-
-            def after_step() -> None:
-                bench.changed(parameters)
-                tell(len(seen), statistics.fmean(seen[-1].rewards))
-
-            trainer.add_callback(EachStep(after_step))
-            trainer.train()
-            # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-            freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
-            bench.effective += trainer.effective
+            if first is not None and first.kept:
+                optimizer.step_by(first_step.gradient(bench, arm, prompts_per_step, first))
+                seen.append(first.rollouts)
+                given = 1
+                after_step()
+            if num_steps > given:
+                trainer = make_trainer(
+                    bench,
+                    replace(arm, step=arm.step + given),
+                    rows[given * prompts_per_step :],
+                    num_steps - given,
+                    optimizer,
+                    seen.append,
+                    first_rollouts=first.rollouts if first is not None and not given else None,
+                )
+                trainer.add_callback(EachStep(after_step))
+                trainer.train()
+                # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
+                freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
+                bench.effective += trainer.effective
         except torch.OutOfMemoryError:  # what was done is lost, and paid for
-            bench.charge(bench.cost_of_steps(seen, arm.layers), time.perf_counter() - started)
+            bench.charge(bench.cost_of_steps(seen[given:], arm.layers), time.perf_counter() - started)
             raise
         finally:
             optimizer.close()
@@ -121,29 +115,65 @@ def train_segment(
         if not bench.ranks.leads:  # files and bills are the leader's
             return Segment(arm=advanced, train_rewards_P=(), cost=alone)
         cost = alone
-        if arm.step == 0 and first is None and bench.shares_first:
-            known, sampled = bench.folder.read(FIRST) or {}, {"payer": arm.key, "rollouts": asdict(seen[0])}
-            bench.folder.write(FIRST, {**known, _place(arm, prompts_per_step): sampled}, indent=None)
-        elif first is not None and first["payer"] != arm.key:
-            cost -= bench.generation_cost(seen[0])
+        if arm.step == 0 and bench.shares_first:
+            first = first or FirstStep(rollouts=seen[0])
+            if given:
+                cost -= bench.update_cost(first.rollouts, arm.layers)
+            if first.payer is None:
+                first = replace(first, payer=arm.key)
+                first_step.keep(bench.folder, arm, prompts_per_step, first)
+            if first.payer == arm.key:
+                cost += first.cost
+            else:
+                cost -= bench.generation_cost(first.rollouts)
         bench.spent += cost
-        sampled = sum((bench.generation_cost(rollouts) for rollouts in seen), Cost())
-        bench.time_training((alone - sampled).layer_tokens, alone.seconds - sampling)
+        trained = sum((bench.update_cost(rollouts, arm.layers) for rollouts in seen[given:]), Cost())
+        bench.time_training(trained.layer_tokens, alone.seconds - sampling)
         checkpoints.note(bench.folder.path, arm, groups, cost)
         checkpoints.write(bench.folder.path, advanced, optimizer.tensors(), before + alone)
     return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
 
 
-def first_rollouts(bench: Workbench, arm: Arm, prompts_per_step: int) -> dict[str, Any] | None:
-    """An arm's rollouts of step 0, where another one of its seed has sampled them, and the arm that pays for them.
+@contextlib.contextmanager
+def prepared(bench: Workbench, layers: Layers) -> Iterator[Trainable]:
+    """A model that TRL's trainer may have, with some layers trainable; outside, all of it is as it was."""
+    with (
+        own_randomness(),
+        own_settings(bench.model),
+        quiet_trainer(),
+        train_only(bench.model, layers, quiet=True) as freeze,
+        bench.keeping_little(layers),
+    ):
+        yield freeze
 
-    On disk, since what an arm costs must not depend on where a run was interrupted. Several workers share none: what
-    they cost would depend on how many they are.
-    """
-    if arm.step > 0 or not bench.shares_first:
-        return None
-    return (bench.folder.read(FIRST) or {}).get(_place(arm, prompts_per_step))
 
-
-def _place(arm: Arm, prompts_per_step: int) -> str:
-    return f"{arm.seed}/{prompts_per_step}"
+def make_trainer(
+    bench: Workbench,
+    arm: Arm,
+    rows: Sequence[Row],
+    num_steps: int,
+    optimizer: MasterAdamW | GradientKeeper,
+    on_rollouts: Callable[[Rollouts], None],
+    *,
+    first_rollouts: Rollouts | None = None,
+) -> LayerGRPOTrainer:
+    """The trainer of some steps of an arm, by the run's settings."""
+    return LayerGRPOTrainer(
+        model=bench.model,
+        tokenizer=bench.tokenizer,
+        task=bench.task,
+        rows=rows,
+        arm=arm,
+        num_steps=num_steps,
+        group_size=bench.settings.group_size,
+        algorithm=bench.settings.algorithm,
+        gigpo=bench.settings.gigpo,
+        beta=bench.settings.beta,
+        engine=bench.engine,
+        optimizer=optimizer,
+        micro_batch=bench.passes.sequences(bench.longest),
+        reference=bench.reference(arm.layers) if bench.settings.beta else None,
+        first_rollouts=first_rollouts,
+        on_rollouts=on_rollouts,
+        ranks=bench.ranks,
+    )

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
-from autolayer import checkpoints, lora, plan, results, runs
+from autolayer import checkpoints, first_step, lora, plan, results, runs, shared_pass
 from autolayer.arms import Arm, Layers, RungResult
 from autolayer.calibrate import Calibration, calibrate, refuse
 from autolayer.config import Config
@@ -29,6 +29,7 @@ from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.progress import Progress
 from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
+from autolayer.search.race import first_batch
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.search.turns import take_turn
@@ -54,9 +55,9 @@ class Stages:
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
     changed: tuple[str, ...] = ()
+    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
     packed: float = 0.0
     """Share of the parameters that --frozen has packed."""
-    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -186,6 +187,7 @@ class Stages:
         races = len(candidates) > 1 and plan.pays_for_race(config, units, self.candidates, left)
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
         budget = replace(left - base_cost, seconds=0.0) if races else Cost()
+        alone = config.storage or config.shard  # every arm makes a first pass of its own
         race = RaceConfig(
             signature=self.signature,
             seed=config.seed,
@@ -194,26 +196,29 @@ class Stages:
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
             eval_cost=units.generate_one * num_items,
-            # Workers on other machines sample their own.
+            # Workers on other machines sample and start their own.
             first_rollouts=Cost() if config.storage else units.generate * (config.prompts_per_step or 0),
+            first_own=None if alone else units.weigh(config.top_k) * (config.prompts_per_step or 0),
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,
             fixed_rate=config.learning_rate is not None,
         )
         with self.progress.stage("search", 1.0) as bar:
-            done = Cost()
+            done, scouts = Cost(), [(each.slot.layers, each.slot.seed) for each in first_batch(race, candidates)]
 
             def run(arm: Arm, to_step: int) -> RungResult:
+                shared_pass.share_first_step(bench, arm, scouts)
                 result = self._rung(arm, to_step, len(base))
                 nonlocal done
                 done += result.cost
                 share = min(1.0, done.layer_tokens / max(1.0, budget.layer_tokens))
-                bar.advance(max(0.0, share - bar.completed), f"layer {_name(arm)} to step {to_step}")
+                bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
                 return result
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
+            first_step.forget_gradients(self.folder)
             bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + outcome.ahead + base_cost
 
@@ -322,7 +327,7 @@ class Stages:
         inherited = self._inherited(arm)
         arm = checkpoints.latest(self.folder.path, arm)
         with self.progress.stage("train", steps) as bar:
-            bar.advance(arm.step, f"layer {_name(arm)}")
+            bar.advance(arm.step, f"layer {arm.name}")
             arm = self._advance(
                 arm, steps, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}"), deadline=deadline
             )
@@ -394,7 +399,3 @@ class Stages:
             algorithm=self.config.algorithm,
             steps=trained.step,
         )
-
-
-def _name(arm: Arm) -> str:
-    return "full" if arm.layers == "full" else ",".join(map(str, arm.layers))

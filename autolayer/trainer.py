@@ -31,7 +31,7 @@ from autolayer.arms import Arm
 from autolayer.config import GiGPOConfig
 from autolayer.engine import Engine
 from autolayer.gigpo import step_advantages
-from autolayer.optimizer import MasterAdamW
+from autolayer.optimizer import GradientKeeper, MasterAdamW
 from autolayer.ranks import Ranks
 from autolayer.reference import Reference
 from autolayer.rollouts import Rollouts, request_seed
@@ -80,7 +80,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         gigpo: GiGPOConfig,
         beta: float,
         engine: Engine,
-        optimizer: MasterAdamW,
+        optimizer: MasterAdamW | GradientKeeper,
         micro_batch: int,
         reference: Reference | None,
         first_rollouts: Rollouts | None = None,

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from autolayer import checkpoints, evaluation, lora
+from autolayer import checkpoints, evaluation, first_step, lora
 from autolayer.arms import Arm, Layers
 from autolayer.boundary import Boundary, can_enter
 from autolayer.config import GiGPOConfig
@@ -35,10 +35,12 @@ from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.runs import RunFolder
 from autolayer.sample import sample, sample_share
 from autolayer.scoring import ScoreBatch, scoring
-from autolayer.segment import Segment, first_rollouts, train_segment
-from autolayer.shards import gather, in_step, is_sharded, whole
+from autolayer.segment import Segment, train_segment
+from autolayer.shards import gather, in_step, is_sharded, led, whole
 from autolayer.tasks.base import Row, Task
 from autolayer.transformers_engine import TransformersEngine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Workbench:
     ) -> None:
         self.ranks = ranks or Ranks()
         self.shares_first = shares_first
-        """Whether arms of one seed share the first step's rollouts, and one of them pays."""
+        """Whether arms of one seed share what they can of the first step, and one of them pays."""
         self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
@@ -267,25 +269,18 @@ class Workbench:
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
 
         def together() -> Segment:
-            first = first_rollouts(self, arm, prompts_per_step)
-            self.ranks.order("train", arm, to_step, prompts_per_step, first, self.passes.sizes)
-            return self._segment(arm, to_step, prompts_per_step, first, tell)
+            what = (arm, to_step, prompts_per_step, first_step.find(self, arm, prompts_per_step))
+            self.ranks.order("train", train_segment, *what, self.passes.sizes)
+            return self.in_every_process(train_segment, *what, tell)
 
         return self.passes.within_memory(together)
 
-    def _segment(
-        self,
-        arm: Arm,
-        to_step: int,
-        prompts_per_step: int,
-        first: dict[str, Any] | None,
-        tell: Callable[[int, float], None] = lambda *_: None,
-    ) -> Segment:
-        """`train`, with the micro-batches that fit now; in every process at once."""
+    def in_every_process(self, work: Callable[..., T], *arguments: Any) -> T:
+        """A part of training, with the micro-batches that fit now; the leader has ordered it of all the others."""
         self._training = True
         try:
             with in_step(self.model):
-                return train_segment(self, arm, to_step, prompts_per_step, first, tell)
+                return work(self, *arguments)
         except BaseException as error:
             # What all were told of, or all find in their averaged gradients, all leave together. Whoever leaves alone
             # has to take the others along, or they would wait for it.
@@ -315,7 +310,9 @@ class Workbench:
         return chosen
 
     def reference(self, layers: Layers) -> Reference:
-        """Of the KL term, while these layers are trained."""
+        """Of the KL term, while these layers are trained; in every process at once."""
+        if is_sharded(self.model):  # the leader may have tried before, alone
+            self.enters = led(self.model, lambda: self.enters)
         return Reference(self.model, self.parameters(layers), self.base(layers), layers, shares=self.enters)
 
     def training_cost(self, arm: Arm) -> Cost:
@@ -343,8 +340,8 @@ class Workbench:
             with self.engine.decoding(drawing):
                 self.sample(*what)
         elif name == "train":
-            *what, self.passes.sizes = arguments
-            self._segment(*what)
+            work, *what, self.passes.sizes = arguments
+            self.in_every_process(work, *what)
         elif name == "gather":
             gather(self.model, *arguments)
         elif name == "receive":
@@ -378,8 +375,14 @@ class Workbench:
     def cost_of_steps(self, steps: Sequence[Rollouts], layers: Layers) -> Cost:
         cost = Cost()
         for rollouts in steps:
-            cost += self.generation_cost(rollouts) + self.costs.train(rollouts.num_tokens, layers)
-            if self.settings.beta:  # the layers below the trained ones run once for policy and reference
-                lowest = min(layers) if self.enters and layers != "full" else 0
-                cost += self.costs.forward(rollouts.num_tokens, start=lowest)
+            cost += self.generation_cost(rollouts) + self.update_cost(rollouts, layers)
+        return cost
+
+    def update_cost(self, rollouts: Rollouts, layers: Layers) -> Cost:
+        """The passes of one training step."""
+        cost = self.costs.train(rollouts.num_tokens, layers)
+        if self.settings.beta:  # the layers below the trained ones run once for policy and reference
+            cost += self.costs.forward(
+                rollouts.num_tokens, start=min(layers) if self.enters and layers != "full" else 0
+            )
         return cost

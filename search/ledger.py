@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autolayer.arms import RungResult
@@ -63,6 +63,7 @@ class Ledger:
 
     def planned(self, runs: Iterable[Run], before: Iterable[Run] = ()) -> Cost:
         """What the configuration says that these runs cost, in this order, after those `before`."""
+        runs, before = tuple(runs), tuple(before)
         total, sampled = Cost(), {run.slot.seed for run in before if run.from_step == 0}
         for run in runs:
             total += self._step_costs[run.slot.layers] * (run.to_step - run.from_step) + self.config.eval_cost
@@ -70,7 +71,29 @@ class Ledger:
                 total -= self.config.first_rollouts
             elif run.from_step == 0:
                 sampled.add(run.slot.seed)
-        return total
+        return total if self.config.first_own is None else total - self._saved_passes(runs, before)
+
+    def _saved_passes(self, runs: tuple[Run, ...], before: tuple[Run, ...]) -> Cost:
+        """First steps of these runs that are made by the gradient of the first rung's layers, less the pass for it."""
+        earlier, later = ([run for run in part if self._is_fresh(run)] for part in (before, runs))
+        first = min((run.to_step for run in (*earlier, *later)), default=0)
+        made, shared = (
+            {run.slot.layers for run in part if run.to_step == first} for part in (earlier, (*earlier, *later))
+        )
+        own = (self._pass([run.slot.layers]) for run in later if run.slot.layers in shared)
+        return sum(own, Cost()) - (self._pass(shared) - self._pass(made))
+
+    def _is_fresh(self, run: Run) -> bool:
+        """Whether it takes its first step by the same rollouts as the first rung's arms."""
+        return run.from_step == 0 and run.slot.seed == self.config.seed
+
+    def _pass(self, sets: Collection[tuple[int, ...]]) -> Cost:
+        """One pass over the first step's rollouts with all these sets of layers trainable."""
+        if not sets or self.config.first_own is None:
+            return Cost()
+        lowest = min(sets)  # the backward pass goes down to it
+        further = len({layer for each in sets for layer in each}) / len(lowest) - 1
+        return self._step_costs[lowest] - self.config.first_rollouts + self.config.first_own * further
 
     @property
     def spent(self) -> Cost:

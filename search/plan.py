@@ -80,12 +80,23 @@ def _rungs(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Rung, ...]:
 
 
 def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost: Cost) -> Cost:
-    """Cost of the rungs from index `start` on, each arm continuing from the rung before."""
+    """Cost of the rungs from index `start` on, each arm continuing from the rung before.
+
+    Args:
+        config: The race's.
+        rungs: The ladder.
+        start: Index of the first rung that counts.
+        step_cost: One step of the average candidate.
+    """
     total = Cost()
     for index in range(start, len(rungs)):
         before = rungs[index - 1].step if index else 0
         total += (step_cost * (rungs[index].step - before) + config.eval_cost) * rungs[index].num_layers
-    return total if start else total - config.first_rollouts * (rungs[0].num_layers - 1)
+    if start:
+        return total
+    # What all arms but one of the first rung need not do again.
+    shared = config.first_rollouts if config.first_own is None else step_cost - config.first_own
+    return total - shared * (rungs[0].num_layers - 1)
 
 
 def middle(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:

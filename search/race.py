@@ -40,14 +40,7 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
         SearchError: Every run of the first batch failed.
     """
     ledger = Ledger(config, candidates)
-    layout = plan(config, candidates)
-    scouts = [
-        Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=layout.rungs[0].step)
-        for c in layout.first
-        if layout.rungs
-    ]
-    batch = _affordable(ledger, scouts)  # the plan is made for average layers
-    batch = batch if len(batch) > 1 else ()
+    layout, batch = plan(config, candidates), first_batch(config, candidates)
     while True:
         view = look(ledger, base_select_rewards_I)
         verdict = settled(config, view, measured=bool(ledger.results))
@@ -58,6 +51,18 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
             reason = next(iter(ledger.failures.values()))
             raise SearchError(f"every short run failed, so no layer can be chosen; the first one said: {reason}")
         batch = next_batch(ledger, layout, look(ledger, base_select_rewards_I))
+
+
+def first_batch(config: RaceConfig, candidates: Sequence[Candidate]) -> tuple[Run, ...]:
+    """The runs of the first rung, known before the race; empty if the budget does not pay for comparing two."""
+    layout = plan(config, candidates)
+    scouts = [
+        Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=layout.rungs[0].step)
+        for c in layout.first
+        if layout.rungs
+    ]
+    batch = _affordable(Ledger(config, candidates), scouts)  # the plan is made for average layers
+    return batch if len(batch) > 1 else ()
 
 
 class Racing:

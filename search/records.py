@@ -49,6 +49,9 @@ class RaceConfig:
     """Cost of scoring one arm on the `select` items."""
     first_rollouts: Cost = Cost()
     """Part of `step_cost` that only the first arm of a seed pays in its first step: the base model's completions."""
+    first_own: Cost | None = None
+    """Part of `step_cost` that each arm of the first rung adds to the one pass they share in their first step: weight
+    gradients of its layers. None where every arm makes a pass of its own."""
     regret: float = 0.05
     """Contribution one is ready to lose: below it the race stops as tied."""
     confidence: float = 0.95

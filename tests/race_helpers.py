@@ -7,7 +7,7 @@ import numpy as np
 
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
-from autolayer.search.race import race
+from autolayer.search.race import first_batch, race
 from autolayer.search.rates import learning_rate
 from autolayer.search.records import Candidate, RaceConfig
 
@@ -35,8 +35,8 @@ def make_config(num_layers, budget_steps, **changes):
     return RaceConfig(**(fields | changes))
 
 
-def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
-    """Saturating curves; items keep most of their luck, so arms are paired."""
+def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts=()):
+    """Saturating curves; items keep most of their luck, so arms are paired. Scouts share their first pass."""
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
     payers: dict[int, str] = {}  # of the first rollouts, by seed
@@ -52,8 +52,14 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
         prompts = np.random.default_rng([seed, arm.seed]).normal(0, 0.2, 4 * config.total_steps)
         train = value * learned(steps) + prompts[4 * arm.step : 4 * to_step] + rng.normal(0, noise / 2, len(steps))
         cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost
-        if arm.step == 0 and payers.setdefault(arm.seed, arm.key) != arm.key:
+        pays = payers.setdefault(arm.seed, arm.key) == arm.key
+        if arm.step == 0 and not pays:
             cost -= config.first_rollouts
+        if arm.step == 0 and arm.layers in scouts and arm.seed == config.seed:
+            cost -= config.step_cost(arm.layers) - config.first_rollouts
+            if pays:  # one pass down to the lowest layer
+                lowest = config.step_cost(min(scouts)) - config.first_rollouts
+                cost += lowest + config.first_own * (len(scouts) - 1)
         return RungResult(
             arm=replace(arm, step=to_step, checkpoint=f"arms/{arm.key}/{to_step}"),
             select_rewards_I=tuple(base_I + value * learned(to_step) + rng.normal(0, noise, NUM_ITEMS)),
@@ -88,6 +94,7 @@ def drive(config, candidates, run, base_I, fail=lambda each: None):
 
 def play(contribution_L, predicted_L, budget_steps, noise=0.3, sd=0.2, fail=lambda each: None, **changes):
     config, candidates = make_config(len(contribution_L), budget_steps, **changes), make_candidates(predicted_L, sd)
-    run, base_I = make_runner(contribution_L, config, noise, seed=config.seed)
+    scouts = [each.slot.layers for each in first_batch(config, candidates)] if config.first_own else ()
+    run, base_I = make_runner(contribution_L, config, noise, seed=config.seed, scouts=scouts)
     outcome, batches, answers = drive(config, candidates, run, base_I, fail)
     return outcome, batches, answers, config, candidates, base_I

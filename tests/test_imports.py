@@ -29,7 +29,7 @@ TIERS = (
     ("rollouts", "engine", "transformers_engine", "copy_engine", "vllm_engine", "vllm_client",
      "vllm_server", "scoring", "trainer",
      "optimizer", "sample", "episodes", "gigpo", "evaluation", "fit", "boundary", "reference", "passes"),
-    ("workbench", "segment", "calibrate"),
+    ("workbench", "segment", "first_step", "shared_pass", "calibrate"),
     ("probes", "search", "report", "page", "export"),
     ("stages", "sets", "prepare", "summary", "dryrun", "room", "pace", "doctor", "pipeline", "measuring", "comparing"),
     ("cli", "cli_options", "__main__"),

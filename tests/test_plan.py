@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,11 @@ def test_the_smallest_race_costs_what_its_runs_do() -> None:
     assert race.generated_tokens == pytest.approx(5 * (2 * 32 + 20 + 20))  # one candidate: a race of one arm
     race = smallest_race(config, units, (5, 5, 5, 5, 5))
     assert race.generated_tokens == pytest.approx(5 * (4 * 2 * 32 - 3 * 32 + 5 * 20))
+    # A sequence of 8 tokens is sampled by 7 layer-tokens each, and trained on by 7 forward and 1 + 1 + 1 backward; of
+    # the first step, three arms make their own weight gradients and nothing else.
+    assert race.layer_tokens == pytest.approx(8 * ((5 * 32) * (7 + 7 + 3) + 3 * 32 + 5 * 20 * 7))
+    alone = smallest_race(replace(config, storage="sqlite:///s"), units, (5, 5, 5, 5, 5))
+    assert alone.layer_tokens == pytest.approx(8 * ((8 * 32) * (7 + 7 + 3) + 5 * 20 * 7))
 
 
 def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> None:

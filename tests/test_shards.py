@@ -94,7 +94,7 @@ def test_a_pass_holds_one_block_at_a_time_and_says_what_the_whole_model_says(tmp
 def test_processes_with_shards_pick_what_one_picks(tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation, all from shards."""
     for count, extra in ((1, ()), (2, ("--shard",))):
-        command = ("pick", *SHORT, "--budget", "4", *extra, "--out", f"run-{count}", "--json")
+        command = ("pick", *SHORT, "--budget", "4", "--beta", "0.02", *extra, "--out", f"run-{count}", "--json")
         done = launch(count, *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / f"run-{count}" / "result.json").read_text()) for count in (1, 2))
