@@ -29,11 +29,15 @@ class Arm:
     """Trained weights and Adam state at `step`, relative to the run folder; None at step 0."""
 
     @property
+    def name(self) -> str:
+        """Its layers, for people: '16', '10,11,12' or 'full'."""
+        return "full" if self.layers == "full" else ",".join(map(str, self.layers))
+
+    @property
     def key(self) -> str:
         """Names the arm whatever its step; also its folder under `arms/`."""
-        layers = self.layers if self.layers == "full" else ",".join(map(str, self.layers))
         boosted = f"_boost-{','.join(map(str, self.boosted))}x{self.boost:g}" if self.boosted else ""
-        return f"layer-{layers}_rate-{self.learning_rate:.9g}{boosted}_seed-{self.seed}"
+        return f"layer-{self.name}_rate-{self.learning_rate:.9g}{boosted}_seed-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class RungResult:
     arm: Arm
     """The arm, advanced to the rung's step."""
     select_rewards_I: tuple[float, ...]
-    """Reward per `select` item after the rung's last step."""
+    """Reward per `select` item after the rung's last step; of the first ones only, where the arm had lost by then."""
     train_rewards_P: tuple[float, ...]
     """Mean reward of each training group of the rung, in order: on-policy evidence that comes for free."""
     cost: Cost = field(default_factory=Cost)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from autolayer import checkpoints, lora, plan, results, runs
@@ -29,6 +30,7 @@ from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.progress import Progress
 from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
+from autolayer.search.looks import next_look
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.search.turns import take_turn
@@ -54,9 +56,9 @@ class Stages:
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
     changed: tuple[str, ...] = ()
+    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
     packed: float = 0.0
     """Share of the parameters that --frozen has packed."""
-    """Kinds of the user's files (reward, data, task) that were changed while the run was under way."""
 
     @property
     def folder(self) -> runs.RunFolder:
@@ -204,12 +206,12 @@ class Stages:
         with self.progress.stage("search", 1.0) as bar:
             done = Cost()
 
-            def run(arm: Arm, to_step: int) -> RungResult:
-                result = self._rung(arm, to_step, len(base))
+            def run(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+                result = self._rung(arm, to_step, rival_I)
                 nonlocal done
                 done += result.cost
                 share = min(1.0, done.layer_tokens / max(1.0, budget.layer_tokens))
-                bar.advance(max(0.0, share - bar.completed), f"layer {_name(arm)} to step {to_step}")
+                bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
                 return result
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
@@ -231,13 +233,14 @@ class Stages:
         with self._reading(runs.SEARCH):
             return tuple(found["base_select_rewards"]), Cost(**found["cost"])
 
-    def _rung(self, arm: Arm, to_step: int, num_items: int) -> RungResult:
-        """Takes an arm to a step, going on with what a process that died on the way has left, and scores it."""
+    def _rung(self, arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+        """Takes an arm to a step, going on with what a process that died has left, and scores it until it has lost."""
         folder, found = self.folder.path, checkpoints.latest(self.folder.path, arm)
         paid = checkpoints.paid_for(folder, arm)
         trained = self._advance(found if found.step <= to_step else arm, to_step)
         before = self.bench.spent
-        rewards = self.bench.evaluate("select", num_items, seed=self.config.seed, arm=trained)
+        look = partial(next_look, rival_I=rival_I)
+        rewards = self.bench.evaluate("select", len(rival_I), seed=self.config.seed, arm=trained, look=look)
         return RungResult(
             arm=trained,
             select_rewards_I=rewards,
@@ -322,7 +325,7 @@ class Stages:
         inherited = self._inherited(arm)
         arm = checkpoints.latest(self.folder.path, arm)
         with self.progress.stage("train", steps) as bar:
-            bar.advance(arm.step, f"layer {_name(arm)}")
+            bar.advance(arm.step, f"layer {arm.name}")
             arm = self._advance(
                 arm, steps, on_step=lambda reward: bar.advance(1, f"training reward {reward:.3f}"), deadline=deadline
             )
@@ -394,7 +397,3 @@ class Stages:
             algorithm=self.config.algorithm,
             steps=trained.step,
         )
-
-
-def _name(arm: Arm) -> str:
-    return "full" if arm.layers == "full" else ",".join(map(str, arm.layers))

@@ -43,7 +43,7 @@ class Runner:
     def __init__(self, interrupt_at=None, fail_layer=None, seconds=0.0):
         self.made, self.interrupt_at, self.fail_layer, self.seconds = [], interrupt_at, fail_layer, seconds
 
-    def __call__(self, arm, to_step):
+    def __call__(self, arm, to_step, rival_I):
         time.sleep(self.seconds)
         if self.interrupt_at is not None and len(self.made) == self.interrupt_at:
             raise KeyboardInterrupt
@@ -125,9 +125,9 @@ def test_a_killed_process_loses_only_the_run_it_was_at(whole, folder):
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_study import Runner, search\n"
         "class Killed(Runner):\n"
-        "    def __call__(self, arm, to_step):\n"
+        "    def __call__(self, arm, to_step, rival_I):\n"
         "        if len(self.made) == 3: os._exit(9)\n"
-        "        return super().__call__(arm, to_step)\n"
+        "        return super().__call__(arm, to_step, rival_I)\n"
         "search(sys.argv[2], Killed())\n"
     )
     folder_of_tests = __file__.rsplit("/", 1)[0]
@@ -177,8 +177,8 @@ def test_a_run_that_raises_is_a_failure_with_its_reason(folder):
 
 def test_rewards_that_are_not_finite_are_a_failure(folder):
     class Broken(Runner):
-        def __call__(self, arm, to_step):
-            result = super().__call__(arm, to_step)
+        def __call__(self, arm, to_step, rival_I):
+            result = super().__call__(arm, to_step, rival_I)
             broken = arm.layers == (5,)
             return replace(result, select_rewards_I=(float("nan"),) * NUM_ITEMS) if broken else result
 
@@ -187,7 +187,7 @@ def test_rewards_that_are_not_finite_are_a_failure(folder):
 
 
 def test_after_total_failure_the_next_call_tries_again(whole, folder):
-    def broken(arm, to_step):
+    def broken(arm, to_step, rival_I):
         raise TrainingError("no device")
 
     for _ in range(2):
@@ -245,10 +245,10 @@ def test_a_joining_worker_adopts_the_predictions_of_the_first(whole):
 
 
 def test_what_is_not_the_arms_fault_ends_the_search_and_loses_nothing(whole, folder):
-    def unlucky(arm, to_step):
+    def unlucky(arm, to_step, rival_I):
         if arm.layers == (5,):
             raise KeyError("a column that the reward wanted")
-        return runner(arm, to_step)
+        return runner(arm, to_step, rival_I)
 
     runner = Runner()
     with pytest.raises(KeyError):
