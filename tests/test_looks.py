@@ -12,6 +12,7 @@ from autolayer.search.evidence import _noise_of_mean, check, gather, paired_gain
 from autolayer.search.ledger import Ledger
 from autolayer.search.looks import ALPHA, are_below, has_lost, looks, next_look, rival
 from autolayer.search.race import Racing
+from autolayer.search.rates import _observed
 from autolayer.search.records import Run, Slot
 
 SIMULATIONS, MANY = 4000, 640
@@ -101,7 +102,7 @@ def test_the_rival_is_the_best_that_was_evaluated_in_whole():
     base_I = (0.0, 1.0, 0.0)
     assert rival(base_I, []) == base_I
     assert rival(base_I, [result((0.0, 0.0, 0.5)), result((1.0, 0.0, 0.0))]) == base_I, "of equals the first"
-    assert rival(base_I, [result((1.0, 1.0, 0.0)), result((1.0, 1.0))]) == (1.0, 1.0, 0.0)
+    assert rival(base_I, [result((1.0, 1.0, 0.0)), result((2.0, 2.0))]) == (1.0, 1.0, 0.0)
 
 
 def test_a_run_has_the_same_rival_whoever_makes_it_and_whenever():
@@ -182,6 +183,14 @@ def test_rows_of_unlike_lengths_have_a_covariance(seed):
     assert np.diag(noise)[full] == pytest.approx(np.diag(alone))
 
 
+def test_rows_whose_first_items_say_something_else_have_a_covariance():
+    """Two that are alike at first and opposite later, and one that ends where they are alike."""
+    first, later = np.random.default_rng(0).normal(0, 1, 32), np.random.default_rng(1).normal(0, 2, 96)
+    noise = _noise_of_mean([np.r_[first, later], np.r_[first, -later], first], 0.0)
+    assert np.linalg.eigvalsh(noise)[0] > 0 and noise[0, 1] < 0 < noise[0, 2]
+    assert np.diag(noise)[0] == pytest.approx(np.var(np.r_[first, later], ddof=1) / 128)
+
+
 def test_the_covariance_of_unlike_lengths_is_that_of_their_means():
     rng = np.random.default_rng(0)
     means, noises = [], []
@@ -202,6 +211,13 @@ def test_the_posterior_takes_stopped_arms():
     found = gather({run: result(r, run.slot.layers[0]) for run, r in zip(runs, rewards, strict=True)}, base_I)
     assert found.score_R == pytest.approx([r.mean() - np.mean(base_I[: len(r)]) for r in rewards])
     assert found.noise_R_R[1, 1] > found.noise_R_R[2, 2] > found.noise_R_R[0, 0]
+
+
+def test_rates_are_compared_on_the_items_that_both_have():
+    start, tried = (Run(slot=Slot(layers=(0,), rate_index=i, seed=0), from_step=0, to_step=2) for i in (0, 1))
+    results = {start: result(np.r_[np.ones(32), np.zeros(96)]), tried: result(np.r_[np.ones(8), np.zeros(24)])}
+    later = replace(tried, slot=replace(tried.slot, layers=(1,)), to_step=4)
+    assert _observed(later, results) == [(0.0, 0.0), (0.0, -0.75)]
 
 
 def test_what_was_saved_does_not_hide_that_runs_cost_more_than_planned():

@@ -38,7 +38,7 @@ CONFIG = RaceConfig(
 
 
 class Runner:
-    """Short runs that take no time, and a list of those that were made."""
+    """Short runs that take no time, and a list of those that were made, with what their rivals have in sum."""
 
     def __init__(self, interrupt_at=None, fail_layer=None, seconds=0.0):
         self.made, self.interrupt_at, self.fail_layer, self.seconds = [], interrupt_at, fail_layer, seconds
@@ -50,7 +50,7 @@ class Runner:
         layer = arm.layers[0]
         if layer == self.fail_layer:
             raise TrainingError("the gradient became nan")
-        self.made.append((arm.key, to_step))
+        self.made.append((arm.key, to_step, sum(rival_I)))
         rng = np.random.default_rng([layer, arm.seed, to_step, int(1e9 * arm.learning_rate)])
         gain = 0.1 * (1 + layer) * to_step / 40
         return RungResult(
@@ -96,6 +96,8 @@ def test_same_inputs_same_search(whole, folder):
     _, made, outcome = whole
     run = Runner()
     assert search(folder, run) == outcome and run.made == made
+    rivals = list(dict.fromkeys(rival for _, _, rival in made))
+    assert rivals[0] == sum(BASE_I) and len(rivals) > 2 and rivals[1] > rivals[0]
     assert len(made) == len(set(made)) and outcome.spent.fits(CONFIG.budget)
 
 
@@ -218,8 +220,8 @@ def test_workers_share_the_runs_and_agree(whole, folder):
     assert sum(bool(run.made) for run in workers) > 1
     # Whoever was idle ran second seeds ahead; what the race then asked for is part of what it spent.
     ahead = set(done) - set(made)
-    assert all(int(key.split("-")[-1]) > 0 for key, _ in ahead), ahead
-    assert outcomes[-1].ahead.generated_tokens == sum(step + 1 for _, step in ahead)
+    assert all(int(key.split("-")[-1]) > 0 for key, *_ in ahead), ahead
+    assert outcomes[-1].ahead.generated_tokens == sum(step + 1 for _, step, _ in ahead)
 
 
 def test_at_the_deadline_it_ends_with_what_it_has(whole, folder):
