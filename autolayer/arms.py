@@ -30,7 +30,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Its layers."""
+        """Its layers, for people: '16', '10,11,12' or 'full'."""
         return "full" if self.layers == "full" else ",".join(map(str, self.layers))
 
     @property
@@ -50,7 +50,7 @@ class RungResult:
     arm: Arm
     """The arm, advanced to the rung's step."""
     select_rewards_I: tuple[float, ...]
-    """Reward per `select` item after the rung's last step."""
+    """Reward per `select` item after the rung's last step; of the first ones only, where the arm had lost by then."""
     train_rewards_P: tuple[float, ...]
     """Mean reward of each training group of the rung, in order: on-policy evidence that comes for free."""
     cost: Cost = field(default_factory=Cost)

@@ -96,6 +96,15 @@ def handing_on(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterat
         yield
 
 
+def any_batch(model: PreTrainedModel) -> ScoreBatch:
+    """Four short sequences, one of them padded, to try a model on."""
+    embedding: Any = model.get_input_embeddings()
+    ids = torch.arange(64, device=model.device).view(4, 16) % len(embedding.weight)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    return ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask)
+
+
 def can_enter(model: PreTrainedModel, batch: ScoreBatch) -> bool:
     """Whether a pass that begins in the middle says the same as a whole one. Inside `scoring.scoring`.
 

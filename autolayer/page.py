@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autolayer.progress import duration
-from autolayer.report import amount, dash, estimate, legend, marks_of, percent, rows_of, scores, share, verdict
+from autolayer.report import amount, dash, estimate, legend, marks_of, percent, rows_of, scores, share, stopped, verdict
 from autolayer.results import PickResult, RankingRow
 
 
@@ -35,7 +35,7 @@ def write_html(result: PickResult, path: str | Path) -> Path:
         f"<td>{amount(c.layer_tokens)}</td><td>{duration(c.seconds)}</td></tr>\n"
         for name, c in result.cost.items()
     )
-    lines = [result.stop_reason or "", *scores(result), *share(result)]
+    lines = [result.stop_reason or "", *stopped(result), *scores(result), *share(result)]
     lines += [f"Note: {note}" for note in result.notes]
     title = html.escape(f"{result.model}, {result.task}, {result.algorithm}")
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())

@@ -175,6 +175,13 @@ def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...],
     return len(candidates) > 1 and smallest_race(config, units, candidates).fits(left)
 
 
+def search_seconds(config: Config) -> float:
+    """Until when the search may start runs: its share of --hours is what it would use of the whole run's cost."""
+    if config.hours is None or config.budget is None:
+        return math.inf
+    return config.hours * 3600 * config.budget / (1 + config.budget)
+
+
 def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
     """What the probes may spend: all of a budget that pays for no race beside them."""
     part = budget * config.probe.share

@@ -76,6 +76,7 @@ class Report:
         if result.sets:
             yield ""
             yield _sets_table(result)
+        yield from map(Text, stopped(result))
         if hidden:
             command = f"autolayer report {self.folder or 'RUN_FOLDER'} --all"
             yield Text(f"{hidden} more layers are hidden; `{command}` shows them.")
@@ -195,6 +196,18 @@ def legend(result: PickResult) -> str:
         None: "none measured yet",
     }[result.contribution_reference]
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
+
+
+def stopped(result: PickResult) -> list[str]:
+    """Which short runs were evaluated on a part of the items only."""
+    found = [
+        f"{_layers([row.layer] if isinstance(row, RankingRow) else row.layers).lower()} "
+        f"({rung.num_items} items, step {rung.steps})"
+        for row in (*(result.ranking or ()), *(result.sets or ()))
+        for rung in row.rungs
+        if rung.num_items is not None
+    ]
+    return [f"Evaluation stopped early, since the run had clearly lost: {', '.join(found)}."] if found else []
 
 
 def scores(result: PickResult) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 
 from autolayer.engine import Engine, cut_at, opening
 from autolayer.episodes import play
 from autolayer.ranks import Ranks, attempt
-from autolayer.rollouts import Rollouts, encode_prompts
+from autolayer.rollouts import Rollouts, encode_prompts, request_seed
 from autolayer.shards import is_sharded, led
 from autolayer.tasks.base import Row, Task
 
@@ -43,6 +44,18 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
     log_probs = [completion.log_probs for completion in kept]
     return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics)
+
+
+def in_order(rows: Sequence[Row], seed: int, positions: Iterable[int]) -> list[Row]:
+    """The rows at some positions of an endless list, in which every epoch has a seeded order of its own."""
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in positions:
+        epoch, index = divmod(position, len(rows))
+        if epoch not in orders:
+            orders[epoch] = random.Random(request_seed(seed, "order", epoch)).sample(range(len(rows)), len(rows))
+        chosen.append(rows[orders[epoch][index]])
+    return chosen
 
 
 def sample_share(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 from autolayer import checkpoints, first_step, lora, plan, results, runs, shared_pass
@@ -29,6 +30,7 @@ from autolayer.probes.run import ProbeReport, joint_rate, run_probes
 from autolayer.progress import Progress
 from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
+from autolayer.search.looks import next_look
 from autolayer.search.race import first_batch
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
@@ -207,9 +209,9 @@ class Stages:
         with self.progress.stage("search", 1.0) as bar:
             done, scouts = Cost(), [(each.slot.layers, each.slot.seed) for each in first_batch(race, candidates)]
 
-            def run(arm: Arm, to_step: int) -> RungResult:
+            def run(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
                 shared_pass.share_first_step(bench, arm, scouts)
-                result = self._rung(arm, to_step, len(base))
+                result = self._rung(arm, to_step, rival_I)
                 nonlocal done
                 done += result.cost
                 share = min(1.0, done.layer_tokens / max(1.0, budget.layer_tokens))
@@ -217,7 +219,8 @@ class Stages:
                 return result
 
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
-            outcome = run_search(race, candidates, base, run, storage=storage, deadline=self._search_deadline())
+            deadline = self.started + plan.search_seconds(config)
+            outcome = run_search(race, candidates, base, run, storage=storage, deadline=deadline)
             first_step.forget_gradients(self.folder)
             bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + outcome.ahead + base_cost
@@ -236,13 +239,14 @@ class Stages:
         with self._reading(runs.SEARCH):
             return tuple(found["base_select_rewards"]), Cost(**found["cost"])
 
-    def _rung(self, arm: Arm, to_step: int, num_items: int) -> RungResult:
-        """Takes an arm to a step, going on with what a process that died on the way has left, and scores it."""
+    def _rung(self, arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+        """Takes an arm to a step, going on with what a process that died has left, and scores it until it has lost."""
         folder, found = self.folder.path, checkpoints.latest(self.folder.path, arm)
         paid = checkpoints.paid_for(folder, arm)
         trained = self._advance(found if found.step <= to_step else arm, to_step)
         before = self.bench.spent
-        rewards = self.bench.evaluate("select", num_items, seed=self.config.seed, arm=trained)
+        look = partial(next_look, rival_I=rival_I)
+        rewards = self.bench.evaluate("select", len(rival_I), seed=self.config.seed, arm=trained, look=look)
         return RungResult(
             arm=trained,
             select_rewards_I=rewards,
@@ -262,13 +266,6 @@ class Stages:
             stop = min(to_step, (arm.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
             arm = self.bench.train(arm, stop, on_step=on_step).arm
         return arm
-
-    def _search_deadline(self) -> float | None:
-        """The search may use the share of --hours that it would use of the whole run's cost."""
-        hours, budget = self.config.hours, self.config.budget
-        if hours is None or budget is None:
-            return None
-        return self.started + hours * 3600 * budget / (1 + budget)
 
     def _candidates(self, probed: ProbeReport) -> list[Candidate]:
         """The race's arms, single layers or sets. A layer that moves nothing cannot be trained, so it does not race."""

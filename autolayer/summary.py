@@ -261,6 +261,7 @@ def _row(row: records.RankingRow, predicted: Any, best_at: dict[int, float]) -> 
                 gain=rung.gain,
                 low=rung.low,
                 high=rung.high,
+                num_items=rung.num_items,
             )
             for rung in row.rungs
         ),

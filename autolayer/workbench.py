@@ -7,7 +7,6 @@ Everything random follows from seeds that name what it is for; nothing here depe
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ import torch
 
 from autolayer import checkpoints, evaluation, first_step, lora
 from autolayer.arms import Arm, Layers
-from autolayer.boundary import Boundary, can_enter
+from autolayer.boundary import Boundary, any_batch, can_enter
 from autolayer.config import GiGPOConfig
 from autolayer.costs import Cost, CostModel
 from autolayer.engine import Engine
@@ -31,9 +30,9 @@ from autolayer.passes import Passes
 from autolayer.ranks import Ranks
 from autolayer.recompute import recomputing
 from autolayer.reference import Reference
-from autolayer.rollouts import Rollouts, encode_prompts, request_seed
+from autolayer.rollouts import Rollouts, encode_prompts
 from autolayer.runs import RunFolder
-from autolayer.sample import sample, sample_share
+from autolayer.sample import in_order, sample, sample_share
 from autolayer.scoring import ScoreBatch, scoring
 from autolayer.segment import Segment, train_segment
 from autolayer.shards import gather, in_step, is_sharded, led, whole
@@ -178,16 +177,40 @@ class Workbench:
         self.charge(self.generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
-    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
-        """Reward per item of a split; base and arms get the same items and noise."""
-        return self.examine(split, num_items, seed=seed, arm=arm).rewards_I
+    def evaluate(
+        self,
+        split: str,
+        num_items: int,
+        *,
+        seed: int,
+        arm: Arm | None = None,
+        look: Callable[[Sequence[float]], int] | None = None,
+    ) -> tuple[float, ...]:
+        """Reward per item of a split; base and arms get the same items and noise.
+
+        `look` is told the rewards so far and says up to which item to go on; what it does not ask for is not sampled.
+        """
+        asked = evaluation.requests(self.task, split, num_items, seed)
+        rewards_I: tuple[float, ...] = ()
+        with self._weights_of(arm):
+            while (end := look(rewards_I) if look else len(asked.counts_I)) > len(rewards_I):
+                rewards_I += self._examine(asked.part(len(rewards_I), end)).rewards_I
+        return rewards_I
 
     def examine(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
         """As `evaluate`, with how many completions were cut off or badly formed."""
-        asked = evaluation.requests(self.task, split, num_items, seed)
-        trained = arm is not None and arm.checkpoint is not None
-        weights = self.weights(arm.layers, self.arm_weights(arm)) if arm and trained else contextlib.nullcontext()
-        with weights, self.engine.decoding(asked.decoding):
+        with self._weights_of(arm):
+            return self._examine(evaluation.requests(self.task, split, num_items, seed))
+
+    def _weights_of(self, arm: Arm | None) -> AbstractContextManager[None]:
+        """An arm's weights inside; the base has its own."""
+        if arm is None or arm.checkpoint is None:
+            return contextlib.nullcontext()
+        return self.weights(arm.layers, self.arm_weights(arm))
+
+    def _examine(self, asked: evaluation.Requests) -> Evaluation:
+        """With the weights now in the model."""
+        with self.engine.decoding(asked.decoding):
             rollouts = self.sample(asked.rows, asked.seeds)
         return evaluation.evaluation(self.task, asked, rollouts)
 
@@ -204,12 +227,8 @@ class Workbench:
     @cached_property
     def enters(self) -> bool:
         """Whether a forward pass can begin in the middle: tried by short passes, once, which are not charged."""
-        embedding: Any = self.model.get_input_embeddings()
-        ids = torch.arange(64, device=self.model.device).view(4, 16) % len(embedding.weight)
-        mask = torch.ones_like(ids)
-        mask[1, 12:] = 0
         with scoring(self.model, self.engine.temperature), torch.no_grad():
-            return can_enter(self.model, ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask))
+            return can_enter(self.model, any_batch(self.model))
 
     def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
         """Log-probabilities of the completions, (B, T - 1), by whole passes or from a boundary up.
@@ -298,16 +317,8 @@ class Workbench:
 
     def train_rows(self, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
         """The prompts of some steps: a new seeded order of the train split every epoch."""
-        rows = self.task.splits["train"]
         wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
-        orders: dict[int, list[int]] = {}
-        chosen = []
-        for position in wanted:
-            epoch, index = divmod(position, len(rows))
-            if epoch not in orders:
-                orders[epoch] = random.Random(request_seed(seed, "order", epoch)).sample(range(len(rows)), len(rows))
-            chosen.append(rows[orders[epoch][index]])
-        return chosen
+        return in_order(self.task.splits["train"], seed, wanted)
 
     def reference(self, layers: Layers) -> Reference:
         """Of the KL term, while these layers are trained; in every process at once."""

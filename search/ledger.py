@@ -113,10 +113,14 @@ class Ledger:
     def cost(self, runs: Iterable[Run]) -> Cost:
         """What runs to come will cost: as planned, or more where finished runs cost more than planned.
 
-        Completions grow during RL, so a plan made on the base model's can be too low.
+        Completions grow during RL, so a plan made on the base model's can be too low. What evaluations that were
+        stopped have saved must not hide that.
         """
         told, _ = self._told
-        planned, actual = self.planned(told), sum((result.cost for result in told.values()), Cost())
+        most = max((len(result.select_rewards_I) for result in told.values()), default=0)
+        unseen = sum(1 - len(result.select_rewards_I) / most for result in told.values() if most)
+        planned = self.planned(told) - self.config.eval_cost * unseen
+        actual = sum((result.cost for result in told.values()), Cost())
         total = self.planned(runs, before=self.results)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),

@@ -8,12 +8,14 @@ crash between any two lines loses nothing (`Racing` replays the records).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 
 from autolayer.arms import RungResult
 from autolayer.costs import Cost
 from autolayer.search.evidence import gather
 from autolayer.search.ledger import Ledger
+from autolayer.search.looks import rival
 from autolayer.search.outcome import conclude, settled
 from autolayer.search.plan import NUM_FINALISTS, Plan, ladder_cost, plan
 from autolayer.search.posterior import Posterior, infer
@@ -74,7 +76,8 @@ class Racing:
         self._config, self._candidates, self._base_I = config, candidates, base_select_rewards_I
         self._race = race(config, candidates, base_select_rewards_I)
         self._batch: tuple[Run, ...] | None = None
-        self._done: list[Run] = []
+        self._complete: list[tuple[Run, ...]] = []
+        """Batches all of whose runs have an answer."""
         self._outcome: Outcome | None = None
 
     def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | Outcome:
@@ -83,7 +86,7 @@ class Racing:
             if self._batch is None:
                 self._batch = next(self._race)
             while not self._outcome and all(run in answers for run in self._batch):
-                self._done += self._batch
+                self._complete.append(self._batch)
                 self._batch = self._race.send({run: answers[run] for run in self._batch})
         except StopIteration as stop:
             self._outcome = stop.value
@@ -96,7 +99,7 @@ class Racing:
         not see.
         """
         ledger, layout = Ledger(self._config, self._candidates), plan(self._config, self._candidates)
-        ledger.add(self._done, answers)
+        ledger.add(itertools.chain(*self._complete), answers)
         if not ledger.results:
             return ()
         view = look(ledger, self._base_I)
@@ -107,9 +110,24 @@ class Racing:
         already = sum((answer.cost for answer in others if isinstance(answer, RungResult)), Cost())
         return tuple(runs) if ledger.affords([*batch, *runs], reserve=already) else ()
 
+    def rival(self, run: Run, answers: Mapping[Run, Answer]) -> tuple[float, ...]:
+        """The rewards that a run is held against while it is evaluated, given all answers so far.
+
+        They are those of the best run that was complete before (`looks.rival`), and the same in every process and
+        however the run came to be made. One of the race's own seed is made only once its batch is due, and all batches
+        before that are complete then. One of a further seed may be made ahead, at any time from the end of the first
+        batch on. Nothing but that batch is certain to be known by then, so it alone counts, also where it is the race
+        that asks for the run.
+        """
+        self.due(answers)
+        before = list(itertools.takewhile(lambda batch: run not in batch, self._complete))
+        known = before if run.slot.seed == self._config.seed else before[:1]
+        found = [answers[each] for batch in known for each in batch]
+        return rival(self._base_I, [answer for answer in found if isinstance(answer, RungResult)])
+
     def unasked(self, answers: Mapping[Run, Answer]) -> list[Run]:
         """Runs that somebody made ahead and the race never asked for."""
-        return [run for run in answers if run not in self._done]
+        return [run for run in answers if not any(run in batch for batch in self._complete)]
 
 
 def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:

@@ -50,13 +50,14 @@ def learning_rate(
 
 
 def _observed(run: Run, results: Mapping[Run, RungResult]) -> list[tuple[float, float]]:
-    """Ratio to the starting rate, and gain over that rate's arm of the same layers, step and seed."""
-    scores = {r: sum(result.select_rewards_I) / len(result.select_rewards_I) for r, result in results.items()}
+    """Ratio to the starting rate, and gain over that rate's arm of the same layers, step and seed, on common items."""
     observed = []
     for other in sorted(results, key=lambda r: r.key):
         first = replace(other, slot=replace(other.slot, rate_index=0))
         start = next((r for r in results if r.slot == first.slot and r.to_step == first.to_step), None)
         if other.to_step < run.to_step and start is not None:
             ratio = results[other].arm.learning_rate / results[start].arm.learning_rate
-            observed.append((math.log2(ratio), scores[other] - scores[start]))
+            pairs = list(zip(results[other].select_rewards_I, results[start].select_rewards_I, strict=False))
+            scores = [sum(rewards) / len(pairs) for rewards in zip(*pairs, strict=True)]
+            observed.append((math.log2(ratio), scores[0] - scores[1]))
     return observed

@@ -46,7 +46,7 @@ class RaceConfig:
     step_cost: Callable[[Layers], Cost]
     """Cost of one optimizer step, rollouts included."""
     eval_cost: Cost
-    """Cost of scoring one arm on the `select` items."""
+    """Cost of scoring one arm on all `select` items."""
     first_rollouts: Cost = Cost()
     """Part of `step_cost` that only the first arm of a seed pays in its first step: the base model's completions."""
     first_own: Cost | None = None
@@ -112,6 +112,8 @@ class RungRow:
     high: float
     learning_rate: float
     seed: int
+    num_items: int | None = None
+    """Items that `gain` is on, where the arm had clearly lost before it had seen all; else None."""
 
 
 @dataclass(frozen=True, kw_only=True)

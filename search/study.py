@@ -37,6 +37,9 @@ from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, Search
 POLL_SECONDS = 0.2
 """Between looks at the storage while other workers finish a batch."""
 
+RunArm = Callable[[Arm, int, tuple[float, ...]], RungResult]
+"""From an arm, a step and the rewards of the arm's rival to what became of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -61,7 +64,7 @@ def run_search(
     config: RaceConfig,
     candidates: Sequence[Candidate],
     base_select_rewards_I: Sequence[float],
-    run: Callable[[Arm, int], RungResult],
+    run: RunArm,
     *,
     storage: str,
     on_rung: Callable[[Progress], None] | None = None,
@@ -73,8 +76,9 @@ def run_search(
         config: How the race goes.
         candidates: What may win. A worker that joins a study adopts the ones found there.
         base_select_rewards_I: Reward of the base model per `select` item.
-        run: Trains an arm on to a step and scores it on the `select` items. What it raises is recorded as the run's
-            failure; `KeyboardInterrupt` goes through and leaves a study that the same call goes on with.
+        run: Trains an arm on to a step and scores it on the `select` items, as far as its rival's rewards leave it a
+            chance (`looks`). What it raises is recorded as the run's failure; `KeyboardInterrupt` goes through and
+            leaves a study that the same call goes on with.
         storage: An Optuna storage URL, such as sqlite:///run/study.db. Its folder must exist.
         on_rung: Called after every run of this process.
         deadline: `time.monotonic()` after which no run is started; the race then ends with what it has.
@@ -98,7 +102,7 @@ class _Worker:
     def __init__(
         self,
         record: Journal,
-        run: Callable[[Arm, int], RungResult],
+        run: RunArm,
         on_rung: Callable[[Progress], None] | None,
         deadline: float | None,
     ) -> None:
@@ -150,12 +154,13 @@ class _Worker:
         sign(trial)
         run = run_of(trial)
         arm = Arm(layers=run.slot.layers, learning_rate=trial.params["learning_rate"], seed=run.slot.seed)
+        answers = record.answers(record.trials())
         # From where the race wants it to go on: a worker ahead may have taken it further.
-        for other, answer in record.answers(record.trials()).items():
+        for other, answer in answers.items():
             if isinstance(answer, RungResult) and (other.slot, other.to_step) == (run.slot, run.from_step):
                 arm = answer.arm
         try:
-            result = self.run(arm, run.to_step)
+            result = self.run(arm, run.to_step, self.racing.rival(run, answers))
             check(run, result, record.base_I)
         except TrainingError as error:  # anything else is not the arm's fault: it ends the process, and the run waits
             reason = f"{type(error).__name__}: {error}"

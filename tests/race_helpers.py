@@ -7,9 +7,10 @@ import numpy as np
 
 from autolayer.arms import Arm, RungResult
 from autolayer.costs import Cost
-from autolayer.search.race import first_batch, race
+from autolayer.search.looks import next_look
+from autolayer.search.race import Racing, first_batch
 from autolayer.search.rates import learning_rate
-from autolayer.search.records import Candidate, RaceConfig
+from autolayer.search.records import Candidate, Outcome, RaceConfig
 
 NUM_ITEMS = 128
 
@@ -36,7 +37,10 @@ def make_config(num_layers, budget_steps, **changes):
 
 
 def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts=()):
-    """Saturating curves; items keep most of their luck, so arms are paired. Scouts share their first pass."""
+    """Saturating curves; items keep most of their luck, so arms are paired. Scouts share their first pass.
+
+    With a rival, they may be stopped.
+    """
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
     payers: dict[int, str] = {}  # of the first rollouts, by seed
@@ -44,14 +48,18 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts
     def learned(step):
         return (1 - np.exp(-np.asarray(step) / config.total_steps / 0.15)) / (1 - np.exp(-1 / 0.15))
 
-    def run(arm, to_step):
+    def run(arm, to_step, rival_I=()):
         layer = arm.layers[0]
         rng = np.random.default_rng([seed, layer, arm.seed, to_step, int(arm.learning_rate * 1e9)])
         value = full_gain * contribution_L[layer]
         steps = np.repeat(np.arange(arm.step, to_step), 4)
         prompts = np.random.default_rng([seed, arm.seed]).normal(0, 0.2, 4 * config.total_steps)
         train = value * learned(steps) + prompts[4 * arm.step : 4 * to_step] + rng.normal(0, noise / 2, len(steps))
-        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost
+        rewards_I = tuple(base_I + value * learned(to_step) + rng.normal(0, noise, NUM_ITEMS))
+        seen = 0 if rival_I else NUM_ITEMS
+        while rival_I and (end := next_look(rewards_I[:seen], rival_I)) > seen:
+            seen = end
+        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost * (seen / NUM_ITEMS)
         pays = payers.setdefault(arm.seed, arm.key) == arm.key
         if arm.step == 0 and not pays:
             cost -= config.first_rollouts
@@ -62,7 +70,7 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts
                 cost += lowest + config.first_own * (len(scouts) - 1)
         return RungResult(
             arm=replace(arm, step=to_step, checkpoint=f"arms/{arm.key}/{to_step}"),
-            select_rewards_I=tuple(base_I + value * learned(to_step) + rng.normal(0, noise, NUM_ITEMS)),
+            select_rewards_I=rewards_I[:seen],
             train_rewards_P=tuple(train),
             cost=cost,
         )
@@ -73,23 +81,20 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts
 def drive(config, candidates, run, base_I, fail=lambda each: None):
     """Plays a race to its end; returns the outcome and every batch."""
     of_layers = {c.layers: c for c in candidates}
-    answers, batches = {}, []
-    running = race(config, candidates, base_I)
-    try:
-        batch = next(running)
-        while True:
-            batches.append(batch)
-            results = {r: a for r, a in answers.items() if isinstance(a, RungResult)}
-            for each in batch:
-                before = [r.arm for e, r in results.items() if e.slot == each.slot]
-                rate = learning_rate(config, of_layers[each.slot.layers], each, results)
-                arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed)
-                arm = max(before, key=lambda a: a.step, default=arm)
-                assert arm.step == each.from_step < each.to_step <= config.total_steps
-                answers[each] = fail(each) or run(arm, each.to_step)
-            batch = running.send({each: answers[each] for each in batch})
-    except StopIteration as stop:
-        return stop.value, batches, answers
+    answers, batches, racing = {}, [], Racing(config, candidates, base_I)
+    while not isinstance(due := racing.due(answers), Outcome):
+        batches.append(due)
+        results = {r: a for r, a in answers.items() if isinstance(a, RungResult)}
+        finished = {}
+        for each in due:
+            before = [r.arm for e, r in results.items() if e.slot == each.slot]
+            rate = learning_rate(config, of_layers[each.slot.layers], each, results)
+            arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed)
+            arm = max(before, key=lambda a: a.step, default=arm)
+            assert arm.step == each.from_step < each.to_step <= config.total_steps
+            finished[each] = fail(each) or run(arm, each.to_step, racing.rival(each, answers))
+        answers |= finished
+    return due, batches, answers
 
 
 def play(contribution_L, predicted_L, budget_steps, noise=0.3, sd=0.2, fail=lambda each: None, **changes):

@@ -201,6 +201,7 @@ def test_measured_gain_is_the_paired_mean():
     )
     gain_I = np.subtract(answer.select_rewards_I, base_I)
     assert row.measured == pytest.approx(gain_I.mean()) and row.measured_steps == run.to_step
+    assert row.measured is not None and row.measured_high is not None
     assert row.measured_high - row.measured == pytest.approx(1.96 * gain_I.std(ddof=1) / np.sqrt(len(gain_I)))
 
 
@@ -218,8 +219,8 @@ def test_scale_and_offset_of_rewards_do_not_matter():
     config, candidates = make_config(6, 100), make_candidates(np.full(6, 0.7))
     run, base_I = make_runner(contribution_L, config)
 
-    def other(arm, to_step):
-        result = run(arm, to_step)
+    def other(arm, to_step, rival_I):
+        result = run(arm, to_step, tuple((r + 300) / 50 for r in rival_I))
         scaled = tuple(50 * r - 300 for r in result.select_rewards_I)
         return replace(result, select_rewards_I=scaled, train_rewards_P=tuple(50 * r for r in result.train_rewards_P))
 
@@ -232,7 +233,7 @@ def test_scale_and_offset_of_rewards_do_not_matter():
 def test_equal_rewards_everywhere_are_no_evidence():
     config, candidates = make_config(6, 40), make_candidates(np.linspace(0.5, 0.9, 6))
 
-    def run(arm, to_step):
+    def run(arm, to_step, rival_I):
         return RungResult(
             arm=replace(arm, step=to_step), select_rewards_I=(1.0,) * 16, train_rewards_P=(1.0,) * 4, cost=Cost()
         )

@@ -49,8 +49,8 @@ def test_runs_that_cost_more_than_planned_shrink_the_rest():
     config, candidates = make_config(12, 60, regret=0.0), make_candidates(contribution_L)
     run, base_I = make_runner(contribution_L, config)
 
-    def dear(arm, to_step):
-        result = run(arm, to_step)
+    def dear(arm, to_step, rival_I):
+        result = run(arm, to_step, rival_I)
         return replace(result, cost=result.cost * 1.4)
 
     outcome, batches, _ = drive(config, candidates, dear, base_I)

@@ -46,7 +46,8 @@ def timed(model: Qwen3ForCausalLM, ids: torch.Tensor, trained: int) -> tuple[flo
         nonlocal most
         most = max(most, held(model)[1])
 
-    handles = [block.mlp.register_forward_hook(look) for block in model.model.layers]  # while a block is whole
+    # While a block is whole.
+    handles = [block.get_submodule("mlp").register_forward_hook(look) for block in find_layers(model)]
     seconds = []
     with in_step(model), whole(model, (trained,)):
         for parameter in layer_parameters(model, (trained,)).values():

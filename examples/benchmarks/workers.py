@@ -39,7 +39,8 @@ CONFIG = RaceConfig(
 BASE_I = tuple(np.random.default_rng(0).normal(0.4, 0.3, 64))
 
 
-def run(arm: Arm, to_step: int, seconds: float = SECONDS) -> RungResult:
+def run(arm: Arm, to_step: int, rival_I: tuple[float, ...] = (), seconds: float = SECONDS) -> RungResult:
+    """Whatever the rival has: no evaluation takes time here."""
     steps = to_step - arm.step
     time.sleep(seconds * steps)
     assert arm.layers != "full"
