@@ -7,6 +7,7 @@ here knows an architecture: masks, positions and whatever else a decoder gives i
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -86,12 +87,18 @@ class _Reached(Exception):
         self.state = state
 
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 @contextmanager
 def handing_on(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterator[None]:
     """Inside, these blocks hand on a state instead of computing one."""
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(restore_forward, block, block.__dict__.get("forward"))
+            undo.callback(vars(block).update, {name: vars(block)[name] for name in _HOOKS})
+            # No hook sees a block that does nothing; in shards, one would gather it.
+            vars(block).update({name: OrderedDict() for name in _HOOKS})
             block.forward = lambda *args, **kwargs: state
         yield
 
@@ -108,13 +115,19 @@ def any_batch(model: PreTrainedModel) -> ScoreBatch:
 def can_enter(model: PreTrainedModel, batch: ScoreBatch) -> bool:
     """Whether a pass that begins in the middle says the same as a whole one. Inside `scoring.scoring`.
 
-    Tried on two sequences, with two others in between: a block must not remember something of the last pass.
+    Tried on two sequences, with two others in between: a block must not remember something of the last pass. Tried in
+    the middle and at the last block: upper blocks may read what some lower one has left (Gemma's shared keys).
     """
     (_, few), *more = batch.split(2)
     others = more[0][1] if more else replace(few, input_ids=few.input_ids.roll(1, dims=1))
-    whole = log_probs(model, few)
-    boundary = Boundary(model, [few])
-    boundary.move_to(len(boundary.blocks) // 2)
-    log_probs(model, others)
-    (entered,) = boundary.log_probs()
-    return bool((whole - entered).abs().max() <= TOLERANCE.get(model.dtype, NARROW))
+    whole, boundary = log_probs(model, few), Boundary(model, [few])
+    for layer in (len(boundary.blocks) // 2, len(boundary.blocks) - 1):
+        boundary.move_to(layer)
+        log_probs(model, others)
+        try:
+            (entered,) = boundary.log_probs()
+        except (KeyError, AttributeError, TypeError):  # what it was to read is not there
+            return False
+        if not (whole - entered).abs().max() <= TOLERANCE.get(model.dtype, NARROW):
+            return False
+    return True

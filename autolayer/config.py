@@ -39,8 +39,9 @@ class ProbeConfig:
     """Parts of the shared batch: a direction is taken on all but one and judged on that one."""
     num_prompts: int = 64
     """Prompts in each fold, at most; fewer where the budget asks for it."""
-    burst_steps: int = 2
-    """Optimizer steps per layer of the `rl_burst` probe, at most; 0 leaves the probe out."""
+    burst_steps: int | None = None
+    """Optimizer steps per layer of the `rl_burst` probe, at most; 0 leaves the probe out. Default: 2, or none where the
+    budget pays for a race, whose first rung is a burst of its own."""
 
     def __post_init__(self) -> None:
         _check_table(
@@ -49,7 +50,7 @@ class ProbeConfig:
             share=(0 < self.share <= 1, "a number above 0 and up to 1"),
             num_folds=(self.num_folds >= 2, "at least 2, since no direction is judged on itself"),
             num_prompts=(self.num_prompts >= 1, "a whole number above 0"),
-            burst_steps=(self.burst_steps >= 0, "0 or a whole number above"),
+            burst_steps=((self.burst_steps or 0) >= 0, "0 or a whole number above"),
         )
 
 

@@ -109,7 +109,7 @@ def keep_gradient(folder: RunFolder, arm: Arm, prompts_per_step: int, tensors: M
 def forget_gradients(folder: RunFolder) -> None:
     """The race is over: nobody starts from them any more. Four bytes for each parameter of its first rung's layers."""
     for path in folder.path.glob("first-*"):
-        path.unlink()
+        path.unlink(missing_ok=True)  # another worker may be at it
 
 
 def place_of(arm: Arm, prompts_per_step: int) -> str:

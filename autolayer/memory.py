@@ -93,9 +93,10 @@ def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
 
 
 def _weights(model: Any, passing: Passing, held: int) -> int:
-    """Of the whole model; in shards, of its share of the blocks, so many that are held whole and one that is used."""
+    """Of the whole model; in shards, of its share of the blocks, so many that are held whole, the one that is used,
+    and what it is gathered in."""
     whole, blocks = _bytes(model), sum(map(_bytes, find_layers(model)))
-    return whole if passing.shards == 1 else whole - blocks + blocks // passing.shards + (held + 1) * _largest(model)
+    return whole if passing.shards == 1 else whole - blocks + blocks // passing.shards + (held + 2) * _largest(model)
 
 
 def _largest(model: Any) -> int:

@@ -80,7 +80,7 @@ class MasterAdamW(torch.optim.Optimizer):
             gradients: Those of every parameter that a backward pass would have reached, averaged over the processes.
         """
         for name, gradient in gradients.items():
-            self.masters[name].grad = gradient.to(self.masters[name].device, copy=True)
+            self.masters[name].grad = gradient.to(self.masters[name].device)
         self._update()
 
     def _update(self) -> None:

@@ -88,7 +88,7 @@ def train_layer(config: Config | None = None, *, progress: Progress | None = Non
         calibration = summary.add_calibration(*stages.calibrate())
         rate = stages.config.learning_rate
         if rate is None:
-            rate = joint_rate(summary.add_probes(*stages.probe(calibration)))
+            rate = joint_rate(summary.add_probes(*stages.probe(calibration, searches=False)))
         stages.adapt()
         if stages.config.learning_rate is None:
             rate *= stages.rate_factor()

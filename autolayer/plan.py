@@ -26,6 +26,8 @@ MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
+BURST_STEPS = 2
+"""Of a burst, where nobody says."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
@@ -209,29 +211,41 @@ class ProbePrices:
     def line_search(self, prompts: int) -> Cost:
         return self.units.walk(self.candidates, 1 + LINE_SIZES) * prompts
 
-    def burst(self, prompts: int) -> Cost:
+    def burst(self, prompts: int, steps: int) -> Cost:
         """A burst of every candidate; the first step's rollouts are sampled once for all."""
         units, num_layers = self.units, len(self.candidates)
-        items, steps = prompts * units.group_size, self.config.probe.burst_steps
-        run = units.step(self.candidates[:1]) * (steps * prompts) + units.generate_one * items
+        run = units.step(self.candidates[:1]) * (steps * prompts)
+        run += units.generate_one * (prompts * units.group_size)
         return run * num_layers - units.generate * (prompts * (num_layers - 1))
 
     def all(self, plan: ProbePlan, sampled: int) -> Cost:
         """The whole stage, where calibration has sampled so many prompts of the shared batch already."""
         cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
         cost += self.line_search(plan.line_search_prompts) if plan.line_search_prompts else Cost()
-        cost += self.burst(plan.burst_prompts) if plan.burst_steps else Cost()
+        cost += self.burst(plan.burst_prompts, plan.burst_steps) if plan.burst_steps else Cost()
         return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
 
 
-def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> ProbePlan:
-    """Sizes each probe to its part of what the probes may spend."""
-    folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
+def plan_probes(
+    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
+) -> ProbePlan:
+    """Sizes each probe to its part of what the probes may spend.
+
+    Args:
+        config: Resolved.
+        units: What things cost.
+        candidates: What is probed.
+        budget: Of finding the layer.
+        searches: Whether a race follows, where the budget pays for one.
+    """
     spend = probe_budget(config, units, candidates, budget)
     part = {name: spend * share for name, share in PROBE_SHARES.items()}
     assert config.prompts_per_step is not None
-    steps = config.probe.burst_steps
-    burst_prompts = largest(price.burst, part["burst"], config.prompts_per_step) if steps else 0
+    steps, races = config.probe.burst_steps, searches and spend != budget
+    if steps is None:
+        steps = 0 if races else BURST_STEPS
+    folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
+    burst_prompts = largest(lambda n: price.burst(n, steps), part["burst"], config.prompts_per_step) if steps else 0
     burst_prompts -= burst_prompts % units.multiple
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
@@ -258,9 +272,10 @@ def plan_probes(config: Config, units: UnitCosts, candidates: tuple[int, ...], b
         notes.append("representation_change left out: it does not fit the budget")
     if line < 2:
         notes.append("line_search left out: it does not fit the budget")
-    if steps and not burst_prompts:
-        same = "; the search's first short runs tell the same" if spend != budget else ""  # there is a race
-        notes.append(f"rl_burst left out: it does not fit the budget{same}")
+    if races and config.probe.burst_steps is None:
+        notes.append("rl_burst left out: the search's first short runs tell the same")
+    elif steps and not burst_prompts:
+        notes.append("rl_burst left out: it does not fit the budget")
     return ProbePlan(
         fold_prompts=fold_prompts,
         response_folds=response_folds,

@@ -28,7 +28,7 @@ from autolayer.layers import find_layers, layer_parameters, linear_maps, parse_l
 from autolayer.patch import check_room
 from autolayer.plan import BUDGET, default_budget
 from autolayer.probes import known
-from autolayer.progress import Progress, Silent, num_processes
+from autolayer.progress import Progress, Silent, num_processes, processes_here
 from autolayer.quantize import check_installed, quantize_frozen
 from autolayer.ranks import Ranks, attempt, check_device, joined
 from autolayer.rollouts import encode_prompts
@@ -135,22 +135,29 @@ def load(config: Config, ranks: Ranks, device: torch.device) -> models.LoadedMod
     """The model, on its device, in this process's shards, or in host memory where it is still to be packed."""
     if not config.shard:
         return models.load_model(config.model, config.device if config.frozen is None else "cpu")
+    if ranks.num < 2:
+        raise ConfigError(
+            "--shard divides the model among the processes of a launcher, and there is one: start several by "
+            "`torchrun --nproc_per_node N -m autolayer ... --shard`."
+        )
     mesh = make_mesh(ranks, device)
 
     def load_shards() -> models.LoadedModel:
         loaded = models.load_model(config.model, "cpu")
-        loaded.weight_hash  # noqa: B018  (asked for while the weights are whole)
+        if ranks.leads:
+            loaded.weight_hash  # noqa: B018  (asked for while the weights are whole)
         shard(loaded.model, ranks, mesh, device)
         loaded.device = device
         return loaded
 
-    # One process after the other: the host holds one whole model, not one for each.
+    # One process of a machine after the other: its host holds one whole model, not one for each.
     found: models.LoadedModel | Exception | None = None
-    for turn in range(ranks.num):
-        if turn == ranks.index:
+    for turn in range(processes_here()):
+        if turn == ranks.index % processes_here():
             found = attempt(load_shards)
         ranks.gather(found if isinstance(found, Exception) else None)
     assert isinstance(found, models.LoadedModel)
+    found.weight_hash = ranks.gather(found.weight_hash if ranks.leads else "")[0]
     return found
 
 
@@ -262,14 +269,8 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
     if verb != "pick" and searching:
         names = " and ".join("--" + name.replace("_", "-") for name in searching)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
-    if config.shard:
-        if verb == "measure" or candidates == "full":
-            raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
-        if num_processes() < 2:
-            raise ConfigError(
-                "--shard divides the model among the processes of a launcher, and there is one: start several by "
-                f"`torchrun --nproc_per_node N -m autolayer {verb} ... --shard`."
-            )
+    if config.shard and (verb == "measure" or candidates == "full"):
+        raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
     if config.frozen is not None:
         if verb != "train":
             raise ConfigError(f"--frozen belongs to `train`: `{verb}` looks at every layer as it is. Leave it out.")

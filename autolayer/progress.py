@@ -34,6 +34,11 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def speaks() -> bool:
     """False in all but the first of these processes: a message is said once."""
     return num_processes() < 2 or os.environ.get("RANK", "0") == "0"

@@ -72,7 +72,7 @@ class Ranks:
         for each in everyone:
             if isinstance(each, Exception):
                 self.told = each
-                raise each
+                raise each.with_traceback(None)  # which holds the tensors of what has failed
         return everyone
 
     def broken(self, error: BaseException) -> RanksError:

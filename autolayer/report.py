@@ -199,15 +199,19 @@ def legend(result: PickResult) -> str:
 
 
 def stopped(result: PickResult) -> list[str]:
-    """Which short runs were evaluated on a part of the items only."""
-    found = [
-        f"{_layers([row.layer] if isinstance(row, RankingRow) else row.layers).lower()} "
-        f"({rung.num_items} items, step {rung.steps})"
+    """Which layers' short runs were evaluated on a part of the items only."""
+    found = {
+        _layers([row.layer] if isinstance(row, RankingRow) else row.layers).lower(): min(seen)
         for row in (*(result.ranking or ()), *(result.sets or ()))
-        for rung in row.rungs
-        if rung.num_items is not None
+        if (seen := [rung.num_items for rung in row.rungs if rung.num_items is not None])
+    }
+    if not found:
+        return []
+    named = ", ".join(f"{name} ({items} items)" for name, items in found.items())
+    return [
+        f"Evaluated in part, since they were clearly below the base or the best run before: {named}. Their measured "
+        "values are rather too low, and their intervals as if so many items had been planned."
     ]
-    return [f"Evaluation stopped early, since the run had clearly lost: {', '.join(found)}."] if found else []
 
 
 def scores(result: PickResult) -> list[str]:

@@ -20,6 +20,10 @@ USABLE = 0.9
 """Of a device's memory: fragments and the libraries' own buffers take the rest."""
 
 
+MOST_SHARDS = 1024
+"""Processes up to which a forecast looks for the number that is needed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Room:
     """What the device must hold, with passes made as small as they have to be, and what it has."""
@@ -45,12 +49,14 @@ class Room:
     def says(self) -> str:
         """A sentence for the terminal."""
         if not self.fits:
+            cure = "a device with more" if self.passing.shards > 1 else "a device with more, or several with --shard"
             return (
                 f"TOO LITTLE for one sequence of {self.passing.width} tokens: give a smaller --max-new-tokens, higher "
-                "--layers, --adapter lora, a device with more, or several of them with --shard"
+                f"--layers, --adapter lora, or {cure}"
             )
         how = ", activations recomputed" if self.passing.recompute else ""
-        return f"fits, with passes of {self.passing.tokens} tokens{how}"
+        where = f" in each of {self.passing.shards} processes" if self.passing.shards > 1 else ""
+        return f"fits{where}, with passes of {self.passing.tokens} tokens{how}"
 
 
 def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> Room:
@@ -71,11 +77,11 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     num_trained = _num_trained(config, model, lowest)
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
     choice: tuple[int, bool] | None = (passes.TOKENS, config.recompute)
+    shards = max(2, num_processes()) if config.shard else 1
     while choice is not None:
         passing = Passing(
-            width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type,
-            shards=num_processes() if config.shard else 1,
-        )  # fmt: skip
+            width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type, shards=shards
+        )
         room = Room(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total,
@@ -87,6 +93,8 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
         if room.fits:
             break
         choice = passes.less(*choice, width)
+        if choice is None and config.shard and num_processes() < 2 and shards < MOST_SHARDS:
+            shards, choice = 2 * shards, (passes.TOKENS, config.recompute)  # how many would do
     return room
 
 

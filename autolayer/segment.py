@@ -17,7 +17,9 @@ from autolayer.costs import Cost
 from autolayer.first_step import FirstStep
 from autolayer.layers import Trainable, train_only
 from autolayer.optimizer import GradientKeeper, MasterAdamW
+from autolayer.reference import Reference
 from autolayer.rollouts import Rollouts
+from autolayer.shards import is_sharded, led
 from autolayer.tasks.base import Row
 from autolayer.trainer import EachStep, LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
 
@@ -94,6 +96,7 @@ def train_segment(
                     num_steps - given,
                     optimizer,
                     seen.append,
+                    reference=reference_of(bench, arm.layers),
                     first_rollouts=first.rollouts if first is not None and not given else None,
                 )
                 trainer.add_callback(EachStep(after_step))
@@ -147,6 +150,22 @@ def prepared(bench: Workbench, layers: Layers) -> Iterator[Trainable]:
         yield freeze
 
 
+def reference_of(bench: Workbench, layers: Layers, *, moved: bool = True) -> Reference | None:
+    """Of the KL term, where there is one, while these layers are trained; in every process at once.
+
+    Args:
+        bench: With these layers whole.
+        layers: What is trained.
+        moved: False where the policy stays the base itself.
+    """
+    if not bench.settings.beta:
+        return None
+    if is_sharded(bench.model):  # the leader may have tried before, alone
+        bench.enters = led(bench.model, lambda: bench.enters)
+    parameters, base = (bench.parameters(layers), bench.base(layers)) if moved else ({}, {})
+    return Reference(bench.model, parameters, base, layers, shares=bench.enters)
+
+
 def make_trainer(
     bench: Workbench,
     arm: Arm,
@@ -155,6 +174,7 @@ def make_trainer(
     optimizer: MasterAdamW | GradientKeeper,
     on_rollouts: Callable[[Rollouts], None],
     *,
+    reference: Reference | None,
     first_rollouts: Rollouts | None = None,
 ) -> LayerGRPOTrainer:
     """The trainer of some steps of an arm, by the run's settings."""
@@ -172,7 +192,7 @@ def make_trainer(
         engine=bench.engine,
         optimizer=optimizer,
         micro_batch=bench.passes.sequences(bench.longest),
-        reference=bench.reference(arm.layers) if bench.settings.beta else None,
+        reference=reference,
         first_rollouts=first_rollouts,
         on_rollouts=on_rollouts,
         ranks=bench.ranks,

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp as fsdp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from autolayer.arms import Layers
 from autolayer.errors import ConfigError
@@ -37,22 +37,13 @@ def make_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
     Raises:
         ConfigError: This torch cannot.
     """
-    if not hasattr(FSDPModule, "set_custom_all_gather"):
+    if not hasattr(fsdp, "share_comm_ctx"):
         raise ConfigError(f"--shard needs a newer torch than {torch.__version__}: install 2.13, or leave it out.")
     return init_device_mesh(device.type, (ranks.num,))
 
 
 def shard(model: nn.Module, ranks: Ranks, mesh: DeviceMesh, device: torch.device) -> None:
-    """Divides the blocks of a model that is in host memory, and moves this process's part to its device.
-
-    Raises:
-        ConfigError: A block has parameters of several dtypes, which cannot be gathered as one.
-    """
-    for index, block in enumerate(find_layers(model)):
-        if len(dtypes := {str(parameter.dtype) for parameter in block.parameters()}) > 1:
-            raise ConfigError(
-                f"--shard needs blocks of one dtype, and block {index} has {' and '.join(sorted(dtypes))}."
-            )
+    """Divides the blocks of a model that is in host memory, and moves this process's part to its device."""
     _SHARDED[model] = _Shards(model, ranks, mesh)
     model.to(device)
 
@@ -111,16 +102,17 @@ def led(model: nn.Module, work: Callable[[], T]) -> T:
             assert order[0] == "done", order[0]
             found = cast(T | Exception, order[1][0])
     finally:
+        shards.let_go()
         shards.together = True
     if isinstance(found, Exception):
         ranks.told = found
-        raise found
+        raise found.with_traceback(None)  # which holds the tensors of what has failed
     return found
 
 
 def gather(model: nn.Module, index: int) -> None:
     """By a follower: gives its part of a block to the leader."""
-    block = cast(FSDPModule, find_layers(model)[index])
+    block = cast(fsdp.FSDPModule, find_layers(model)[index])
     block.unshard()
     block.reshard()
 
@@ -146,24 +138,28 @@ class _Shards:
         self.blocks: list[Any] = list(find_layers(model))
         self._held: Counter[int] = Counter()
         for index, block in enumerate(self.blocks):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+            fsdp.fully_shard(block, mesh=mesh, reshard_after_forward=True)
             block.set_custom_all_gather(_Gather(self, index))
             block.set_requires_gradient_sync(False)  # whoever wants a gradient takes it before it could be reduced
+            # None: what would be gathered ahead depends on earlier passes, which the leader alone has made.
+            block.set_modules_to_backward_prefetch([block])
+        fsdp.share_comm_ctx(self.blocks)  # each is a root of its own, and would have streams and buffers of its own
 
     @contextmanager
     def holding(self, layers: Sequence[int]) -> Iterator[None]:
-        try:
+        with ExitStack() as undo:
             for index in layers:
                 self._held[index] += 1
+                undo.callback(self._release, index)
                 self._keep(index, True)
                 self.blocks[index].unshard()
             yield
-        finally:
-            for index in layers:
-                self._held[index] -= 1
-                if not self._held[index]:
-                    self._keep(index, False)
-                    self.blocks[index].reshard()
+
+    def _release(self, index: int) -> None:
+        self._held[index] -= 1
+        if not self._held[index]:
+            self._keep(index, False)
+            self.blocks[index].reshard()
 
     def let_go(self) -> None:
         """Of blocks that a pass which ended half-way has left whole."""

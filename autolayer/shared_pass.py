@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from autolayer import first_step
@@ -21,8 +22,9 @@ from autolayer.arms import Arm
 from autolayer.errors import TrainingError
 from autolayer.first_step import FirstStep
 from autolayer.optimizer import GradientKeeper
+from autolayer.progress import processes_here
 from autolayer.rollouts import Rollouts
-from autolayer.segment import make_trainer, prepared
+from autolayer.segment import make_trainer, prepared, reference_of
 from autolayer.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -31,29 +33,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def share_first_step(bench: Workbench, arm: Arm, scouts: Sequence[tuple[tuple[int, ...], int]]) -> None:
-    """Makes the shared pass before the first arm that needs it; nothing where it is made, or there is nothing to share.
+def share_first_step(bench: Workbench, scouts: Sequence[tuple[int, ...]], seed: int) -> bool:
+    """Makes the shared pass, once, before a race begins.
 
     Args:
         bench: With the base weights in.
-        arm: About to be trained.
-        scouts: Layers and seed of every arm of the race's first rung.
+        scouts: Layers of every arm of the race's first rung.
+        seed: Of these arms.
+
+    Returns:
+        Whether there is such a pass. If not, each arm makes its own: what a race plans with.
     """
     prompts_per_step = bench.settings.prompts_per_step
-    sets = [layers for layers, seed in scouts if seed == arm.seed]
-    shared = arm.step == 0 and bench.shares_first and len(sets) > 1
-    shared &= not is_sharded(bench.model)  # where all these layers would have to be whole at once
-    if not shared or first_step.find(bench, arm, prompts_per_step) is not None:
-        return
-    layers = tuple(sorted({layer for each in sets for layer in each}))
+    layers = tuple(sorted({layer for each in scouts for layer in each}))
+    arm = Arm(layers=layers, learning_rate=0.0, seed=seed)
+    if len(scouts) < 2 or not bench.shares_first:
+        return False
+    if (found := first_step.find(bench, arm, prompts_per_step)) is not None:
+        return bool(found.layers)
+    if is_sharded(bench.model):  # all these layers would have to be whole at once
+        return False
     size = 4 * sum(parameter.numel() for parameter in bench.parameters(layers).values())
-    if size > bench.folder.free_bytes():
-        logger.warning("no room on disk for the shared gradient, %d bytes: every arm makes its own first step.", size)
-        return
-    started = time.perf_counter()
+    # On disk checkpoints come beside it, in memory every process adds its own up.
+    memory = psutil.virtual_memory().available
+    rooms = (("on disk", 2, bench.folder.free_bytes()), ("in memory", processes_here(), memory))
+    for where, times, free in rooms:
+        if times * size > free:
+            logger.warning(
+                "no room %s for the shared gradient, %d bytes: every arm makes its own first step.", where, size
+            )
+            return False
+    started, sizes = time.perf_counter(), bench.passes.sizes
 
     def together() -> tuple[Rollouts, dict[str, torch.Tensor]]:
-        arguments = (replace(arm, layers=layers), prompts_per_step)
+        arguments = (arm, prompts_per_step)
         bench.ranks.order("train", shared_gradient, *arguments, bench.passes.sizes)
         return bench.in_every_process(shared_gradient, *arguments)
 
@@ -61,10 +74,12 @@ def share_first_step(bench: Workbench, arm: Arm, scouts: Sequence[tuple[tuple[in
         rollouts, gradient = bench.passes.within_memory(together)
     except TrainingError as error:  # the lowest layer asks for more memory than others do alone
         logger.warning("the first step is not shared: %s", error)
-        return
+        bench.passes.sizes = sizes
+        return False
     first_step.keep_gradient(bench.folder, arm, prompts_per_step, gradient)
     cost = replace(bench.update_cost(rollouts, layers), seconds=time.perf_counter() - started)
     first_step.keep(bench.folder, arm, prompts_per_step, FirstStep(rollouts=rollouts, layers=layers, cost=cost))
+    return True
 
 
 def shared_gradient(bench: Workbench, arm: Arm, prompts_per_step: int) -> tuple[Rollouts, dict[str, torch.Tensor]]:
@@ -82,7 +97,8 @@ def shared_gradient(bench: Workbench, arm: Arm, prompts_per_step: int) -> tuple[
         trainer = None
         try:
             rows = bench.train_rows(arm.seed, 0, 1, prompts_per_step)
-            trainer = make_trainer(bench, arm, rows, 1, keeper, seen.append)
+            reference = reference_of(bench, arm.layers, moved=False)
+            trainer = make_trainer(bench, arm, rows, 1, keeper, seen.append, reference=reference)
             trainer.train()
             freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
             bench.effective += trainer.effective

@@ -32,7 +32,7 @@ from autolayer.results import PickResult
 from autolayer.rollouts import Rollouts
 from autolayer.search.looks import next_look
 from autolayer.search.race import first_batch
-from autolayer.search.records import Candidate, Outcome, RaceConfig
+from autolayer.search.records import TIME_IS_UP, Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.search.turns import take_turn
 from autolayer.sets import candidate_sets
@@ -131,18 +131,18 @@ class Stages:
 
     # Probe
 
-    def probe(self, calibration: Calibration) -> tuple[ProbeReport, Cost]:
-        """Scores every candidate."""
-        self._once("probe", lambda: self._probe(calibration), lambda: self.folder.read(runs.PROBE) is not None)
+    def probe(self, calibration: Calibration, *, searches: bool = True) -> tuple[ProbeReport, Cost]:
+        """Scores every candidate; `searches` where a race is to follow."""
+        self._once("probe", partial(self._probe, calibration, searches), lambda: bool(self.folder.read(runs.PROBE)))
         found = self.folder.read(runs.PROBE) or {}
         with self._reading(runs.PROBE):
             cost = Cost(**found.pop("cost"))
             return ProbeReport.from_dict(found), cost
 
-    def _probe(self, calibration: Calibration) -> None:
+    def _probe(self, calibration: Calibration, searches: bool) -> None:
         config, units = self.config, self.units(calibration)
         budget = plan.finding_budget(config, units, self.candidates)
-        sizes = plan.plan_probes(config, units, self.candidates, budget)
+        sizes = plan.plan_probes(config, units, self.candidates, budget, searches=searches)
         with self._reading(runs.ROLLOUTS):
             rollouts = Rollouts.from_dict(self.folder.read(runs.ROLLOUTS) or {})
         with self.progress.stage("probe", len(PROBES)) as bar:
@@ -185,11 +185,9 @@ class Stages:
         left = plan.finding_budget(config, units, self.candidates) - spent
         num_items = min(plan.select_items(config), len(bench.task.splits["select"]))
         candidates = self._candidates(probed)
-        # If not, no item is read.
         races = len(candidates) > 1 and plan.pays_for_race(config, units, self.candidates, left)
         base, base_cost = self._base_on_select(num_items) if races else ((), Cost())
         budget = replace(left - base_cost, seconds=0.0) if races else Cost()
-        alone = config.storage or config.shard  # every arm makes a first pass of its own
         race = RaceConfig(
             signature=self.signature,
             seed=config.seed,
@@ -198,19 +196,20 @@ class Stages:
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
             eval_cost=units.generate_one * num_items,
-            # Workers on other machines sample and start their own.
+            # Workers on other machines share nothing.
             first_rollouts=Cost() if config.storage else units.generate * (config.prompts_per_step or 0),
-            first_own=None if alone else units.weigh(config.top_k) * (config.prompts_per_step or 0),
+            first_own=None if config.storage else units.weigh(config.top_k) * (config.prompts_per_step or 0),
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,
             fixed_rate=config.learning_rate is not None,
         )
         with self.progress.stage("search", 1.0) as bar:
-            done, scouts = Cost(), [(each.slot.layers, each.slot.seed) for each in first_batch(race, candidates)]
+            done, scouts = Cost(), [run.slot.layers for run in first_batch(race, candidates)]
+            if race.first_own is not None and not shared_pass.share_first_step(bench, scouts, config.seed):
+                race = replace(race, first_own=None)
 
             def run(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
-                shared_pass.share_first_step(bench, arm, scouts)
                 result = self._rung(arm, to_step, rival_I)
                 nonlocal done
                 done += result.cost
@@ -221,7 +220,8 @@ class Stages:
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             deadline = self.started + plan.search_seconds(config)
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=deadline)
-            first_step.forget_gradients(self.folder)
+            if TIME_IS_UP not in outcome.stop_reason:
+                first_step.forget_gradients(self.folder)
             bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + outcome.ahead + base_cost
 
@@ -373,6 +373,8 @@ class Stages:
 
     def keep(self, result: PickResult, trained: Arm | None = None) -> PickResult:
         """Saves the trained layers, the report and the result; result.json comes last and says that all is there."""
+        if trained is not None:
+            first_step.forget_gradients(self.folder)  # which a deadline may have left
         if trained is not None and self.config.adapter is None:
             self._patch(trained).save(self.folder / runs.PATCH)
         elif trained is not None:

@@ -29,13 +29,12 @@ from autolayer.models import LoadedModel
 from autolayer.passes import Passes
 from autolayer.ranks import Ranks
 from autolayer.recompute import recomputing
-from autolayer.reference import Reference
 from autolayer.rollouts import Rollouts, encode_prompts
 from autolayer.runs import RunFolder
 from autolayer.sample import in_order, sample, sample_share
 from autolayer.scoring import ScoreBatch, scoring
 from autolayer.segment import Segment, train_segment
-from autolayer.shards import gather, in_step, is_sharded, led, whole
+from autolayer.shards import gather, in_step, is_sharded, whole
 from autolayer.tasks.base import Row, Task
 from autolayer.transformers_engine import TransformersEngine
 
@@ -103,11 +102,11 @@ class Workbench:
 
     def base(self, layers: Layers) -> dict[str, torch.Tensor]:
         """Host copies of the base weights of these layers, made before they are first changed."""
-        if any(name not in self._base for name in self.parameters(layers)):
-            with whole(self.model, layers):
-                for name, parameter in self.parameters(layers).items():
-                    self._base.setdefault(name, parameter.detach().to("cpu", copy=True))
-        return {name: self._base[name] for name in self.parameters(layers)}
+        with whole(self.model, layers):
+            for name, parameter in self.parameters(layers).items():
+                if name not in self._base:
+                    self._base[name] = parameter.detach().to("cpu", copy=True)
+            return {name: self._base[name] for name in self.parameters(layers)}
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Writes weights into the model. Nothing else does, but the optimizer inside `train`."""
@@ -134,8 +133,8 @@ class Workbench:
     @contextlib.contextmanager
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
         """The given weights inside, the base again outside, whatever happens."""
-        base = self.base(layers)
-        with whole(self.model, layers):
+        with whole(self.model, layers):  # by all processes or by the leader alone, whatever each has kept of the base
+            base = self.base(layers)
             try:
                 if tensors is not None:
                     self.copy_in(tensors)
@@ -319,12 +318,6 @@ class Workbench:
         """The prompts of some steps: a new seeded order of the train split every epoch."""
         wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
         return in_order(self.task.splits["train"], seed, wanted)
-
-    def reference(self, layers: Layers) -> Reference:
-        """Of the KL term, while these layers are trained; in every process at once."""
-        if is_sharded(self.model):  # the leader may have tried before, alone
-            self.enters = led(self.model, lambda: self.enters)
-        return Reference(self.model, self.parameters(layers), self.base(layers), layers, shares=self.enters)
 
     def training_cost(self, arm: Arm) -> Cost:
         """What all training steps of an arm cost, had it been trained alone."""

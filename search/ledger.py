@@ -12,10 +12,16 @@ from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 
 
 class Ledger:
-    """Finished and failed runs of one race, in the order in which the race asked for them."""
+    """Finished and failed runs of one race, in the order in which the race asked for them.
 
-    def __init__(self, config: RaceConfig, candidates: Sequence[Candidate]) -> None:
-        self.config = config
+    Args:
+        config: The race's.
+        candidates: What may win.
+        num_items: Of a whole evaluation; 0 where none was stopped.
+    """
+
+    def __init__(self, config: RaceConfig, candidates: Sequence[Candidate], num_items: int = 0) -> None:
+        self.config, self.num_items = config, num_items
         self.candidates = tuple(candidates)
         self.results: dict[Run, RungResult] = {}
         self.failures: dict[Run, str] = {}
@@ -33,7 +39,7 @@ class Ledger:
     def unlimited(self) -> Ledger:
         """The same record under a budget that pays for everything."""
         everything = Cost(generated_tokens=math.inf, layer_tokens=math.inf)
-        free = Ledger(replace(self.config, budget=everything), self.candidates)
+        free = Ledger(replace(self.config, budget=everything), self.candidates, self.num_items)
         free.results, free.failures = self.results, self.failures
         return free
 
@@ -117,8 +123,7 @@ class Ledger:
         stopped have saved must not hide that.
         """
         told, _ = self._told
-        most = max((len(result.select_rewards_I) for result in told.values()), default=0)
-        unseen = sum(1 - len(result.select_rewards_I) / most for result in told.values() if most)
+        unseen = sum(1 - len(result.select_rewards_I) / self.num_items for result in told.values() if self.num_items)
         planned = self.planned(told) - self.config.eval_cost * unseen
         actual = sum((result.cost for result in told.values()), Cost())
         total = self.planned(runs, before=self.results)

@@ -41,7 +41,7 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
     Raises:
         SearchError: Every run of the first batch failed.
     """
-    ledger = Ledger(config, candidates)
+    ledger = Ledger(config, candidates, len(base_select_rewards_I))
     layout, batch = plan(config, candidates), first_batch(config, candidates)
     while True:
         view = look(ledger, base_select_rewards_I)
@@ -98,7 +98,8 @@ class Racing:
         For workers that would only wait. The race decides as if nobody had run ahead: what it does not ask for it does
         not see.
         """
-        ledger, layout = Ledger(self._config, self._candidates), plan(self._config, self._candidates)
+        layout = plan(self._config, self._candidates)
+        ledger = Ledger(self._config, self._candidates, len(self._base_I))
         ledger.add(itertools.chain(*self._complete), answers)
         if not ledger.results:
             return ()

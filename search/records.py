@@ -13,6 +13,10 @@ from autolayer.errors import AutolayerError, ConfigError
 Verdict = Literal["clear", "tied", "budget_spent"]
 
 
+TIME_IS_UP = "time is up"
+"""In the stop reason of a race that its deadline has cut: the same call may go on with it."""
+
+
 class SearchError(AutolayerError, RuntimeError):
     """Every short run of the search failed, so there is nothing to decide on."""
 

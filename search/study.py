@@ -32,7 +32,7 @@ from autolayer.search.ledger import Ledger
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Racing, look
 from autolayer.search.rates import learning_rate
-from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, SearchError
+from autolayer.search.records import TIME_IS_UP, Candidate, Outcome, RaceConfig, Run, SearchError
 
 POLL_SECONDS = 0.2
 """Between looks at the storage while other workers finish a batch."""
@@ -129,7 +129,7 @@ class _Worker:
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 ledger = self._ledger(answers)
-                self.outcome = conclude(ledger, look(ledger, record.base_I), record.base_I, None, "time is up")
+                self.outcome = conclude(ledger, look(ledger, record.base_I), record.base_I, None, TIME_IS_UP)
                 return False
             taken = {run_of(trial) for trial in trials if not trial.state.is_finished()}
             for run in due:
@@ -217,7 +217,7 @@ class _Worker:
         return {"layers": CategoricalDistribution(labels), "learning_rate": FloatDistribution(low, high, log=True)}
 
     def _ledger(self, answers: Mapping[Run, Answer]) -> Ledger:
-        ledger = Ledger(self.record.config, self.record.candidates)
+        ledger = Ledger(self.record.config, self.record.candidates, len(self.record.base_I))
         ledger.add(answers, answers)
         return ledger
 

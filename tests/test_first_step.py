@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from test_episodes import make_task as make_episodes
 from test_episodes import often_ending
 from test_passes import SmallDevice
+from test_pipeline import short_pick
 from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, make_bench, make_task, mean_id
 
-from autolayer import checkpoints, first_step, passes
+from autolayer import checkpoints, first_step, passes, stages
 from autolayer.arms import Arm
 from autolayer.costs import Cost
 from autolayer.errors import RunFolderError, TrainingError
 from autolayer.layers import find_layers
+from autolayer.runs import RunFolder
+from autolayer.search import study
+from autolayer.search.records import Outcome, RaceConfig
 from autolayer.shared_pass import share_first_step
 from autolayer.tasks.base import SPLITS
 from autolayer.workbench import Workbench
 
 LR = 1e-3
 SETS = ((0,), (2,), (3,))
-SCOUTS = tuple((layers, 1) for layers in SETS)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},
@@ -82,7 +87,7 @@ def test_arms_that_share_their_first_step_are_those_that_do_not(
     shared = make(tmp_path / "shared", **options)
     before = Untouched(shared.model)
     arms = [Arm(layers=layers, learning_rate=LR * (1 + i), seed=1) for i, layers in enumerate(sets)]
-    share_first_step(shared, arms[0], [(layers, 1) for layers in sets])
+    assert share_first_step(shared, sets, 1)
     before.check()
     tokens = shared.engine.tokens
     # A second rate of a layer that was in the first rung, one step only, and on from there.
@@ -145,7 +150,7 @@ def test_the_bill_is_what_hooks_count(beta: float, tmp_path: Path) -> None:
     segments: list[Any] = []
 
     def work() -> None:
-        share_first_step(bench, arms[0], SCOUTS)
+        share_first_step(bench, SETS, 1)
         segments.extend(bench.train(arm, 1) for arm in arms)
 
     counted = passes_counted(bench, work)
@@ -180,7 +185,7 @@ def test_killed_at_any_moment_the_bill_and_the_arms_are_the_same(
         """As a race does: arms that have their checkpoint are not trained again."""
         found = []
         for arm in arms:
-            share_first_step(bench, arm, SCOUTS)
+            share_first_step(bench, SETS, 1)
             latest = checkpoints.latest(bench.folder.path, arm)
             found.append(latest if latest.step == 2 else bench.train(latest, 2).arm)
         return found
@@ -221,7 +226,7 @@ def test_killed_at_any_moment_the_bill_and_the_arms_are_the_same(
 def test_an_arm_that_fails_leaves_the_bill_to_the_next(tmp_path: Path) -> None:
     bench = make(tmp_path)
     bad, good = Arm(layers=(0,), learning_rate=1e30, seed=1), Arm(layers=(2,), learning_rate=LR, seed=1)
-    share_first_step(bench, bad, SCOUTS)
+    share_first_step(bench, SETS, 1)
     with pytest.raises(TrainingError, match="--learning-rate"):
         bench.train(bad, 3)
     segment = bench.train(good, 1)
@@ -233,12 +238,10 @@ def test_an_arm_that_fails_leaves_the_bill_to_the_next(tmp_path: Path) -> None:
 
 
 def test_nothing_is_shared_where_there_is_nothing_to_share(tmp_path: Path) -> None:
-    arm = Arm(layers=(2,), learning_rate=LR, seed=1)
     bench = make(tmp_path)
-    share_first_step(bench, arm, [((2,), 1)])  # alone
-    share_first_step(bench, replace(arm, seed=2), SCOUTS)  # other prompts
+    assert not share_first_step(bench, ((2,),), 1)  # alone
     bench.shares_first = False  # several workers
-    share_first_step(bench, arm, SCOUTS)
+    assert not share_first_step(bench, SETS, 1)
     assert not list(tmp_path.iterdir()) and bench.engine.tokens == 0
 
 
@@ -247,7 +250,7 @@ def test_without_the_gradient_an_arm_makes_its_own_pass(tmp_path: Path, caplog: 
     alone = make(tmp_path / "alone")
     expected = alone.train(arm, 2)
     bench = make(tmp_path / "lost")
-    share_first_step(bench, arm, SCOUTS)
+    share_first_step(bench, SETS, 1)
     first_step.forget_gradients(bench.folder)
     found = bench.train(arm, 2)
     assert_equal(state(bench, found.arm), state(alone, expected.arm))
@@ -255,12 +258,12 @@ def test_without_the_gradient_an_arm_makes_its_own_pass(tmp_path: Path, caplog: 
 
     full = make(tmp_path / "full")
     full.folder.free_bytes = lambda: 0  # pyright: ignore
-    share_first_step(full, arm, SCOUTS)
+    assert not share_first_step(full, SETS, 1)
     assert "no room on disk" in caplog.text
     assert full.train(arm, 2).cost.layer_tokens == expected.cost.layer_tokens
 
     damaged = make(tmp_path / "damaged")
-    share_first_step(damaged, arm, SCOUTS)
+    share_first_step(damaged, SETS, 1)
     next((tmp_path / "damaged").glob("first-*")).write_bytes(b"short")
     with pytest.raises(RunFolderError, match="delete that file"):
         damaged.train(arm, 2)
@@ -272,10 +275,53 @@ def test_the_shared_pass_takes_less_where_memory_runs_out(tmp_path: Path, monkey
     monkeypatch.setattr(passes, "SMALL", 16)
     bench = make(tmp_path / "small")
     device = SmallDevice(bench.model, most=30)
-    share_first_step(bench, arm, SCOUTS)
+    share_first_step(bench, SETS, 1)
     first = first_step.find(bench, arm, 4)
     assert first is not None and first.kept and max(device.tried) > 30 and bench.passes.tokens == 32
     other = make(tmp_path / "none")  # nothing helps: each arm goes its own way
     device = SmallDevice(other.model, most=1)
-    share_first_step(other, arm, SCOUTS)
+    sizes = other.passes.sizes
+    assert not share_first_step(other, SETS, 1)
     assert first_step.find(other, arm, 4) is None and other.spent.layer_tokens > 0
+    assert other.passes.sizes == sizes, "what did not fit for all may fit for one"
+
+
+def costs(out: Path) -> dict[str, float]:
+    """Layer-tokens of every short run of a race, by its name."""
+    study = optuna.load_study(study_name="autolayer", storage=f"sqlite:///{out / 'study.db'}")
+    done = [trial.user_attrs for trial in study.get_trials() if "result" in trial.user_attrs]
+    return {json.dumps(each["run"]): each["result"]["cost"]["layer_tokens"] for each in done}
+
+
+def test_a_race_that_its_deadline_cut_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_pick(tmp_path / "whole", until="search")
+    advance, looks = study._Worker.advance, iter(range(1000))
+
+    def late(self: Any) -> bool:
+        if next(looks) == 2:
+            self.deadline = 0.0
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study._Worker, "advance", late)
+        cut = short_pick(tmp_path / "cut", until="search")
+    assert "time is up" in (cut.stop_reason or "") and list((tmp_path / "cut").glob("first-*"))
+    short_pick(tmp_path / "cut", until="search")
+    assert costs(tmp_path / "cut") == pytest.approx(costs(tmp_path / "whole"))
+    assert not list((tmp_path / "cut").glob("first-*"))
+
+
+def test_a_race_without_room_for_the_gradient_plans_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[RaceConfig, Outcome]] = []
+    real = stages.run_search
+
+    def watched(race: RaceConfig, *arguments: Any, **options: Any) -> Outcome:
+        seen.append((race, real(race, *arguments, **options)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(stages, "run_search", watched)
+    monkeypatch.setattr(RunFolder, "free_bytes", lambda self: 10_000)
+    for budget in (0.45, 0.5, 0.6):
+        short_pick(tmp_path / str(budget), until="search", budget=budget)
+    for race, outcome in seen:
+        assert race.first_own is None and outcome.spent.fits(race.budget * 1.000001)

@@ -222,7 +222,7 @@ def test_rates_are_compared_on_the_items_that_both_have():
 
 def test_what_was_saved_does_not_hide_that_runs_cost_more_than_planned():
     config, candidates = make_config(6, 100), make_candidates(np.full(6, 0.7))
-    ledger = Ledger(config, candidates)
+    ledger = Ledger(config, candidates, NUM_ITEMS)
     first, second, third = (Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (1, 2, 3))
     whole = (config.step_cost((1,)) * 2 + config.eval_cost) * 1.4
     cut = (config.step_cost((2,)) * 2 + config.eval_cost * 0.25) * 1.4
@@ -231,6 +231,9 @@ def test_what_was_saved_does_not_hide_that_runs_cost_more_than_planned():
     assert ledger.spent == whole + cut
     planned = config.step_cost((3,)) * 2 + config.eval_cost
     assert ledger.cost([third]).generated_tokens == pytest.approx(1.4 * planned.generated_tokens)
+    alone = Ledger(config, candidates, NUM_ITEMS)
+    alone.add([second], answers)
+    assert alone.cost([third]).generated_tokens == pytest.approx(1.4 * planned.generated_tokens), "none was whole"
     ledger.results[second] = replace(answers[second], cost=Cost())  # it did not say
     assert ledger.spent.generated_tokens == pytest.approx(
         (whole + config.step_cost((2,)) * 2 + config.eval_cost).generated_tokens

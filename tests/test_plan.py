@@ -147,7 +147,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         )
         assert (plan.line_search_prompts == 0) == any("line_search" in note for note in plan.notes)
         assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
-        left_out = plan.burst_steps == 0 and config.probe.burst_steps > 0
+        left_out = plan.burst_steps == 0 and config.probe.burst_steps != 0
         assert left_out == any("rl_burst" in note for note in plan.notes)
         assert plan.line_search_prompts != 1 and plan.response_prompts >= 4 and plan.fold_prompts >= 4
         assert plan.burst_prompts <= (config.prompts_per_step or 0) and bool(plan.burst_prompts) == bool(

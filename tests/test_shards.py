@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_ranks import SHORT, close, launch, same_movement
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from autolayer.config import Config, from_dict
 from autolayer.errors import ConfigError
 from autolayer.memory import Passing, training_bytes
 from autolayer.models import empty_model
-from autolayer.prepare import check_beyond, engine_name
+from autolayer.prepare import check_beyond, engine_name, load
+from autolayer.ranks import Ranks
+from autolayer.room import make_room
 
 PROGRAM = """
 import json, sys, torch
@@ -73,8 +80,8 @@ ranks.order("step")
 with in_step(model):
     found["led"] = led(model, lambda: float(model(ids).logits.sum())) == float(before.sum())
     model(ids)
-found["kept"] = all(torch.equal(p.to_local(), s.chunk(2)[0])
-                    for n, s in state.items() if (p := model.get_parameter(n)) is not None and hasattr(p, "to_local"))
+parts = {n: p for n, p in model.named_parameters() if hasattr(p, "to_local")}
+found["kept"] = len(parts) == 88 and all(torch.equal(p.to_local(), state[n].chunk(2)[0]) for n, p in parts.items())
 ranks.leave()
 print(json.dumps(found))
 """
@@ -88,6 +95,46 @@ def test_a_pass_holds_one_block_at_a_time_and_says_what_the_whole_model_says(tmp
     assert found.pop("bytes") == sum(p.nbytes for b in empty_model("tiny").model.layers for p in b.parameters()) / 2
     assert found.pop("whole")[:8] == [1] * 8
     assert found == dict.fromkeys(("same", "moved", "back", "gradients", "led", "kept"), True)
+
+
+ALONE = """
+import sys
+from pathlib import Path
+import torch
+from workbench_helpers import make_task
+from autolayer import models
+from autolayer.arms import Arm
+from autolayer.ranks import joined
+from autolayer.runs import RunFolder
+from autolayer.shards import make_mesh, shard
+from autolayer.workbench import TrainSettings, Workbench
+
+ranks, cpu = joined(on_cpu=True), torch.device("cpu")
+
+def bench():
+    loaded = models.load_model("tiny", "cpu")
+    shard(loaded.model, ranks, make_mesh(ranks, cpu), cpu)
+    settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=4, beta=0.1)
+    return Workbench(loaded, make_task(), settings, RunFolder(Path("run")), temperature=1.0, ranks=ranks)
+
+if not ranks.leads:
+    bench().follow()
+    bench().follow()
+    sys.exit()
+first = bench()
+arm = first.train(Arm(layers=(2,), learning_rate=1e-3, seed=0), 1).arm
+ranks.leave()
+again = bench()  # the same command, stopped while it evaluated the arm: the leader has now seen more than the others
+assert again.enters and len(again.evaluate("select", 4, seed=0, arm=arm)) == 4
+print(again.train(arm, 2).arm.step)
+ranks.leave()
+"""
+
+
+def test_what_the_leader_did_alone_does_not_take_it_out_of_step(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{ALONE}")
+    done = launch(2, cwd=tmp_path, program=("alone.py",))
+    assert done.returncode == 0 and done.stdout.strip() == "2", done.stderr[-3000:]
 
 
 @pytest.mark.minutes
@@ -130,7 +177,7 @@ def test_training_from_shards_goes_on_where_it_was_stopped(tmp_path: Path) -> No
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("two", "one")))
 
 
-def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shards_cannot_do_is_refused() -> None:
     for options, reason in (
         ({"rollouts": "vllm"}, "give the URL of a vLLM server"), ({"boost": 2.0}, "leave it or them out"),
         ({"adapter": "lora"}, "leave it or them out"), ({"frozen": "4bit"}, "leave it or them out"),
@@ -139,8 +186,7 @@ def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
             from_dict({"model": "tiny", "shard": True, **options})
     config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), empty_model("tiny")
     with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
-        check_beyond(config, "pick", (2,), shape)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+        load(config, Ranks(), torch.device("cpu"))
     check_beyond(config, "pick", (2,), shape)
     with pytest.raises(ConfigError, match="trains all at once"):
         check_beyond(config, "measure", (2,), shape)
@@ -159,5 +205,16 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
     block = sum(p.nbytes for p in model.model.layers[0].parameters())
     rest = weights(1, (2,)) - 8 * block
     assert weights(1, (2,)) == sum(p.nbytes for p in model.parameters())
-    assert weights(4, (2,)) == rest + 2 * block + 2 * block
-    assert weights(4, (2, 3)) == rest + 2 * block + 3 * block
+    assert weights(4, (2,)) == rest + 2 * block + 3 * block
+    assert weights(4, (2, 3)) == rest + 2 * block + 4 * block
+
+
+def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(hidden_size=2048, intermediate_size=8192, vocab_size=1000))
+    weights = sum(p.nbytes for p in model.parameters())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.6 * weights))
+    config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
+    assert "or several with --shard" in make_room(replace(config, shard=False), model, (31,), 64).says
+    room = make_room(config, model, (31,), 64)
+    assert room.passing.shards == 4 and "in each of 4 processes" in room.says

@@ -68,7 +68,7 @@ def measure(
             raise ConfigError(f"--num-eval {stages.config.num_eval} cannot work: an interval needs at least 2 items.")
 
         calibration, calibrating = stages.calibrate()
-        probed, probing = stages.probe(calibration)
+        probed, probing = stages.probe(calibration, searches=False)
 
         grid = rate_grid(stages.config, probed, len(stages.bench.layers))
         arms: list[Layers] = [*((layer,) for layer in movable(probed)), "full"]

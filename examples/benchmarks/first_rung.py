@@ -36,11 +36,10 @@ def rung(kind: str, options: argparse.Namespace) -> tuple[Cost, float, list[floa
             bench.shares_first = kind != "nothing"
             bench.train(Arm(layers=(0,), learning_rate=1e-4, seed=5), 1)  # what is made once is made
             arms = [Arm(layers=(layer,), learning_rate=1e-3, seed=0) for layer in stages.candidates]
-            scouts = [(arm.layers, arm.seed) for arm in arms if arm.layers != "full"]
             started, spent, found = time.process_time(), Cost(), []
+            if kind == KINDS[2]:
+                share_first_step(bench, [(layer,) for layer in stages.candidates], 0)
             for arm in arms:
-                if kind == KINDS[2]:
-                    share_first_step(bench, arm, scouts)
                 segment = bench.train(arm, options.steps)
                 spent += segment.cost
                 found.append(segment.arm)

@@ -125,21 +125,31 @@ def floor(model: Any, rollouts: Rollouts, layer: int) -> Callable[[], float]:
 
 
 def ours(
-    model: Any, tokenizer: Any, task: Task, rollouts: Rollouts, layer: int, scratch: Path, recompute: bool = False
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rollouts: Rollouts,
+    layer: int,
+    scratch: Path,
+    *,
+    recompute: bool = False,
+    beta: float = 0.0,
+    shares: bool = True,
 ) -> Callable[[], float]:
-    """The trainer that trains every arm."""
+    """The trainer that trains every arm; with a reference that runs the layers below with the policy, or by itself."""
     loaded = LoadedModel(
         model=model, tokenizer=tokenizer, name="random", num_layers=model.config.num_hidden_layers, chat=False,
         device=model.device,
     )  # fmt: skip
     settings = TrainSettings(
-        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=0.0, recompute=recompute
+        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=beta, recompute=recompute
     )
     rounds = iter(range(1_000_000))
 
     def once() -> float:
         number = next(rounds)
         bench = Workbench(loaded, task, settings, RunFolder(scratch / f"run-{number}"), temperature=1.0)
+        bench.enters = bench.enters and shares
         clock = Clock()
         from autolayer import trainer as module
 
@@ -233,7 +243,13 @@ def main() -> None:
             "floor: forward and autograd.grad": floor(model, rollouts, middle),
             f"autolayer, layer {middle}": ours(model, tokenizer, task, rollouts, middle, scratch),
             f"autolayer, layer {middle}, --recompute": ours(
-                model, tokenizer, task, rollouts, middle, scratch / "again", True
+                model, tokenizer, task, rollouts, middle, scratch / "again", recompute=True
+            ),
+            f"autolayer, layer {middle}, --beta": ours(
+                model, tokenizer, task, rollouts, middle, scratch / "reference", beta=0.02
+            ),
+            "the same, nothing shared with the reference": ours(
+                model, tokenizer, task, rollouts, middle, scratch / "apart", beta=0.02, shares=False
             ),
             "TRL, all parameters": stock(make_model, tokenizer, task, rollouts, scratch, lora=False),
             "TRL, LoRA on all layers": stock(make_model, tokenizer, task, rollouts, scratch, lora=True),
