@@ -211,10 +211,12 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
 
 def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(Qwen3Config(hidden_size=2048, intermediate_size=8192, vocab_size=1000))
+        model = Qwen3ForCausalLM(
+            Qwen3Config(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, vocab_size=1000)
+        )
     weights = sum(p.nbytes for p in model.parameters())
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.6 * weights))
     config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
-    assert "or several with --shard" in make_room(replace(config, shard=False), model, (31,), 64).says
-    room = make_room(config, model, (31,), 64)
+    assert "or several with --shard" in make_room(replace(config, shard=False), model, (15,), 64).says
+    room = make_room(config, model, (15,), 64)
     assert room.passing.shards == 4 and "in each of 4 processes" in room.says
