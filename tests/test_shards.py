@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from test_ranks import SHORT, close, launch, same_movement
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from autolayer import passes
 from autolayer.config import Config, from_dict
 from autolayer.errors import ConfigError
 from autolayer.memory import Passing, training_bytes
@@ -215,8 +216,9 @@ def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyP
             Qwen3Config(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, vocab_size=1000)
         )
     weights = sum(p.nbytes for p in model.parameters())
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.6 * weights))
+    monkeypatch.setattr(passes, "TOKENS", 64)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.7 * weights))
     config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
     assert "or several with --shard" in make_room(replace(config, shard=False), model, (15,), 64).says
     room = make_room(config, model, (15,), 64)
-    assert room.passing.shards == 4 and "in each of 4 processes" in room.says
+    assert room.passing.shards == 8 and "in each of 8 processes" in room.says
