@@ -1,7 +1,7 @@
 """The blocks of a model: finding them, naming them, training only some of them, running some of them in float32.
 
 Layers are integers, never strings: no parameter is ever chosen by a part of its name. Nothing here knows a
-particular architecture. Left out: quantized weights (they cannot be trained) and sharded models.
+particular architecture. Left out: quantized weights, which cannot be trained.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Passes:
         if found is None:
             raise TrainingError(
                 f"one sequence of {longest} tokens does not fit into the memory of {device} ({reason}): give a smaller "
-                "--max-new-tokens, higher --layers, or a device with more."
+                "--max-new-tokens, higher --layers, a device with more, or several with --shard."
             )
         self.tokens, self.recompute = found
         self.engine.max_sequences = max(1, self.engine.max_sequences // 2)

@@ -26,7 +26,7 @@ MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
-BURST_STEPS = 2
+DEFAULT_BURST = 2
 """Of a burst, where nobody says."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
@@ -243,7 +243,7 @@ def plan_probes(
     assert config.prompts_per_step is not None
     steps, races = config.probe.burst_steps, searches and spend != budget
     if steps is None:
-        steps = 0 if races else BURST_STEPS
+        steps = 0 if races else DEFAULT_BURST
     folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
     burst_prompts = largest(lambda n: price.burst(n, steps), part["burst"], config.prompts_per_step) if steps else 0
     burst_prompts -= burst_prompts % units.multiple

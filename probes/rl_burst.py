@@ -20,6 +20,7 @@ class RLBurst(Probe):
     two rates already had Spearman .66 and .94 with the measured contribution on two small environments.
     Known to fail: one common rate for all layers (.37), which is why each layer has a rate of its own; and
     tasks where no layer gains anything measurable in the first steps.
+    Where the budget pays for a race it is left out: the race's first rung is a burst of the candidates that matter.
     """
 
     def score(self, context: ProbeContext) -> Scores | None:

@@ -3,7 +3,8 @@
     torchrun --nproc_per_node 2 examples/benchmarks/shards.py [--layers 16 --width 512]   # a minute
 
 One pass forward and backward over a micro-batch, with the middle layer trained, by all processes at once. The floor of
-what is held is an even share of the blocks; of time, the whole model without a gather. Processes on one CPU share its
+what is held is an even share of the blocks (the buffer that a block is gathered in is not counted); of time, the whole
+model without a gather. Processes on one CPU share its
 cores and its memory, so the time says little about GPUs.
 """
 
