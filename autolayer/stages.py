@@ -133,7 +133,8 @@ class Stages:
 
     def probe(self, calibration: Calibration, *, searches: bool = True) -> tuple[ProbeReport, Cost]:
         """Scores every candidate; `searches` where a race is to follow."""
-        self._once("probe", partial(self._probe, calibration, searches), lambda: bool(self.folder.read(runs.PROBE)))
+        work = partial(self._probe, calibration, searches)
+        self._once("probe", work, lambda: self.folder.read(runs.PROBE) is not None)
         found = self.folder.read(runs.PROBE) or {}
         with self._reading(runs.PROBE):
             cost = Cost(**found.pop("cost"))
@@ -244,8 +245,7 @@ class Stages:
         folder, found = self.folder.path, checkpoints.latest(self.folder.path, arm)
         paid = checkpoints.paid_for(folder, arm)
         trained = self._advance(found if found.step <= to_step else arm, to_step)
-        before = self.bench.spent
-        look = partial(next_look, rival_I=rival_I)
+        before, look = self.bench.spent, partial(next_look, rival_I=rival_I)
         rewards = self.bench.evaluate("select", len(rival_I), seed=self.config.seed, arm=trained, look=look)
         return RungResult(
             arm=trained,
