@@ -76,7 +76,13 @@ def make(
     return bench
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+LONG = ("micro-batches, uneven prompts", "dr_grpo, recomputed", "experts", "sets", "adapters", "episodes", "gigpo")
+"""For `make test-long`."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=pytest.mark.minutes) if name in LONG else name for name in VARIANTS]
+)
 def test_arms_that_share_their_first_step_are_those_that_do_not(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +299,7 @@ def costs(out: Path) -> dict[str, float]:
     return {json.dumps(each["run"]): each["result"]["cost"]["layer_tokens"] for each in done}
 
 
+@pytest.mark.minutes
 def test_a_race_that_its_deadline_cut_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short_pick(tmp_path / "whole", until="search")
     advance, looks = study._Worker.advance, iter(range(1000))
@@ -311,6 +318,7 @@ def test_a_race_that_its_deadline_cut_goes_on_as_it_was(tmp_path: Path, monkeypa
     assert not list((tmp_path / "cut").glob("first-*"))
 
 
+@pytest.mark.minutes
 def test_a_race_without_room_for_the_gradient_plans_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[RaceConfig, Outcome]] = []
     real = stages.run_search

@@ -125,14 +125,14 @@ def test_what_was_evaluated_in_part_is_said_and_nothing_where_all_was(tmp_path: 
     whole = Rung(steps=4, learning_rate=1e-3, seed=0, gain=0.1, low=0.0, high=0.2)
     part = replace(whole, gain=-0.3, num_items=32)
     rows = [replace(row, rungs=(part if row.layer in (0, 5) else whole,)) for row in result().ranking or ()]
-    sentence = "Evaluation stopped early, since the run had clearly lost: layer 0 (32 items, step 4), layer 5 (32 items"
-    for text in (shown(result(ranking=rows), width=200), page(result(ranking=rows))):
+    sentence = "clearly below the base or the best run before: layer 0 (32 items), layer 5 (32 items). Their measured"
+    for text in (shown(result(ranking=rows), width=300), page(result(ranking=rows))):
         assert sentence in text
     sets = [SetRow(layers=(1, 2), rungs=(replace(part, num_items=64),)), SetRow(layers=(3, 4), rungs=(whole,))]
-    assert "clearly lost: layers 1 and 2 (64 items, step 4)." in shown(result(sets=sets), width=200)
+    assert "run before: layers 1 and 2 (64 items). Their" in shown(result(sets=sets), width=300)
     unstopped = [replace(row, rungs=(whole,)) for row in rows]
     for value in (result(), result(ranking=unstopped)):
-        assert "stopped early" not in shown(value) and "stopped early" not in page(value)
+        assert "in part" not in shown(value) and "in part" not in page(value)
 
 
 def test_long_rankings_are_cut_but_not_their_baselines() -> None:

@@ -132,6 +132,7 @@ ranks.leave()
 """
 
 
+@pytest.mark.minutes
 def test_what_the_leader_did_alone_does_not_take_it_out_of_step(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{ALONE}")
     done = launch(2, cwd=tmp_path, program=("alone.py",))
