@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from autolayer.pipeline import Until
     from autolayer.results import PickResult
+
+LAST_WORDS = 5.0
+"""Seconds that a process which says nothing leaves to the one that speaks."""
 
 HELP = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -287,6 +291,8 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"autolayer: {sentence}", err=True)
         if code and num_processes() > 1:
             sys.stderr.flush()
+            if not speaks():  # once one has left, the launcher ends the others: first the sentence
+                time.sleep(LAST_WORDS)
             os._exit(code)  # an ordinary end would wait for the other processes
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -347,7 +353,7 @@ def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
         return click.echo(text)
     import rich
 
-    rich.print(renderable)
+    rich.get_console().print(renderable, crop=False)  # a command in it is to be copied whole
 
 
 def _why_no_result(folder: runs.RunFolder) -> str:

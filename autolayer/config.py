@@ -206,7 +206,8 @@ class Config:
     """What generates completions: transformers, vllm, auto (vllm where it is installed with a GPU), or the URL of a
     vLLM server; of several, with commas between them."""
     shard: bool = False
-    """Divide the model's blocks among the processes of the launcher, where one device does not hold it (FSDP2)."""
+    """Divide the model's blocks among the processes of `torchrun --nproc_per_node N -m autolayer`, where one device
+    does not hold it (FSDP2). Not with --adapter, --boost, --frozen, --layers full or --rollouts vllm."""
     recompute: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False

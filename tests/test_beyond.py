@@ -161,7 +161,7 @@ def test_verbs_refuse_what_they_would_ignore(verb: str, options: dict[str, Any],
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_sets_race_and_the_winner_is_trained(tmp_path: Path) -> None:
     result = autolayer.pick(**SHORT, top_k=2, budget=2.0, out=str(tmp_path))
     assert result.sets is not None and 2 <= len(result.sets) <= 5
@@ -204,7 +204,7 @@ def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_boost_trains_everything(tmp_path: Path) -> None:
     result = autolayer.pick(**SHORT, boost=2.0, out=str(tmp_path))
     assert len(result.best_layers or ()) == 1 and result.trained_layers == tuple(range(8))

@@ -116,6 +116,7 @@ def test_the_console_script_answers(installed: Path, tmp_path: Path) -> None:
     assert "math:arith" in _run(installed / "autolayer", "tasks", cwd=tmp_path)
 
 
+@pytest.mark.minutes
 def test_pick_runs_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     task = ("--model", "tiny", "--task", "math:arith")
     out = _run(installed / "autolayer", "pick", *task, *QUICK, "--out", "run", "--json", cwd=tmp_path)

@@ -143,7 +143,8 @@ def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: 
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
 
-@pytest.mark.parametrize("calls", [3, pytest.param(7, marks=pytest.mark.minutes)])
+@pytest.mark.minutes
+@pytest.mark.parametrize("calls", [3, 7])
 def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -57,7 +57,9 @@ def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
         "examples/every_task.py --only nothing",
         "examples/benchmarks/help_time.py",
         "examples/benchmarks/race_simulation.py --studies 2",
-        "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny",
+        pytest.param(
+            "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny", marks=pytest.mark.minutes
+        ),
     ],
 )
 def test_every_example_runs(command: str, tmp_path: Path) -> None:
