@@ -40,12 +40,20 @@ def write(folder: Path, arm: Arm, tensors: Mapping[str, torch.Tensor], cost: Cos
         cost: Everything the arm's training has cost so far.
     """
     path = folder / name_of(arm)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # a worker taken for dead may still be at it
-    save_file(dict(tensors), temporary, {"arm": json.dumps(asdict(arm)), "cost": json.dumps(asdict(cost))})
-    temporary.replace(path)
+    save_whole(tensors, path, {"arm": json.dumps(asdict(arm)), "cost": json.dumps(asdict(cost))})
     for older in sorted(other for other in path.parent.glob("step-*.safetensors") if other < path)[:-1]:
         older.unlink()
+
+
+def save_whole(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # a worker taken for dead may still be at it
+    try:
+        save_file(dict(tensors), temporary, metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(folder: Path, arm: Arm) -> tuple[dict[str, torch.Tensor], Cost]:

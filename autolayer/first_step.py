@@ -11,7 +11,6 @@ they are.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from autolayer.arms import Arm
+from autolayer.checkpoints import save_whole
 from autolayer.costs import Cost
 from autolayer.rollouts import Rollouts
 from autolayer.runs import FIRST, RunFolder
@@ -95,15 +94,8 @@ def keep(folder: RunFolder, arm: Arm, prompts_per_step: int, first: FirstStep) -
 
 
 def keep_gradient(folder: RunFolder, arm: Arm, prompts_per_step: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes the gradient of the shared layers whole or not at all."""
-    path = _gradient_file(folder, place_of(arm, prompts_per_step))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    try:
-        save_file(dict(tensors), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Leaves the gradient of the shared layers beside it."""
+    save_whole(tensors, _gradient_file(folder, place_of(arm, prompts_per_step)))
 
 
 def forget_gradients(folder: RunFolder) -> None:

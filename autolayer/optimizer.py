@@ -77,10 +77,11 @@ class MasterAdamW(torch.optim.Optimizer):
         """A step by what `GradientKeeper` has kept, as if this had been gathered here; it is clipped here.
 
         Args:
-            gradients: Those of every parameter that a backward pass would have reached, averaged over the processes.
+            gradients: Those of every parameter that a backward pass would have reached, averaged over the processes; on
+                the device, and used up.
         """
         for name, gradient in gradients.items():
-            self.masters[name].grad = gradient.to(self.masters[name].device)
+            self.masters[name].grad = gradient
         self._update()
 
     def _update(self) -> None:
@@ -131,21 +132,25 @@ class MasterAdamW(torch.optim.Optimizer):
 class GradientKeeper(torch.optim.Optimizer):
     """Takes no step: keeps the gradient that a step would be made by, in float32 on the host.
 
-    For the parameters of many layers at once: each gradient leaves the device when it is ready and is added up over the
-    micro-batches as `MasterAdamW` does, so that its step by this is the step it would have made itself, bit for bit.
+    For the parameters of many layers at once: each gradient leaves the device the moment it is complete, so the device
+    needs no room for them. They are added up over the micro-batches as `MasterAdamW` does, so that its step by this is
+    the step it would have made itself, bit for bit.
 
     Args:
-        parameters: Full name -> parameter.
-        average: Replaces gradients by their mean over all processes.
+        parameters: Full name -> parameter; all want a gradient.
+        average: Replaces gradients by their mean over all processes, in `step`.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, average: Callable[[list[torch.Tensor]], None]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
     ) -> None:
         super().__init__(list(parameters.values()), {"lr": 0.0})
         self.named, self.average = dict(parameters), average
         self.gradients: dict[str, torch.Tensor] = {}
-        """Of the parameters that the backward pass reached; complete after `step`."""
+        """Of the parameters that a backward pass has reached."""
         self._hooks = [p.register_post_accumulate_grad_hook(self._mover(name)) for name, p in self.named.items()]
 
     def _mover(self, name: str) -> Callable[[torch.Tensor], None]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolayer.arms import Layers
 from autolayer.boundary import handing_on
 from autolayer.layers import find_layers
 
@@ -25,8 +24,7 @@ class Reference:
         model: The policy.
         parameters: What is trained, by name.
         base: Its base weights, by the same names; copied to the policy's device.
-        layers: What is trained.
-        shares: Whether a pass of this model may begin in the middle (`boundary.can_enter`).
+        lowest: The block up to which policy and reference are the same, and the policy's passes may begin.
     """
 
     def __init__(
@@ -34,14 +32,12 @@ class Reference:
         model: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         base: Mapping[str, torch.Tensor],
-        layers: Layers,
-        *,
-        shares: bool,
+        lowest: int,
     ) -> None:
         self.parameters = parameters
         self.base = {name: base[name].to(parameter.device) for name, parameter in parameters.items()}
         self.blocks = list(find_layers(model))
-        self.lowest = min(layers) if shares and layers != "full" else 0
+        self.lowest = lowest
         self._entered: torch.Tensor | None = None
 
     @contextmanager

@@ -163,7 +163,7 @@ def reference_of(bench: Workbench, layers: Layers, *, moved: bool = True) -> Ref
     if is_sharded(bench.model):  # the leader may have tried before, alone
         bench.enters = led(bench.model, lambda: bench.enters)
     parameters, base = (bench.parameters(layers), bench.base(layers)) if moved else ({}, {})
-    return Reference(bench.model, parameters, base, layers, shares=bench.enters)
+    return Reference(bench.model, parameters, base, bench.shared_below(layers))
 
 
 def make_trainer(

@@ -229,6 +229,10 @@ class Workbench:
         with scoring(self.model, self.engine.temperature), torch.no_grad():
             return can_enter(self.model, any_batch(self.model))
 
+    def shared_below(self, layers: Layers) -> int:
+        """The block below which a policy with these layers trained and its reference run once for both."""
+        return min(layers) if layers != "full" and self.enters else 0
+
     def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
         """Log-probabilities of the completions, (B, T - 1), by whole passes or from a boundary up.
 
@@ -385,8 +389,6 @@ class Workbench:
     def update_cost(self, rollouts: Rollouts, layers: Layers) -> Cost:
         """The passes of one training step."""
         cost = self.costs.train(rollouts.num_tokens, layers)
-        if self.settings.beta:  # the layers below the trained ones run once for policy and reference
-            cost += self.costs.forward(
-                rollouts.num_tokens, start=min(layers) if self.enters and layers != "full" else 0
-            )
+        if self.settings.beta:
+            cost += self.costs.forward(rollouts.num_tokens, start=self.shared_below(layers))
         return cost

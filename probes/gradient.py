@@ -13,6 +13,7 @@ import time
 import torch
 
 from autolayer.layers import layer_parameters
+from autolayer.optimizer import GradientKeeper
 from autolayer.scoring import ScoreBatch, log_probs, scoring
 from autolayer.shards import computing
 from autolayer.workbench import Workbench
@@ -46,24 +47,10 @@ def streamed_gradient(
     owner = {name: layer for layer in layers for name in layer_parameters(model, (layer,))}
     flagged = [model.get_parameter(name) for name in owner]
     parameters = computing(model, layers)
-    gradient: Gradient = {layer: {} for layer in layers}
-
-    def collector(name: str):
-        def collect(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None
-            arrived = parameter.grad.to("cpu", torch.float32)
-            held = gradient[owner[name]]
-            held[name] = arrived.clone() if name not in held else held[name].add_(arrived)
-            parameter.grad = None
-
-        return collect
-
-    handles = []
+    for parameter in (*flagged, *parameters.values()):
+        parameter.requires_grad_(True)
+    keeper = GradientKeeper(parameters)
     try:
-        for parameter in (*flagged, *parameters.values()):
-            parameter.requires_grad_(True)
-        for name, parameter in parameters.items():
-            handles.append(parameter.register_post_accumulate_grad_hook(collector(name)))
         with scoring(model, bench.engine.temperature), bench.keeping_little(layers):
             width = batch.input_ids.shape[1]
             for rows, part in batch.split(max_sequences or bench.passes.sequences(width)):
@@ -71,16 +58,18 @@ def streamed_gradient(
                 advantages = advantages_B[rows].to(log_probs_B.device, log_probs_B.dtype)
                 ((log_probs_B * advantages).sum() / len(batch.input_ids)).backward()
     finally:
-        for handle in handles:
-            handle.remove()
+        keeper.close()
         for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(False)
             parameter.grad = None
     bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
-    for name, layer in owner.items():  # an expert that no token was routed to gets no gradient: it is zero
-        gradient[layer].setdefault(name, torch.zeros_like(parameters[name], device="cpu"))
-        if parameters[name].dtype != torch.float16:  # whose numbers end at 65504
-            gradient[layer][name] = gradient[layer][name].to(parameters[name].dtype)
+    gradient: Gradient = {layer: {} for layer in layers}
+    for name, layer in owner.items():
+        found = keeper.gradients.pop(name, None)
+        if found is None:  # an expert that no token was routed to gets no gradient: it is zero
+            found = torch.zeros_like(parameters[name], device="cpu")
+        dtype = parameters[name].dtype
+        gradient[layer][name] = found if dtype == torch.float16 else found.to(dtype)  # float16 ends at 65504
     return gradient
 
 

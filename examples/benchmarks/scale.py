@@ -102,8 +102,8 @@ def host_bytes(model: Model, config: Config) -> float:
     return gradient_bytes(whole, tuple(range(len(find_layers(whole)))), config.probe.num_folds)
 
 
-def least_devices(model: Model) -> tuple[int, float]:
-    """GPUs of 80 GB that hold the policy in shards while its lowest layer is trained, and GB in each.
+def least_devices(model: Model) -> str:
+    """How many GPUs of 80 GB hold the policy in shards while its lowest layer is trained, and what they hold.
 
     Activations are recomputed and passes as small as they become; completions come from servers elsewhere.
     """
@@ -114,7 +114,12 @@ def least_devices(model: Model) -> tuple[int, float]:
         passing = Passing(width=1000, tokens=1000, recompute=True, batch=PROMPTS * GROUP, shards=shards)
         held = sum(training_bytes(whole, (0,), passing, num_trained=trained).values())
         if held <= USABLE * DEVICE:
-            return shards, held / 1e9
+            where = f"{shards} GPU{'s --shard' if shards > 1 else ''}"
+            weights = sum(parameter.nbytes for parameter in whole.parameters()) / 1e9
+            own = (16 + (2 if shards > 1 else 0)) * trained / 1e9
+            return (
+                f"{where}, {held / 1e9:.0f} of 80 GB, {own:.0f} of them the layer's own; host, loading: {weights:.0f}"
+            )
     raise ValueError(f"{model.name} fits nowhere")
 
 
@@ -147,10 +152,7 @@ def main() -> None:
             )  # fmt: skip
     Console(width=170).print(table)
     for model in models(options.decode, options.latency):
-        shards, held = least_devices(model)
-        print(
-            f"{model.name}: the policy trains on {shards} GPU{'s --shard' if shards > 1 else ''}, {held:.0f} of 80 GB"
-        )
+        print(f"{model.name}: the policy trains on {least_devices(model)} GB")
 
 
 if __name__ == "__main__":
