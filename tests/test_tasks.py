@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from autolayer.errors import DataError, RewardError
+from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks import SPLITS, Task, split_of, split_rows
 from autolayer.tasks.rewards import text_of
 
@@ -93,7 +93,7 @@ def test_as_many_completions_as_rows() -> None:
         [torch.tensor(1), torch.tensor(0.0, requires_grad=True)],
         (value for value in (1.0, 0.0)),
     ],
-    ids=repr,
+    ids=lambda values: type(values).__name__,
 )
 def test_every_kind_of_number_is_a_reward(values: Any) -> None:
     found = score(returns(values))
