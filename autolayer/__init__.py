@@ -6,22 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autolayer.comparing.run import compare
-    from autolayer.layers import train_only
-    from autolayer.measuring.run import measure
-    from autolayer.patch import load_patch
-    from autolayer.pipeline import pick, train_layer
+    from autolayer.comparison.run import compare
+    from autolayer.measurement.run import measure
+    from autolayer.models.layers import train_only
+    from autolayer.models.patch import load_patch
+    from autolayer.pipeline.pick import pick, train_layer
 
 __version__ = "0.1.0"
 __all__ = ["compare", "load_patch", "measure", "pick", "train_layer", "train_only"]
 
 _HOMES = {
-    "compare": "autolayer.comparing.run",
-    "load_patch": "autolayer.patch",
-    "measure": "autolayer.measuring.run",
-    "pick": "autolayer.pipeline",
-    "train_layer": "autolayer.pipeline",
-    "train_only": "autolayer.layers",
+    "compare": "autolayer.comparison.run",
+    "load_patch": "autolayer.models.patch",
+    "measure": "autolayer.measurement.run",
+    "pick": "autolayer.pipeline.pick",
+    "train_layer": "autolayer.pipeline.pick",
+    "train_only": "autolayer.models.layers",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m autolayer` is the same as `autolayer`."""
 
-from autolayer.cli import main
+from autolayer.cli.main import main
 
 if __name__ == "__main__":
     main()

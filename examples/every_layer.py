@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import autolayer
-from autolayer.models import empty_model
-from autolayer.results import PickResult
+from autolayer.models.loading import empty_model
+from autolayer.reporting.results import PickResult
 
 
 def main() -> None:

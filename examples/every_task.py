@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 import autolayer
-from autolayer.config import from_dict
-from autolayer.progress import Progress
-from autolayer.results import PickResult
+from autolayer.core.config import from_dict
+from autolayer.core.progress import Progress
+from autolayer.reporting.results import PickResult
 
 MODELS = ("tiny", "tiny-qwen2")
 ALGORITHMS = {

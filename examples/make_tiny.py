@@ -27,14 +27,14 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import autolayer
-from autolayer.episodes import PROMPT
-from autolayer.rollouts import request_seed
-from autolayer.sample import sample
+from autolayer.rollouts.engines.hf import TransformersEngine
+from autolayer.rollouts.multi_turn import PROMPT
+from autolayer.rollouts.sampler import sample
+from autolayer.rollouts.types import request_seed
 from autolayer.tasks import TASKS
 from autolayer.tasks.agent import house, house_writers
 from autolayer.tasks.code import expr
 from autolayer.tasks.math import arith
-from autolayer.transformers_engine import TransformersEngine
 
 DATA = Path(list(autolayer.__path__)[0]) / "data"
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -60,7 +60,7 @@ def expr_text(rng: random.Random) -> Text:
 
 
 def house_text(rng: random.Random) -> Text:
-    """As `autolayer.episodes` shows an episode."""
+    """As `autolayer.rollouts.multi_turn` shows an episode."""
     turns = house_writers.corpus(rng)
     return [part for read, action in turns for part in ((f"{read}{PROMPT}", False), (f"{action}\n", True))]
 

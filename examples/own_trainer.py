@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import autolayer
-from autolayer.models import load_model
+from autolayer.models.loading import load_model
 from autolayer.tasks.math import arith
 
 

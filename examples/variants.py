@@ -6,7 +6,7 @@ autolayer pick --model tiny --task examples/variants.py:house_dense --algorithm 
 
 from __future__ import annotations
 
-from autolayer.config import Config
+from autolayer.core.config import Config
 from autolayer.tasks import Task
 from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.agent.keys_task import load_keys

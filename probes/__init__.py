@@ -1,6 +1,6 @@
 """One file per signal, the baselines, and the predictor.
 
-`PROBES` is the whole registry: every entry is run, shown and held to one contract (tests/test_probes.py).
+`PROBES` is the whole registry: every entry is run, shown and held to one contract (tests/probes/test_probes.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from autolayer.positions import POSITIONS
+from autolayer.core.depth_prior import POSITIONS
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 

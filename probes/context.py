@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from autolayer.boundary import Boundary
-from autolayer.layers import fp32_layers
-from autolayer.plan import RESPONSE_GROUP, ProbePlan
+from autolayer.core.budget import RESPONSE_GROUP, ProbePlan
+from autolayer.distributed.fsdp import whole
+from autolayer.models.layers import fp32_layers
 from autolayer.probes.gradient import Gradient, inner, streamed_gradient
 from autolayer.probes.sketch import Sketcher
-from autolayer.rollouts import Rollouts
-from autolayer.scoring import ScoreBatch, scoring
-from autolayer.shards import whole
-from autolayer.workbench import Workbench
+from autolayer.rollouts.types import Rollouts
+from autolayer.training.logprobs import ScoreBatch, scoring
+from autolayer.training.partial_forward import Boundary
+from autolayer.training.workbench import Workbench
 
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width, L candidate layers.
 

@@ -12,11 +12,11 @@ import time
 
 import torch
 
-from autolayer.layers import layer_parameters
-from autolayer.optimizer import GradientKeeper
-from autolayer.scoring import ScoreBatch, log_probs, scoring
-from autolayer.shards import computing
-from autolayer.workbench import Workbench
+from autolayer.distributed.fsdp import computing
+from autolayer.models.layers import layer_parameters
+from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+from autolayer.training.optimizer import GradientKeeper
+from autolayer.training.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
 """layer -> parameter name -> gradient on the host, in the model's dtype (float16: in float32)."""

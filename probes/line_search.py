@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from autolayer.layers import fp32_layers
-from autolayer.plan import LINE_SIZES
+from autolayer.core.budget import LINE_SIZES
+from autolayer.distributed.fsdp import whole
+from autolayer.models.layers import fp32_layers
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import Fold, ProbeContext
-from autolayer.scoring import scoring
-from autolayer.shards import whole
+from autolayer.training.logprobs import scoring
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
 """Step sizes, as the deviation of the sequence log-ratio (nats) each should make; beyond 1 reweighting is noise."""

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.linear_model import ridge_regression
 
-from autolayer import positions
+from autolayer.core import depth_prior
 from autolayer.probes.base import Scores
 from autolayer.probes.known import Known
 
@@ -89,8 +89,8 @@ def predict(
     errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else _fallback()
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
     if num_parameters >= SMALL:
-        prior_L = standard(positions.scores("position", layers, num_layers))
-        centred_L = centred_L + positions.CORRELATION * positions.SPREAD * prior_L
+        prior_L = standard(depth_prior.scores("position", layers, num_layers))
+        centred_L = centred_L + depth_prior.CORRELATION * depth_prior.SPREAD * prior_L
     spread = float(np.hypot(errors.deviation, errors.level_sd))
     reach = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
     predicted_L = errors.level + centred_L
@@ -199,10 +199,10 @@ def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows]) -> np.ndarray
 def _fallback() -> Model:
     """Nothing to learn from: fixed weights, and the level and spread of published models."""
     return Model(
-        weights_F=np.array([FALLBACK[name] * positions.SPREAD for name in FEATURES]),
-        level=positions.LEVEL,
-        level_sd=positions.SPREAD / 2,
-        deviation=positions.SPREAD,
+        weights_F=np.array([FALLBACK[name] * depth_prior.SPREAD for name in FEATURES]),
+        level=depth_prior.LEVEL,
+        level_sd=depth_prior.SPREAD / 2,
+        deviation=depth_prior.SPREAD,
         num_environments=0,
         num_parameters=0,
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from autolayer.arms import Arm
+from autolayer.core.arms import Arm
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.rates import BURST_STEPS, far_rates
-from autolayer.rollouts import request_seed
+from autolayer.rollouts.types import request_seed
 
 
 class RLBurst(Probe):

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from autolayer.errors import ConfigError, DataError
-from autolayer.plan import ProbePlan
+from autolayer.core.budget import ProbePlan
+from autolayer.core.errors import ConfigError, DataError
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.known import Known
 from autolayer.probes.predictor import fit, predict
 from autolayer.probes.rates import far_rates, steps_to_far, together
-from autolayer.rollouts import Rollouts, request_seed
-from autolayer.workbench import Workbench
+from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.training.workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)

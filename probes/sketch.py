@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from autolayer.layers import find_layers
+from autolayer.models.layers import find_layers
 
 # B sequences, b of a micro-batch, T tokens, K = SIDE.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autolayer.arms import RungResult
+from autolayer.core.arms import RungResult
 from autolayer.search.looks import looks
 from autolayer.search.records import Run
 

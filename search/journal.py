@@ -26,9 +26,9 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from autolayer.arms import Arm, RungResult
-from autolayer.costs import Cost
-from autolayer.errors import RunFolderError
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
+from autolayer.core.errors import RunFolderError
 from autolayer.search.race import Answer
 from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from autolayer.arms import RungResult
-from autolayer.costs import Cost
+from autolayer.core.arms import RungResult
+from autolayer.core.costs import Cost
 from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 
 

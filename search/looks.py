@@ -11,7 +11,7 @@ standard deviation RHO. It reaches 1/alpha with a probability of alpha at the mo
 Phi(x) is at least 1 - exp(-x^2 / 2), so x^2 = 2 log(1 + sqrt(v) / (2 alpha)) is far enough.
 
 What it cannot know of: a reward that is rare and larger than any that was seen so far. The rival is the best of several
-on these very items and so a little lucky; that is what ALPHA is small for (tests/test_looks.py simulates a dozen).
+on these very items and so a little lucky; that is what ALPHA is small for (test_looks.py simulates a dozen).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from autolayer.arms import RungResult
+from autolayer.core.arms import RungResult
 
 ALPHA = 0.01
 """Probability of stopping an arm that is as good as its rival: in a race of a dozen evaluations, one in nine races."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autolayer.arms import Arm
+from autolayer.core.arms import Arm
 from autolayer.search.evidence import paired_gain
 from autolayer.search.ledger import Ledger
 from autolayer.search.posterior import Posterior

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autolayer.costs import Cost
-from autolayer.plan import MIN_WIDTH, scout_steps
+from autolayer.core.budget import MIN_WIDTH, scout_steps
+from autolayer.core.costs import Cost
 from autolayer.search.records import Candidate, RaceConfig
 
 LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6

@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 
-from autolayer.arms import RungResult
-from autolayer.costs import Cost
+from autolayer.core.arms import RungResult
+from autolayer.core.costs import Cost
 from autolayer.search.evidence import gather
 from autolayer.search.ledger import Ledger
 from autolayer.search.looks import rival

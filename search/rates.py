@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import optuna
 
-from autolayer.arms import RungResult
+from autolayer.core.arms import RungResult
 from autolayer.search.records import Candidate, RaceConfig, Run
 
 PARAMETER = "log2_ratio"

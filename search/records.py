@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from autolayer.arms import Arm, Layers
-from autolayer.costs import Cost
-from autolayer.errors import AutolayerError, ConfigError
+from autolayer.core.arms import Arm
+from autolayer.core.costs import Cost
+from autolayer.core.errors import AutolayerError, ConfigError
+from autolayer.core.layer_set import Layers
 
 Verdict = Literal["clear", "tied", "budget_spent"]
 

@@ -23,9 +23,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from autolayer.arms import Arm, RungResult
-from autolayer.costs import Cost
-from autolayer.errors import TrainingError
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
+from autolayer.core.errors import TrainingError
 from autolayer.search.evidence import check, paired_gain
 from autolayer.search.journal import Journal, opened, quiet, reap, run_of, sign
 from autolayer.search.ledger import Ledger

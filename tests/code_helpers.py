@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autolayer.config import Config
+from autolayer.core.config import Config
 from autolayer.tasks import load_task
 
 CHAT = [{"role": "user", "content": "Square a number."}]

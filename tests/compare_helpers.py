@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 from test_results import finished
 
-from autolayer.comparing.comparison import Comparison, Judgement, Row
-from autolayer.comparing.report import ComparisonReport
-from autolayer.contribution import ArmGain, Contribution
-from autolayer.results import PickResult, RankingRow
+from autolayer.comparison.comparison import Comparison, Judgement, Row
+from autolayer.comparison.report import ComparisonReport
+from autolayer.reporting.contribution import ArmGain, Contribution
+from autolayer.reporting.results import PickResult, RankingRow
 
 TRUTH = (0.3, 0.5, 1.1, 0.8, 0.7, 0.6, 0.2, 0.1)
 FULL_GAIN = 0.2

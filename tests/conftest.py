@@ -86,7 +86,7 @@ def no_box() -> Iterator[Sandbox]:
 @pytest.fixture
 def _sandbox() -> None:
     """For tests that run programs by the sandbox that the code tasks open themselves."""
-    from autolayer.errors import SandboxError
+    from autolayer.core.errors import SandboxError
     from autolayer.tasks.code import opening
 
     try:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from autolayer.arms import Arm, RungResult
-from autolayer.costs import Cost
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
 from autolayer.search.looks import next_look
 from autolayer.search.race import Racing, first_batch
 from autolayer.search.rates import learning_rate

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from autolayer.transformers_engine import TransformersEngine
+from autolayer.rollouts.engines.hf import TransformersEngine
 
 
 class Stub(ThreadingHTTPServer):

@@ -13,16 +13,16 @@ import torch
 from tiny_models import build_tokenizer
 from torch import nn
 
-from autolayer.engine import Engine
-from autolayer.models import LoadedModel
-from autolayer.optimizer import MasterAdamW
-from autolayer.plan import ProbePlan
+from autolayer.core.budget import ProbePlan
+from autolayer.core.run_folder import RunFolder
+from autolayer.models.loading import LoadedModel
 from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.rollouts import Rollouts, request_seed
-from autolayer.runs import RunFolder
+from autolayer.rollouts.engines.base import Engine
+from autolayer.rollouts.engines.hf import TransformersEngine
+from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
-from autolayer.transformers_engine import TransformersEngine
-from autolayer.workbench import TrainSettings, Workbench
+from autolayer.training.optimizer import MasterAdamW
+from autolayer.training.workbench import TrainSettings, Workbench
 
 
 def mean_id(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:

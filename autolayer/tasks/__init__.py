@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from autolayer.config import Config
-from autolayer.errors import ConfigError, DataError, unknown
+from autolayer.core.config import Config
+from autolayer.core.errors import ConfigError, DataError, unknown
 from autolayer.tasks.agent.alfworld import load_alfworld
 from autolayer.tasks.agent.house_task import load_house
 from autolayer.tasks.agent.keys_task import load_keys

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autolayer.errors import DataError, RewardError
+from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
 from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
 from autolayer.tasks.suites import Decoding, check_suites

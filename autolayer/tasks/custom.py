@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autolayer.config import Config
-from autolayer.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
+from autolayer.core.config import Config
+from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
 from autolayer.tasks.agent.tool_environment import task_of_class
 from autolayer.tasks.base import Task
 from autolayer.tasks.rewards import show

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from autolayer.errors import EpisodeError
+from autolayer.core.errors import EpisodeError
 from autolayer.tasks.rewards import as_number, describe, show
 from autolayer.tasks.time_limit import within
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 
 _copies: ContextVar[Path | None] = ContextVar("copies", default=None)
 _read: ContextVar[list[str] | None] = ContextVar("read", default=None)

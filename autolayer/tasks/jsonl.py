@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash, prompt_problem, split_rows
 from autolayer.tasks.rewards import show
 

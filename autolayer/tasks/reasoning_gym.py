@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from autolayer.errors import ConfigError, DataError, RewardError, unknown
+from autolayer.core.errors import ConfigError, DataError, RewardError, unknown
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.math import answer_pool
 from autolayer.tasks.math.disarm import disarm

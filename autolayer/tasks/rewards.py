@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from autolayer.errors import RewardError
+from autolayer.core.errors import RewardError
 
 LARGEST = 3.4e38  # TRL keeps rewards in float32; what exceeds it would become infinite there
 

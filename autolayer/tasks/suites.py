@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 
 MIN_ITEMS = 2
 """Items of a suite: a spread needs two."""

@@ -17,12 +17,12 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from autolayer import checkpoints
-from autolayer.arms import Arm
-from autolayer.config import Config
-from autolayer.costs import Cost
-from autolayer.prepare import prepare
-from autolayer.shared_pass import share_first_step
+from autolayer.core.arms import Arm
+from autolayer.core.config import Config
+from autolayer.core.costs import Cost
+from autolayer.pipeline.setup import prepare
+from autolayer.training import checkpoints
+from autolayer.training.shared_pass import share_first_step
 
 KINDS = ("nothing", "rollouts", "rollouts and passes")
 

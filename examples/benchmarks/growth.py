@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from autolayer.models import LoadedModel
-from autolayer.plan import ProbePlan
+from autolayer.core.budget import ProbePlan
+from autolayer.core.run_folder import RunFolder
+from autolayer.models.loading import LoadedModel
 from autolayer.probes import PROBES
 from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.runs import RunFolder
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import TrainSettings, Workbench
 
 LAYERS, LENGTHS = (6, 12, 24, 48), (64, 128, 256, 512)
 LENGTH, DEPTH = 128, 12

@@ -24,13 +24,14 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-from autolayer.arms import Arm, Layers
-from autolayer.layers import layer_parameters
-from autolayer.memory import Passing, training_bytes
-from autolayer.models import LoadedModel
-from autolayer.runs import RunFolder
+from autolayer.core.arms import Arm
+from autolayer.core.layer_set import Layers
+from autolayer.core.run_folder import RunFolder
+from autolayer.models.layers import layer_parameters
+from autolayer.models.loading import LoadedModel
+from autolayer.models.memory_estimate import Passing, training_bytes
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import TrainSettings, Workbench
 
 LAYERS, WIDTH, VOCABULARY = 12, 768, 16384
 PROMPT, COMPLETION, GROUP = 16, 112, 8

@@ -29,12 +29,23 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 import autolayer
-from autolayer import plan
-from autolayer.config import Config
-from autolayer.costs import Cost, CostModel
-from autolayer.dryrun import dry_run
-from autolayer.layers import find_layers, head_ratio
-from autolayer.plan import ProbePrices, UnitCosts, default_budget
+from autolayer.core.budget import (
+    ProbePrices,
+    UnitCosts,
+    calibration_cost,
+    calibration_prompts,
+    default_budget,
+    final_layers,
+    finding_budget,
+    full_run,
+    pays_for_race,
+    plan_probes,
+    select_items,
+)
+from autolayer.core.config import Config
+from autolayer.core.costs import Cost, CostModel
+from autolayer.models.layers import find_layers, head_ratio
+from autolayer.pipeline.dry_run import dry_run
 from autolayer.search.ledger import Ledger
 from autolayer.search.race import first_batch
 from autolayer.search.records import Candidate, RaceConfig
@@ -63,13 +74,13 @@ def units_of(name: str) -> UnitCosts:
 def stages(config: Config, units: UnitCosts) -> tuple[dict[str, Cost], Cost]:
     """What each stage of finding costs, and one full run."""
     candidates = tuple(range(units.costs.num_layers))
-    budget, prompts = plan.finding_budget(config, units, candidates), plan.calibration_prompts(config)
-    sizes = plan.plan_probes(config, units, candidates, budget)
-    found = {"calibrate": plan.calibration_cost(config, units),
+    budget, prompts = finding_budget(config, units, candidates), calibration_prompts(config)
+    sizes = plan_probes(config, units, candidates, budget)
+    found = {"calibrate": calibration_cost(config, units),
              "probe": ProbePrices(config, units, candidates).all(sizes, sampled=prompts)}  # fmt: skip
     left = budget - sum(found.values(), Cost())
-    found["search"] = left if plan.pays_for_race(config, units, candidates, left) else Cost()
-    return found, plan.full_run(config, units, plan.final_layers(config, candidates))
+    found["search"] = left if pays_for_race(config, units, candidates, left) else Cost()
+    return found, full_run(config, units, final_layers(config, candidates))
 
 
 def sizes_table() -> Table:
@@ -113,7 +124,7 @@ def rung_table() -> Table:
             race = RaceConfig(
                 seed=0, num_layers=units.costs.num_layers, total_steps=400, budget=left,
                 step_cost=lambda layers, units=units: units.step(layers) * 64,
-                eval_cost=units.generate_one * plan.select_items(config),
+                eval_cost=units.generate_one * select_items(config),
                 first_rollouts=units.generate * 64, first_own=units.weigh(1) * 64,
             )  # fmt: skip
             scouts = first_batch(race, candidates)
@@ -152,14 +163,14 @@ def runs_table() -> Table:
                 f"{model}, {task}",
                 "train",
                 trained,
-                plan.full_run(planned.config, units, tuple(result.best_layers)),
+                full_run(planned.config, units, tuple(result.best_layers)),
                 planned.seconds,
             )
     return table
 
 
 def unit_costs(out: Path, num_layers: int, model: str) -> UnitCosts:
-    from autolayer.models import empty_model
+    from autolayer.models.loading import empty_model
 
     found = json.loads((out / "calibration.json").read_text())
     return UnitCosts(

@@ -35,8 +35,8 @@ import optuna
 from rich.console import Console
 from rich.table import Table
 
-from autolayer.arms import Arm, RungResult
-from autolayer.costs import Cost
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
 from autolayer.search.plan import plan
 from autolayer.search.race import Race, race
 from autolayer.search.rates import learning_rate

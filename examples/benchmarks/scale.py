@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from autolayer.config import Config
-from autolayer.costs import Cost
-from autolayer.layers import find_layers, layer_parameters
-from autolayer.memory import Passing, gradient_bytes, training_bytes
-from autolayer.plan import UnitCosts, default_budget, select_items
-from autolayer.room import USABLE
+from autolayer.core.budget import UnitCosts, default_budget, select_items
+from autolayer.core.config import Config
+from autolayer.core.costs import Cost
+from autolayer.models.layers import find_layers, layer_parameters
+from autolayer.models.memory_estimate import Passing, gradient_bytes, training_bytes
+from autolayer.pipeline.memory_fit import USABLE
 from autolayer.search.plan import plan
 from autolayer.search.records import Candidate, RaceConfig
 

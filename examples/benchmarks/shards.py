@@ -21,9 +21,9 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from autolayer.layers import find_layers, layer_parameters
-from autolayer.ranks import joined
-from autolayer.shards import in_step, make_mesh, shard, whole
+from autolayer.distributed.fsdp import in_step, make_mesh, shard, whole
+from autolayer.distributed.process_group import joined
+from autolayer.models.layers import find_layers, layer_parameters
 
 REPEATS = 5
 

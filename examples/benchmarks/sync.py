@@ -30,10 +30,10 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from autolayer.config import VLLMConfig  # noqa: E402
-from autolayer.layers import layer_parameters  # noqa: E402
-from autolayer.models import load_model  # noqa: E402
-from autolayer.vllm_engine import VLLMEngine  # noqa: E402
+from autolayer.core.config import VLLMConfig  # noqa: E402
+from autolayer.models.layers import layer_parameters  # noqa: E402
+from autolayer.models.loading import load_model  # noqa: E402
+from autolayer.rollouts.engines.vllm_local import VLLMEngine  # noqa: E402
 
 LAYERS, WIDTH, ROUNDS = 16, 512, 5
 

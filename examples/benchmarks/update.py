@@ -31,15 +31,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PrinterCallback
 
-from autolayer.arms import Arm
-from autolayer.layers import layer_parameters
-from autolayer.models import LoadedModel
-from autolayer.rollouts import Rollouts
-from autolayer.runs import RunFolder
-from autolayer.scoring import ScoreBatch, log_probs, scoring
+from autolayer.core.arms import Arm
+from autolayer.core.run_folder import RunFolder
+from autolayer.models.layers import layer_parameters
+from autolayer.models.loading import LoadedModel
+from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.trainer import EachStep, quiet_trainer
-from autolayer.workbench import TrainSettings, Workbench
+from autolayer.training.grpo_trainer import EachStep, quiet_trainer
+from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+from autolayer.training.workbench import TrainSettings, Workbench
 
 PROMPT, GROUP, PROMPTS = 16, 8, 1
 
@@ -151,7 +151,7 @@ def ours(
         bench = Workbench(loaded, task, settings, RunFolder(scratch / f"run-{number}"), temperature=1.0)
         bench.enters = bench.enters and shares
         clock = Clock()
-        from autolayer import trainer as module
+        from autolayer.training import grpo_trainer as module
 
         original = module.sample_share
 

@@ -21,8 +21,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from autolayer.arms import Arm, RungResult
-from autolayer.costs import Cost
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
 from autolayer.search.race import Racing
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search

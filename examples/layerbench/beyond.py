@@ -23,8 +23,8 @@ from run import SEEDS, build, check, keep, load
 from table import markdown, number
 
 import autolayer
-from autolayer.config import from_dict
-from autolayer.contribution import Contribution
+from autolayer.core.config import from_dict
+from autolayer.reporting.contribution import Contribution
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "top 3": {"top_k": 3, "budget": 1.0},

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from run import load
 
-from autolayer.arms import Arm
-from autolayer.comparing.metrics import regret, spearman
-from autolayer.config import from_dict
-from autolayer.contribution import Contribution
-from autolayer.prepare import prepare
+from autolayer.comparison.metrics import regret, spearman
+from autolayer.core.arms import Arm
+from autolayer.core.config import from_dict
+from autolayer.pipeline.setup import prepare
+from autolayer.reporting.contribution import Contribution
 
 FACTORS, STEPS = (0.5, 1.0, 2.0), (2, 4, 8)
 NUM_ITEMS, NUM_SELECT, PRIOR = 512, 256, 0.02

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table
 from run import load
 
-from autolayer.calibrate import calibrate
-from autolayer.comparing.metrics import spearman
-from autolayer.config import from_dict
-from autolayer.contribution import Contribution
-from autolayer.plan import ProbePlan
-from autolayer.prepare import prepare
+from autolayer.comparison.metrics import spearman
+from autolayer.core.budget import ProbePlan
+from autolayer.core.config import from_dict
+from autolayer.pipeline.setup import prepare
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.run import shared_batch
-from autolayer.scoring import scoring
+from autolayer.reporting.contribution import Contribution
+from autolayer.training.calibration import calibrate
+from autolayer.training.logprobs import scoring
 
 # L layers, S sizes of step, B completions.
 

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from run import SEEDS
 
-from autolayer.comparing.metrics import regret, spearman
-from autolayer.contribution import NAME, Contribution, read
-from autolayer.measuring.trials import MEASURED
-from autolayer.runs import PROBE
+from autolayer.comparison.metrics import regret, spearman
+from autolayer.core.run_folder import PROBE
+from autolayer.measurement.trials import MEASURED
+from autolayer.reporting.contribution import NAME, Contribution, read
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)
 

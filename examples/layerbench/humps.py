@@ -20,7 +20,7 @@ from rich.table import Table
 from run import load
 from scipy import stats
 
-from autolayer.contribution import Contribution
+from autolayer.reporting.contribution import Contribution
 
 WANTED = 0.15
 ITEM_SD = 0.5

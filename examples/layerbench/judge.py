@@ -15,12 +15,12 @@ from environments import Environment
 from run import load
 from scipy import stats
 
-from autolayer import positions
-from autolayer.comparing.metrics import coverage, regret, spearman, winkler
-from autolayer.contribution import Contribution
+from autolayer.comparison.metrics import coverage, regret, spearman, winkler
+from autolayer.core import depth_prior
 from autolayer.probes.base import Scores
 from autolayer.probes.known import Known
 from autolayer.probes.predictor import fit, predict
+from autolayer.reporting.contribution import Contribution
 
 PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change",
           "gradient_norm")  # fmt: skip
@@ -80,10 +80,10 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
         for name in PROBES:
             if name in signals:
                 scores.setdefault(name, []).append(signals[name].scores_L)
-    for name in positions.POSITIONS:
-        scores[name] = [positions.scores(name, layers, depth)]
+    for name in depth_prior.POSITIONS:
+        scores[name] = [depth_prior.scores(name, layers, depth)]
     for name, (low_L, high_L) in (
-        ("position", positions.position_interval(layers, depth)),
+        ("position", depth_prior.position_interval(layers, depth)),
         (LEVEL, _level_interval(others, len(layers))),
     ):
         covered[name], winklers[name] = [coverage(truth_L, low_L, high_L)], [winkler(truth_L, low_L, high_L)]
@@ -159,7 +159,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def _level_interval(others: Sequence[Known], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
     """The 80% interval of somebody who knows the other environments' levels and spreads; the same for every layer."""
-    level, spread = positions.LEVEL, positions.SPREAD
+    level, spread = depth_prior.LEVEL, depth_prior.SPREAD
     if others:
         contributions = [np.array(each.contribution_L) for each in others]
         levels = np.array([each.mean() for each in contributions])

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from environments import RATES, Environment
 
-from autolayer import lora
-from autolayer.arms import Arm
-from autolayer.config import from_dict
-from autolayer.errors import TrainingError
-from autolayer.prepare import prepare
+from autolayer.core.arms import Arm
+from autolayer.core.config import from_dict
+from autolayer.core.errors import TrainingError
+from autolayer.models import lora
+from autolayer.pipeline.setup import prepare
 
 
 def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from environments import ENVIRONMENTS
 from run import BUDGETS, load
 
-from autolayer.contribution import Contribution
+from autolayer.reporting.contribution import Contribution
 
 
 def main() -> None:

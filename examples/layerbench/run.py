@@ -26,11 +26,11 @@ from environments import ENVIRONMENTS, HERE, RATES, Environment
 from lora import gains
 
 import autolayer
-from autolayer.config import from_dict
-from autolayer.contribution import Contribution
-from autolayer.models import load_model
+from autolayer.core.config import from_dict
+from autolayer.core.run_folder import PROBE
+from autolayer.models.loading import load_model
 from autolayer.probes.known import Known, of_contribution, packaged, save
-from autolayer.runs import PROBE
+from autolayer.reporting.contribution import Contribution
 
 RESULTS = HERE / "results"
 SEEDS = (10, 11, 12)

@@ -32,9 +32,9 @@ from run import RESULTS
 from table import markdown, number
 
 import autolayer
-from autolayer.comparing.metrics import regret, spearman
-from autolayer.contribution import Contribution
-from autolayer.models import EMBEDDED
+from autolayer.comparison.metrics import regret, spearman
+from autolayer.models.loading import EMBEDDED
+from autolayer.reporting.contribution import Contribution
 
 STORED = RESULTS / "stable"
 FORMS: dict[str, dict[str, Any]] = {

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from run import known, load
 
-from autolayer.comparing.resampling import bootstrap_interval
-from autolayer.stats import Interval
+from autolayer.comparison.resampling import bootstrap_interval
+from autolayer.core.statistics import Interval
 
 TEXTS = ("environment", "method", "differs", "one", "other", "sets of three")
 """Columns that hold no numbers."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from languages import FILLER, LETTERS, Line
 
-from autolayer.episodes import PROMPT
+from autolayer.rollouts.multi_turn import PROMPT
 from autolayer.tasks.environment import Step
 
 RING = 10

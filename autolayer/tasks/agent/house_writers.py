@@ -3,7 +3,7 @@
 The oracle knows the world and so bounds what can be reached; the explorer knows what it has read, and shows what a
 sensible model can reach. The writers explore, but now and then do something else: a language model that imitates them
 knows every action and what it leads to, and RL has carelessness to take away. They solve somewhat less than half of
-the houses, as tests/test_house.py measures.
+the houses, as tests/tasks/test_house.py measures.
 """
 
 from __future__ import annotations

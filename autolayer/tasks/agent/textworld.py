@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autolayer.errors import ConfigError, DataError
+from autolayer.core.errors import ConfigError, DataError
 from autolayer.tasks.agent.actions import action_of
 from autolayer.tasks.agent.rows import as_prompt
 from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash, split_of

@@ -36,7 +36,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.agent.tool_calls import BadCall, ToolCall, tool_calls
 from autolayer.tasks.base import Row, Task, split_rows
 from autolayer.tasks.environment import Step

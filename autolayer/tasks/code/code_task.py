@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.base import Row, Task, prompt_hash, split_rows
 from autolayer.tasks.code import public
 from autolayer.tasks.code.grade import grade

@@ -9,7 +9,7 @@ import platform
 import threading
 from collections.abc import Sequence
 
-from autolayer.errors import SandboxError
+from autolayer.core.errors import SandboxError
 from autolayer.tasks.code import launch
 from autolayer.tasks.code.jobs import Calls
 from autolayer.tasks.code.launch import Launcher

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.rewards import show
 
 FORMS = '{"tests": [...], "entry_point": ...}, {"inputs": [...], "outputs": [...]} or these with "fn_name"'

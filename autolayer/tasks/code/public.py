@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.hub import read_hub
 

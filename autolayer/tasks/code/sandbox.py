@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from autolayer.errors import SandboxError
+from autolayer.core.errors import SandboxError
 from autolayer.tasks.code import launch, wire
 from autolayer.tasks.code.jobs import Calls, Job, opening_frames, outcome_of, program_frame
 from autolayer.tasks.code.launch import Launcher

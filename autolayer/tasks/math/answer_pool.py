@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from autolayer.errors import RewardError
+from autolayer.core.errors import RewardError
 
 TIME_LIMIT = 5.0  # seconds for one comparison; they take milliseconds
 START_LIMIT = 120.0  # seconds for importing sympy, on a machine that is busy

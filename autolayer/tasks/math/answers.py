@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from autolayer.errors import RewardError
+from autolayer.core.errors import RewardError
 from autolayer.tasks.math.answer_pool import FAILURES, compare
 from autolayer.tasks.rewards import show
 from autolayer.tasks.thinking import after_thinking

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.math.answers import MAX_ANSWER, last_boxed
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from autolayer.errors import DataError
+from autolayer.core.errors import DataError
 from autolayer.tasks.base import Row, Task, prompt_hash
 from autolayer.tasks.hub import read_hub
 from autolayer.tasks.math.answers import unusable

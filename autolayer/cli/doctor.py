@@ -1,0 +1,167 @@
+"""`autolayer doctor`: what this machine can do, before a run finds out half-way, and what to change."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from autolayer.core.config import Config
+from autolayer.core.errors import AutolayerError
+from autolayer.core.progress import duration
+from autolayer.pipeline.result_builder import PACKAGES
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TESTED = {"torch": "2.13", "transformers": "5.23", "trl": "1.16", "peft": "0.21", "optuna": "5.0", "vllm": "0.30"}
+"""What the tests run with (constraints.txt); of TRL no other minor version works."""
+NEEDED_DISK = 5 << 30
+"""Bytes in the current folder below which a run of a large model may not finish: checkpoints of the raced layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: Literal["good", "note", "bad"]
+    """bad: a run of this kind cannot work."""
+    says: str
+    """What was found, and what to do where it is not good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """All of them."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def is_well(self) -> bool:
+        return all(check.state != "bad" for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return {"is_well": self.is_well, **asdict(self)}
+
+    def render(self) -> RenderableType:
+        """A table for the terminal."""
+        from rich.table import Table
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for check in self.checks:
+            mark = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[check.state]
+            table.add_row(check.name, mark, check.says)
+        return table
+
+
+def diagnose(config: Config | None) -> Diagnosis:
+    """Looks at Python, packages, devices, disk and sandbox, and with a configuration at the model and the plan."""
+    return Diagnosis(checks=(*_packages(), *_device(config), *_engine(), _disk(), _sandbox(), *_plan(config)))
+
+
+def _packages() -> Iterator[Check]:
+    yield Check(name="Python", state="good", says=platform.python_version())
+    for name in (*PACKAGES, "vllm"):
+        wanted = TESTED.get(name)
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                yield Check(name=name, state="bad", says="not installed: install autolayer again")
+            continue
+        fits = wanted is None or found.startswith(f"{wanted}.") or found == wanted
+        says = found if fits else f"{found}; tested with {wanted}: `pip install -c constraints.txt` takes that"
+        state = "good" if fits else "bad" if name == "trl" else "note"
+        yield Check(name=name, state=state, says=says)
+
+
+def _device(config: Config | None) -> Iterator[Check]:
+    import psutil
+    import torch
+
+    from autolayer.pipeline.dry_run import in_bytes
+
+    if config is not None:
+        from autolayer.models.loading import find_device
+
+        try:
+            find_device(config.device)
+        except AutolayerError as error:
+            yield Check(name="device", state="bad", says=str(error))
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        yield Check(name=f"GPU {index}", state="good", says=f"{about.name}, {in_bytes(about.total_memory)}")
+    if not torch.cuda.is_available():
+        yield Check(
+            name="GPU", state="note", says="none that torch can use: models of more than some millions are slow"
+        )
+    memory = psutil.virtual_memory()
+    yield Check(
+        name="CPU", state="good",
+        says=f"{os.cpu_count()} cores, {in_bytes(memory.total)}, of which {in_bytes(memory.available)} are free",
+    )  # fmt: skip
+
+
+def _engine() -> Iterator[Check]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if importlib.util.find_spec("vllm") is None:
+        says = 'transformers, which is slow on a GPU: `pip install "autolayer[vllm]"` makes vllm the default'
+        yield Check(name="rollouts", state="note", says=says)
+    else:
+        yield Check(name="rollouts", state="good", says="vllm")
+
+
+def _disk() -> Check:
+    from autolayer.pipeline.dry_run import in_bytes
+
+    free = shutil.disk_usage(".").free
+    says = f"{in_bytes(free)} free here"
+    if free < NEEDED_DISK:
+        return Check(name="disk", state="note", says=f"{says}: little for a large model; give --out on another disk")
+    return Check(name="disk", state="good", says=says)
+
+
+def _sandbox() -> Check:
+    from autolayer.tasks.code import launch
+    from autolayer.tasks.code.opening import trial
+
+    problems = []
+    for launcher in launch.sandboxes():
+        if (problem := trial(launcher)) is None:
+            return Check(name="sandbox", state="good", says=f"{launcher.name}, for tasks that run programs")
+        problems.append(f"{launcher.name} ({problem})")
+    says = f"none works ({'; '.join(problems) or 'neither bwrap nor unshare is there'}): --task code needs one"
+    return Check(name="sandbox", state="note", says=says)
+
+
+def _plan(config: Config | None) -> Iterator[Check]:
+    """What the run itself would be refused for, and whether it fits."""
+    if config is None:
+        return
+    from autolayer.pipeline.dry_run import dry_run
+
+    try:
+        plan = dry_run(config)
+    except AutolayerError as error:
+        yield Check(name="run", state="bad", says=str(error))
+        return
+    yield Check(name="model", state="good", says=f"{config.model}: {plan.num_layers} layers")
+    if plan.seconds is not None:
+        whole, train = sum(plan.seconds.values()), plan.seconds["train"]
+        says = (
+            f"about {duration(whole)} in one process, of which training {duration(train)}, to a factor of two or three"
+        )
+        yield Check(name="time", state="good", says=says)
+    yield Check(name="memory", state="good" if plan.room.fits else "bad", says=plan.room.says)
+    if not plan.races:
+        yield Check(name="search", state="note", says="the budget pays for no short runs: the probes decide alone")

@@ -1,0 +1,89 @@
+"""How far noise moves a comparison of predictions: chance, the measurement's own noise, and the choice of files.
+
+Three questions, each answered by drawing anew: would a random ranking do as well (`chance`), would a repeated
+measurement turn two predictions around (`difference_under_noise`), would other files (`bootstrap_interval`). The draws
+are fixed, so that the same input gives the same answer.
+
+Arrays: _L layers, _E environments (one measured file each), _D draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from autolayer.comparison.metrics import checked, dense_ranks
+from autolayer.core.statistics import Interval
+
+NUM_DRAWS = 10_000
+NUM_NOISE_DRAWS = 2_000
+"""Fewer, since only their standard deviation is used."""
+
+
+def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
+    """Probability that a random ranking has at least this Spearman correlation (one-sided permutation test).
+
+    Formula: (1 + permutations that reach it) / (1 + permutations) (R. Fisher 1935). Neighbouring layers resemble each
+    other, so any smooth function of depth does well more often than this says.
+
+    Args:
+        scores_L: Shape (layers,).
+        contribution_L: Measured, same shape.
+    """
+    scores_L, truth_L = unit_ranks(dense_ranks(scores_L)), unit_ranks(dense_ranks(contribution_L))
+    shuffled_D_L = np.random.default_rng(0).permuted(np.tile(truth_L, (NUM_DRAWS, 1)), axis=1)
+    reached = int((shuffled_D_L @ scores_L >= truth_L @ scores_L - 1e-9).sum())
+    return (1 + reached) / (1 + NUM_DRAWS)
+
+
+def difference_under_noise(
+    scores_L: ArrayLike, other_L: ArrayLike, contribution_L: ArrayLike, errors_L: ArrayLike, *, level: float = 0.95
+) -> Interval:
+    """Spearman of one prediction minus that of another, with the interval that the measurement's noise gives it.
+
+    Every layer's contribution is drawn anew from Normal(C, error), both predictions are judged on the same draws, and
+    the deviation of their difference makes a normal interval around the observed difference. It holds the noise of
+    this measurement only, nothing about other models or tasks. A constant counts as correlation 0.
+
+    Args:
+        scores_L: Shape (layers,).
+        other_L: Same shape.
+        contribution_L: Same shape.
+        errors_L: Standard errors of the contributions, same shape.
+        level: Coverage.
+    """
+    truth_L, generator = checked(contribution_L), np.random.default_rng(0)
+    draws_D_L = truth_L + checked(errors_L) * generator.standard_normal((NUM_NOISE_DRAWS, len(truth_L)))
+    contrast_L = unit_ranks(dense_ranks(scores_L)) - unit_ranks(dense_ranks(other_L))
+    observed = float(unit_ranks(dense_ranks(truth_L)) @ contrast_L)
+    reach = float(stats.norm.ppf((1 + level) / 2) * (unit_ranks(draws_D_L) @ contrast_L).std(ddof=1))
+    return Interval(value=observed, low=observed - reach, high=observed + reach, level=level, num_items=len(truth_L))
+
+
+def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Mean of paired differences with its percentile bootstrap interval over environments (B. Efron 1979).
+
+    With few environments it is narrower than its level says: of three it can say no more than their range.
+
+    Args:
+        difference_E: Prediction minus baseline on each environment, shape (environments,); 3 or more.
+        level: Coverage.
+    """
+    values_E = checked(difference_E)
+    if len(values_E) < 3:
+        raise ValueError(f"an interval over environments needs 3 or more, got {len(values_E)}")
+    drawn_D_E = np.random.default_rng(0).integers(len(values_E), size=(NUM_DRAWS, len(values_E)))
+    low, high = np.quantile(values_E[drawn_D_E].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    mean = float(values_E.mean())
+    return Interval(value=mean, low=float(low), high=float(high), level=level, num_items=len(values_E))
+
+
+def unit_ranks(values_L: ArrayLike) -> np.ndarray:
+    """Midranks with mean 0 and length 1 along the last axis, so that Spearman is a dot product; 0 for a constant."""
+    ranks_L = stats.rankdata(values_L, axis=-1)
+    ranks_L = ranks_L - ranks_L.mean(axis=-1, keepdims=True)
+    length = np.linalg.norm(ranks_L, axis=-1, keepdims=True)
+    return ranks_L / np.where(length > 0, length, 1)

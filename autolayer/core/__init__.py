@@ -1,0 +1,1 @@
+"""Plain records and rules that need no torch."""

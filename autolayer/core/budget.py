@@ -1,0 +1,300 @@
+"""The plan: how large calibration and probes may be, so that finding the layer fits its budget. Pure arithmetic.
+
+The budget is a share of one full run of the final training, in generated tokens and in all work alike. It is planned
+with the cheapest full run among the candidates, so that the share holds whichever layer wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autolayer.core.config import Config
+from autolayer.core.costs import Cost, CostModel
+from autolayer.core.layer_set import Layers
+
+MARGIN = 0.95
+"""Of the budget, what is planned for: completions get longer or shorter while a model trains."""
+PROBE_SHARES = {"shared batch": 0.55, "step response": 0.3, "line search": 0.05, "burst": 0.1}
+"""How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
+has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
+LINE_SIZES, RESPONSE_SIZES = 4, 7
+"""Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well. In bf16 a
+response may take two more."""
+MAX_RESPONSE_PROMPTS = 8
+"""Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
+RESPONSE_GROUP = 2
+"""Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
+DEFAULT_BURST = 2
+"""Of a burst, where nobody says."""
+MIN_BURST_PROMPTS = 4
+"""Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
+MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
+"""Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
+many: a learning rate from 2 prompts can be ten times too high."""
+
+BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
+"""What finding may cost by default: a quarter of the full run, and no more than so many of its steps; of very long runs
+so many roots of their steps, since what a race needs grows with the root (`SCOUT`)."""
+
+CALIBRATION_SCORED = 64
+"""Completions that the entropy of the base model is read from."""
+SCOUT, MIN_SCOUT = 0.25, 2
+"""Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
+first one's rollouts are the base model's whatever the layer."""
+MIN_SELECT = 32
+"""Items of `select` that arms are compared on, at the least."""
+MIN_WIDTH = 4
+"""Arms of the smallest race that is worth its price: the two best predictions, `middle` and a random layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCosts:
+    """Costs of one prompt, a whole group of completions each."""
+
+    costs: CostModel
+    group_size: int
+    prompt_tokens: float
+    """Of a sequence, what was read; `completion_tokens` is what was written."""
+    completion_tokens: float
+    multiple: int = 1
+    """Prompts of a training step come in multiples of this, so that several processes can share them."""
+    prefill_tokens: float | None = None
+    """Read in order to write, over several turns again and again; None for `prompt_tokens`."""
+
+    @property
+    def tokens(self) -> float:
+        return self.group_size * (self.prompt_tokens + self.completion_tokens)
+
+    @property
+    def generate(self) -> Cost:
+        read = self.prompt_tokens if self.prefill_tokens is None else self.prefill_tokens
+        return self.costs.generate(self.group_size * read, self.group_size * self.completion_tokens)
+
+    @property
+    def generate_one(self) -> Cost:
+        """One completion: an evaluation item."""
+        return self.generate * (1 / self.group_size)
+
+    def walk(self, layers: tuple[int, ...], tries: int) -> Cost:
+        """Scoring a group so often with each of some layers changed, by passes from that layer up."""
+        passes = sum((self.costs.forward(self.tokens, layer) for layer in layers), Cost()) * tries
+        return passes + Cost(layer_tokens=self.tokens * max(layers))  # to what enters each of them
+
+    def step(self, layers: Layers) -> Cost:
+        """Rollouts and one update of these layers."""
+        return self.generate + self.costs.train(self.tokens, layers)
+
+    def weigh(self, num_layers: int) -> Cost:
+        """Weight gradients of so many layers."""
+        return Cost(layer_tokens=self.tokens * num_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """Sizes of the probes, in prompts with `group_size` completions each, or `RESPONSE_GROUP` in the step response.
+
+    0 leaves a probe out.
+    """
+
+    fold_prompts: int
+    response_folds: int
+    """Folds on which the response to a small step is measured: all, or one where that is all the budget allows."""
+    response_prompts: int
+    line_search_prompts: int
+    burst_steps: int
+    burst_prompts: int
+    burst_items: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def default_budget(steps: int) -> float:
+    """Of a run of so many steps, as a share: a quarter up to 160 steps, a tenth at 400."""
+    return min(BUDGET, max(BUDGET_STEPS, BUDGET_ROOTS * math.sqrt(steps)) / steps)
+
+
+def final_layers(config: Config, candidates: tuple[int, ...]) -> Layers:
+    """What the final run trains, where it is cheapest: the highest candidates, or with --boost all parameters."""
+    return "full" if config.boost is not None else tuple(sorted(candidates)[-config.top_k :])
+
+
+def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
+    """Cost of the final training from start to end, evaluation apart."""
+    assert config.steps is not None and config.prompts_per_step is not None
+    return units.step(layers) * (config.steps * config.prompts_per_step)
+
+
+def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
+    """What calibration, probes and search may cost together."""
+    assert config.budget is not None
+    return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
+
+
+def calibration_prompts(config: Config) -> int:
+    """Prompts for calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
+    assert config.steps is not None and config.prompts_per_step is not None and config.budget is not None
+    affordable = int(0.1 * config.budget * config.steps * config.prompts_per_step)
+    return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
+
+
+def calibration_cost(config: Config, units: UnitCosts) -> Cost:
+    """Sampling the prompts of calibration, and scoring some of the completions."""
+    prompts = calibration_prompts(config)
+    scored = min(prompts, max(1, CALIBRATION_SCORED // config.group_size))
+    return units.generate * prompts + units.costs.forward(units.tokens * scored)
+
+
+def select_items(config: Config) -> int:
+    """Items that a rung compares its arms on: half of what a training step samples, or evaluation eats the budget.
+
+    Training rewards are evidence, too. Fewer than `MIN_SELECT` would be none.
+    """
+    assert config.prompts_per_step is not None
+    return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
+
+
+def scout_steps(total_steps: int) -> int:
+    """Steps of a race's first rung, where the budget allows: the shortest that tells layers apart."""
+    return min(total_steps, max(MIN_SCOUT, int(SCOUT * math.sqrt(total_steps))))
+
+
+def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
+    """One rung of `MIN_WIDTH` average arms, and the base model's evaluation."""
+    assert config.steps is not None and config.prompts_per_step is not None
+    arms = [(layer,) * config.top_k for layer in candidates]  # of sets, the lowest layer and the number make the cost
+    step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
+    width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
+    rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
+    # Arms share all of their first step but their own weight gradients; workers on other machines share nothing.
+    passes = Cost() if config.shard else step - units.generate - units.weigh(config.top_k)
+    shared = Cost() if config.storage else units.generate + passes
+    return rungs + items - shared * (config.prompts_per_step * (width - 1))
+
+
+def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...], left: Cost) -> bool:
+    """False for a race of one, and for one too small to tell anything: the prediction decides alone."""
+    return len(candidates) > 1 and smallest_race(config, units, candidates).fits(left)
+
+
+def search_seconds(config: Config) -> float:
+    """Until when the search may start runs: its share of --hours is what it would use of the whole run's cost."""
+    if config.hours is None or config.budget is None:
+        return math.inf
+    return config.hours * 3600 * config.budget / (1 + config.budget)
+
+
+def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
+    """What the probes may spend: all of a budget that pays for no race beside them."""
+    part = budget * config.probe.share
+    return part if pays_for_race(config, units, candidates, budget - part) else budget
+
+
+@dataclass(frozen=True)
+class ProbePrices:
+    """What each probe costs at a size in prompts."""
+
+    config: Config
+    units: UnitCosts
+    candidates: tuple[int, ...]
+
+    def shared(self, prompts: int) -> Cost:
+        """The shared batch: so many prompts in each fold, sampled and gone through once, forward and backward."""
+        every = self.units.costs.train(self.units.tokens, tuple(range(self.units.costs.num_layers)))
+        return (self.units.generate + every) * (self.config.probe.num_folds * prompts)
+
+    def response(self, prompts: int, folds: int) -> Cost:
+        """The step response on so many folds."""
+        share = min(RESPONSE_GROUP, self.units.group_size) / self.units.group_size
+        return self.units.walk(self.candidates, 1 + RESPONSE_SIZES) * (folds * share * prompts)
+
+    def line_search(self, prompts: int) -> Cost:
+        return self.units.walk(self.candidates, 1 + LINE_SIZES) * prompts
+
+    def burst(self, prompts: int, steps: int) -> Cost:
+        """A burst of every candidate; the first step's rollouts are sampled once for all."""
+        units, num_layers = self.units, len(self.candidates)
+        run = units.step(self.candidates[:1]) * (steps * prompts)
+        run += units.generate_one * (prompts * units.group_size)
+        return run * num_layers - units.generate * (prompts * (num_layers - 1))
+
+    def all(self, plan: ProbePlan, sampled: int) -> Cost:
+        """The whole stage, where calibration has sampled so many prompts of the shared batch already."""
+        cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
+        cost += self.line_search(plan.line_search_prompts) if plan.line_search_prompts else Cost()
+        cost += self.burst(plan.burst_prompts, plan.burst_steps) if plan.burst_steps else Cost()
+        return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
+
+
+def plan_probes(
+    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
+) -> ProbePlan:
+    """Sizes each probe to its part of what the probes may spend.
+
+    Args:
+        config: Resolved.
+        units: What things cost.
+        candidates: What is probed.
+        budget: Of finding the layer.
+        searches: Whether a race follows, where the budget pays for one.
+    """
+    spend = probe_budget(config, units, candidates, budget)
+    part = {name: spend * share for name, share in PROBE_SHARES.items()}
+    assert config.prompts_per_step is not None
+    steps, races = config.probe.burst_steps, searches and spend != budget
+    if steps is None:
+        steps = 0 if races else DEFAULT_BURST
+    folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
+    burst_prompts = largest(lambda n: price.burst(n, steps), part["burst"], config.prompts_per_step) if steps else 0
+    burst_prompts -= burst_prompts % units.multiple
+    if burst_prompts < MIN_BURST_PROMPTS:
+        burst_prompts = 0
+        part = _without("burst", part)
+    if largest(price.line_search, part["line search"], 2) < 2:
+        part = _without("line search", part)
+    fold_prompts = largest(price.shared, part["shared batch"], config.probe.num_prompts)
+    most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
+    response_folds, response_prompts = folds, largest(lambda n: price.response(n, folds), part["step response"], most)
+    if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
+        response_folds = 1
+        response_prompts = largest(lambda n: price.response(n, 1), part["step response"], most)
+    line = largest(price.line_search, part.get("line search", Cost()), fold_prompts)
+    notes = []
+    if fold_prompts < MIN_PROMPTS:
+        fold_prompts = MIN_PROMPTS
+        notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
+    if response_prompts < MIN_RESPONSE_PROMPTS:
+        response_prompts = MIN_RESPONSE_PROMPTS
+        notes.append(
+            f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same"
+        )
+    if response_folds < 2:
+        notes.append("representation_change left out: it does not fit the budget")
+    if line < 2:
+        notes.append("line_search left out: it does not fit the budget")
+    if races and config.probe.burst_steps is None:
+        notes.append("rl_burst left out: the search's first short runs tell the same")
+    elif steps and not burst_prompts:
+        notes.append("rl_burst left out: it does not fit the budget")
+    return ProbePlan(
+        fold_prompts=fold_prompts,
+        response_folds=response_folds,
+        response_prompts=response_prompts,
+        line_search_prompts=line if line >= 2 else 0,
+        burst_steps=steps if burst_prompts else 0,
+        burst_prompts=burst_prompts,
+        burst_items=burst_prompts * units.group_size,
+        notes=tuple(notes),
+    )
+
+
+def _without(probe: str, part: dict[str, Cost]) -> dict[str, Cost]:
+    """What a probe that does not fit would have cost goes to the others, in proportion."""
+    left = sum(PROBE_SHARES[name] for name in part if name != probe)
+    have = sum(PROBE_SHARES[name] for name in part)
+    return {name: cost * (have / left) for name, cost in part.items() if name != probe}
+
+
+def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
+    """The largest whole number up to `at_most` whose cost fits, 0 if none does."""
+    return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)

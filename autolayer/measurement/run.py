@@ -1,0 +1,212 @@
+"""`measure`: the contribution of every layer, by training each of them, and all parameters, on several seeds.
+
+C(l) = (S_l - S_base) / (S_full - S_base). Every arm is tried at the same learning rates in short runs of the first
+seed, goes on at its best one, and is scored item by item against the base model. measured.json holds every finished
+training's rewards, so that nothing is done twice; `estimate` makes contributions of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from autolayer.core.config import Config, from_dict
+from autolayer.core.costs import Cost
+from autolayer.core.errors import ConfigError, DataError
+from autolayer.core.layer_set import Layers
+from autolayer.core.progress import Progress
+from autolayer.measurement.estimate import ESTIMATOR, NUM_DRAWS, estimate
+from autolayer.measurement.schedule import Schedule, rate_grid
+from autolayer.measurement.trials import MEASURED, Trials, name_of
+from autolayer.pipeline.result_builder import PACKAGES, standing_notes
+from autolayer.pipeline.setup import prepare
+from autolayer.pipeline.stages import Stages
+from autolayer.probes.run import ProbeReport
+from autolayer.reporting import contribution
+from autolayer.reporting.contribution import ArmGain, Contribution
+from autolayer.rollouts.evaluation import scale
+
+LEVEL = 0.95
+
+
+def measure(
+    config: Config | None = None,
+    *,
+    num_seeds: int | None = None,
+    rates: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Contribution:
+    """Measures the contribution of every layer (or of `layers`), and the full-parameter gain it is a share of.
+
+    Args:
+        config: The settings; or give them as keywords, named like the command's options.
+        num_seeds: Training seeds of every arm; default 3.
+        rates: Learning rates that every arm is tried at, such as "1e-4,3e-4,1e-3"; default: a grid made from the
+            probes.
+        progress: Where to show progress; default: nowhere.
+
+    Returns:
+        What was measured. The run folder holds it as contribution.json; the same call resumes.
+
+    Raises:
+        AutolayerError: As `pick`; or full-parameter RL gained nothing that a contribution could be a share of.
+
+    Example:
+        found = autolayer.measure(model="tiny", task="math:arith", layers="0,3-5", num_seeds=2)
+        print(found.values, found.full.value)
+    """
+    with prepare(settings(config, options, num_seeds, rates), progress, verb="measure") as stages:
+        if done := finished(stages):
+            return done
+        if (stages.config.num_eval or 0) < 2:
+            stages.folder.give_up()
+            raise ConfigError(f"--num-eval {stages.config.num_eval} cannot work: an interval needs at least 2 items.")
+
+        calibration, calibrating = stages.calibrate()
+        probed, probing = stages.probe(calibration, searches=False)
+
+        grid = rate_grid(stages.config, probed, len(stages.bench.layers))
+        arms: list[Layers] = [*((layer,) for layer in movable(probed)), "full"]
+        schedule = Schedule.of(stages.config, num_arms=len(arms), num_rates=len(grid))
+        with stages.progress.stage("measure", schedule.total) as bar:
+            trials = Trials(stages, grid, schedule, bar)
+            base_I = trials.base("eval")
+            chosen, rewards_A_S_I = zip(*map(trials.run, arms), strict=True)
+            bar.advance(0, f"{len(arms)} arms, {len(schedule.seeds)} seeds")
+
+        weigh = scale(stages.bench.task, stages.config.num_eval or 0)  # suites count equally, however many items
+        scale_I = np.ones(len(base_I)) if weigh is None else weigh
+        found = summarize(stages, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
+        notes = (*standing_notes(stages), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
+        costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
+        return keep(stages, schedule.seeds, found, notes, costs)
+
+
+def settings(config: Config | None, options: dict[str, Any], num_seeds: int | None, rates: str | None) -> Config:
+    """The configuration as an object or as keywords, not as a mixture."""
+    table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
+    given = {**options, **({"measure": table} if table else {})}
+    if config is not None and given:
+        raise ConfigError(f"got a config and also {', '.join((*options, *table))}: give one or the other.")
+    return config or from_dict(given)
+
+
+def finished(stages: Stages) -> Contribution | None:
+    """What an earlier run of the same command has written."""
+    found = stages.folder.read(contribution.NAME)
+    if found is None:
+        return None if stages.bench.ranks.leads else stages.led_nowhere()
+    if wrong := contribution.problems(found):
+        raise stages.folder.damaged(contribution.NAME, "; ".join(wrong[:3]))
+    return Contribution.from_dict(found)
+
+
+def movable(probed: ProbeReport) -> tuple[int, ...]:
+    """The layers that can be trained at all."""
+    return tuple(layer for layer, rate in _rates(probed).items() if rate is not None)
+
+
+def _rates(probed: ProbeReport) -> dict[int, float | None]:
+    return dict(zip(probed.layers, probed.learning_rates, strict=True))
+
+
+def summarize(
+    stages: Stages,
+    probed: ProbeReport,
+    grid: tuple[float, ...],
+    chosen: Sequence[float],
+    base_I: np.ndarray,
+    rewards_A_S_I: np.ndarray,
+) -> dict[str, Any]:
+    """The fields of the record that follow from the rewards.
+
+    Raises:
+        DataError: Full-parameter RL has not gained enough for a ratio.
+    """
+    found = estimate(rewards_A_S_I - base_I, level=LEVEL, seed=stages.config.seed)
+    full = found.full
+    if full.low <= 0:
+        raise DataError(
+            f"full-parameter RL gained {full.value:+.3f} [{full.low:+.3f}, {full.high:+.3f}]: not above 0, so "
+            f"contributions cannot be measured; give more --steps, --num-seeds or --num-eval. All rewards are in "
+            f"{stages.folder / MEASURED}."
+        )
+    gains_A_S = [tuple(map(float, gains_S)) for gains_S in found.gains_A_S]
+    layers = movable(probed)
+    places = [probed.layers.index(layer) for layer in layers]
+    return {
+        "num_items": len(base_I),
+        "base_score": float(base_I.mean()),
+        "full": ArmGain(learning_rate=chosen[-1], gains=gains_A_S[-1], **asdict(full)),
+        "layers": {
+            layer: ArmGain(learning_rate=rate, gains=gains_S, **asdict(value))
+            for layer, rate, gains_S, value in zip(
+                layers, chosen[:-1], gains_A_S[:-1], found.contribution_L, strict=True
+            )
+        },
+        "best_layers": tuple(layers[row] for row in found.best),
+        "level": LEVEL,
+        "seed_sd": found.seed_sd,
+        "ceiling": found.ceiling,
+        "estimator": ESTIMATOR.format(num_draws=NUM_DRAWS),
+        "rates": grid,
+        "probes": {name: tuple(scores[place] for place in places) for name, scores in probed.scores.items()},
+        "reliability": dict(probed.reliability),
+    }
+
+
+def found_notes(
+    probed: ProbeReport,
+    grid: tuple[float, ...],
+    arms: Sequence[Layers],
+    chosen: Sequence[float],
+    schedule: Schedule,
+) -> list[str]:
+    """What a reader of the numbers must know."""
+    notes = list(probed.notes)
+    if still := [layer for layer, rate in _rates(probed).items() if rate is None]:
+        notes.append(f"not measured, since they do not move the policy at all: layers {', '.join(map(str, still))}")
+    for rate, end, way in ((grid[0], "smallest", "smaller"), (grid[-1], "largest", "larger")):
+        names = [name_of(layers) for layers, best in zip(arms, chosen, strict=True) if best == rate]
+        if len(grid) > 1 and names:
+            notes.append(
+                f"the {end} of the rates, {rate:g}, was best for {', '.join(names)}: a {way} one might be better still"
+            )
+    if len(schedule.seeds) == 1:
+        notes.append("one training seed: the intervals hold evaluation noise only, how runs differ is not known")
+    return notes
+
+
+def keep(
+    stages: Stages, seeds: tuple[int, ...], found: dict[str, Any], notes: Sequence[str], costs: dict[str, Cost]
+) -> Contribution:
+    """Writes contribution.json, which says that all is measured."""
+    config, bench = stages.config, stages.bench
+    result = Contribution(
+        model=config.model,
+        base=bench.loaded.weight_hash,
+        architecture=str(bench.model.config.model_type),
+        num_parameters=sum(parameter.numel() for parameter in bench.model.parameters()),
+        task=bench.task.name,
+        algorithm=config.algorithm,
+        num_layers=len(bench.layers),
+        steps=config.steps or 0,
+        prompts_per_step=config.prompts_per_step or 0,
+        group_size=config.group_size,
+        seeds=seeds,
+        signature=stages.signature,
+        seed=config.seed,
+        notes=tuple(notes),
+        cost={stage: asdict(cost) for stage, cost in costs.items()},
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        **found,
+    )
+    values = result.to_dict()
+    contribution.validate(values)
+    stages.folder.write(contribution.NAME, values)
+    return result

@@ -1,0 +1,153 @@
+"""What `measure` will train: at which rates, for how many steps, and (`--dry-run`) how much that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from autolayer.core.budget import BUDGET
+from autolayer.core.config import Config
+from autolayer.pipeline import dry_run as planning
+from autolayer.pipeline.dry_run import DryRun, amount
+from autolayer.probes.run import ProbeReport, joint_rate
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FINALISTS = 3
+"""Rates that go on from a quarter of the steps to all of them. With two, a layer whose gain comes late lost its best
+rate to evaluation noise (LayerBench, gap)."""
+RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
+"""The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
+RATE_REACH = 2.0
+"""The default grid goes from the full-parameter starting rate divided by this to a layer's largest times this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long every arm is trained."""
+
+    num_arms: int
+    """Layers, and one for all parameters."""
+    num_rates: int
+    quarter: int
+    steps: int
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Config, *, num_arms: int, num_rates: int) -> Schedule:
+        assert config.steps is not None
+        return cls(
+            num_arms=num_arms,
+            num_rates=num_rates,
+            quarter=-(-config.steps // 4),
+            steps=config.steps,
+            seeds=tuple(range(config.seed, config.seed + config.measure.num_seeds)),
+        )
+
+    @property
+    def chooses(self) -> bool:
+        """With one rate there is nothing to choose."""
+        return self.num_rates > 1
+
+    @property
+    def inherited(self) -> int:
+        """Steps of the first seed's full run that choosing the rate has done already."""
+        return self.steps if self.chooses else 0
+
+    @property
+    def total(self) -> int:
+        """Steps of all trainings together, where none of them diverges."""
+        finals = min(FINALISTS, self.num_rates) * (self.steps - self.quarter)
+        choosing = self.num_rates * self.quarter + finals if self.chooses else 0
+        return self.num_arms * (choosing - self.inherited + len(self.seeds) * self.steps)
+
+
+def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[float, ...]:
+    """The learning rates of every arm, full-parameter RL included: nobody gets a better choice than the others.
+
+    Without --rates or --learning-rate from below the full-parameter starting rate to above the largest of a layer.
+    """
+    if config.learning_rate is not None:
+        return (config.learning_rate,)
+    if config.measure.grid is not None:
+        return config.measure.grid
+    known = [rate for rate in probed.learning_rates if rate is not None]
+    # The layers that were not probed would move the policy as much as those that were.
+    low = joint_rate(probed) * (len(known) / num_layers) ** 0.5
+    return spread(low / RATE_REACH, RATE_REACH * max(known))
+
+
+def spread(low: float, high: float) -> tuple[float, ...]:
+    """A geometric grid between about these two, with three digits."""
+    wanted = round(math.log(high / low) / math.log(RATE_STEP)) + 1
+    number = min(max(wanted, MIN_RATES), MAX_RATES)
+    factor = RATE_STEP if wanted <= MAX_RATES else (high / low) ** (1 / (number - 1))
+    return tuple(float(f"{low * factor**i:.3g}") for i in range(number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurePlan:
+    """`--dry-run` of measure."""
+
+    run: DryRun
+    schedule: Schedule
+    rates: tuple[float, ...] | None
+    """None: the probes will make at most `schedule.num_rates` of them."""
+
+    @property
+    def num_full_runs(self) -> float:
+        """All steps, in full runs of one arm."""
+        return self.schedule.total / self.schedule.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        plain = {"config": asdict(self.run.config), "layers": list(self.run.candidates), "rates": self.rates}
+        return {**plain, **asdict(self.schedule), "total_steps": self.schedule.total, "full_runs": self.num_full_runs}
+
+    def render(self) -> RenderableType:
+        """A table for the terminal."""
+        from rich.table import Table
+
+        config, schedule, table = self.run.config, self.schedule, Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="dim")
+        table.add_column()
+        table.add_row("model", f"{config.model}: {self.run.num_layers} layers, {len(self.run.candidates)} measured")
+        rates = f"at most {schedule.num_rates}, made from the probes" if self.rates is None else _list(self.rates)
+        table.add_row("rates", rates)
+        if schedule.chooses:
+            table.add_row(
+                "choosing",
+                f"{schedule.num_arms} arms x {schedule.num_rates} runs of {schedule.quarter} steps; the best "
+                f"{min(FINALISTS, schedule.num_rates)} of each to step {schedule.steps}",
+            )
+        table.add_row(
+            "full runs",
+            f"{schedule.num_arms} arms x {len(schedule.seeds)} seeds, {schedule.steps} steps of "
+            f"{config.prompts_per_step} prompts x {config.group_size} completions",
+        )
+        table.add_row("evaluate", f"{config.num_eval} items of the eval split, every run and the base")
+        tokens = self.run.full_run.generated_tokens * self.num_full_runs
+        table.add_row(
+            "in all",
+            f"{schedule.total} steps: as many as {self.num_full_runs:.1f} full runs, at most "
+            f"{amount(tokens)} generated tokens",
+        )
+        return table
+
+
+def dry_run(config: Config) -> MeasurePlan:
+    """Works out the plan from the model's configuration alone. Nothing is loaded or written.
+
+    Raises:
+        AutolayerError: What would also stop the run itself.
+    """
+    run = planning.dry_run(replace(config, budget=config.budget or BUDGET), timed=False)
+    rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.grid
+    schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
+    return MeasurePlan(run=run, schedule=schedule, rates=rates)
+
+
+def _list(rates: tuple[float, ...]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)

@@ -1,0 +1,211 @@
+"""The trainings that `measure` consists of, each done once: its rewards are kept in measured.json.
+
+A learning rate is chosen as in successive halving, on `select` and the first seed: all rates for a quarter of the
+steps, the best three for all of them, and of these the smallest that is as good as the best. What diverges is out, with
+its reason, and never becomes a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from autolayer.core.arms import Arm
+from autolayer.core.costs import Cost
+from autolayer.core.errors import TrainingError
+from autolayer.core.layer_set import Layers
+from autolayer.core.progress import Stage
+from autolayer.core.run_folder import RunFolder
+from autolayer.measurement.schedule import FINALISTS, Schedule
+from autolayer.pipeline.stages import SEGMENT_STEPS, Stages
+from autolayer.training import checkpoints
+
+MEASURED = "measured.json"
+
+
+class Trials:
+    """Runs arms, or reads what an earlier, interrupted run has left of them."""
+
+    def __init__(self, stages: Stages, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
+        self.bench, self.config = stages.bench, stages.config
+        self.grid, self.schedule, self.bar = grid, schedule, bar
+        self.kept = Kept(stages.folder)
+
+    @property
+    def cost(self) -> dict[str, Cost]:
+        """Of choosing rates and of training, evaluation included, whichever run paid for it."""
+        return {stage: self.kept.cost.get(stage, Cost()) for stage in ("rates", "train")}
+
+    def failures(self) -> list[str]:
+        return [f"{name}: {reason}" for name, reason in self.kept.failed.items()]
+
+    def base(self, split: str) -> tuple[float, ...]:
+        """The base model's rewards."""
+        return self._evaluate(f"base {split}", split, None)
+
+    def run(self, layers: Layers) -> tuple[float, list[tuple[float, ...]]]:
+        """Trains an arm in full on every seed.
+
+        Returns:
+            Its learning rate, and its rewards on `eval` by seed and item.
+
+        Raises:
+            TrainingError: It diverges at every rate.
+        """
+        while True:
+            rate = self._choose_rate(layers)
+            rewards_S = []
+            for seed in self.schedule.seeds:
+                start = self.schedule.inherited if seed == self.config.seed else 0
+                arm = Arm(layers=layers, learning_rate=rate, seed=seed)
+                rewards_I = self._trained(arm, start, self.schedule.steps, "eval")
+                if rewards_I is None:
+                    break  # the rate is out, whatever the other seeds say: the next best is taken
+                self.bench.forget(arm)
+                rewards_S.append(rewards_I)
+            else:
+                return rate, rewards_S
+
+    def _choose_rate(self, layers: Layers) -> float:
+        """The best rate that has not failed. Follows from what is kept alone, so an interruption changes nothing."""
+        while alive := [rate for rate in self.grid if not self.kept.failure(layers, rate)]:
+            if not self.schedule.chooses:
+                return alive[0]
+            ranked = self._ranked(layers, alive, 0, self.schedule.quarter)
+            finalists = ranked[:FINALISTS]
+            self._forget(layers, ranked[FINALISTS:])
+            best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
+            if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
+                chosen = self._steadiest(layers, best)
+                self._forget(layers, [rate for rate in best if rate != chosen])
+                return chosen
+        reason = self.kept.failure(layers, self.grid[0])
+        raise TrainingError(f"{name_of(layers)} failed at every learning rate of the grid, at the smallest: {reason}")
+
+    def _steadiest(self, layers: Layers, ranked: Sequence[float]) -> float:
+        """The smallest rate that is within one standard error of the best: a larger one may fail on the next seed.
+
+        The one-standard-error rule of Breiman et al. (1984), on paired items.
+        """
+
+        def rewards(rate: float) -> np.ndarray:
+            arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
+            return np.array(self.kept.rewards[_key(arm, self.schedule.steps, "select")])
+
+        best_I = rewards(ranked[0])
+        for rate in sorted(ranked):
+            lost_I = best_I - rewards(rate)
+            if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5:
+                return rate
+        raise AssertionError("the best rate loses nothing against itself")
+
+    def _ranked(self, layers: Layers, rates: Sequence[float], start: int, stop: int) -> list[float]:
+        """The rates that do not diverge, best first; of equals the smaller, which moves the model less."""
+        scores = {}
+        for rate in rates:
+            arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
+            rewards_I = self._trained(arm, start, stop, "select")
+            if rewards_I is not None:  # same items and noise for all, so sums compare like paired gains
+                scores[rate] = sum(rewards_I)
+        return sorted(scores, key=lambda rate: (-scores[rate], rate))
+
+    def _forget(self, layers: Layers, rates: Sequence[float]) -> None:
+        for rate in rates:
+            self.bench.forget(Arm(layers=layers, learning_rate=rate, seed=self.config.seed))
+
+    def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
+        """The arm's rewards after `stop` steps, `start` of which are counted elsewhere; None where it diverged."""
+        key = _key(arm, stop, split)
+        if key in self.kept.rewards:
+            self._advance(stop - start, arm)
+        else:
+            try:
+                arm = self._train(arm, start, stop, _stage(split))
+            except TrainingError as error:
+                self.kept.fail(arm, str(error))
+                self.bench.forget(arm)
+                return None
+        return self._evaluate(key, split, arm)
+
+    def _train(self, arm: Arm, start: int, stop: int, stage: str) -> Arm:
+        found = checkpoints.latest(self.bench.folder.path, arm)
+        if found.step > stop:  # measured.json was lost, and with it what the arm scored on the way
+            self.bench.forget(arm)
+            found = arm
+        self._advance(found.step - start, found)
+        while found.step < stop:
+            to_step = min(stop, (found.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
+            segment = self.bench.train(found, to_step, on_step=lambda _: self._advance(1, arm))
+            self.kept.spend(stage, segment.cost)
+            found = segment.arm
+        return found
+
+    def _evaluate(self, key: str, split: str, arm: Arm | None) -> tuple[float, ...]:
+        if key not in self.kept.rewards:
+            wanted = self.config.search.num_select if split == "select" else self.config.num_eval or 0
+            before = self.bench.spent
+            rewards_I = self.bench.evaluate(split, wanted, seed=self.config.seed, arm=arm)
+            self.kept.add(key, rewards_I, _stage(split), self.bench.spent - before)
+        return self.kept.rewards[key]
+
+    def _advance(self, steps: int, arm: Arm) -> None:
+        left = (self.bar.total or 0) - self.bar.completed  # a rate that fails late costs steps nobody had planned
+        note = f"{name_of(arm.layers)}, rate {arm.learning_rate:g}, seed {arm.seed}"
+        self.bar.advance(max(0, min(steps, left)), note)
+
+
+class Kept:
+    """measured.json: rewards by training, failures with their reasons, and what it has cost."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.rewards: dict[str, tuple[float, ...]] = {}
+        self.failed: dict[str, str] = {}
+        self.cost: dict[str, Cost] = {}
+        found: dict[str, Any] | None = folder.read(MEASURED)
+        if found is not None:
+            try:
+                self.rewards = {key: tuple(map(float, rewards)) for key, rewards in found["rewards"].items()}
+                self.failed = {name: str(reason) for name, reason in found["failed"].items()}
+                self.cost = {stage: Cost(**cost) for stage, cost in found["cost"].items()}
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise folder.damaged(MEASURED, f"{type(error).__name__}: {error}") from error
+
+    def add(self, key: str, rewards_I: Sequence[float], stage: str, cost: Cost) -> None:
+        self.rewards[key] = tuple(rewards_I)
+        self.spend(stage, cost)
+
+    def spend(self, stage: str, cost: Cost) -> None:
+        self.cost[stage] = self.cost.get(stage, Cost()) + cost
+        self._save()
+
+    def fail(self, arm: Arm, reason: str) -> None:
+        self.failed[_rate_name(arm.layers, arm.learning_rate)] = reason
+        self._save()
+
+    def failure(self, layers: Layers, rate: float) -> str | None:
+        """Why this rate is out, on whichever seed."""
+        return self.failed.get(_rate_name(layers, rate))
+
+    def _save(self) -> None:
+        cost = {stage: asdict(cost) for stage, cost in self.cost.items()}
+        self.folder.write(MEASURED, {"rewards": self.rewards, "failed": self.failed, "cost": cost}, indent=None)
+
+
+def name_of(layers: Layers) -> str:
+    return "full" if layers == "full" else f"layer {','.join(map(str, layers))}"
+
+
+def _rate_name(layers: Layers, rate: float) -> str:
+    return f"{name_of(layers)} at rate {rate:.9g}"
+
+
+def _key(arm: Arm, step: int, split: str) -> str:
+    return f"{arm.key} step {step} {split}"
+
+
+def _stage(split: str) -> str:
+    return "rates" if split == "select" else "train"

@@ -1,0 +1,89 @@
+"""What a model or a tokenizer is refused for, in one sentence each, before training can fail on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autolayer.core.errors import ModelError
+
+
+def unreadable(name: str, path: str, error: Exception) -> ModelError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if Path(path).is_dir():
+        return ModelError(
+            f"model '{name}' cannot be read ({first_line(error)}): copy or download the folder again, with "
+            "config.json and all weight files."
+        )
+    if isinstance(error.__cause__, GatedRepoError):
+        return ModelError(
+            f"model '{name}' is gated on the Hugging Face Hub: accept its terms there, then `hf auth login`."
+        )
+    if isinstance(error.__cause__, RepositoryNotFoundError):
+        return ModelError(
+            f"model '{name}' is not on the Hugging Face Hub, or is private: check the name, log in, or give a folder."
+        )
+    return ModelError(
+        f"model '{name}' cannot be fetched: it is not in the local cache and the Hugging Face Hub gave none "
+        f"({first_line(error)}); go online once, or give a local folder: --model path/to/folder."
+    )
+
+
+def check_kind(name: str, config: Any) -> None:
+    """Refuses by the config alone what is no decoder; what lies about itself is left to `check_causal`."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = set(config.architectures or ())
+    causal = type(config) in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    masked = kinds and kinds <= set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+    if not causal or masked:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder" if masked else "something else"
+        raise ModelError(
+            f"model '{name}' ({', '.join(sorted(kinds)) or config.model_type}) is {kind}, not a causal language model: "
+            "RL needs a model that generates; give a decoder such as Qwen3, Llama or Gemma."
+        )
+
+
+def check_causal(name: str, model: Any) -> None:
+    """The last of four tokens must not be seen from the first."""
+    import torch
+
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        # One row at a time: two rows of one batch may be computed in different ways.
+        first, second = (model(input_ids=row[None], use_cache=False).logits[0, 0].float() for row in ids)
+    if not bool(first.isfinite().all()):
+        raise ModelError(
+            f"model '{name}' computes logits that are not finite: its weights are damaged; fetch it again."
+        )
+    # A mixture may add up its experts in another order, which costs a few roundings.
+    tolerance = (1e-5 if model.dtype == torch.float32 else 1e-2) * float(first.abs().max())
+    if float((first - second).abs().max()) > tolerance:
+        raise ModelError(
+            f"model '{name}' is not causal: changing its last token changes the prediction after the first; RL needs "
+            "a decoder, so give one such as Qwen3, Llama or Gemma."
+        )
+
+
+def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
+    """Refuses what would fail in the middle of training; fills in a missing pad token as TRL does."""
+    if tokenizer.eos_token_id is None:
+        missing = "neither an eos_token nor a pad_token" if tokenizer.pad_token_id is None else "no eos_token"
+        raise ModelError(
+            f"the tokenizer of model '{name}' has {missing}, so completions cannot end: set eos_token in its "
+            "tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= num_embeddings:
+        raise ModelError(
+            f"the tokenizer of model '{name}' goes up to token {largest}, but the embedding has only {num_embeddings} "
+            "rows: use the tokenizer that the model was trained with."
+        )
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")[:200]

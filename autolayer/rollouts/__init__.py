@@ -1,0 +1,1 @@
+"""Sampling, rewarding and evaluating completions."""

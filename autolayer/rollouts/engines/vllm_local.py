@@ -1,0 +1,118 @@
+"""Rollouts by vLLM in this process: one engine for all arms (copy_engine.py says how it follows the policy)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from autolayer.core.config import VLLMConfig
+from autolayer.core.errors import ConfigError, EngineError
+from autolayer.rollouts.engines.base import UNLIMITED, Completion
+from autolayer.rollouts.engines.weight_sync import CopyEngine
+
+
+class VLLMEngine(CopyEngine):
+    """See `Engine`; needs the extra `vllm`.
+
+    Args:
+        path: What the model was loaded from.
+        settings: How much of the device it takes, and when.
+        num_processes: At one run, each with an engine of its own; all have to begin at once.
+
+    Raises:
+        ConfigError: vLLM is not installed, or cannot run this model.
+    """
+
+    def __init__(self, *args: Any, path: str, settings: VLLMConfig, num_processes: int = 1, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.settings = settings
+        self._asleep = False
+        if settings.sleep and self.model.device.type != "cuda":
+            raise ConfigError("[vllm] sleep = true gives memory back on CUDA devices only: leave it out.")
+        self.llm = self._start(path, num_processes)
+        self.rest()
+
+    def _start(self, path: str, num_processes: int) -> Any:
+        # Weights can be handed over by reference only where the engine runs in this process.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError(
+                f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or --rollouts transformers.'
+            ) from None
+        try:
+            return vllm.LLM(
+                model=path,
+                dtype=str(self.model.dtype).removeprefix("torch."),
+                max_model_len=self.context if self.context < UNLIMITED else None,
+                gpu_memory_utilization=self.settings.memory_share,
+                enable_sleep_mode=self.settings.sleep,
+                enforce_eager=self.model.device.type == "cpu",
+                enable_prefix_caching=True,
+                generation_config="vllm",  # nothing of the model's own sampling settings
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                max_num_seqs=self.max_sequences,
+                seed=0,
+                disable_log_stats=True,
+                # Takes the device and the process group that there are. Without one it makes its own, on the first GPU.
+                distributed_executor_backend="external_launcher" if num_processes > 1 else None,
+            )
+        except Exception as error:  # whatever vLLM raises for a model or a device that it cannot use
+            lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+            why = next((line for line in lines if line.startswith("Value error")), lines[0])
+            raise ConfigError(
+                f"vLLM cannot run {path} ({why}): give --rollouts transformers, or where it lacks memory another "
+                "memory_share in [vllm]."
+            ) from error
+
+    def _sample(
+        self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
+    ) -> list[Completion]:
+        if self._asleep:  # before anything is sent: asleep, it has no memory to write to
+            try:
+                self.llm.wake_up()
+            except Exception as error:  # of CUDA or of vLLM
+                raise EngineError(
+                    f"vLLM did not wake up beside the training ({str(error).splitlines()[0]}): give a smaller "
+                    "memory_share in [vllm], and the same command goes on."
+                ) from error
+            self._asleep = False
+        self.follow()
+        if prompt_ids:
+            self._check(prompt_ids[0], lambda limit: self._ask(prompt_ids[:1], [0], [limit], set()))
+        return self._ask(prompt_ids, seeds, limits, ends)
+
+    def _ask(
+        self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
+    ) -> list[Completion]:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        asked = [
+            SamplingParams(
+                temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed, max_tokens=limit,
+                stop_token_ids=sorted(ends), logprobs=0, detokenize=False,
+            )
+            for seed, limit in zip(seeds, limits, strict=True)
+        ]  # fmt: skip
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], asked, use_tqdm=False)
+        completions = []
+        for output in outputs:
+            (sampled,) = output.outputs
+            log_probs = [found[token].logprob for token, found in zip(sampled.token_ids, sampled.logprobs, strict=True)]
+            completions.append(Completion(sampled.token_ids, log_probs))
+        return completions
+
+    def rest(self) -> None:
+        if self.settings.sleep and not self._asleep:
+            self.llm.sleep(level=1)  # weights to host memory; the cache, prefixes included, is dropped
+            self._asleep = True
+
+    def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM keeps what it has computed with other weights: the same command goes on.")

@@ -1,0 +1,1 @@
+"""Layer-only RL training."""

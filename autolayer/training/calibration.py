@@ -1,0 +1,166 @@
+"""Calibration: does the base model's reward vary at all? Without spread there is nothing for RL to learn from.
+
+If it does not, the reason is named, since each has another cure: saturated (the base can do it already), truncated
+(completions are cut off before the answer), badly formatted (the reward cannot find an answer), or too hard.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from autolayer.core.budget import CALIBRATION_SCORED
+from autolayer.core.errors import NoSignalError
+from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.tasks.base import Task
+from autolayer.training.logprobs import scoring
+from autolayer.training.workbench import Workbench
+
+MIN_SPREAD = 0.05
+"""Share of groups whose rewards differ below which an RL step has next to nothing to learn from."""
+RANDOM_ENTROPY = 0.9
+"""Share of the largest possible entropy above which a model's text is noise, whatever it looks like."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the base model does on the `probe` split before any training."""
+
+    status: str
+    """'ok' or 'no_signal'."""
+    reason: str
+    """saturated, truncated, badly formatted, too hard, or empty where there is signal."""
+    num_completions: int
+    mean_reward: float
+    spread: float
+    """Share of groups whose rewards differ."""
+    truncated: float
+    """Share of completions that hit the token limit."""
+    well_formed: float | None
+    """Share of completions that look like an answer; None where the task cannot say."""
+    entropy: float
+    """Mean surprise of the sampled tokens over that of the uniform distribution: 1 is noise."""
+    mean_prompt_tokens: float
+    """Read, not written: observations of several turns are among them."""
+    mean_completion_tokens: float
+    mean_prefill_tokens: float
+    """Read in order to write: over several turns everything so far counts again for each of them."""
+    example: dict[str, Any]
+    """One prompt, completion and reward, so that a person can see what the numbers are about."""
+    reward_metrics: dict[str, float] = field(default_factory=dict)
+    """What the reward has logged: shares of answers that could not be judged, of programs that ran out of time."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """The numbers in words."""
+        formed = "" if self.well_formed is None else f", {self.well_formed:.0%} look like an answer"
+        return (
+            f"mean reward {self.mean_reward:.3f} over {self.num_completions} completions; rewards differ in "
+            f"{self.spread:.0%} of the groups; {self.truncated:.0%} hit the token limit{formed}"
+        )
+
+
+CURES = {
+    "saturated": "the base model can already do this task, choose a harder one",
+    "truncated": "completions are cut off before they end, raise --max-new-tokens",
+    "badly formatted": "completions do not look like answers, mend the prompt or start from an instruction-tuned model",
+    "too hard": "the base model hardly ever earns a reward, choose an easier task or a stronger base",
+}
+
+
+def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
+    """Samples groups on the `probe` split and judges them. The rollouts serve the probes as well.
+
+    Args:
+        bench: With the base weights in.
+        num_prompts: Prompts, each with a whole group of completions.
+        seed: Of the run.
+    """
+    rows = bench.task.splits["probe"][:num_prompts]
+    group_size = bench.settings.group_size
+    seeds = [request_seed(seed, "calibrate", index) for index in range(len(rows) * group_size)]
+    rollouts = bench.sample(rows, seeds, group_size)
+    return judge(bench, rollouts), rollouts
+
+
+def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
+    """Turns rollouts of the base model into a verdict."""
+    rewards_P_G = rollouts.rewards_P_G()
+    count = rewards_P_G.numel()
+    spread = float((rewards_P_G.amax(1) > rewards_P_G.amin(1)).double().mean())
+    finished = sum(rollouts.finished)
+    formed = None
+    if bench.task.is_well_formed is not None:
+        formed = sum(rollouts.well_formed(bench.task.is_well_formed)) / count
+    numbers = {
+        "num_completions": count,
+        "mean_reward": float(rewards_P_G.mean()),
+        "spread": spread,
+        "truncated": 1 - finished / count,
+        "well_formed": formed,
+        "entropy": _entropy(bench, rollouts),
+    }
+    reason = "" if spread >= MIN_SPREAD else _reason(**numbers)
+    return Calibration(
+        status="no_signal" if reason else "ok",
+        reason=reason,
+        mean_prompt_tokens=(rollouts.num_tokens - rollouts.num_generated) / count,
+        mean_completion_tokens=rollouts.num_generated / count,
+        mean_prefill_tokens=sum(rollouts.prefilled) / count,
+        example={
+            "prompt": bench.tokenizer.decode(rollouts.prompt_ids[0])[:500],
+            "completion": rollouts.texts[0][:500],
+            "reward": rollouts.rewards[0],
+        },
+        reward_metrics=dict(rollouts.metrics),
+        **numbers,
+    )
+
+
+def refuse(calibration: Calibration, task: Task) -> NoSignalError:
+    """The error for a calibration without signal."""
+    cure = CURES[calibration.reason]
+    if calibration.reason == "truncated" and task.environment is not None:
+        cure = (
+            "episodes end before they are solved, because an action is cut off (raise --max-new-tokens) or the context "
+            "is full (let the environment say less, or take a model with more positions)"
+        )
+    return NoSignalError(
+        f"task {task.name} gives no signal, it is {calibration.reason} for this base model "
+        f"({calibration.sentence()}): {cure}."
+    )
+
+
+def _reason(
+    *,
+    mean_reward: float,
+    truncated: float,
+    well_formed: float | None,
+    entropy: float,
+    **others: float,
+) -> str:
+    """Why rewards do not differ. The order matters: a random model is also cut off and badly formatted."""
+    # A constant .1 is a reward for form, not a task already done.
+    if mean_reward >= 0.5:
+        return "saturated"
+    if entropy > RANDOM_ENTROPY:
+        return "too hard"
+    if truncated > 0.5:
+        return "truncated"
+    if well_formed is not None and well_formed < 0.2:
+        return "badly formatted"
+    return "too hard"
+
+
+def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
+    """Mean negative log-probability of the sampled tokens, as a share of log(vocabulary)."""
+    few = rollouts[: max(1, CALIBRATION_SCORED // rollouts.group_size)]
+    batch = bench.score_batch(few)
+    with scoring(bench.model, bench.engine.temperature), torch.no_grad():
+        surprise = -float(bench.log_probs(batch).sum()) / max(1, few.num_generated)
+    return surprise / math.log(bench.model.config.get_text_config().vocab_size)

@@ -1,0 +1,70 @@
+"""The reference of the KL term: the policy itself, with the base weights of what is trained. No second model.
+
+Below the lowest trained layer both are the same, so what the reference's pass brings to that layer is handed to the
+policy's: together they run those layers once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from autolayer.models.layers import find_layers
+from autolayer.training.partial_forward import handing_on
+
+
+class Reference:
+    """See above; for the passes over one micro-batch after the other.
+
+    Args:
+        model: The policy.
+        parameters: What is trained, by name.
+        base: Its base weights, by the same names; copied to the policy's device.
+        lowest: The block up to which policy and reference are the same, and the policy's passes may begin.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        base: Mapping[str, torch.Tensor],
+        lowest: int,
+    ) -> None:
+        self.parameters = parameters
+        self.base = {name: base[name].to(parameter.device) for name, parameter in parameters.items()}
+        self.blocks = list(find_layers(model))
+        self.lowest = lowest
+        self._entered: torch.Tensor | None = None
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The policy is the reference inside, without gradients; a pass leaves what enters the lowest layer."""
+
+        def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._entered = (args[0] if args else kwargs["hidden_states"]).detach()
+
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        handle = self.blocks[self.lowest].register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            for name, parameter in self.parameters.items():  # the storages change places: nothing is copied
+                parameter.data = self.base[name]
+            with torch.no_grad():
+                yield
+        finally:
+            handle.remove()
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """A pass of the policy inside goes on where the reference's pass entered the lowest layer."""
+        assert self._entered is not None, "the reference's pass comes first"
+        try:
+            with handing_on(self.blocks[: self.lowest], self._entered):
+                yield
+        finally:
+            self._entered = None

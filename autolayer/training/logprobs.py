@@ -1,0 +1,82 @@
+"""Scoring: the log-probabilities that a policy gives to completions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from autolayer.rollouts.types import Rollouts
+
+# B sequences, T tokens.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBatch:
+    """Prompt and completion of B sequences, padded on the right, ready to be scored."""
+
+    input_ids: torch.Tensor
+    """(B, T)"""
+    attention_mask: torch.Tensor
+    """(B, T), 1 at real tokens."""
+    completion_mask: torch.Tensor
+    """(B, T), 1 at the tokens that the model wrote."""
+
+    @classmethod
+    def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
+        triples = list(zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.own_masks(), strict=True))
+        width = max(len(prompt) + len(completion) for prompt, completion, _ in triples)
+
+        def padded(fill: int, make) -> torch.Tensor:
+            rows = [make(*triple) for triple in triples]
+            return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+
+        return cls(
+            input_ids=padded(pad_token_id, lambda p, c, own: p + c),
+            attention_mask=padded(0, lambda p, c, own: [1] * (len(p) + len(c))),
+            completion_mask=padded(0, lambda p, c, own: [0] * len(p) + own),
+        )
+
+    def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:
+        """Micro-batches, each with the rows it covers."""
+        for start in range(0, len(self.input_ids), max_sequences):
+            rows = slice(start, min(start + max_sequences, len(self.input_ids)))
+            yield (
+                rows,
+                ScoreBatch(
+                    input_ids=self.input_ids[rows],
+                    attention_mask=self.attention_mask[rows],
+                    completion_mask=self.completion_mask[rows],
+                ),
+            )
+
+
+@contextlib.contextmanager
+def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
+    """Lets `log_probs` run on the model: TRL's fused head, which never holds all logits, put on and taken off."""
+    before = model.__dict__.get("forward")
+    training = model.training
+    try:
+        add_fused_lm_head(model, temperature=temperature)
+        model.eval()
+        yield
+    finally:
+        model.train(training)
+        if before is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.__dict__["forward"] = before
+
+
+def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
+    """Log-probability of every completion token under the model, shape (B, T - 1), zero elsewhere.
+
+    Works inside `scoring(model, temperature)` only.
+    """
+    labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)
+    return output.log_probs

@@ -1,0 +1,323 @@
+"""The command line: exit codes, precedence, help, and what goes to stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from test_results import finished
+
+from autolayer.cli.main import cli, main, pick
+from autolayer.cli.options import field_docs
+from autolayer.core import config
+from autolayer.core.errors import NoSignalError
+from autolayer.core.run_folder import PATCH, RESULT, RunFolder
+from autolayer.reporting.results import PickResult
+
+COMMANDS = ("pick", "train", "measure", "compare", "report", "merge", "doctor", "tasks")
+TINY = ("--model", "tiny", "--task", "math:arith")
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main(list(arguments))
+        code = leaving.value.code
+        assert isinstance(code, int)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A pipeline that only remembers how it was called, and prints where it should not."""
+
+    class Fake(types.ModuleType):
+        calls: list[tuple[str, config.Config, dict[str, Any]]] = []
+        failure: BaseException | None = None
+
+        def _answer(self, verb: str, settings: config.Config, options: dict[str, Any]) -> PickResult:
+            self.calls.append((verb, settings, options))
+            print("noise of a library")
+            os.write(1, b"noise of a child process\n")
+            if self.failure is not None:
+                raise self.failure
+            return finished()
+
+        def pick(self, settings: config.Config, **options: Any) -> PickResult:
+            return self._answer("pick", settings, options)
+
+        def train_layer(self, settings: config.Config, **options: Any) -> PickResult:
+            return self._answer("train", settings, options)
+
+    fake = Fake("autolayer.pipeline.pick")
+    fake.calls = []
+    monkeypatch.setitem(sys.modules, "autolayer.pipeline.pick", fake)
+    monkeypatch.setattr(importlib.import_module("autolayer"), "pipeline", fake, raising=False)
+    return fake
+
+
+# Help
+
+
+def test_bare_command_prints_help(call: Any) -> None:
+    code, out, err = call()
+    assert (code, err) == (0, "")
+    assert all(name in out for name in COMMANDS) and "autolayer pick --model tiny --task math:arith" in out
+
+
+def test_commands_are_exactly_these() -> None:
+    assert set(cli.commands) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["pick", "train", "measure", "compare", "report", "merge"])
+def test_help_ends_with_examples_that_parse(call: Any, command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    examples = [line.split()[1:] for line in out.split("Examples:")[1].splitlines() if "autolayer" in line]
+    assert examples
+    for _, *arguments in examples:
+        cli.commands[command].make_context(command, arguments, obj={})
+
+
+def test_help_says_for_every_option_what_config_says() -> None:
+    records = {option.name: option.get_help_record(click.Context(pick)) for option in pick.params}
+    documented = field_docs()
+    for field in dataclasses.fields(config.Config):
+        if field.name in config.TABLES:
+            continue
+        record = records[field.name]
+        assert record is not None and record[1].startswith(documented[field.name])
+        if field.default not in (None, dataclasses.MISSING):
+            assert f"[default: {field.default}]" in record[1]
+
+
+def test_version(call: Any) -> None:
+    assert call("--version")[:2] == (0, "autolayer 0.1.0\n")
+
+
+def test_tasks_lists_every_task(call: Any) -> None:
+    from autolayer.tasks import TASKS
+
+    code, out, _ = call("tasks")
+    assert code == 0 and all(f"{name} " in out for name in TASKS) and "--data FILE.jsonl" in out
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["pikc"], ["unknown command 'pikc'", "Did you mean 'pick'?", "Known commands: pick, train"]),
+        (["pick", "--modle", "tiny"], ["--modle", "Did you mean '--model'"]),
+        (["pick"], ["--model is missing", "'tiny'"]),
+        (["pick", "--model", "tini", "--task", "math:arith"], ["unknown model 'tini'", "Did you mean 'tiny'?"]),
+        (
+            ["pick", "--model", "tiny", "--task", "math:arit"],
+            ["unknown task 'math:arit'", "Did you mean 'math:arith'?"],
+        ),
+        (["pick", "--model", "tiny", "--task", "math"], ["--task math:arith"]),
+        (["pick", *TINY, "--algorithm", "gropo"], ["Did you mean 'grpo'?"]),
+        (["pick", *TINY, "--steps", "ten"], ["--steps", "'ten' is not a valid integer"]),
+        (["pick", *TINY, "--steps", "0"], ["--steps 0 cannot work"]),
+        (["pick", *TINY, "--budget", "nan"], ["--budget nan cannot work"]),
+        (["pick", *TINY, "--learning-rate", "fast"], ["--learning-rate", "'fast' is not a valid float"]),
+        (["pick", *TINY, "--until", "train"], ["--until", "calibrate", "probe", "search"]),
+        (["pick", *TINY, "--config", "none.toml"], ["none.toml does not exist"]),
+        (["pick", "--data", "x.jsonl", "--model", "tiny"], ["--data and --reward belong together"]),
+        (["train", *TINY], ["--layers is missing"]),
+        (["report", "nowhere"], ["nowhere has no result.json"]),
+        (["merge", "nowhere", "--out", "merged"], ["nowhere does not exist"]),
+        (["merge", "nowhere"], ["--out"]),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence_and_exit_2(call: Any, arguments: list[str], parts: list[str]) -> None:
+    code, out, err = call(*arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("autolayer: error: ") and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+
+
+def test_names_are_refused_without_torch(tmp_path: Path) -> None:
+    """Also for a mistyped task: suggestions must not take the seconds that importing torch takes."""
+    code = (
+        "import sys; from autolayer.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as leaving: print(leaving.code, *{'torch', 'transformers'} & set(sys.modules))"
+    )
+    for arguments, expected in [(["tasks"], "0"), (["pick", "--model", "tini"], "2"),
+                                (["pick", "--model", "tiny", "--task", "maths"], "2")]:  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == expected
+
+
+def test_no_signal_is_exit_2(call: Any, pipeline: Any) -> None:
+    pipeline.failure = NoSignalError("task t gives no signal, it is too hard")
+    code, out, err = call("pick", *TINY, "--json")
+    assert (code, out) == (2, "") and "autolayer: error: task t gives no signal" in err
+
+
+def test_bugs_are_exit_1(call: Any, pipeline: Any) -> None:
+    pipeline.failure = KeyError("layer")
+    code, out, err = call("pick", *TINY)
+    assert (code, out) == (1, "")
+    assert "bug of autolayer (KeyError: 'layer')" in err and "--debug" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("failure", [KeyError("layer"), NoSignalError("too hard")])
+def test_debug_shows_the_traceback(call: Any, pipeline: Any, failure: Exception) -> None:
+    pipeline.failure = failure
+    assert "Traceback" in call("pick", *TINY, "--debug")[2]
+
+
+def test_ctrl_c_is_exit_130(call: Any, pipeline: Any) -> None:
+    pipeline.failure = KeyboardInterrupt()
+    code, out, err = call("pick", *TINY)
+    assert (code, out) == (130, "") and "interrupted: the same command resumes" in err
+
+
+def test_a_full_disk_is_no_bug(call: Any, pipeline: Any) -> None:
+    pipeline.failure = OSError(28, "No space left on device", "runs/x")
+    code, _, err = call("pick", *TINY)
+    assert code == 2 and "runs/x: No space left on device" in err
+
+
+# Settings
+
+
+def test_command_line_beats_file_beats_default(call: Any, pipeline: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        'model = "tiny"\ntask = "math:arith"\nsteps = 7\nseed = 3\nlayers = 2\nlearning_rate = 1e-4\n'
+        "[probe]\nburst_steps = 0\n"
+    )
+    call("pick", "--config", "run.toml", "--seed", "4", "--learning-rate", "auto", "--until", "probe")
+    ((verb, settings, options),) = pipeline.calls
+    assert (verb, options["until"]) == ("pick", "probe")
+    assert (settings.seed, settings.steps, settings.layers, settings.learning_rate) == (4, 7, "2", None)
+    assert settings.probe.burst_steps == 0 and settings.group_size == config.Config(model="tiny").group_size
+
+
+def test_layers_may_be_a_list_in_the_file(call: Any, pipeline: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('model = "tiny"\ntask = "math:arith"\nlayers = [1, 3]\n')
+    assert call("pick", "--config", "run.toml")[0] == 0
+    assert pipeline.calls[0][1].layers == "1,3"
+
+
+def test_the_file_is_checked_like_the_command_line(call: Any, pipeline: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('model = "tiny"\nsteps = "ten"\n')
+    code, _, err = call("pick", "--config", "run.toml")
+    assert code == 2 and "--steps" in err and "'ten'" in err
+    (tmp_path / "run.toml").write_text('modle = "tiny"\nmodel = "tiny"\n')
+    code, _, err = call("pick", "--config", "run.toml")
+    assert code == 2 and "unknown setting 'modle'" in err and "'model'" in err
+
+
+def test_every_option_reaches_the_config(call: Any, pipeline: Any) -> None:
+    given = {
+        "algorithm": "dr_grpo", "layers": "0-1", "budget": 0.5, "regret": 0.1, "hours": 2.0, "steps": 3,
+        "prompts_per_step": 4, "group_size": 5, "max_new_tokens": 6, "temperature": 0.7, "learning_rate": 1e-3,
+        "beta": 0.01, "num_eval": 8, "seed": 9, "out": "o", "storage": "sqlite:///x.db", "device": "cpu",
+    }  # fmt: skip
+    arguments = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    assert call("pick", *TINY, *arguments, "--no-thinking")[0] == 0
+    settings = pipeline.calls[0][1]
+    assert {name: getattr(settings, name) for name in given} == given and settings.thinking is False
+
+
+def test_train_asks_for_layers_and_no_budget(call: Any, pipeline: Any) -> None:
+    assert call("train", *TINY, "--layers", "-1")[0] == 0
+    assert pipeline.calls[0][0] == "train" and pipeline.calls[0][1].layers == "-1"
+    assert call("train", *TINY, "--layers", "1", "--budget", "1")[0] == 2
+
+
+def test_the_same_command_has_the_same_folder(call: Any, pipeline: Any) -> None:
+    for arguments in (TINY, TINY, (*TINY, "--seed", "1")):
+        call("pick", *arguments)
+    first, again, other = (settings.out for _, settings, _ in pipeline.calls)
+    assert first == again != other and first.startswith(os.path.join("runs", "tiny-math"))
+
+
+# Results
+
+
+def test_json_on_stdout_is_exactly_the_result(call: Any, pipeline: Any) -> None:
+    code, out, err = call("pick", *TINY, "--json")
+    assert code == 0 and out == finished().to_json() + "\n"
+    assert "noise of a library" in err and "noise of a child process" in err
+
+
+def test_the_report_is_alone_on_stdout(call: Any, pipeline: Any) -> None:
+    code, out, err = call("pick", *TINY, "--out", "r")
+    assert code == 0 and "Layer 1 is the clear winner" in out and "Next: autolayer merge r --out" in out
+    assert "noise" not in out and "noise" in err
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(call: Any, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = types.SimpleNamespace(render=lambda: "the plan", to_dict=lambda: {"steps": 3})
+    fake: Any = types.ModuleType("autolayer.pipeline.dry_run")
+    fake.dry_run = lambda settings: plan if settings.model == "tiny" else None
+    monkeypatch.setitem(sys.modules, "autolayer.pipeline.dry_run", fake)
+    monkeypatch.setattr(importlib.import_module("autolayer"), "dryrun", fake, raising=False)
+    assert call("pick", *TINY, "--dry-run")[:2] == (0, "the plan\n")
+    assert json.loads(call("pick", *TINY, "--dry-run", "--json")[1]) == {"steps": 3}
+    assert pipeline.calls == []
+
+
+def test_report_shows_a_run_again(call: Any, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").write(RESULT, finished().to_dict())
+    code, out, _ = call("report", "run", "--html", "page.html")
+    assert code == 0 and "Layer 1 is the clear winner" in out and (tmp_path / "page.html").exists()
+    assert call("report", "run", "--json")[1] == (tmp_path / "run" / RESULT).read_text()
+
+
+def test_report_explains_runs_without_result(call: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.write("calibration.json", {"status": "ok"})
+    assert "is not finished: repeat the command" in call("report", "run")[2]
+    folder.write("calibration.json", {"status": "no_signal", "message": "it is saturated"})
+    assert "found no training signal: it is saturated" in call("report", "run")[2]
+    folder.write(RESULT, {"status": "ok"})
+    code, _, err = call("report", "run")
+    assert code == 2 and "is no result of autolayer" in err
+
+
+@pytest.mark.parametrize(("extra", "base"), [((), "the base"), (("--model", "other"), "other")])
+def test_merge_takes_the_base_from_the_patch(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: tuple[str, ...], base: str
+) -> None:
+    fake: Any = types.ModuleType("autolayer.models.patch")
+    fake.load_patch = lambda _: types.SimpleNamespace(base="the base")
+    fake.merge = lambda base_name, path, out: Path(f"{base_name}|{path}|{out}")
+    monkeypatch.setitem(sys.modules, "autolayer.models.patch", fake)
+    monkeypatch.setattr(importlib.import_module("autolayer"), "patch", fake, raising=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / PATCH).touch()
+    for source in ("run", f"run/{PATCH}"):
+        code, out, _ = call("merge", source, "--out", "merged", *extra)
+        assert code == 0 and f"wrote {base}|run/{PATCH}|merged" in out
+
+
+def test_module_is_the_same_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "autolayer", "pikc"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "Did you mean 'pick'?" in done.stderr

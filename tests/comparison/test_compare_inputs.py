@@ -1,0 +1,163 @@
+"""`compare`: what it reads, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compare_helpers import TRUTH, contribution, picked, rows, saved
+
+from autolayer.comparison import metrics
+from autolayer.comparison.curves import published
+from autolayer.comparison.run import compare
+from autolayer.core.errors import AutolayerError, DataError, UnknownNameError
+from autolayer.reporting.contribution import ArmGain
+
+# What it reads
+
+
+def test_every_form_of_a_file_is_the_same_comparison(tmp_path: Path) -> None:
+    run, measured = saved(tmp_path / "run", picked()), saved(tmp_path / "measured", contribution())
+    expected = compare(picked(), contribution()).comparisons[0]
+    for first, second in [(run, measured), (str(run / "result.json"), str(measured / "contribution.json"))]:
+        judged = compare(first, second).comparisons[0]
+        assert judged.rows == expected.rows and judged.points == expected.points
+        assert (judged.predicted, judged.measured) == (str(first), str(second))
+
+
+def test_csv_files(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(
+        "\ufeffLayer, predicted ,low,high,remark\n2, .9,.5,1.3,x\n0,.1,-.3,.5\n1,.5,.1,.9\n3,.7,.3,1.1\n"
+    )
+    (tmp_path / "m.csv").write_text("layer,contribution\n" + "".join(f"{i},{v}\n" for i, v in enumerate(TRUTH)))
+    (judged,) = compare(tmp_path / "p.csv", tmp_path / "m.csv").comparisons
+    assert [point.predicted for point in judged.points] == [0.1, 0.5, 0.9, 0.7]
+    assert rows(judged)["prediction"].coverage == 1 and judged.in_sample and judged.ceiling is None
+    assert judged.num_layers == 8 and any("8 is assumed" in note for note in judged.notes)
+
+
+def test_the_published_curve_by_name() -> None:
+    prediction = picked({layer: -abs(layer - 10) / 27 for layer in range(28)}, num_layers=28)
+    (judged,) = compare(prediction, "published:qwen3-1.7b").comparisons
+    assert rows(judged)["position"].spearman == pytest.approx(0.757, abs=0.001)
+    assert judged.num_layers == 28 and len(judged.points) == 28 and judged.in_sample
+    assert any("transcribed by a third party" in note for note in judged.notes)
+
+
+def test_published_contribution_is_computed_from_the_four_benchmarks() -> None:
+    """Layer 10: (68.6 + 80.5 + 27.3 + 30.8 - 176.6) / (203.1 - 176.6), the sums of the base and of full RL."""
+    assert published("qwen3-1.7b").values[10] == pytest.approx((207.2 - 176.6) / (203.1 - 176.6))
+
+
+def test_only_common_layers_are_compared_and_the_rest_is_said() -> None:
+    prediction = picked({layer: TRUTH[layer] for layer in (0, 1, 2, 3, 4)})
+    measured = contribution({layer: TRUTH[layer] for layer in (1, 2, 3, 4, 6, 7)})
+    (judged,) = compare(prediction, measured).comparisons
+    assert [point.layer for point in judged.points] == [1, 2, 3, 4]
+    assert judged.only_predicted == (0,) and judged.only_measured == (6, 7)
+    assert "left out, not measured: layer 0" in judged.notes and "left out, not predicted: layers 6-7" in judged.notes
+    assert "the ceiling is that of all measured layers" in judged.notes
+    assert rows(judged)["last"].picks == (4,) and rows(judged)["middle"].picks == (4,)
+    assert rows(judged)["gradient_norm"].picks == (4,)
+
+
+def test_one_measured_file_predicts_another() -> None:
+    other = contribution(TRUTH[::-1], task="code:expr")
+    (judged,) = compare(other, contribution()).comparisons
+    expected = metrics.spearman(list(other.values.values()), list(contribution().values.values()))
+    assert rows(judged)["prediction"].spearman == pytest.approx(expected)
+    assert rows(judged)["prediction"].coverage is None, "its intervals are about its own measurement"
+    assert "predicted for tiny, code:expr, grpo; measured on tiny, math:arith, grpo" in judged.notes
+    assert [row.name for row in judged.rows if row.kind == "probe"] == ["rl_burst"], "baselines are no probes"
+
+
+def test_a_file_does_not_predict_itself() -> None:
+    (judged,) = compare(contribution(), contribution()).comparisons
+    assert judged.prediction is None and all(point.predicted is None for point in judged.points)
+    assert "The prediction is the measured file itself" in judged.verdict and "rl_burst" in judged.verdict
+    assert all(row.ahead is None for row in judged.rows)
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["columns (none)"]),
+        ("layer;contribution\n1;2\n", ["layer;contribution", "needs a header"]),
+        ("layer,score\n1,2\n", ["columns layer, score"]),
+        ("layer,contribution,predicted\n1,2,3\n", ["either contribution or predicted"]),
+        ("layer,contribution\n", ["no rows"]),
+        ("layer,contribution\n0,0.1\n0,0.2\n", ["line 3", "layer 0 stands there twice"]),
+        ("layer,contribution\n0,nan\n", ["line 2", "'nan' is no finite number"]),
+        ("layer,contribution\n0,\n", ["line 2", "contribution '' is no finite"]),
+        ("layer,contribution\n0\n", ["line 2", "contribution None"]),
+        ("layer,contribution\n1.5,1\n", ["layer '1.5' is no whole number"]),
+        ("layer,contribution\n-1,1\n", ["layer '-1' is no whole number"]),
+        ("layer,predicted,low\n1,1,1\n", ["low alone"]),
+        ("layer,predicted,low,high\n1,1,2,0\n", ["low 2.0 is above high 0.0"]),
+        ("layer,contribution\n0,1\n1,2\n2,3\n", ["3 layers in common, fewer than 4"]),
+        ("layer,contribution\n0,1\n1,2\n2,3\n8,4\n", ["has layer 8", "8 layers (0..7)"]),
+        ("layer,predicted\n0,1\n1,2\n2,3\n3,4\n", ["holds a prediction, which cannot judge another"]),
+        ('{"layers": []}', ["is no contribution.json", "measure again"]),
+        ('{"layers": ', ["damaged JSON"]),
+        ('{"ranking": null}', ["is no result of autolayer"]),
+        ("[1, 2]", ["is no contribution.json"]),
+        ("a\0b", ["is no text file"]),
+    ],
+)
+def test_what_is_no_curve_is_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "measured"
+    path.write_text(text)
+    with pytest.raises(DataError) as error:
+        compare(picked(), path)
+    assert all(part in str(error.value) for part in parts), error.value
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "parts"),
+    [
+        (picked(ranking=None, probes=None), contribution(), ["predicts nothing yet", "--until probe"]),
+        (picked(), contribution(num_layers=12), ["a model with 8 layers", "one with 12"]),
+        (picked({layer: 0.5 for layer in range(3)}), contribution(), ["3 layers in common"]),
+        ("nowhere", contribution(), ["nowhere does not exist"]),
+        (picked(), "published:qwen3-8b", ["unknown published curve", "published:qwen3-1.7b"]),
+        (picked(), ".", ["has neither result.json nor contribution.json"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    predicted: Any, measured: Any, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((DataError, UnknownNameError)) as error:
+        compare(predicted, measured)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"num_layers": 4}, "layers [4, 5, 6, 7] of a model with 4 blocks"),
+        ({"probes": {"rl_burst": [float("nan")] * 8}}, "probe score that is not finite"),
+        ({"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)}, "gained nothing"),
+    ],
+)
+def test_damaged_contributions_are_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    values = {**contribution().to_dict(), **json.loads(json.dumps(changes, default=vars))}
+    (tmp_path / "contribution.json").write_text(json.dumps(values))
+    with pytest.raises(DataError) as error:
+        compare(picked(), tmp_path)
+    assert part in str(error.value)
+
+
+def test_a_result_cannot_judge_and_no_file_counts_twice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds a prediction"):
+        compare(picked(), saved(tmp_path / "run", picked()))
+    with pytest.raises(DataError, match="given twice"):
+        compare(picked(), contribution(), saved(tmp_path / "measured", contribution()))
+    with pytest.raises(AutolayerError, match="nothing to compare with"):
+        compare(picked())

@@ -1,0 +1,155 @@
+"""`compare`: its numbers, their mean over files, its verdicts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from compare_helpers import TRUTH, contribution, files, picked, rows, shown
+
+from autolayer.comparison import metrics
+from autolayer.comparison.curves import published
+from autolayer.comparison.run import compare
+from autolayer.core.errors import DataError
+from autolayer.reporting.results import PickResult
+
+# The numbers
+
+
+def test_every_row_is_judged_by_the_metrics() -> None:
+    measured = contribution()
+    (judged,) = compare(picked(TRUTH[::-1]), measured).comparisons
+    truth_L, truth_S_L = list(measured.values.values()), np.array(list(measured.by_seed().values())).T
+    scores = {"prediction": TRUTH[::-1], "gradient_norm": range(8), "rl_burst": range(0, -8, -1),
+              "first": range(8, 0, -1), "last": range(8), "position": [-abs(layer / 7 - 0.4) for layer in range(8)],
+              "middle": [-abs(layer - 4) for layer in range(8)]}  # fmt: skip
+    found = rows(judged)
+    assert found.keys() == {*scores, "random"}
+    for name, scores_L in scores.items():
+        row = found[name]
+        assert row.spearman == metrics.spearman(list(scores_L), truth_L)
+        assert row.share_of_ceiling == pytest.approx((row.spearman or 0) / 0.9)
+        assert row.kendall == metrics.kendall(list(scores_L), truth_L)
+        assert row.spearman_without_depth == metrics.spearman_without_depth(list(scores_L), truth_L, range(8))
+        assert row.regret_top1 == metrics.regret(list(scores_L), truth_S_L)
+        assert row.regret_top3 == metrics.regret(list(scores_L), truth_S_L, top=3)
+    prediction_L = np.array(TRUTH[::-1])
+    assert found["prediction"].coverage == metrics.coverage(truth_L, prediction_L - 0.4, prediction_L + 0.4)
+    assert found["prediction"].winkler == pytest.approx(
+        metrics.winkler(truth_L, prediction_L - 0.4, prediction_L + 0.4)
+    )
+    assert found["position"].coverage is not None and found["random"].winkler is not None
+    assert found["first"].coverage is None and found["gradient_norm"].winkler is None
+
+
+def test_random_is_its_expectation() -> None:
+    measured = contribution(seeds=1)
+    (judged,) = compare(picked(), measured).comparisons
+    random, values = rows(judged)["random"], list(measured.values.values())
+    assert (random.spearman, random.kendall, random.spearman_without_depth, random.picks) == (0, 0, 0, ())
+    assert random.regret_top1 == pytest.approx(max(values) - np.mean(values))
+
+
+def test_a_constant_prediction_ranks_nothing() -> None:
+    found = compare(picked([0.75] * 8), contribution())
+    prediction = rows(found.comparisons[0])["prediction"]
+    assert prediction.spearman is None and prediction.kendall is None and prediction.share_of_ceiling is None
+    assert prediction.regret_top1 == pytest.approx(rows(found.comparisons[0])["random"].regret_top1)
+    assert "the same for every layer, so it ranks nothing" in found.comparisons[0].verdict
+    assert all(row.ahead is None for row in found.comparisons[0].rows)
+    assert re.search(r"^prediction +- +- ", shown(found), re.MULTILINE)
+
+
+def test_constant_measurements_rank_nothing() -> None:
+    flat = contribution([0.5] * 8, noise=0)
+    (judged,) = compare(picked(), flat).comparisons
+    assert all(row.spearman is None for row in judged.rows) and "there is nothing to rank" in judged.verdict
+
+
+def test_few_layers_are_not_detrended() -> None:
+    (judged,) = compare(picked({layer: TRUTH[layer] for layer in range(5)}), contribution()).comparisons
+    assert all(row.spearman_without_depth is None and row.kendall_without_depth is None for row in judged.rows)
+
+
+def test_without_intervals_none_are_judged(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("layer,predicted\n" + "".join(f"{i},{100 * v}\n" for i, v in enumerate(TRUTH)))
+    found = compare(tmp_path / "p.csv", contribution())
+    assert all(row.coverage is None and row.winkler is None for row in found.comparisons[0].rows)
+    assert "Winkler" not in shown(found) and not found.comparisons[0].is_contribution
+
+
+# Several files
+
+
+def test_the_mean_over_files_with_paired_intervals() -> None:
+    found = compare(picked(), *files())
+    assert found.mean is not None and found.mean.num_comparisons == len(found.comparisons) == 4
+    mean = {row.name: row for row in found.mean.rows}
+    prediction, position = ([rows(judged)[name] for judged in found.comparisons] for name in ("prediction", "position"))
+    assert mean["prediction"].spearman == pytest.approx(np.mean([row.spearman or 0 for row in prediction]))
+    differences = [(one.spearman or 0) - (other.spearman or 0) for one, other in zip(prediction, position, strict=True)]
+    ahead, regret = mean["position"].ahead, mean["position"].regret_ahead
+    assert ahead is not None and regret is not None and mean["prediction"].ahead is None
+    assert ahead.value == pytest.approx(np.mean(differences)) and ahead.num_items == 4
+    assert min(differences) <= ahead.low <= ahead.value <= ahead.high <= max(differences)
+    assert regret.value == pytest.approx((mean["prediction"].regret_top1 or 0) - (mean["position"].regret_top1 or 0))
+    assert "Over 4 files" in found.mean.verdict and "narrower than their level says" in found.mean.notes[0]
+
+
+def test_two_files_have_a_mean_and_no_interval() -> None:
+    found = compare(picked(), *files(2))
+    assert found.mean is not None and all(row.ahead is None for row in found.mean.rows)
+    assert "two files are too few" in found.mean.verdict
+    assert compare(picked(), contribution()).mean is None
+
+
+def test_a_value_missing_on_one_file_has_no_mean() -> None:
+    small = contribution({layer: TRUTH[layer] for layer in range(5)}, task="other")
+    found = compare(picked(), contribution(), small)
+    assert found.mean is not None
+    assert all(row.spearman_without_depth is None and row.spearman is not None for row in found.mean.rows)
+
+
+def test_files_of_one_setting_are_not_independent() -> None:
+    found = compare(picked(), *(contribution(seed=seed) for seed in range(3)))
+    assert found.mean is not None and any("tiny, math:arith, grpo" in note for note in found.mean.notes)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("prediction", "measured", "parts"),
+    [
+        (picked(), contribution(noise=0.001), ["better than every baseline", "reaches the noise ceiling",
+                                               "more than the noise", "Its pick, layer 2, loses 0.00"]),
+        (picked(), contribution(noise=0.001, ceiling=1.0), ["perfect prediction would be expected at 1.00"]),
+        (picked(), contribution(noise=0.6, ceiling=0.0), ["cannot tell the layers apart", "settles nothing"]),
+        (picked(range(8)), contribution(), ["does not beat position", "Its pick, layer 7,"]),
+        (picked([-abs(layer / 7 - 0.4) for layer in range(8)]), contribution(), ["as well as position, a baseline"]),
+        (picked([0.3, 0.5, 0.8, 1.1, 0.7, 0.6, 0.2, 0.1]), contribution(noise=1.0), ["is within the noise"]),
+        (picked(), contribution(seeds=1), ["noise ceiling is not known"]),
+        (picked(), "published:qwen3-1.7b", ["a model with 8 layers"]),
+        (picked(range(8), probes={"rl_burst": TRUTH}), contribution(), ["single probe rl_burst ranks better"]),
+        (picked([0, 1, 0, 0, 1, 0, 0, 0]), contribution(), ["Its picks, layers 1 and 4, lose on average",
+                                                            "A random ranking of 8 layers does as well"]),
+    ],
+)  # fmt: skip
+def test_verdict(prediction: PickResult, measured: Any, parts: list[str]) -> None:
+    try:
+        text = compare(prediction, measured).comparisons[0].verdict
+    except DataError as error:
+        text = str(error)
+    assert all(part in text for part in parts), text
+    assert "  " not in text and "nan" not in text and "None" not in text and "-0.00" not in text
+
+
+def test_csv_without_error_bars_says_so() -> None:
+    prediction = picked(published("qwen3-1.7b").values, num_layers=28)
+    verdict = compare(prediction, "published:qwen3-1.7b").comparisons[0].verdict
+    assert (
+        "better than every baseline" in verdict and "no error bars" in verdict and "one model and one task" in verdict
+    )

@@ -1,0 +1,254 @@
+"""Layer-tokens counted on a real model, and plans that keep to their budget."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_model
+from workbench_helpers import make_bench, make_task, sample_folds
+
+from autolayer.core.budget import (
+    MARGIN,
+    ProbePrices,
+    UnitCosts,
+    calibration_cost,
+    calibration_prompts,
+    default_budget,
+    finding_budget,
+    full_run,
+    largest,
+    pays_for_race,
+    plan_probes,
+    probe_budget,
+    scout_steps,
+    smallest_race,
+)
+from autolayer.core.config import Config, ProbeConfig, SearchConfig
+from autolayer.core.costs import Cost, CostModel
+from autolayer.core.layer_set import Layers
+from autolayer.models.layers import find_layers, head_ratio, train_only
+from autolayer.probes.run import run_probes
+from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+
+# Costs
+
+
+def test_amounts_of_work_add_up_and_fit_in_both_components_or_not_at_all() -> None:
+    one = Cost(generated_tokens=2, layer_tokens=30, seconds=1)
+    assert one + one == one * 2 and one - one == Cost()
+    assert one.fits(one) and one.fits(Cost(generated_tokens=2, layer_tokens=30))
+    assert not one.fits(Cost(generated_tokens=1.9, layer_tokens=99))
+    assert not one.fits(Cost(generated_tokens=99, layer_tokens=29.9))
+
+
+@pytest.mark.parametrize("layers", [(0,), (2,), (3,), (1, 3), (0, 1, 2, 3), "full"], ids=str)
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe"])
+def test_layer_tokens_are_what_hooks_count_in_a_real_pass(architecture: str, layers: Layers) -> None:
+    model = build_model(architecture)
+    blocks, head = find_layers(model), model.get_output_embeddings()
+    counts = {"forward": 0, "activation": 0, "weight": 0, "head": 0}
+
+    def forward(module: Any, arguments: Any, output: torch.Tensor) -> None:
+        counts["forward"] += output.shape[0] * output.shape[1]
+        if output.requires_grad:
+            output.register_hook(lambda g: counts.__setitem__("activation", counts["activation"] + g[..., 0].numel()))
+
+    def final(module: Any, arguments: Any, output: Any) -> None:
+        counts["head"] += output[0][..., 0].numel()  # the head's forward
+        output[0].register_hook(lambda g: counts.__setitem__("head", counts["head"] + g[..., 0].numel()))
+
+    for block in blocks:
+        block.register_forward_hook(forward)
+    model.get_decoder().register_forward_hook(final)
+    ids = torch.randint(2, 90, (3, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    batch = ScoreBatch(
+        input_ids=ids, attention_mask=mask, completion_mask=mask.clone().index_fill_(1, torch.tensor(0), 0)
+    )
+    with train_only(model, layers, quiet=True), scoring(model, 1.0):  # pyright: ignore
+        log_probs(model, batch).sum().backward()
+        counts["weight"] = 21 * sum(any(p.grad is not None for p in block.parameters()) for block in blocks)
+        counts["head"] += 21 * (head.weight.grad is not None)
+    costs = CostModel(num_layers=4, head_ratio=head_ratio(model))
+    in_blocks = counts["forward"] + counts["activation"] + counts["weight"]
+    expected = in_blocks + counts["head"] * costs.head_ratio
+    assert costs.train(21, layers).layer_tokens == pytest.approx(expected)
+    assert costs.forward(21).layer_tokens == pytest.approx(counts["forward"] + 21 * costs.head_ratio)
+    assert costs.train(21, layers).generated_tokens == 0
+
+
+def test_the_heads_share_is_its_parameters_over_those_of_one_block() -> None:
+    model = build_model("llama", num_layers=3)
+    block = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert head_ratio(model) == pytest.approx(model.lm_head.weight.numel() / block)
+    costs = CostModel(num_layers=3, head_ratio=0.5)
+    total = costs.total(Cost(generated_tokens=10, layer_tokens=100), exchange_rate=2.0)
+    assert total == pytest.approx(100 + 10 * (2 - 1) * 3.5), "a token's own forward pass is among the 100"
+    assert costs.generate(4, 10) == Cost(generated_tokens=10, layer_tokens=14 * 3.5)
+
+
+# Plans
+
+
+def _random_case(generator: random.Random) -> tuple[Config, UnitCosts, tuple[int, ...]]:
+    num_layers = generator.choice([4, 8, 28, 36, 64])
+    count = generator.randint(1, num_layers)
+    config = Config(
+        model="tiny",
+        steps=generator.choice([20, 100, 300, 1000]),
+        prompts_per_step=generator.choice([4, 16, 64, 128]),
+        group_size=generator.choice([2, 4, 8, 16]),
+        budget=generator.choice([0.01, 0.05, 0.25, 1.0]),
+        probe=ProbeConfig(share=generator.choice([0.1, 0.3, 0.5]), burst_steps=generator.choice([0, 1, 2, 4])),
+    )
+    units = UnitCosts(
+        costs=CostModel(num_layers=num_layers, head_ratio=generator.choice([0.01, 0.5, 4.0])),
+        group_size=config.group_size,
+        prompt_tokens=generator.uniform(4, 500),
+        completion_tokens=generator.uniform(2, 2000),
+    )
+    return config, units, tuple(sorted(generator.sample(range(num_layers), count)))
+
+
+def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> None:
+    generator, kinds = random.Random(0), set()
+    for _ in range(1500):
+        config, units, candidates = _random_case(generator)
+        budget = finding_budget(config, units, candidates)
+        plan = plan_probes(config, units, candidates, budget)
+        folds, layers, group = config.probe.num_folds, len(candidates), config.group_size
+        # Counted over again: what each probe does with these sizes.
+        tokens = group * (units.prompt_tokens + units.completion_tokens)
+        depth, head = units.costs.num_layers, units.costs.head_ratio
+        # Each layer's passes begin at that layer; what enters it is made once, by going up to the highest.
+        above = sum(depth - layer + head for layer in candidates)
+        generated = Cost(generated_tokens=group * units.completion_tokens)
+        generate = units.costs.forward(tokens) + generated
+        shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
+        judged = plan.response_folds * plan.response_prompts * min(2, group) / group
+        responses = Cost(layer_tokens=tokens * judged * (8 * above + max(candidates)))
+        line = Cost(layer_tokens=tokens * plan.line_search_prompts * (5 * above + max(candidates)))
+        burst = Cost()
+        for layer in candidates if plan.burst_steps else ():
+            burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
+        burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
+        total = shared + responses + line + burst
+        too_small = any("all the same" in note for note in plan.notes)
+        assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
+            config,
+            units,
+            candidates,
+            plan,
+        )
+        assert (plan.line_search_prompts == 0) == any("line_search" in note for note in plan.notes)
+        assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
+        left_out = plan.burst_steps == 0 and config.probe.burst_steps != 0
+        assert left_out == any("rl_burst" in note for note in plan.notes)
+        assert plan.line_search_prompts != 1 and plan.response_prompts >= 4 and plan.fold_prompts >= 4
+        assert plan.burst_prompts <= (config.prompts_per_step or 0) and bool(plan.burst_prompts) == bool(
+            plan.burst_steps
+        )
+        kinds.add((too_small, plan.line_search_prompts > 0, plan.burst_steps > 0))
+    assert len(kinds) >= 4  # small, medium and large budgets all occurred
+
+
+def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_for_a_race() -> None:
+    generator, with_race = random.Random(1), 0
+    for _ in range(300):
+        config, units, candidates = _random_case(generator)
+        budgets = [finding_budget(config, units, candidates) * factor for factor in (0.3, 1.0, 3.0)]
+        spends = [probe_budget(config, units, candidates, budget) for budget in budgets]
+        race = smallest_race(config, units, candidates)
+        races = [(race + spend).fits(budget) for spend, budget in zip(spends, budgets, strict=True)]
+        for spend, budget, has_race in zip(spends, budgets, races, strict=True):
+            assert spend == (budget * config.probe.share if has_race else budget)
+        assert races == sorted(races)  # what pays for a race goes on paying for it
+        with_race += races == [True] * 3
+        plans = [plan_probes(config, units, candidates, budget) for budget in budgets]
+        for name in ("fold_prompts", "response_folds", "line_search_prompts", "burst_prompts"):
+            sizes = [getattr(plan, name) for plan, has_race in zip(plans, races, strict=True) if has_race == races[-1]]
+            assert sizes == sorted(sizes)
+    assert 30 < with_race < 270
+
+
+def test_the_smallest_race_costs_what_its_runs_do() -> None:
+    config = Config(model="tiny", steps=100, prompts_per_step=4, search=SearchConfig(num_select=20))
+    costs = CostModel(num_layers=6, head_ratio=1.0)
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=3, completion_tokens=5)
+    # By hand: 4 arms make 2 steps of 32 completions and are evaluated on 20 items, the base on 20 as well; the first
+    # step's completions are sampled once.
+    race = smallest_race(config, units, (5,))
+    assert [scout_steps(steps) for steps in (1, 30, 100, 200, 400)] == [1, 2, 2, 3, 5]
+    assert race.generated_tokens == pytest.approx(5 * (2 * 32 + 20 + 20))  # one candidate: a race of one arm
+    race = smallest_race(config, units, (5, 5, 5, 5, 5))
+    assert race.generated_tokens == pytest.approx(5 * (4 * 2 * 32 - 3 * 32 + 5 * 20))
+    # A sequence of 8 tokens is sampled by 7 layer-tokens each, and trained on by 7 forward and 1 + 1 + 1 backward; of
+    # the first step, three arms make their own weight gradients and nothing else.
+    assert race.layer_tokens == pytest.approx(8 * ((5 * 32) * (7 + 7 + 3) + 3 * 32 + 5 * 20 * 7))
+    alone = smallest_race(replace(config, storage="sqlite:///s"), units, (5, 5, 5, 5, 5))
+    assert alone.layer_tokens == pytest.approx(8 * ((8 * 32) * (7 + 7 + 3) + 5 * 20 * 7))
+
+
+def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> None:
+    config = Config(model="tiny", steps=10, prompts_per_step=4, budget=0.5)
+    costs = CostModel(num_layers=6, head_ratio=1.0)
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=3, completion_tokens=5)
+    runs = [full_run(config, units, (layer,)) for layer in (1, 4)]
+    assert runs[0].layer_tokens > runs[1].layer_tokens
+    assert finding_budget(config, units, (1, 4)) == runs[1] * (0.5 * MARGIN)
+    # By hand: 40 groups of 8 sequences of 3 + 5 tokens; sampled 7, forward 7, backward 2 + 1 for layer 4, head 1.
+    assert runs[1].layer_tokens == pytest.approx(40 * 8 * (8 * 7 + 8 * 7 + 8 * (2 + 1 + 1)))
+    assert runs[1].generated_tokens == 40 * 8 * 5
+
+
+def test_finding_is_a_small_part_of_a_long_run_by_default() -> None:
+    """Of Qwen3-8B's 400 steps at most a tenth, with a race in it."""
+    assert [default_budget(steps) for steps in (1, 160, 200, 400, 1600)] == [0.25, 0.25, 0.2, 0.1, 0.05]
+    costs = CostModel(num_layers=36, head_ratio=3.2)
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=100, completion_tokens=900)
+    candidates = tuple(range(36))
+    for steps in (64, 100, 200, 400, 1000, 4000):
+        config = Config(model="tiny", steps=steps, prompts_per_step=64, budget=default_budget(steps))
+        budget = finding_budget(config, units, candidates)
+        sizes, calibrated = plan_probes(config, units, candidates, budget), calibration_prompts(config)
+        spent = calibration_cost(config, units) + ProbePrices(config, units, candidates).all(sizes, sampled=calibrated)
+        assert pays_for_race(config, units, candidates, budget - spent), steps
+
+
+def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> None:
+    def prompts(budget: float, steps: int) -> int:
+        return calibration_prompts(Config(model="tiny", steps=steps, prompts_per_step=16, budget=budget))
+
+    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 64
+
+
+def test_largest() -> None:
+    def square(number: int) -> Cost:
+        return Cost(layer_tokens=number * number)
+
+    assert [largest(square, Cost(layer_tokens=n), 5) for n in (0, 1, 8, 9, 24, 1000)] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.dtype, tmp_path: Path) -> None:
+    names, layers = ("train", "probe", "select", "eval"), (1, 3)
+    prompts = {name: [f"{i}+{j}=" for j in range(100, 300)] for i, name in enumerate(names)}
+    bench = make_bench(build_model("qwen3", dtype=dtype), tmp_path, make_task(prompts=prompts, max_new_tokens=6))
+    bench.engine.eos_token_ids = [200]  # never: every completion has 6 tokens
+    probing = ProbeConfig(share=0.6, burst_steps=1)
+    config = Config(model="tiny", steps=60, prompts_per_step=16, group_size=4, budget=0.8, probe=probing)
+    units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=6, completion_tokens=6)
+    budget = finding_budget(config, units, layers) * config.probe.share
+    plan = plan_probes(config, units, layers, finding_budget(config, units, layers))
+    assert plan.burst_steps and plan.line_search_prompts and not plan.notes
+    rollouts = sample_folds(bench, prompts=2, num_folds=1)[0]
+    start = bench.spent
+    run_probes(bench, layers, rollouts, plan, num_folds=3, total_steps=60, seed=0)
+    spent = bench.spent - start
+    assert spent.fits(budget), (spent, budget)
+    assert spent.layer_tokens > 0.6 * budget.layer_tokens  # nor does most of it stay unused

@@ -1,0 +1,269 @@
+"""The whole flow on the packaged model, made short: the same in and out, interrupted or not, and honest scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+import autolayer
+from autolayer.core.errors import ConfigError, RunFolderError
+from autolayer.core.run_folder import RunFolder
+from autolayer.models import patch
+from autolayer.models.loading import load_model, model_path
+from autolayer.reporting import results
+from autolayer.reporting.results import PickResult
+from autolayer.tasks import load_task
+from autolayer.tasks.math import arith
+from autolayer.training.workbench import TrainSettings, Workbench
+
+SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",
+         "budget": 1.0}  # fmt: skip
+
+
+def short_pick(out: Path, **options) -> PickResult:
+    return autolayer.pick(**{**SHORT, "out": str(out), **options})
+
+
+def decisions(result: PickResult) -> dict:
+    """Everything that must not depend on the folder, the clock or an interruption."""
+    values = result.to_dict()
+    values.pop("cost_share_of_full_run")  # the price of a generated token is measured
+    values["cost"] = {stage: cost["generated_tokens"] for stage, cost in values["cost"].items()}
+    return values
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PickResult, Path]:
+    out = tmp_path_factory.mktemp("run") / "a"
+    return short_pick(out), out
+
+
+def test_workers_that_claim_a_folder_at_one_moment_all_get_it(tmp_path: Path) -> None:
+    for number in range(30):
+        folder, gate = tmp_path / str(number), threading.Barrier(6)
+
+        def claim(signature: str, folder: Path = folder, gate: threading.Barrier = gate) -> str:
+            gate.wait()
+            return RunFolder(folder).claim({"model": "m"}, signature)["signature"]
+
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(claim, ["same"] * 6)) == {"same"}
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+    gate, outcomes = threading.Barrier(2), []
+
+    def rival(model: str) -> None:
+        gate.wait()
+        try:
+            outcomes.append(RunFolder(tmp_path / "contested").claim({"model": model}, model)["signature"])
+        except RunFolderError as error:
+            outcomes.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(rival, ["one", "other"]))
+    (refusal,) = [text for text in outcomes if text not in ("one", "other")]
+    assert "belongs to another configuration" in refusal
+
+
+def test_putting_the_old_file_back_is_another_change(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    first, second = {"model": "m", "reward_hash": "1"}, {"model": "m", "reward_hash": "2"}
+    folder.claim(first, "first")
+    assert folder.claim(second, "second", accept_changes=True)["signature"] == "first"
+    assert folder.claim(second, "second")["changed"] == ["reward"]
+    with pytest.raises(RunFolderError, match="the reward file has changed"):
+        folder.claim(first, "first")
+
+
+def test_with_a_storage_a_run_that_hours_ended_is_over_and_goes_on(tmp_path: Path) -> None:
+    options = {"storage": f"sqlite:///{tmp_path}/race.db", "steps": 16}
+    ended = short_pick(tmp_path / "run", **options, hours=1e-6)
+    assert ended.status == "incomplete" and any("--hours ended the training" in note for note in ended.notes)
+    assert short_pick(tmp_path / "run", **options).status == "ok"
+
+
+def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"model": "m", "reward_hash": "1", "base_hash": "2"}, "first")
+    with pytest.raises(
+        RunFolderError, match="the reward file has changed since .* give a new --out .* or the old file back"
+    ):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "2"}, "second")
+    with pytest.raises(RunFolderError, match="another configuration"):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "4"}, "second")
+
+
+def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
+    result, out = run
+    values = json.loads((out / "result.json").read_text())
+    assert results.problems(values) == []
+    assert values == result.to_dict()
+    assert {
+        "config.json",
+        "calibration.json",
+        "probe.json",
+        "study.db",
+        "arms",
+        "layer.safetensors",
+        "report.html",
+    } <= {path.name for path in out.iterdir()}
+    assert result.status == "ok" and result.trained_layers == result.best_layers
+    assert result.trained_score is not None and result.base_score is not None and result.gain is not None
+    assert result.gain.value == pytest.approx(result.trained_score - result.base_score)
+    assert set(result.baselines or ()) == {"random", "first", "middle", "last"}
+    assert set(result.cost) == {"calibrate", "probe", "search", "train"}
+
+
+@pytest.mark.minutes
+def test_same_command_and_seed_in_a_new_folder_decides_the_same(run: tuple[PickResult, Path], tmp_path: Path):
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+def test_another_seed_is_another_run(run: tuple[PickResult, Path], tmp_path: Path):
+    assert decisions(short_pick(tmp_path / "b", seed=1, until="probe"))["probes"] != decisions(run[0])["probes"]
+
+
+def test_a_finished_run_is_read_not_repeated(run: tuple[PickResult, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Workbench, "sample", lambda *_, **__: pytest.fail("sampled again"))
+    assert short_pick(run[1]) == results.from_dict(run[0].to_dict())
+
+
+@pytest.mark.minutes
+def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: Path):
+    for until, known in (("calibrate", "cost"), ("probe", "probes"), ("search", "verdict")):
+        part = short_pick(tmp_path / "b", until=until)
+        assert part.status == "incomplete" and part.to_dict()[known] is not None and part.gain is None
+        assert RunFolder(tmp_path / "b").read("result.json") == part.to_dict()
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize("calls", [3, 7])
+def test_interrupted_and_resumed_is_the_same_run(
+    calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C in the middle of the n-th training segment, then the same command again."""
+    original, count = Workbench.train, 0
+
+    def interrupted(self, arm, to_step, *, prompts_per_step=None, on_step=None):
+        nonlocal count
+        count += 1
+        if count == calls:
+
+            def stop(_: float) -> None:
+                raise KeyboardInterrupt
+
+            return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=stop)
+        return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=on_step)
+
+    monkeypatch.setattr(Workbench, "train", interrupted)
+    try:
+        short_pick(tmp_path / "b")
+        pytest.fail(f"this run has fewer than {calls} segments")
+    except KeyboardInterrupt:
+        pass
+    assert not (tmp_path / "b" / "result.json").exists()
+    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+
+
+def test_finding_costs_at_most_the_budget(tmp_path: Path):
+    for budget in (0.25, 0.5, 1.0):
+        result = short_pick(tmp_path / str(budget), budget=budget, until="search")
+        assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= budget
+
+
+def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
+    run: tuple[PickResult, Path], tmp_path: Path
+):
+    result, out = run
+    merged = patch.merge("tiny", out / "layer.safetensors", tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(merged) is not None
+    base_folder = Path(model_path("tiny"))
+    with (
+        safe_open(merged / "model.safetensors", "pt") as new,
+        safe_open(base_folder / "model.safetensors", "pt") as old,
+    ):
+        assert set(new.keys()) == set(old.keys())
+        changed = {key for key in old.keys() if not torch.equal(new.get_tensor(key), old.get_tensor(key))}  # noqa: SIM118
+    assert result.trained_layers is not None
+    layer = result.trained_layers[0]
+    assert changed and all(key.startswith(f"model.layers.{layer}.") for key in changed)
+    loaded = load_model(str(merged))
+    task = load_task(autolayer.core.config.Config(model="tiny", task="math:arith"), chat=False)
+    settings = TrainSettings(algorithm="grpo", prompts_per_step=8, group_size=8, beta=0.0)
+    bench = Workbench(loaded, task, settings, RunFolder(tmp_path / "unused"), temperature=1.0)
+    rewards = bench.evaluate("eval", 200, seed=0)
+    assert sum(rewards) / len(rewards) == result.trained_score
+
+
+@pytest.mark.parametrize(("layers", "trained"), [("2", (2,)), ("1,-1", (1, 7)), ("full", tuple(range(8)))])
+def test_train_trains_the_layers_it_is_given(layers: str, trained: tuple[int, ...], tmp_path: Path):
+    options = {**SHORT, "steps": 3, "layers": layers, "learning_rate": 1e-3, "out": str(tmp_path / "t")}
+    result = autolayer.train_layer(**options)
+    assert result.trained_layers == trained and result.verdict is None and result.ranking is None
+    loaded = autolayer.load_patch(tmp_path / "t" / "layer.safetensors")
+    assert loaded.layers == ("full" if layers == "full" else trained) and loaded.steps == 3
+    assert results.problems(result.to_dict()) == []
+
+
+def test_train_without_a_rate_takes_the_one_that_probes_give(tmp_path: Path):
+    options = {**SHORT, "steps": 3, "layers": "2-3", "out": str(tmp_path / "t")}
+    result = autolayer.train_layer(**options)
+    assert result.learning_rate is not None and 1e-4 < result.learning_rate < 1e-2
+
+
+def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("autolayer.pipeline.stages.SEGMENT_STEPS", 5)
+    result = short_pick(tmp_path / "b", steps=3000, hours=0.002, layers="2-3", budget=0.02)
+    assert any("--hours ended the training" in note for note in result.notes)
+    assert result.gain is not None
+
+
+def test_config_and_keywords_do_not_mix():
+    with pytest.raises(ConfigError, match="got a config and also seed"):
+        autolayer.pick(autolayer.core.config.Config(model="tiny"), seed=1)
+
+
+def test_stages_are_resumed_from_files_alone(run: tuple[PickResult, Path], tmp_path: Path):
+    """Without result.json and the arms' last step, everything before is read, not run again."""
+    shutil.copytree(run[1], tmp_path / "copy")
+    for name in ("result.json", "layer.safetensors"):
+        (tmp_path / "copy" / name).unlink()
+    assert decisions(short_pick(tmp_path / "copy")) == decisions(run[0])
+
+
+def test_two_processes_do_not_share_a_run_folder(tmp_path: Path):
+    with RunFolder(tmp_path / "b").held(), pytest.raises(RunFolderError, match="another process is at work"):
+        short_pick(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def own_data(folder: Path, rows: int, reward: str) -> dict:
+    """Arithmetic of one's own, with a reward of one's own."""
+    splits = ["train"] * (rows - 6) + ["probe", "select", "eval"] * 2
+    problems = arith.problems("train", rows)
+    lines = [json.dumps({**problem, "split": split}) for problem, split in zip(problems, splits, strict=True)]
+    (folder / "data.jsonl").write_text("\n".join(lines))
+    (folder / "reward.py").write_text(f"def score(completions, answer, **_):\n    return [{reward}]\n")
+    data = {"data": str(folder / "data.jsonl"), "reward": f"{folder / 'reward.py'}:score", "max_new_tokens": 8}
+    return {**data, "task": "math", "num_eval": None, "steps": 4, "prompts_per_step": 4}
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "100.0 * (c == a) - 200.0 for c, a in zip(completions, answer)",
+        "1e9 + len(set(c) & set(a)) / 2 for c, a in zip(completions, answer)",
+    ],
+    ids=["negative", "a large constant"],
+)
+def test_twenty_rows_and_rewards_of_any_scale_are_enough(reward: str, tmp_path: Path):
+    result = short_pick(tmp_path / "b", **own_data(tmp_path, 20, reward))
+    assert result.gain is not None and results.problems(result.to_dict()) == []

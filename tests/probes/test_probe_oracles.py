@@ -1,0 +1,311 @@
+"""The probes' numbers against plain PyTorch, enumeration, brute force and stock TRL."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import build_model
+from workbench_helpers import Untouched, make_bench, make_context, make_task, plain_log_probs, sample_folds
+
+from autolayer.models.layers import layer_parameters
+from autolayer.probes import PROBES
+from autolayer.probes.context import FAR, Response, make_fold
+from autolayer.probes.gradient import streamed_gradient
+from autolayer.probes.line_search import group_gain, reweighted_gains
+from autolayer.probes.rates import MAX_RATIO, far_rates
+from autolayer.probes.representation_change import aligned_share
+from autolayer.rollouts.types import Rollouts
+
+
+@pytest.mark.parametrize("max_sequences", [None, 24, 7, 1])
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe"])
+def test_the_streamed_gradient_is_that_of_an_ordinary_full_backward(
+    architecture: str, max_sequences: int | None, tmp_path: Path
+) -> None:
+    model = build_model(architecture)
+    bench = make_bench(model, tmp_path, temperature=0.9)
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
+    before = Untouched(model)
+    found = streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 2, 3), max_sequences=max_sequences)
+    before.check()
+
+    twin = build_model(architecture)  # every parameter requires a gradient
+    total = torch.zeros(())
+    rewards = torch.tensor(fold.rollouts.rewards).view(-1, 4)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) * 4 / 3  # the mean of the others as baseline
+    for prompt, completion, advantage in zip(
+        fold.rollouts.prompt_ids, fold.rollouts.completion_ids, advantages.flatten(), strict=True
+    ):
+        total = total + advantage * plain_log_probs(twin, prompt, completion, 0.9).sum() / 24
+    total.backward()
+    assert set(found) == {0, 2, 3}
+    for layer in (0, 2, 3):
+        expected = {name: twin.get_parameter(name).grad for name in layer_parameters(twin, (layer,))}
+        assert found[layer].keys() == expected.keys()
+        squared = sum(float(g.square().sum()) for g in expected.values() if g is not None)
+        error = sum(
+            float((found[layer][name] - (torch.zeros(()) if g is None else g)).square().sum())
+            for name, g in expected.items()
+        )
+        assert squared > 0 and error**0.5 <= 1e-5 * squared**0.5
+
+
+def test_an_expert_without_tokens_has_a_zero_gradient(tmp_path: Path) -> None:
+    model = build_model("qwen3_moe", num_experts=4)
+    with torch.no_grad():  # expert 3 of layer 1 is never among the best two
+        model.model.layers[1].mlp.gate.weight[3] = 0
+        model.model.layers[1].mlp.gate.weight[:2] *= 100
+    bench = make_bench(model, tmp_path)
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
+    gradient = streamed_gradient(bench, fold.batch, fold.advantages_B, (1,))[1]
+    assert gradient.keys() == layer_parameters(model, (1,)).keys()
+    assert all(bool(g.isfinite().all()) for g in gradient.values())
+
+
+def _exact_reward(model: Any, prompt: list[int], max_new_tokens: int, vocabulary: int) -> float:
+    """Expected reward over every completion there is: 1 ends a text, which may have `max_new_tokens` tokens."""
+    total, mass = 0.0, 0.0
+    with torch.no_grad():
+        for ids in itertools.product(range(vocabulary), repeat=max_new_tokens):
+            end = ids.index(1) + 1 if 1 in ids else max_new_tokens
+            if any(ids[end:]):
+                continue  # the same text with other padding
+            completion = list(ids[:end])
+            probability = float(plain_log_probs(model, prompt, completion).double().sum().exp())
+            total += probability * _small_reward([prompt], [completion])[0]
+            mass += probability
+    assert mass == pytest.approx(1, abs=1e-5)
+    return total
+
+
+def _small_reward(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(ids[0] in (2, 3, 5)) + 0.5 * (len(ids) == 2 and ids[1] > 4) for ids in completion_ids]
+
+
+def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path: Path) -> None:
+    vocabulary, group = 8, 3000
+    model = build_model("qwen3", num_layers=2, hidden=16, vocab_size=vocabulary, initializer_range=0.3)
+    prompts = {name: [f"{i}{j}" for j in range(4)] for i, name in enumerate(("train", "probe", "select", "eval"))}
+    bench = make_bench(model, tmp_path, make_task(_small_reward, prompts=prompts, max_new_tokens=2))
+    context = make_context(bench, (1,), prompts=2, num_folds=2, group_size=group)
+    context.plan = replace(context.plan, line_search_prompts=2)
+    fold, direction = context.folds[0], context.direction(1, without=0)
+    sizes = [0.004, 0.02]
+    before = Untouched(model)
+    found = reweighted_gains(context, 1, direction, sizes)
+    before.check()
+    for row, size in zip(found, sizes, strict=True):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, step in direction.items():
+                moved.get_parameter(name).add_(step, alpha=size)
+        for prompt_index, estimate in enumerate(row.tolist()):
+            rows = slice(prompt_index * group, (prompt_index + 1) * group)
+            prompt = fold.rollouts.prompt_ids[rows.start]
+            exact_after = _exact_reward(moved, prompt, 2, vocabulary)
+            exact_before = _exact_reward(model, prompt, 2, vocabulary)
+            gain = exact_after - exact_before
+            # The estimate's own standard error, from each sample's influence on it.
+            rewards = torch.tensor(fold.rollouts.rewards[rows], dtype=torch.float64)
+            with torch.no_grad():
+                ratio = torch.stack(
+                    [
+                        plain_log_probs(moved, prompt, ids).sum() - plain_log_probs(model, prompt, ids).sum()
+                        for ids in fold.rollouts.completion_ids[rows][:300]
+                    ]
+                ).exp()
+            influence = ratio * (rewards[:300] - exact_after) - (rewards[:300] - exact_before)
+            error = float(influence.std()) / group**0.5
+            assert abs(estimate - gain) < 4 * error
+            assert abs(gain) > 8 * error  # so that a wrong sign or a missing weight would show
+
+
+def test_a_groups_gain_is_its_self_normalised_mean_minus_its_mean(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=1), tmp_path)
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
+    log_ratio = torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for group, found in enumerate(group_gain(log_ratio, fold).tolist()):
+        rows = range(group * 4, group * 4 + 4)
+        weights = [float(log_ratio[i].exp()) for i in rows]
+        rewards = [fold.rollouts.rewards[i] for i in rows]
+        mean = sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights)
+        assert found == pytest.approx(mean - sum(rewards) / 4)
+
+
+def _final_state(model: Any, rollouts: Rollouts) -> torch.Tensor:
+    """Mean final hidden state over the positions that choose a completion's tokens, sequence by sequence."""
+    states = []
+    with torch.no_grad():
+        for prompt, completion in zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True):
+            output = model(input_ids=torch.tensor([prompt + completion]), output_hidden_states=True)
+            states.append(output.hidden_states[-1][0, len(prompt) - 1 : -1].double().mean(0))
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_movement_and_deviation_equal_finite_differences_of_plain_forwards(layer: int, tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=3)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (layer,))
+    response, direction = context.responses(layer)[1], context.direction(layer, without=1)
+    fold = response.fold
+    assert fold.rollouts == context.folds[1].rollouts.thinned(2)
+    # In float64 a far smaller step can be taken on both sides: the derivative itself, to six digits and more.
+    up, down = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    size = 1e-6
+    with torch.no_grad():
+        for name, step in direction.items():
+            up.get_parameter(name).add_(step.double(), alpha=size)
+            down.get_parameter(name).add_(step.double(), alpha=-size)
+    movement = (_final_state(up, fold.rollouts) - _final_state(down, fold.rollouts)) / (2 * size)
+    # The response takes one step whose log-ratio deviates by .1: curvature leaves a few per cent.
+    found = response.movement_B_D
+    assert float((found - movement).norm()) < 0.1 * float(movement.norm())
+    ratios = []
+    with torch.no_grad():
+        for prompt, completion in zip(fold.rollouts.prompt_ids, fold.rollouts.completion_ids, strict=True):
+            pair = [float(_double_log_prob(twin, prompt, completion)) for twin in (up, down)]
+            ratios.append((pair[0] - pair[1]) / (2 * size))
+    assert response.deviation == pytest.approx(float(np.std(ratios, ddof=1)), rel=0.05)
+
+
+def _double_log_prob(model: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).sum()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_took(
+    layer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model("qwen3", num_layers=3)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (layer,))
+    sizes: list[float] = []
+    stepped = context.stepped
+    monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
+    monkeypatch.setattr(
+        "autolayer.probes.context.far_steps", lambda *args: (1.0, (1.0, 1.0))
+    )  # looks further afterwards
+    response, direction = context._respond(layer, 1), context.direction(layer, without=1)
+    fold = response.fold
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, step in direction.items():
+            moved.get_parameter(name).add_(step, alpha=-sizes[-1])  # the last look is at the opposite step
+    movement = (_final_state(moved, fold.rollouts) - _final_state(model, fold.rollouts)) / -sizes[-1]
+    assert float((response.movement_B_D - movement).norm()) < 1e-4 * float(movement.norm())
+
+
+def test_the_aligned_share_is_the_double_loop_over_pairs_of_different_prompts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    count, group, width = 12, 4, 5
+    movement = torch.randn(count, width, dtype=torch.float64, generator=generator)
+    advantages = torch.randn(count, dtype=torch.float64, generator=generator)
+    rollouts = Rollouts.of_one_turn(
+        prompt_ids=[[2]] * count, completion_ids=[[2]] * count, texts=[""] * count, rewards=[0.0] * count,
+        finished=[True] * count, group_size=group,
+    )  # fmt: skip
+    fold: Any = type("Fold", (), {"rollouts": rollouts, "advantages_B": advantages})()
+    m, a = movement.numpy().copy(), advantages.numpy().copy()
+    for start in range(0, count, group):
+        m[start : start + group] -= m[start : start + group].mean(0)
+        a[start : start + group] -= a[start : start + group].mean()
+    pairs = [(i, j) for i in range(count) for j in range(count) if i // group != j // group]
+    crossed = sum(a[i] * a[j] * (m[i] @ m[j]) for i, j in pairs)
+    expected = crossed / len(pairs) / (np.mean((m**2).sum(1)) * np.mean(a**2))
+    found = aligned_share(Response(deviation=1.0, movement_B_D=movement, fold=fold))
+    assert found == pytest.approx(expected, rel=1e-9)
+    scaled = aligned_share(Response(deviation=1.0, movement_B_D=movement * 1e-4, fold=fold))
+    assert scaled == pytest.approx(expected, rel=1e-9)
+    assert aligned_share(Response(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
+
+
+def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1))
+    expected = []
+    for layer in (0, 1):
+        parts = [gradient[layer] for gradient in context.gradients]
+        deviation = np.mean([response.deviation for response in context.responses(layer)])
+        for index in range(3):
+            one, two = (part for other, part in enumerate(parts) if other != index)
+            gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)
+            expected.append(gain / deviation)
+    found = PROBES["gain_per_kl"].score(context)
+    assert found is not None and found.errors_L is not None
+    for index in (0, 1):
+        samples = np.array(expected[3 * index : 3 * index + 3])
+        assert found.scores_L[index] == pytest.approx(samples.mean(), rel=1e-5)
+        assert found.errors_L[index] == pytest.approx(samples.std(ddof=1) / 3**0.5, rel=1e-4)
+
+
+def test_the_gradient_norm_is_the_mean_over_folds_of_the_euclidean_norm(tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (1,))
+    norms = [float(torch.cat([g.flatten() for g in part[1].values()]).norm()) for part in context.gradients]
+    found = PROBES["gradient_norm"].score(context)
+    assert found is not None and found.scores_L[0] == pytest.approx(sum(norms) / 3, rel=1e-5)
+
+
+def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far(tmp_path: Path) -> None:
+    model = build_model("qwen3")
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1, 2, 3), prompts=8)
+    for layer, rate in far_rates(context, 5).items():
+        assert rate is not None
+        squares = []
+        for index, fold in enumerate(context.folds):
+            moved = copy.deepcopy(model)
+            with torch.no_grad():
+                for name, step in context.direction(layer, without=index).items():
+                    moved.get_parameter(name).add_(step, alpha=5 * rate)
+                rollouts = fold.rollouts[:6].thinned(2)
+                pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
+                change = [plain_log_probs(moved, *p).sum() - plain_log_probs(model, *p).sum() for p in pairs]
+            squares.append(float(torch.stack(change).square().mean()))
+        assert np.mean(squares) ** 0.5 == pytest.approx(FAR, rel=0.15)
+
+
+def test_no_rate_is_far_above_the_other_layers() -> None:
+    far = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
+    context: Any = SimpleNamespace(layers=tuple(far), far=far.__getitem__)
+    assert far_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
+    dead: Any = SimpleNamespace(layers=(0,), far=lambda layer: 0.0)
+    assert far_rates(dead, 10) == {0: None}
+
+
+def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_slope_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on few completions, where the policy curves: going back moves it the same way, and farther."""
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), prompts=4)
+    stepped, plain, sizes = context.stepped, context.sequence_log_probs, []
+    slope_B = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0, 1.5, -0.5], dtype=torch.float64)
+
+    @contextlib.contextmanager
+    def watched(layer: int, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
+        sizes.append(size)
+        with stepped(layer, direction, size):
+            yield
+        sizes.pop()
+
+    def curved(batch: Any) -> torch.Tensor:
+        plain(batch)
+        size = sizes[-1] if sizes else 0.0
+        return slope_B * (size if size > 0 else -3 * size)
+
+    monkeypatch.setattr(context, "stepped", watched)
+    monkeypatch.setattr(context, "sequence_log_probs", curved)
+    response = context._respond(1, 0)
+    assert response.deviation == pytest.approx(float(slope_B.std()))
+    assert response.far == pytest.approx(FAR / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
+    assert min(response.reaches) > 0

@@ -1,0 +1,278 @@
+"""The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and the prediction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_grpo_trainer import stock_trl
+from tiny_models import build_model
+from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
+
+from autolayer.core.arms import Arm
+from autolayer.core.budget import ProbePlan
+from autolayer.core.errors import ConfigError
+from autolayer.models.layers import find_layers, layer_parameters
+from autolayer.probes import PROBES
+from autolayer.probes.base import Scores
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.predictor import FALLBACK, FEATURES
+from autolayer.probes.rates import BURST_STEPS, far_rates, steps_to_far
+from autolayer.probes.run import ProbeReport, joint_rate, run_probes
+from autolayer.rollouts.types import request_seed
+from autolayer.training.workbench import Workbench
+
+PLAN = ProbePlan(
+    fold_prompts=6,
+    response_folds=3,
+    response_prompts=4,
+    line_search_prompts=4,
+    burst_steps=1,
+    burst_prompts=2,
+    burst_items=24,
+)
+NONE = ProbePlan(
+    fold_prompts=6,
+    response_folds=3,
+    response_prompts=4,
+    line_search_prompts=0,
+    burst_steps=0,
+    burst_prompts=0,
+    burst_items=0,
+)
+BASELINES = ("random", "first", "middle", "last")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def _score(name: str, context: ProbeContext) -> np.ndarray:
+    found = PROBES[name].score(context)
+    assert found is not None
+    return found.scores_L
+
+
+def test_the_registry_holds_the_three_probes_the_signals_and_the_baselines() -> None:
+    signals = {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl"}
+    signals |= {"reach", "trusted_gain", "natural_gain"}
+    assert set(PROBES) == signals | set(BASELINES)
+    assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
+    assert set(FALLBACK) <= set(FEATURES) <= signals
+    for name in signals:
+        text = type(PROBES[name]).__doc__ or ""
+        assert all(word in text for word in ("Shape", "Cost", "Source", "Known to fail")), name
+
+
+@DTYPES
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_scores_every_candidate_reproducibly_and_leaves_no_trace(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    layers, found = (0, 1), []
+    for run in range(2):
+        model = build_model("qwen3", num_layers=3, dtype=dtype)
+        bench = make_bench(model, tmp_path / str(run))
+        context = make_context(bench, layers, PLAN)
+        if run:  # what was done before must not matter
+            torch.manual_seed(99)
+            np.random.seed(99)
+            bench.sample(bench.task.splits["train"][:2], [1, 2])
+        before = Untouched(model)
+        scores = PROBES[name].score(context)
+        before.check()
+        assert scores is not None and scores.scores_L.shape == (2,) and np.isfinite(scores.scores_L).all()
+        assert (scores.errors_L is None) == PROBES[name].is_baseline
+        assert scores.errors_L is None or (scores.errors_L.shape == (2,) and np.isfinite(scores.errors_L).all())
+        found.append(scores.scores_L.tolist())
+        assert _score(name, context).tolist() == found[0]  # a context may be asked twice
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_probe_in_a_training_mode_model_gives_that_mode_back(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=2).train()
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1), PLAN)
+    before = Untouched(model)
+    for probe in PROBES.values():
+        probe.score(context)
+    before.check()
+
+
+def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=2, dtype=torch.bfloat16)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1), PLAN)
+    before = Untouched(model)
+    log_probs, calls = bench.log_probs, 0
+
+    def interrupted(batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 7):
+            raise KeyboardInterrupt
+        return log_probs(batch)
+
+    bench.log_probs = interrupted  # pyright: ignore
+    for name in ("representation_change", "line_search"):
+        with pytest.raises(KeyboardInterrupt):
+            PROBES[name].score(context)
+        before.check()
+
+
+def test_a_probe_that_the_plan_leaves_out_returns_nothing_and_costs_nothing(tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), NONE)
+    before = context.bench.spent
+    assert PROBES["line_search"].score(context) is None and PROBES["rl_burst"].score(context) is None
+    assert context.bench.spent == before
+
+
+@DTYPES
+def test_a_layer_whose_branches_are_zero_scores_exactly_zero_and_the_others_do_not(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, dead = build_model("qwen3", num_layers=4, dtype=dtype), 1
+    block: Any = find_layers(model)[dead]
+    block.self_attn.register_forward_hook(lambda module, arguments, output: (output[0] * 0, *output[1:]))
+    block.mlp.register_forward_hook(lambda module, arguments, output: output * 0)
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, (0, 1, 2, 3), PLAN)
+    for name, probe in PROBES.items():
+        scores = _score(name, context)
+        if not probe.is_baseline:
+            assert scores[dead] == 0, name
+            assert all(scores[layer] != 0 for layer in (0, 2, 3)), (name, scores)
+    rates = far_rates(context, BURST_STEPS)
+    assert rates[dead] is None and all(rates[layer] for layer in (0, 2, 3))
+
+
+def test_the_one_fold_of_a_small_response_is_one_that_has_a_direction(tmp_path: Path) -> None:
+    """Rewards differ in the first fold only: there is nothing to follow but on the other two."""
+    bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
+    context = make_context(bench, (0, 1), replace(PLAN, response_folds=1))
+    for fold in context.folds[1:]:
+        fold.advantages_B.zero_()
+    (response,) = context.responses(1)
+    assert response.deviation > 0 and response.fold.rollouts.prompt_ids[0] == context.folds[1].rollouts.prompt_ids[0]
+
+
+def test_without_any_difference_in_reward_every_score_is_zero(tmp_path: Path) -> None:
+    task = make_task(lambda prompts, **_: [1.0] * len(prompts))
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path, task), (0, 1), PLAN)
+    for name, probe in PROBES.items():
+        if not probe.is_baseline:
+            assert not _score(name, context).any(), name
+
+
+def test_baselines_know_depth_and_seed_only(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=7), tmp_path)
+
+    def order(name: str, layers: tuple[int, ...], seed: int = 0) -> list[int]:
+        scores = _score(name, make_context(bench, layers, PLAN, seed=seed))
+        return [layers[i] for i in np.argsort(-scores, kind="stable")]
+
+    everything = tuple(range(7))
+    assert order("first", everything) == list(everything) and order("last", everything) == list(everything)[::-1]
+    assert order("middle", everything)[0] == 3 and set(order("middle", everything)[-2:]) == {0, 6}
+    assert order("middle", (0, 5, 6))[0] == 5  # the depth in the model, not among the candidates
+    assert order("random", everything) == order("random", everything)
+    assert len({tuple(order("random", everything, seed)) for seed in range(6)}) > 3
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) -> None:
+    layers, steps, prompts, items = (0, 2), 3, 4, 24
+    plan = ProbePlan(
+        fold_prompts=6, response_folds=3, response_prompts=6, line_search_prompts=0, burst_steps=steps,
+        burst_prompts=prompts, burst_items=items,
+    )  # fmt: skip
+    bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
+    context = make_context(bench, layers, plan)
+    rates = far_rates(context, BURST_STEPS)
+    trained: dict[int, dict[str, torch.Tensor]] = {}
+    forget = bench.forget
+
+    def keep(arm: Arm) -> None:
+        weights = bench.arm_weights(arm)
+        assert weights is not None and arm.layers != "full"
+        trained[arm.layers[0]] = weights
+        forget(arm)
+
+    bench.forget = keep  # pyright: ignore
+    scores = _score("rl_burst", context)
+    for index, layer in enumerate(layers):
+        rate = rates[layer]
+        assert rate is not None
+        arm = Arm(layers=(layer,), learning_rate=rate, seed=request_seed(0, "burst") % 2**31)
+        other = build_model("qwen3")
+        base = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0)
+        stock_trl(other, bench, arm, steps, tmp_path / "scratch", prompts)
+        other.eval()
+        for name, parameter in layer_parameters(other, (layer,)).items():
+            torch.testing.assert_close(trained[layer][name], parameter.detach(), atol=1e-6, rtol=0)
+        after = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0)
+        assert after == pytest.approx(_evaluated(bench, trained[layer], items), abs=0)
+        assert scores[index] == pytest.approx(float(np.mean(after)) - float(np.mean(base)), abs=1e-12)
+        assert scores[index] != 0
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def _evaluated(bench: Workbench, weights: dict[str, torch.Tensor], items: int) -> list[float]:
+    """Mean token id of each item's completion, generated once more with the given weights."""
+    rows = bench.task.splits["probe"][:items]
+    layers = tuple({int(name.split(".")[2]) for name in weights})
+    with bench.weights(layers, weights):
+        sampled = bench.sample(rows, [request_seed(0, "probe", i) for i in range(len(rows))])
+    return mean_id([], sampled.completion_ids)
+
+
+# From scores to a prediction
+
+
+def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=3)
+    bench = make_bench(model, tmp_path)
+    rollouts = sample_folds(bench, prompts=7, num_folds=1)[0]
+    before, sampled = Untouched(model), []
+    sample = bench.sample
+    bench.sample = lambda rows, *rest: sampled.append(list(rows)) or sample(rows, *rest)  # pyright: ignore
+    layers, named = (0, 1, 2), []
+    report = run_probes(bench, layers, rollouts, PLAN, num_folds=3, total_steps=400, seed=0, on_probe=named.append)
+    before.check()
+    assert sampled[0] == bench.task.splits["probe"][7:18]  # 3 folds of 6 prompts, 7 of them there already
+    assert named == list(report.scores) == list(PROBES)
+    assert ProbeReport.from_dict(report.to_dict()) == report
+    assert len(report.predicted) == len(report.learning_rates) == 3 and report.learned_from == 0
+    assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
+    assert set(report.reliability) == set(PROBES) - set(BASELINES)
+    small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
+    assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
+    short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
+    assert steps_to_far(400) == 28 and steps_to_far(10) == BURST_STEPS  # the longer a run, the slower it starts
+    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(28 / BURST_STEPS)
+    rates = [rate for rate in report.learning_rates if rate is not None]
+    assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
+    with pytest.raises(ConfigError, match="--layers"):
+        joint_rate(ProbeReport.from_dict({**report.to_dict(), "learning_rates": [None] * 3}))
+
+
+def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
+    rollouts = sample_folds(bench, prompts=24, num_folds=1)[0]
+    large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "line_search_prompts": 64, "burst_steps": 0})
+    report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, total_steps=400, seed=0)
+    assert set(PROBES) - set(report.scores) == {"rl_burst"}
+
+
+def test_reliability_is_the_share_of_the_variance_that_is_not_noise() -> None:
+    generator = np.random.default_rng(0)
+    true_L, found = generator.normal(0, 1, 4000), []
+    for noise in (0.0, 1.0, 3.0):
+        samples = true_L[:, None] + generator.normal(0, noise, (4000, 4))
+        found.append(Scores.of_samples(samples.tolist()).reliability)
+    assert found == pytest.approx([1, 1 / (1 + 1 / 4), 1 / (1 + 9 / 4)], abs=0.03)
+    assert Scores.of_samples(generator.normal(0, 1, (4000, 4)).tolist()).reliability < 0.05

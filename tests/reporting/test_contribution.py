@@ -1,0 +1,71 @@
+"""contribution.json: the schema, the record, and that the two say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from autolayer.core import config
+from autolayer.core.errors import DataError
+from autolayer.reporting import contribution
+from autolayer.reporting.contribution import ArmGain, Contribution
+
+
+def record(**changes: Any) -> Contribution:
+    arm = ArmGain(learning_rate=1e-3, gains=(0.1, 0.2), value=0.5, low=0.3, high=0.7)
+    values: dict[str, Any] = {
+        "model": "tiny", "base": "ab", "architecture": "qwen3", "num_parameters": 10, "task": "math:arith",
+        "algorithm": "grpo", "num_layers": 8, "steps": 3, "prompts_per_step": 2, "group_size": 8, "seeds": (0, 1),
+        "num_items": 9, "base_score": 0.4, "full": arm, "layers": {1: arm, 4: arm}, "best_layers": (1,), "level": 0.95,
+        "seed_sd": 0.01, "ceiling": 0.9, "estimator": "as told", "rates": (1e-3,), "probes": {"first": (2.0, 1.0)},
+    }  # fmt: skip
+    return Contribution(**{**values, **changes})
+
+
+def test_the_schema_names_the_fields_of_the_record() -> None:
+    schema = contribution.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    names = {field.name for field in dataclasses.fields(Contribution)}
+    assert set(schema["properties"]) == set(schema["required"]) == names
+    arm = {field.name for field in dataclasses.fields(ArmGain)}
+    assert set(schema["properties"]["full"]["properties"]) == arm
+    assert set(schema["properties"]["layers"]["items"]["properties"]) == arm | {"layer"}
+    assert set(config.ALGORITHMS) <= set(schema["properties"]["algorithm"]["enum"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"seeds": (5, 6)}, {"seed_sd": None, "ceiling": None}, {"probes": {}}])
+def test_a_record_survives_the_file(changes: dict[str, Any], tmp_path: Path) -> None:
+    contribution.validate(record(**changes).to_dict())
+    (tmp_path / contribution.NAME).write_text(json.dumps(record(**changes).to_dict()))
+    assert contribution.read(tmp_path) == record(**changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [0]}, "one gain for each seed"),
+        ({"probes": {"first": [1.0]}}, "one score for each measured layer"),
+        ({"base_score": float("nan")}, "(?i)nan|json compliant"),
+        ({"layers": []}, "/layers"),
+        ({"extra": 1}, "extra"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"ceiling": 1.5}, "/ceiling"),
+    ],
+)
+def test_what_is_no_record_is_not_written(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        contribution.validate({**record().to_dict(), **change})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema_version": 1}'])
+def test_a_file_that_is_no_record_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / contribution.NAME).write_text(text)
+    with pytest.raises(DataError, match=r"is no contribution\.json"):
+        contribution.read(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        contribution.read(tmp_path / "nowhere")

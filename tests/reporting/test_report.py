@@ -1,0 +1,260 @@
+"""What people read: verdicts, the terminal report at any width, report.html."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autolayer.core.progress import Progress, Silent, duration
+from autolayer.reporting.html import write_html
+from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost
+from autolayer.reporting.terminal import Report, verdict
+
+
+def result(num_layers: int = 6, **changes: Any) -> PickResult:
+    order = [3, 2, 4, *(layer for layer in range(num_layers) if layer not in (2, 3, 4))]
+    ranking = [
+        RankingRow(
+            layer=layer, predicted=1 - place / num_layers, predicted_low=-0.2, predicted_high=1.2,
+            measured=0.9 if place < 4 else None, measured_low=0.5 if place < 4 else None,
+            measured_high=1.3 if place < 4 else None, measured_steps=16 if place < 4 else None,
+            probability_best=0.9 / 2**place,
+        )
+        for place, layer in enumerate(order)
+    ]  # fmt: skip
+    baselines = {"random": 1, "first": 0, "middle": num_layers // 2, "last": num_layers - 1}
+    fields: dict[str, Any] = {
+        "status": "ok", "model": "tiny", "task": "math:arith", "algorithm": "grpo", "num_layers": num_layers,
+        "candidates": sorted(order), "best_layers": (3,), "tied_layers": (), "trained_layers": (3,), "verdict": "clear",
+        "stop_reason": "the leader is clear", "expected_regret": 0.02, "learning_rate": 1e-3, "base_score": 0.41,
+        "trained_score": 0.63, "gain": Gain(value=0.22, low=0.17, high=0.27, level=0.95, num_items=256),
+        "contribution_reference": "best", "ranking": ranking,
+        "baselines": {name: Baseline(layer=layer) for name, layer in baselines.items()},
+        "probes": {"gradient_norm": [0.1] * num_layers},
+        "cost": {"search": StageCost(generated_tokens=12345, layer_tokens=2.3e7, seconds=75)},
+        "cost_share_of_full_run": 0.24, "seed": 0, "signature": "0123456789", "versions": {"autolayer": "0.1.0"},
+    }  # fmt: skip
+    return PickResult(**(fields | changes))
+
+
+AFTER_CALIBRATE = PickResult(
+    status="incomplete", model="tiny", task="math:arith", algorithm="grpo", num_layers=6, candidates=range(6), seed=0,
+    signature="0123456789", base_score=0.41,
+)  # fmt: skip
+
+
+def after_probe() -> PickResult:
+    ranking = [
+        replace(row, measured=None, measured_low=None, measured_high=None, measured_steps=None, probability_best=None)
+        for row in result().ranking or ()
+    ]
+    later = ("tied_layers", "trained_layers", "verdict", "stop_reason", "trained_score", "gain", "base_score",
+             "contribution_reference", "expected_regret")  # fmt: skip
+    return result(status="incomplete", ranking=ranking, **dict.fromkeys(later))
+
+
+def shown(value: PickResult, width: int = 80, **options: Any) -> str:
+    """The report as text; words that the terminal wrapped are joined again."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, highlight=False).print(Report(value, **options))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (result(), "Layer 3 is the clear winner: it is the best with probability 0.90."),
+        (result(verdict="tied", best_layers=(4,), tied_layers=(2, 3, 4)),
+         "Layers 2, 3 and 4 cannot be told apart; layer 4 is taken because it trains fastest."),
+        (result(verdict="tied", best_layers=(3,), tied_layers=(3, 4)),
+         "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
+        (result(verdict="tied"), "Layer 3 is taken: what any other choice could gain beyond it cannot matter."),
+        (result(verdict="budget_spent"),
+         "No winner is clear; layer 3 is taken: it is the best with probability 0.90."),
+        (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),
+        (AFTER_CALIBRATE, "Not finished: the base model has a training signal, no layer has been looked at yet."),
+        (replace(AFTER_CALIBRATE, status="ok", trained_layers=(1, 2)), "Layers 1 and 2 were trained."),
+        (replace(AFTER_CALIBRATE, status="no_signal", stop_reason="too hard."), "No training signal: too hard."),
+    ],
+)  # fmt: skip
+def test_verdict(value: PickResult, sentence: str) -> None:
+    assert verdict(value) == sentence
+
+
+def test_the_whole_report(tmp_path: Path) -> None:
+    (tmp_path / "layer.safetensors").touch()
+    text = shown(result(), width=200, folder=tmp_path)
+    best = next(line for line in text.splitlines() if ">3" in line)
+    assert "best, middle" in best and "0.90 [0.50, 1.30]" in best and "90%" in best and "██████████" in best
+    assert all(name in text for name in ("random", "first", "middle", "last"))
+    assert "Score: 0.410 base -> 0.630 trained" in text
+    assert "Gain: +0.220, 95% interval +0.170 to +0.270 (paired, 256 items" in text
+    assert "Finding the layer cost 24% of one full training run." in text
+    assert re.search(r"search +12\.3k +23\.0M +1 min 15 s", text)
+    assert "layer.safetensors  the trained layer" in text and "report.html" not in text
+    assert text.rstrip().endswith(f"Next: autolayer merge {tmp_path} --out {tmp_path / 'merged'}")
+
+
+def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
+    before = result()
+    assert before.gain is not None
+    worse = replace(before, trained_score=0.1, gain=replace(before.gain, value=-0.3, low=-0.4, high=-0.2))
+    text = shown(worse, width=120, folder=tmp_path)
+    assert "The trained model is WORSE than the base: do not use it." in text and "--learning-rate" in text
+    assert "autolayer merge" not in text
+
+
+def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
+    for value in (after_probe(), AFTER_CALIBRATE):
+        text = shown(value, width=120, folder=tmp_path)
+        assert "Next: the same command goes on from here (without --until to the end)." in text
+        assert "nan" not in text.lower() and "None" not in text
+
+
+def test_what_was_evaluated_in_part_is_said_and_nothing_where_all_was(tmp_path: Path) -> None:
+    def page(value: PickResult) -> str:
+        return write_html(value, tmp_path / "report.html").read_text(encoding="utf-8")
+
+    whole = Rung(steps=4, learning_rate=1e-3, seed=0, gain=0.1, low=0.0, high=0.2)
+    part = replace(whole, gain=-0.3, num_items=32)
+    rows = [replace(row, rungs=(part if row.layer in (0, 5) else whole,)) for row in result().ranking or ()]
+    sentence = "clearly below the base or the best run before: layer 0 (32 items), layer 5 (32 items). Their measured"
+    for text in (shown(result(ranking=rows), width=300), page(result(ranking=rows))):
+        assert sentence in text
+    sets = [SetRow(layers=(1, 2), rungs=(replace(part, num_items=64),)), SetRow(layers=(3, 4), rungs=(whole,))]
+    assert "run before: layers 1 and 2 (64 items). Their" in shown(result(sets=sets), width=300)
+    unstopped = [replace(row, rungs=(whole,)) for row in rows]
+    for value in (result(), result(ranking=unstopped)):
+        assert "in part" not in shown(value) and "in part" not in page(value)
+
+
+def test_long_rankings_are_cut_but_not_their_baselines() -> None:
+    text = shown(result(36))
+    assert "22 more layers are hidden" in text
+    assert "middle" in text and "last" in text
+    assert sum(bool(re.match(r"\s+>?\d+ ", line)) for line in text.splitlines()) == 14
+    assert "hidden" not in shown(result(36), show_all=True)
+
+
+def test_what_was_told_its_layers_ranks_none() -> None:
+    told = shown(result(verdict=None, stop_reason=None, expected_regret=None))
+    assert "P(best)" not in told and "0.630 trained" in told
+    assert "P(best)" in shown(result()) and "P(best)" in shown(after_probe())
+
+
+def test_baselines_outside_the_candidates_have_a_row() -> None:
+    value = result(ranking=list(result().ranking or ())[:3], candidates=[2, 3, 4])
+    assert re.search(r"^\s+5  last", shown(value), re.MULTILINE)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_it_fits_the_terminal(width: int) -> None:
+    lines = shown(result(36), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines[:15]), "the ranking must not be cut off"
+    assert ("[-0.20, 1.20]" in "".join(lines)) == (width >= 80)
+    assert ("█" in "".join(lines)) == (width >= 80)
+
+
+def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = io.StringIO()
+    Console(file=stream, force_terminal=True, width=80).print(Report(result()))
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", stream.getvalue())
+
+
+def test_ascii_terminals_get_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(file=stream, width=120).print(Report(result()))
+    stream.flush()
+    assert b"##########" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+class _Balanced(HTMLParser):
+    """Collects tags that are opened and never closed, where HTML wants them closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "th"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("value", [result(), result(36), after_probe(), AFTER_CALIBRATE])
+def test_html_is_one_quiet_file(value: PickResult, tmp_path: Path) -> None:
+    page = write_html(value, tmp_path / "report.html").read_text(encoding="utf-8")
+    parser = _Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    assert not re.search(r"<script|https?://|src=|url\(|@import", page), "it must work offline"
+    assert f"<h1>{verdict(value)}</h1>" in page
+    assert ("<svg" in page) == (value.ranking is not None)
+    assert "nan" not in page and "None" not in page
+
+
+def test_html_escapes_names(tmp_path: Path) -> None:
+    page = write_html(result(model="<b>&", notes=["<i>"]), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "<i>" not in page
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_progress_without_a_terminal_is_plain_and_rare() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream).stage("calibrate", total=100) as stage:
+        for _ in range(100):
+            stage.advance(note="pass rate 41%")
+    assert re.fullmatch(r"calibrate  done in \d\.\d s: pass rate 41%\n", stream.getvalue())
+
+
+def test_progress_lines_tell_share_and_time_left() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream, every=0).stage("search", total=4) as stage:
+        stage.advance(note="layer 3 leads")
+    assert re.match(r"search  25% after \S+ s, about \S+ s left: layer 3 leads\n", stream.getvalue())
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_leaves_one_line_per_stage() -> None:
+    stream = _Terminal()
+    progress = Progress(stream=stream)
+    with progress.stage("search", total=2) as outer, progress.stage("rung", total=None) as inner:
+        inner.advance(note="step 8")
+        outer.advance(1)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"  rung  done in \S+ s: step 8", plain) and re.search(r"search  done in", plain)
+
+
+def test_a_failing_stage_is_not_called_done() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyError), Progress(stream=stream).stage("probe"):
+        raise KeyError
+    assert "probe  stopped after" in stream.getvalue()
+
+
+def test_silent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with Silent().stage("probe", total=3) as stage:
+        stage.advance(1, note="x")
+    assert stage.completed == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,72 @@
+"""What README.md and the examples tell a reader to type is read by the real parsers, and the short ones run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autolayer
+from autolayer.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^ {4}(autolayer .+)$", README, re.MULTILINE)]
+
+
+def test_the_readme_has_commands() -> None:
+    assert {words[1] for words in COMMANDS} >= {"pick", "merge"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_of_the_readme_parses(words: list[str]) -> None:
+    command = cli.commands[words[1]]
+    with command.make_context(words[1], list(words[2:]), resilient_parsing=False) as context:
+        assert not context.args
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^ {4}(?:\$ )?make ([a-z]+)", README, re.MULTILINE)) <= targets
+
+
+def test_every_link_of_the_readme_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
+    for name in set(re.findall(r"autolayer\.([a-z_]+)", README)) - {"schema"}:
+        home = ROOT / "autolayer" / name
+        assert name in autolayer.__all__ or home.exists() or home.with_suffix(".py").exists(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "examples/own_trainer.py --steps 3",
+        pytest.param(
+            "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every", marks=pytest.mark.minutes
+        ),
+        "examples/every_task.py --only nothing",
+        "examples/benchmarks/help_time.py",
+        "examples/benchmarks/race_simulation.py --studies 2",
+        pytest.param(
+            "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny", marks=pytest.mark.minutes
+        ),
+    ],
+)
+def test_every_example_runs(command: str, tmp_path: Path) -> None:
+    arguments = shlex.split(command.format(tmp=tmp_path))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

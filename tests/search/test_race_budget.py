@@ -1,0 +1,172 @@
+"""What a race may cost, on simulated learning curves: the layout that is planned, and the ledger of what was spent."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from race_helpers import NUM_ITEMS, drive, make_candidates, make_config, make_runner, play
+
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.budget import scout_steps
+from autolayer.core.costs import Cost
+from autolayer.core.errors import ConfigError
+from autolayer.search.ledger import Ledger
+from autolayer.search.plan import LADDER_SHARE, Rung, ladder_cost, middle, plan
+from autolayer.search.records import Run, Slot
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_never_exceeds_the_budget_in_either_component(case):
+    rng = np.random.default_rng(case)
+    num_layers = int(rng.choice([1, 2, 3, 5, 12, 28, 64]))
+    total = int(rng.choice([10, 60, 400]))
+    budget_steps = float(rng.choice([0, 0.5, 2, 7, 15, 70, 250, 1500]))
+    budget = Cost(generated_tokens=100 * budget_steps * rng.uniform(0.2, 5), layer_tokens=1000 * budget_steps)
+    shared = Cost(generated_tokens=100.0, layer_tokens=200.0) if case % 2 else Cost()
+    own = Cost(layer_tokens=15.0) if case % 4 == 3 else None
+    contribution_L, predicted_L = rng.normal(0.7, 0.25, num_layers), rng.normal(0.7, 0.2, num_layers)
+    outcome, batches, answers, config, candidates, _ = play(
+        contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999,
+        first_rollouts=shared, first_own=own,
+    )  # fmt: skip
+    assert outcome.spent.fits(budget * (1 + 1e-9))
+    assert plan(config, candidates).planned_cost.fits(budget)
+    actual = sum((answer.cost for answer in answers.values()), Cost())
+    assert actual.generated_tokens == pytest.approx(outcome.spent.generated_tokens)
+    ledger = Ledger(config, candidates)
+    ledger.add(answers, answers)  # in the order of the race
+    unseen = sum(1 - len(answer.select_rewards_I) / NUM_ITEMS for answer in answers.values())
+    wanted = ledger.planned(ledger.results) - config.eval_cost * unseen  # of those that had clearly lost
+    assert wanted.layer_tokens == pytest.approx(actual.layer_tokens), "as planned, to the last"
+    assert len(answers) == len(list(itertools.chain(*batches))), "a run was asked for twice"
+    assert sum(row.probability_best for row in outcome.ranking) == pytest.approx(1)
+    assert sorted(row.layers for row in outcome.ranking) == [c.layers for c in candidates]
+    for batch in batches:
+        assert len({run.to_step for run in batch}) == 1, "a batch is compared at one rung"
+
+
+def test_runs_that_cost_more_than_planned_shrink_the_rest():
+    contribution_L = np.full(12, 0.7)
+    config, candidates = make_config(12, 60, regret=0.0), make_candidates(contribution_L)
+    run, base_I = make_runner(contribution_L, config)
+
+    def dear(arm, to_step, rival_I):
+        result = run(arm, to_step, rival_I)
+        return replace(result, cost=result.cost * 1.4)
+
+    outcome, batches, _ = drive(config, candidates, dear, base_I)
+    assert len(batches) > 1
+    assert outcome.spent.fits(config.budget)
+
+
+def test_middle_and_a_random_layer_race_whatever_is_predicted():
+    predicted_L = np.r_[np.full(18, 0.2), np.linspace(0.8, 1.2, 18)]
+    randoms = set()
+    for seed in range(20):
+        config, candidates = make_config(36, 60, seed=seed), make_candidates(predicted_L)
+        layout = plan(config, candidates)
+        layers = {c.layers[0] for c in layout.first}
+        assert middle(config, candidates).layers == (18,) and 18 in layers and 35 in layers
+        assert len(layers) == layout.rungs[0].num_layers
+        randoms |= {layer for layer in layers if layer < 18}
+    assert len(randoms) > 3
+
+
+def test_more_money_means_more_layers_and_then_longer_runs():
+    budgets = (40, 160, 640, 2560)
+    layouts = [plan(make_config(36, steps, total_steps=400), make_candidates(np.ones(36))) for steps in budgets]
+    widths, ends = [x.rungs[0].num_layers for x in layouts], [x.rungs[-1].step for x in layouts]
+    assert widths == sorted(widths) and len(set(widths)) == 3 and widths[-2:] == [36, 36]
+    assert ends == sorted(ends) and ends[-2] < ends[-1]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 64])
+def test_no_money_no_run(num_layers):
+    predicted_L = np.linspace(0.3, 0.9, num_layers)
+    outcome, batches, *_ = play(predicted_L, predicted_L, 0)
+    assert batches == [] and outcome.best == (num_layers - 1,)
+    assert outcome.verdict == ("clear" if num_layers == 1 else "budget_spent")
+    assert outcome.winner == Arm(layers=outcome.best, learning_rate=1e-4, seed=0)
+    row = outcome.ranking[0]
+    assert row.measured is None and row.measured_steps is None and row.rungs == ()
+
+
+def test_a_first_rung_of_dear_layers_stays_within_the_budget():
+    predicted_L = np.linspace(1, 0, 28)  # the best predictions are the lowest layers, which cost the most
+    for budget_steps in np.arange(0.5, 12, 0.5):
+        outcome, *_, config, _, _ = play(np.full(28, 0.7), predicted_L, budget_steps)
+        assert outcome.spent.fits(config.budget)
+
+
+def test_a_failed_run_leaves_no_rollouts_for_the_others():
+    shared = Cost(generated_tokens=60.0, layer_tokens=300.0)
+    config, candidates = make_config(6, 100, first_rollouts=shared), make_candidates(np.full(6, 0.7))
+    ledger = Ledger(config, candidates)
+    first, second, third = (Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (1, 2, 3))
+    one, two, three = (config.step_cost((i,)) * 2 + config.eval_cost for i in (1, 2, 3))
+    assert ledger.cost([first, second, third]) == one + two + three - shared * 2
+    ledger.add([first], {first: "diverged"})
+    assert ledger.spent == one and ledger.cost([second, third]) == two + three - shared
+    result = RungResult(
+        arm=Arm(layers=(2,), learning_rate=1e-4, seed=0, step=2), select_rewards_I=(0.0,), train_rewards_P=(), cost=two
+    )
+    ledger.add([second], {second: result})
+    assert ledger.spent == one + two and ledger.cost([third]) == three - shared
+    other = Run(slot=Slot(layers=(3,), seed=1), from_step=0, to_step=2)  # other prompts
+    on = Run(slot=second.slot, from_step=2, to_step=4)
+    assert ledger.cost([other]) == three and ledger.cost([on]) == two
+
+
+def test_the_first_rung_pays_for_one_pass_and_later_rates_of_its_layers_for_none():
+    shared, own = Cost(generated_tokens=60.0, layer_tokens=300.0), Cost(layer_tokens=15.0)
+    config = make_config(6, 100, first_rollouts=shared, first_own=own)
+    ledger = Ledger(config, make_candidates(np.full(6, 0.7)))
+    scouts = [Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (3, 1, 2)]
+    rate = Run(slot=Slot(layers=(2,), rate_index=1, seed=0), from_step=0, to_step=4)
+    joins = Run(slot=Slot(layers=(4,), seed=0), from_step=0, to_step=4)
+    fresh = Run(slot=Slot(layers=(2,), seed=1), from_step=0, to_step=4)
+    steps = {layer: config.step_cost((layer,)) for layer in range(6)}
+    # One step of the lowest layer, and what two more layers add to it; then a step each by themselves.
+    first = steps[1] + own * 2 + steps[1] + steps[2] + steps[3] + config.eval_cost * 3
+    close(ledger.planned(scouts), first)
+    close(ledger.planned(scouts[:1]), steps[3] * 2 + config.eval_cost)
+    close(ledger.planned(scouts[1:], before=scouts[:1]), first - steps[3] * 2 - config.eval_cost)
+    close(ledger.planned([rate], before=scouts), steps[2] * 3 + config.eval_cost)
+    close(ledger.planned([joins], before=scouts), steps[4] * 4 - shared + config.eval_cost)
+    close(ledger.planned([fresh], before=scouts), steps[2] * 4 + config.eval_cost)
+    everything = steps[2] * 7 + steps[4] * 4 - shared + config.eval_cost * 3 + first
+    close(ledger.planned([*scouts, rate, joins, fresh]), everything)
+    # Sets overlap, and each layer's gradient is made once.
+    pair = make_config(6, 100, first_rollouts=shared, first_own=own * 2)
+    sets = [
+        replace(each, layers=layers) for each, layers in zip(make_candidates(np.ones(2)), ((0, 1), (1, 2)), strict=True)
+    ]
+    runs = [Run(slot=Slot(layers=each.layers, seed=0), from_step=0, to_step=1) for each in sets]
+    close(Ledger(pair, sets).planned(runs), steps[0] + own + config.eval_cost * 2)
+
+
+def close(found, expected):
+    assert found.generated_tokens == pytest.approx(expected.generated_tokens)
+    assert found.layer_tokens == pytest.approx(expected.layer_tokens)
+
+
+@pytest.mark.parametrize("budget_steps", [12, 20, 30, 60, 200])
+@pytest.mark.parametrize("num_layers", [5, 12, 36])
+def test_a_race_is_first_wide_and_never_shorter_than_a_scout(num_layers, budget_steps):
+    config, candidates = make_config(num_layers, budget_steps, total_steps=60), make_candidates(np.ones(num_layers))
+    layout = plan(config, candidates)
+    first = layout.rungs[0]
+    assert first.step >= scout_steps(60) == 2
+    assert layout.planned_cost.fits(config.budget)
+    if first.num_layers < num_layers:  # one more arm would not have fitted, whatever the ladder's length
+        wider = [Rung(step=2, num_layers=first.num_layers + 1), Rung(step=4, num_layers=first.num_layers // 2 + 1)]
+        step_cost = sum((config.step_cost(c.layers) for c in candidates), Cost()) * (1 / num_layers)
+        assert not ladder_cost(config, wider, 0, step_cost).fits(config.budget * LADDER_SHARE)
+    else:
+        assert budget_steps >= 20
+
+
+def test_settings_that_cannot_work_are_all_named():
+    with pytest.raises(ConfigError, match="total_steps 0.*confidence 1.5"):
+        make_config(4, 10, total_steps=0, confidence=1.5)

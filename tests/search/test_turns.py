@@ -1,0 +1,76 @@
+"""Work that one of several workers does while the others wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from autolayer.search.turns import NAME, take_turn
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from autolayer.search import turns
+turns.POLL_SECONDS = 0.1
+folder, patience = Path(sys.argv[1]), float(sys.argv[2])
+
+def work():
+    with (folder / "begun").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(patience)
+    (folder / "done").write_text(str(os.getpid()))
+
+turns.take_turn(f"sqlite:///{folder}/study.db", "work", work, (folder / "done").exists)
+"""
+
+
+def start(folder: Path, patience: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(patience)])
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text().strip()):
+        assert time.monotonic() < deadline, f"{path.name} never came"
+        time.sleep(0.05)
+
+
+def test_one_works_and_the_others_wait(tmp_path: Path) -> None:
+    workers = [start(tmp_path, 1.0) for _ in range(3)]
+    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
+    assert len((tmp_path / "begun").read_text().split()) == 1
+    take_turn(f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists)  # nothing left to do
+
+
+def test_what_a_killed_worker_has_begun_is_taken_over(tmp_path: Path) -> None:
+    slow = start(tmp_path, 600)
+    wait_for(tmp_path / "begun")
+    others = [start(tmp_path, 0.1) for _ in range(2)]
+    time.sleep(1)
+    assert not (tmp_path / "done").exists()
+    os.kill(slow.pid, signal.SIGKILL)
+    slow.wait()
+    assert [worker.wait(120) for worker in others] == [0, 0]
+    begun = (tmp_path / "begun").read_text().split()
+    assert len(begun) == 2 and begun[0] == str(slow.pid) and (tmp_path / "done").read_text() == begun[1]
+
+
+def test_an_error_ends_the_turn_and_leaves_it_to_the_next(tmp_path: Path) -> None:
+    storage, done = f"sqlite:///{tmp_path}/study.db", tmp_path / "done"
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        take_turn(storage, "work", fail, done.exists)
+    take_turn(storage, "other work", lambda: (tmp_path / "other").touch(), (tmp_path / "other").exists)
+    take_turn(storage, "work", done.touch, done.exists)
+    states = [t.state.name for t in optuna.load_study(study_name=NAME, storage=storage).trials]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]

@@ -1,0 +1,170 @@
+r"""Final answers: where a text has one, and whether it is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from autolayer.core.errors import RewardError
+from autolayer.tasks.math import answer_pool, answers
+from autolayer.tasks.math.answers import Verdict, as_number, final_answer, has_answer, judge
+
+HANGS = r"\sum_{n=1}^{1000000000} n!"
+
+
+@pytest.fixture
+def _fresh_pool(monkeypatch: pytest.MonkeyPatch):
+    """A pool of one worker and a short time limit; what the worker runs can be replaced."""
+    pool = answer_pool.Pool(1)
+    monkeypatch.setattr(answer_pool, "pool", lambda: pool)
+    monkeypatch.setattr(answer_pool, "TIME_LIMIT", 0.7)
+    answers.unjudged.clear()
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"first \boxed{1}, then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{42", None),
+        (r"\boxed{}", None),
+        (r"\boxed{5}. I was asked to put it in \boxed{}.", "5"),
+        (r"It is \boxed 5.", "5"),
+        (r"It is $\boxed {5}$", "5"),
+        (r"\fbox{5}", "5"),
+        (r"\boxed{1} or \boxed{42", None),
+        ("The answer is 9!", "9"),
+        ("She has 3+4 apples.\n#### 7\n", "7"),
+        ("#### $1,234", "1,234"),
+        ("#### ", None),
+        ("So the answer is 0.5. Done.", "0.5"),
+        ("The final answer is: **12**.\nMore", "12"),
+        ("Final answer: 3", "3"),
+        ("the answer is", None),
+        ("I get 42", None),
+        ("", None),
+        (r"<think>\boxed{1}</think> It is \boxed{2}", "2"),
+        (r"<think>\boxed{1}", None),
+        (r"<think>\boxed{1}</think> hm", None),
+    ],
+)
+def test_final_answer(text: str, expected: str | None) -> None:
+    assert final_answer(text) == expected
+    assert has_answer(text) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1,234.50", "1234.5"), (r"\$42", "42"), ("-3.", "-3"), (".5", "0.5"), ("1{,}000", "1000"), ("007", "7")],
+)
+def test_plain_numbers(text: str, value: str) -> None:
+    assert as_number(text) == Decimal(value)
+
+
+@pytest.mark.parametrize("text", ["", ".", "-", "1,23", "1/2", "42 apples", "50%", "1e5", "x"])
+def test_no_plain_numbers(text: str) -> None:
+    assert as_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("18 dollars", "18"), ("72 clips", "72"), ("18 dollars per day", "18"), ("5 apples.", "5"),
+        ("42 (apples)", "42"), (r"\text{18 dollars}", "18"), (r"18\text{ dollars}", "18"), (r"1\,000", "1000"),
+        (r"0.5\%", "0.5"), ("50%", "50"),
+        ("$1,234 dollars", "1234"),
+    ],
+)  # fmt: skip
+def test_a_unit_does_not_make_it_wrong(answer: str, gold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "compare", lambda pairs: ["different"] * len(pairs))
+    assert judge([answer], [gold]) == [Verdict(True, "equal")]
+    assert judge([answer], [f"{gold}1"]) == [Verdict(False, "different")]
+
+
+@pytest.mark.parametrize("text", ["3 million", "2 or 3", "5 x", "2 dozen eggs", "3 hours 20 minutes", "12 e", "x = 5"])
+def test_what_is_no_unit_stays(text: str) -> None:
+    assert answers.without_unit(text) == text
+
+
+def test_plain_numbers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "compare", None)
+    verdicts = judge(["42", "42.0", "41", None, "9" * 400 + "x"], ["42"] * 5)
+    assert [v.reason for v in verdicts] == ["equal", "equal", "different", "no answer", "too long"]
+
+
+def test_math_verify_decides_the_rest() -> None:
+    right = [
+        (r"\frac{1}{2}", "0.5"), (r"42 \text{ apples}", "42"), ("(x+1)^2", "x^2+2x+1"), (r"2^{10}", "1024"),
+        (r"50\%", "50"), (r"5\text{ cm}^2", "5"), ("[1, 2)", "[1,2)"), (r"\{1, 2\}", r"\{2, 1\}"),
+        ("(1, 2)", "(1,2)"), (r"\text{A}", "A"), ("x=5", "5"), (r"\sqrt{8}", r"2\sqrt{2}"),
+    ]  # fmt: skip
+    wrong = [
+        (r"\frac{1}{3}", "0.5"), ("apples", "42"), ("x+1", "x^2+2x+1"), (r"\frac{1}{", "0.5"), ("[1,2]", "(1,2)"),
+        ("3 or 4", "3"), ("3 million", "3"), ("(2, 1)", "(1,2)"), (r"\text{B}", "A"), ("2 hours 30 minutes", "2"),
+    ]  # fmt: skip
+    found = [judge([answer], [gold])[0].correct for answer, gold in right + wrong]
+    assert found == [True] * len(right) + [False] * len(wrong)
+
+
+def test_it_works_in_a_thread() -> None:
+    found: list[Verdict] = []
+    thread = threading.Thread(target=lambda: found.extend(judge([r"\frac{2}{4}"], ["0.5"])))
+    thread.start()
+    thread.join()
+    assert found == [Verdict(True, "equal")]
+
+
+def test_a_right_answer_that_is_no_mathematics_is_an_error() -> None:
+    with pytest.raises(RewardError, match="mend the 'answer' column"):
+        judge([r"\frac{1}{2}"], [""])
+
+
+def test_a_hanging_answer_is_killed_counted_and_the_pool_goes_on(
+    _fresh_pool: answer_pool.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = time.monotonic()
+    assert judge([HANGS, r"\frac{1}{2}"], ["42", "0.5"]) == [Verdict(False, "timeout"), Verdict(True, "equal")]
+    assert time.monotonic() - started < 60
+    assert answers.unjudged == {"timeout": 1}
+    assert "counted as incorrect" in caplog.text and "timeout" in caplog.text
+
+
+def test_many_hanging_answers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "compare", lambda pairs: ["timeout"] * len(pairs))
+    with pytest.raises(RewardError, match="8 of 8 answers could not be judged"):
+        judge([f"{HANGS}+{n}" for n in range(8)], ["42"] * 8)
+
+
+def test_a_worker_that_died_is_replaced(_fresh_pool: answer_pool.Pool) -> None:
+    assert judge([r"\frac{1}{2}"], ["0.5"])[0].correct
+    worker = _fresh_pool._workers.get()
+    assert worker is not None
+    os.kill(worker._process.pid, signal.SIGKILL)
+    worker._process.wait()
+    _fresh_pool._workers.put(worker)
+    assert judge([r"\frac{1}{4}"], ["0.25"]) == [Verdict(True, "equal")]
+
+
+def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no sympy here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RewardError, match="no sympy here.*math-verify"):
+        answer_pool.Worker()
+
+
+def test_a_script_without_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from autolayer.tasks.math.answers import judge\nprint(judge(['1/2'], ['0.5'])[0].reason)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("equal\n", "")

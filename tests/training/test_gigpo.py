@@ -1,0 +1,195 @@
+"""GiGPO's advantages against numbers worked out by hand, against GRPO where they must agree, and over two processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autolayer.core.config import GiGPOConfig
+from autolayer.core.errors import ConfigError, UnknownNameError
+from autolayer.rollouts.types import Turn
+from autolayer.training.gigpo import EPSILON, discounted, step_advantages
+
+
+def episode(*steps: tuple[str, float]) -> tuple[Turn, ...]:
+    return tuple(Turn(3 * i, 3 * i + 2, reward, state) for i, (state, reward) in enumerate(steps))
+
+
+def grpo(returns: Sequence[float]) -> list[float]:
+    """TRL's GRPO: unbiased deviation, 1e-4 added."""
+    values = np.array(returns)
+    return list((values - values.mean()) / (values.std(ddof=1) + EPSILON))
+
+
+def test_discounted_returns() -> None:
+    assert discounted([1.0, 0.0, 4.0], 0.5) == [1 + 0 + 1.0, 2.0, 4.0]
+    assert discounted([1.0, 2.0, 3.0], 1.0) == [6.0, 5.0, 3.0]
+    assert discounted([1.0, 2.0, 3.0], 0.0) == [1.0, 2.0, 3.0]
+
+
+def test_a_group_worked_out_by_hand() -> None:
+    """Three episodes; state a is met four times, b twice, c and d once."""
+    group = [
+        episode(("a", 0.0), ("b", 1.0)),
+        episode(("a", 0.0), ("c", 0.0), ("a", 2.0)),
+        episode(("a", 0.0), ("b", 0.0), ("d", 0.0)),
+    ]
+    found = step_advantages(group, 3, GiGPOConfig(gamma=0.5, omega=2.0, normalize="none"))
+    # Returns 1, 2, 0 with mean 1. Discounted: (.5, 1), (.5, 1, 2), (0, 0, 0).
+    # State a: .5, .5, 2, 0 with mean .75; b: 1, 0 with mean .5.
+    wanted = [
+        [0 + 2 * (0.5 - 0.75), 0 + 2 * 0.5],
+        [1 + 2 * (0.5 - 0.75), 1.0, 1 + 2 * (2 - 0.75)],
+        [-1 + 2 * (0 - 0.75), -1 - 2 * 0.5, -1.0],
+    ]
+    assert found == [pytest.approx(row) for row in wanted]
+
+
+def test_deviations_are_those_of_what_is_compared() -> None:
+    group = [episode(("a", 0.0), ("b", 1.0)), episode(("a", 0.0), ("b", 0.0), ("c", 4.0))]
+    found = step_advantages(group, 2, GiGPOConfig(gamma=1.0))
+    returns = (1.0 - 4.0) / 2 / (3 / math.sqrt(2) + EPSILON)
+    assert found[0] == pytest.approx([2 * returns, 2 * returns])  # states a and b: returns of 1 against 4 as well
+    assert found[1] == pytest.approx([-2 * returns, -2 * returns, -returns])
+
+
+def test_tasks_are_never_compared_with_each_other() -> None:
+    one, other = [episode(("a", 1.0)), episode(("a", 0.0))], [episode(("a", 5.0)), episode(("a", 3.0))]
+    config = GiGPOConfig()
+    assert step_advantages(one + other, 2, config) == step_advantages(one, 2, config) + step_advantages(
+        other, 2, config
+    )
+
+
+def _walks(num: int, *, distinct: bool) -> list[tuple[Turn, ...]]:
+    """Random episodes of unequal length; the first state is theirs all, unless every state is made distinct."""
+    rng = np.random.default_rng(0)
+    walks = []
+    for index in range(num):
+        states = [f"state {index}.{turn}" if distinct or turn else "start" for turn in range(rng.integers(1, 6))]
+        walks.append(episode(*((state, float(rng.integers(0, 3))) for state in states)))
+    return walks
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_it_is_grpo_without_weight_on_states_or_where_no_state_repeats(distinct: bool) -> None:
+    walks = _walks(8, distinct=distinct)
+    found = step_advantages(walks, 4, GiGPOConfig(omega=1.0 if distinct else 0.0))
+    returns = [sum(turn.reward for turn in walk) for walk in walks]
+    wanted = grpo(returns[:4]) + grpo(returns[4:])
+    for row, value, walk in zip(found, wanted, walks, strict=True):
+        assert row == pytest.approx([value] * len(walk), abs=1e-12)
+    with_states = step_advantages(walks, 4, GiGPOConfig())
+    assert (with_states == found) == distinct
+
+
+def test_equal_values_give_exactly_nothing() -> None:
+    walks = [episode(("a", 0.1), ("b", 0.1), ("c", 0.1))] * 3
+    for normalize in ("std", "none"):
+        assert step_advantages(walks, 3, GiGPOConfig(normalize=normalize)) == [[0.0] * 3] * 3
+
+
+def test_similar_states_are_one_where_it_is_asked_for() -> None:
+    group = [episode(("you are in the hall", 1.0)), episode(("you are in the hall.", 0.0))]
+    assert step_advantages(group, 2, GiGPOConfig(omega=1.0)) == step_advantages(group, 2, GiGPOConfig(omega=0.0))
+    similar = step_advantages(group, 2, GiGPOConfig(similarity=0.9))
+    assert similar == [pytest.approx([2 * grpo([1, 0])[0]]), pytest.approx([2 * grpo([1, 0])[1]])]
+    other = [episode(("you are in the hall", 1.0)), episode(("nothing at all here", 0.0))]
+    assert step_advantages(other, 2, GiGPOConfig(similarity=0.9)) == step_advantages(other, 2, GiGPOConfig())
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [({"omega": -1.0}, "omega"), ({"gamma": 1.5}, "gamma"), ({"similarity": 0.0}, "similarity")],
+)
+def test_settings_that_cannot_work_are_refused(bad: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        GiGPOConfig(**bad)
+    with pytest.raises(UnknownNameError, match="std"):
+        GiGPOConfig(normalize="batch")
+
+
+TWO_PROCESSES = """
+import os, sys
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+def advantages(folder, algorithm, inputs):
+    from test_multi_turn import make_task, often_ending
+    from workbench_helpers import make_bench
+    from autolayer.core.arms import Arm
+    from autolayer.training.optimizer import MasterAdamW
+    from autolayer.distributed.process_group import joined
+    from autolayer.training.grpo_trainer import LayerGRPOTrainer
+    bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
+    arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
+    for parameter in bench.parameters(arm.layers).values():
+        parameter.requires_grad_(True)
+    trainer = LayerGRPOTrainer(
+        model=bench.model, tokenizer=bench.tokenizer, task=bench.task, rows=bench.train_rows(0, 0, 1, 3), arm=arm,
+        num_steps=1, group_size=2, algorithm=algorithm, gigpo=bench.settings.gigpo, beta=0.0, engine=bench.engine,
+        optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), micro_batch=32, reference=None,
+        on_rollouts=lambda rollouts: None, ranks=joined())
+    trainer.model.train()
+    found = trainer._generate_and_score_completions(inputs)
+    return found["advantages"], trainer.pending
+
+def work(rank, port, folder, num):
+    from pathlib import Path
+    if num == 2:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    size = 6 // num  # three prompts, two episodes each: with two processes the middle group lies across
+    inputs = [{"prompt": str(i // 2)} for i in range(size * rank, size * (rank + 1))]
+    saved = {}
+    for algorithm in ("gigpo", "grpo"):
+        values, rollouts = advantages(Path(folder) / f"{algorithm}{num}{rank}", algorithm, inputs)
+        if values.dim() == 1:
+            values = values[:, None]
+        saved[algorithm] = [(v[: len(ids)].tolist(), ids) for v, ids in zip(values, rollouts.completion_ids)]
+    torch.save(saved, Path(folder) / f"found-{num}-{rank}.pt")
+    if num == 2:
+        dist.barrier()
+        dist.destroy_process_group()
+
+if __name__ == "__main__":
+    port, folder = int(sys.argv[1]), sys.argv[2]
+    mp.spawn(work, args=(port, folder, 2), nprocs=2)
+    mp.spawn(work, args=(port, folder, 1), nprocs=1)
+"""
+
+
+@pytest.mark.minutes
+@pytest.mark.slow
+def test_two_processes_find_the_advantages_of_one(tmp_path: Path) -> None:
+    """Sampling, rewarding and comparing for real, over gloo; episodes of unequal lengths, a group across both."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, str(script), str(port), str(tmp_path)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    halves, whole = (
+        [torch.load(tmp_path / f"found-2-{rank}.pt") for rank in (0, 1)],
+        torch.load(tmp_path / "found-1-0.pt"),
+    )
+    for algorithm in ("gigpo", "grpo"):
+        joined = halves[0][algorithm] + halves[1][algorithm]
+        assert len({len(ids) for _, ids in joined}) > 1 and any(any(values) for values, _ in joined)
+        for (values, ids), (wanted, wanted_ids) in zip(joined, whole[algorithm], strict=True):
+            assert ids == wanted_ids and values == pytest.approx(wanted, abs=1e-6)

@@ -1,0 +1,296 @@
+"""The trainer against losses written by hand, against stock TRL, and how far its backward pass walks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import VOCABULARY, build, build_model, build_tokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
+from workbench_helpers import (
+    Untouched,
+    assert_equal,
+    differing,
+    make_bench,
+    mean_id,
+    plain_log_probs,
+    spied_gradients,
+    weights_of,
+)
+
+from autolayer.core.arms import Arm
+from autolayer.core.layer_set import Layers
+from autolayer.models.layers import find_layers, layer_parameters
+from autolayer.rollouts.engines.hf import TransformersEngine
+from autolayer.rollouts.types import encode_prompts, request_seed
+from autolayer.tasks.base import SPLITS, Task
+from autolayer.training import checkpoints, micro_batching
+from autolayer.training.grpo_trainer import LayerGRPOTrainer, largest_divisor, quiet_trainer, seed_everything
+from autolayer.training.workbench import Workbench
+
+LR = 1e-3
+
+
+def _often_ending(**changes: Any) -> Any:
+    """A model with so many end tokens that completions differ in length."""
+    model = build_model("qwen3", **changes)
+    model.generation_config.eos_token_id = [1, *range(20, 50)]
+    return model
+
+
+def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: Path, prompts_per_step: int) -> None:
+    """Trains with TRL's own GRPOTrainer, torch's AdamW and, for beta > 0, TRL's own second model."""
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    settings, group, tokenizer = bench.settings, bench.settings.group_size, build_tokenizer()
+    rows = bench.train_rows(arm.seed, 0, num_steps, prompts_per_step)
+    engine = TransformersEngine(
+        model, tokenizer, max_new_tokens=bench.task.max_new_tokens, temperature=bench.engine.temperature
+    )
+
+    def rollout(prompts: list[str], stock: GRPOTrainer) -> dict[str, Any]:
+        step = stock.state.global_step
+        seed_everything(request_seed(arm.seed, "step", step) % 2**32)
+        prompt_ids = encode_prompts(tokenizer, [{"prompt": text} for text in prompts], {})
+        seeds = [request_seed(arm.seed, "train", step, i) for i in range(len(prompts))]
+        return {"prompt_ids": prompt_ids, "completion_ids": engine.generate(prompt_ids, seeds), "logprobs": None}
+
+    from datasets import Dataset
+
+    model.requires_grad_(False)
+    trained = layer_parameters(model, arm.layers)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.values(), lr=arm.learning_rate, weight_decay=0.0)
+    scale: Any = {"grpo": "group", "dr_grpo": "none"}[settings.algorithm]
+    with quiet_trainer():
+        stock = GRPOTrainer(
+            model=model,
+            reward_funcs=mean_id,  # pyright: ignore
+            args=GRPOConfig(
+                output_dir=str(scratch),
+                max_steps=num_steps,
+                per_device_train_batch_size=prompts_per_step * group,
+                num_generations=group,
+                max_completion_length=bench.task.max_new_tokens,
+                temperature=bench.engine.temperature,
+                beta=settings.beta,
+                loss_type=settings.algorithm,
+                scale_rewards=scale,
+                max_grad_norm=1.0,
+                shuffle_dataset=False,
+                activation_checkpointing=False,
+                use_cpu=True,
+                bf16=False,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                model_init_kwargs=None,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
+            rollout_func=rollout,
+        )
+        assert (stock.ref_model is not None) == (settings.beta > 0)
+        stock.train()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("micro_batch_tokens", [32_768, 60], ids=["one batch", "micro-batches"])
+def test_the_gradient_of_a_step_is_that_of_the_published_loss(
+    algorithm: str, micro_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(micro_batching, "TOKENS", micro_batch_tokens)
+    seen = spied_gradients(monkeypatch)
+    model, twin = _often_ending(), _often_ending()
+    bench = make_bench(model, tmp_path, algorithm=algorithm, prompts_per_step=3, temperature=0.8)
+    arm = Arm(layers=(1, 2), learning_rate=LR, seed=5)
+    bench.train(arm, 1)
+
+    # By hand: sequence by sequence, without padding, log_softmax and autograd.
+    engine = TransformersEngine(twin, build_tokenizer(), max_new_tokens=bench.task.max_new_tokens, temperature=0.8)
+    rows = bench.train_rows(5, 0, 1, 3)
+    prompts = [ids for ids in encode_prompts(build_tokenizer(), rows, {}) for _ in range(4)]
+    completions = engine.generate(prompts, [request_seed(5, "train", 0, i) for i in range(12)])
+    assert len(set(map(len, completions))) > 1  # otherwise the two normalisations could not be told apart
+    rewards = torch.tensor(mean_id([], list(completions))).view(3, 4)
+    advantages = rewards - rewards.mean(1, keepdim=True)
+    if algorithm == "grpo":
+        advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
+    trained = layer_parameters(twin.requires_grad_(False), (1, 2))
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    loss = torch.zeros(())
+    for prompt, completion, advantage in zip(prompts, completions, advantages.flatten(), strict=True):
+        length = len(completion) if algorithm == "grpo" else bench.task.max_new_tokens
+        loss = loss - advantage * plain_log_probs(twin, prompt, completion, 0.8).sum() / length / 12
+    loss.backward()
+    assert seen.keys() == trained.keys()
+    scale = max(float(p.grad.abs().max()) for p in trained.values() if p.grad is not None)
+    for name, parameter in trained.items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(("algorithm", "layers"), [("grpo", (2,)), ("dr_grpo", (0, 3)), ("grpo", "full")])
+def test_kl_by_swapping_in_the_base_equals_stock_trl_with_a_second_model(
+    algorithm: str, layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build("qwen3", tmp_path / "model", num_layers=4)
+    model, other, free = (AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for _ in range(3))
+    bench = make_bench(model.eval(), tmp_path / "run", algorithm=algorithm, beta=0.5)
+    arm = Arm(layers=layers, learning_rate=3 * LR, seed=1)
+    stock_trl(other, bench, arm, 4, tmp_path / "scratch", 4)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a second model is made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "__init__", refuse)
+        patch.setattr(PreTrainedModel, "from_pretrained", refuse)
+        trained = bench.arm_weights(bench.train(arm, 4).arm)
+    expected = {name: p.detach() for name, p in layer_parameters(other, layers).items()}
+    assert trained is not None and trained.keys() == expected.keys()
+    for name, tensor in trained.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
+    # The KL term is large enough here for its absence to show.
+    loose = make_bench(free.eval(), tmp_path / "loose", algorithm=algorithm)
+    without = loose.arm_weights(loose.train(arm, 4).arm)
+    assert without is not None
+    assert max(float((without[name] - tensor).abs().max()) for name, tensor in expected.items()) > 1e-4
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("layers", [(0,), (2,), (3,), (1, 3)])
+def test_the_backward_pass_stops_at_the_lowest_trained_layer(
+    layers: tuple[int, ...], beta: float, tmp_path: Path
+) -> None:
+    model = build_model("qwen3")
+    bench = make_bench(model, tmp_path, beta=beta)
+    reached, forwards = [0] * 4, [0] * 4
+
+    def watch(index: int) -> Any:
+        def hook(module: Any, arguments: Any, output: torch.Tensor) -> None:
+            if torch.is_grad_enabled():
+                forwards[index] += 1
+                if output.requires_grad:
+                    output.register_hook(lambda gradient: reached.__setitem__(index, reached[index] + 1))
+
+        return hook
+
+    handles = [block.register_forward_hook(watch(i)) for i, block in enumerate(find_layers(model))]
+    bench.train(Arm(layers=layers, learning_rate=LR, seed=0), 2)
+    for handle in handles:
+        handle.remove()
+    # Below, a reference has run the blocks for both.
+    assert forwards == [0 if beta and index < min(layers) else 2 for index in range(4)]
+    assert reached == [0 if index < min(layers) else 2 for index in range(4)]
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe", "gemma3"])
+def test_training_changes_the_trained_layer_alone_and_leaves_the_model_untouched(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = build_model(architecture)
+    model.generation_config.eos_token_id = [5, 6]
+    bench = make_bench(model, tmp_path)
+    before = Untouched(model)
+    segment = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 2)
+    before.check()
+    weights = bench.arm_weights(segment.arm)
+    assert weights is not None and weights.keys() == layer_parameters(model, (1,)).keys()
+    changed = differing(weights, before.weights)
+    assert changed and all(".layers.1." in name for name in changed)
+
+
+def test_every_step_gets_the_prompts_and_seeds_that_belong_to_it(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path, prompts_per_step=3)
+    asked: list[tuple[list[list[int]], list[int]]] = []
+    generate = bench.engine.generate
+
+    def spy(prompt_ids: list[list[int]], seeds: Any) -> Any:
+        asked.append((prompt_ids, list(seeds)))
+        return generate(prompt_ids, seeds)
+
+    bench.engine.generate = spy  # pyright: ignore
+    arm = bench.train(Arm(layers=(3,), learning_rate=LR, seed=7), 2).arm
+    bench.train(arm, 4)
+    rows = bench.train_rows(7, 0, 4, 3)
+    prompts = [ids for ids in encode_prompts(bench.tokenizer, rows, {}) for _ in range(4)]
+    assert [ids for ids, _ in asked] == [prompts[i : i + 12] for i in range(0, 48, 12)]
+    assert [seeds for _, seeds in asked] == [[request_seed(7, "train", s, i) for i in range(12)] for s in range(4)]
+
+
+def test_an_epoch_takes_every_prompt_once_in_another_order_than_the_next(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=1), tmp_path)
+    texts = [row["prompt"] for row in bench.train_rows(0, 0, 12, 4)]
+    everything = sorted(row["prompt"] for row in bench.task.splits["train"])
+    assert sorted(texts[:24]) == everything == sorted(texts[24:]) and texts[:24] != texts[24:]
+    assert bench.train_rows(0, 5, 4, 4) == bench.train_rows(0, 0, 12, 4)[20:36]
+    assert bench.train_rows(1, 0, 12, 4) != bench.train_rows(0, 0, 12, 4)
+
+
+def test_the_checkpoint_holds_what_the_optimizer_had(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", dtype=torch.bfloat16), tmp_path)
+    arm = bench.train(Arm(layers=(2,), learning_rate=LR, seed=0), 2).arm
+    tensors, cost = checkpoints.read(bench.folder.path, arm)
+    names = layer_parameters(bench.model, (2,))
+    assert set(tensors) == {f"{kind}:{name}" for kind in ("master", "step", "exp_avg", "exp_avg_sq") for name in names}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    weights = bench.arm_weights(arm)
+    assert weights is not None and cost == bench.training_cost(arm)
+    assert_equal(weights, {name: tensors[f"master:{name}"].bfloat16() for name in names})
+    assert differing(weights, weights_of(bench.model))
+
+
+def test_largest_divisor() -> None:
+    for number in range(1, 60):
+        for at_most in range(70):
+            divisor = largest_divisor(number, at_most)
+            assert number % divisor == 0 and divisor <= max(1, at_most)
+            assert not any(number % d == 0 for d in range(divisor + 1, min(number, at_most) + 1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_training_scores_completions_at_the_positions_and_without_the_dropout_that_made_them(
+    family: str, tmp_path: Path
+) -> None:
+    """Learned positions and dropout kept as a number: prompts of unequal length, padded on the left by TRL."""
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    if family == "gpt2":
+        config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **small)
+    else:
+        config = OPTConfig(
+            hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+            word_embed_proj_dim=32, dropout=0.5, **small,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    splits = {
+        split: [{"prompt": f"{at}{i}" + "7" * (3 * (i % 5))} for i in range(12)] for at, split in enumerate(SPLITS)
+    }
+    task = Task(name="uneven", splits=splits, reward=mean_id, max_new_tokens=4)
+    bench = make_bench(model, tmp_path, task)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = LayerGRPOTrainer._get_per_token_logps_and_entropies
+
+    def spy(self: Any, policy: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, keep: int, **kwargs: Any):
+        found = original(self, policy, input_ids, attention_mask, keep, **kwargs)
+        for ids, mask, values in zip(input_ids, attention_mask, found[0].detach(), strict=True):
+            real = ids[mask.bool()]
+            count = int(mask[-keep:].sum())
+            with torch.no_grad():
+                logits = model(input_ids=real[None]).logits[0, -count - 1 : -1].log_softmax(-1)
+            seen.append((values[:count], logits.gather(1, real[-count:, None])[:, 0]))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerGRPOTrainer, "_get_per_token_logps_and_entropies", spy)
+        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    assert seen
+    for found, expected in seen:
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

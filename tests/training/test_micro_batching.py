@@ -1,0 +1,87 @@
+"""Out of memory: passes get smaller, and what comes out is the same."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_model
+from workbench_helpers import Untouched, make_bench
+
+from autolayer.core.arms import Arm
+from autolayer.core.errors import TrainingError
+from autolayer.training import micro_batching
+from autolayer.training.workbench import Workbench
+
+
+class SmallDevice:
+    """Runs out of memory in passes with gradients of more than so many tokens."""
+
+    def __init__(self, model: Any, most: int) -> None:
+        self.most, self.tried = most, []
+        model.get_decoder().register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            self.tried.append(kwargs["input_ids"].numel())
+            if self.tried[-1] > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 80 GiB.")
+
+
+def bench_of(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> Workbench:
+    monkeypatch.setattr(micro_batching, "TOKENS", tokens)
+    monkeypatch.setattr(micro_batching, "SMALL", 16)
+    return make_bench(build_model("qwen3"), folder)
+
+
+def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    arm, steps, told = Arm(layers=(1,), learning_rate=1e-3, seed=0), 3, []
+    roomy = bench_of(tmp_path / "roomy", monkeypatch, tokens=32)
+    expected = roomy.train(arm, steps)
+    bench = bench_of(tmp_path / "small", monkeypatch, tokens=128)
+    device, before = SmallDevice(bench.model, most=30), Untouched(bench.model)
+    with caplog.at_level(logging.WARNING):
+        segment = bench.train(arm, steps, on_step=told.append)
+    before.check()
+    assert max(device.tried) > 30 and bench.passes.tokens == 32
+    assert "CUDA out of memory: going on with at most 64 tokens in a pass." in caplog.messages
+    weights, wanted = bench.arm_weights(segment.arm), roomy.arm_weights(expected.arm)
+    assert weights is not None and wanted is not None
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+    assert len(told) == steps, "a step that was done twice is told once"
+    assert segment.cost.generated_tokens == expected.cost.generated_tokens
+    assert bench.spent.generated_tokens > roomy.spent.generated_tokens, "what was lost was paid for"
+
+
+def test_activations_are_recomputed_before_passes_get_too_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = bench_of(tmp_path, monkeypatch, tokens=64)
+    device = SmallDevice(bench.model, most=1)
+    keeps = bench.passes._take_less
+
+    def take_less(reason: str) -> None:
+        keeps(reason)
+        device.most = 64 if bench.passes.recompute else 1
+
+    monkeypatch.setattr(bench.passes, "_take_less", take_less)
+    with caplog.at_level(logging.WARNING):
+        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    assert bench.passes.recompute and bench.passes.tokens == 64
+    assert caplog.messages[-1].endswith("going on with at most 64 tokens in a pass, activations recomputed.")
+
+
+def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_of(tmp_path, monkeypatch, tokens=64)
+    SmallDevice(bench.model, most=1)
+    before = Untouched(bench.model)
+    with pytest.raises(TrainingError, match=r"one sequence of \d+ tokens .*CUDA out of memory\): give a smaller"):
+        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    before.check()

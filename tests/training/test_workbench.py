@@ -1,0 +1,323 @@
+"""Arms do not leak into one another or into the base, and a segment cut anywhere goes on bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_model
+from workbench_helpers import Untouched, assert_equal, differing, make_bench, make_task, mean_id
+
+from autolayer.core.arms import Arm
+from autolayer.core.costs import Cost
+from autolayer.core.errors import AutolayerError, RunFolderError
+from autolayer.core.layer_set import Layers
+from autolayer.rollouts.types import request_seed
+from autolayer.tasks.base import SPLITS
+from autolayer.training import checkpoints, micro_batching
+from autolayer.training.workbench import Segment, Workbench
+
+LR = 1e-3
+
+
+class FailingReward:
+    """Rewards like `mean_id`, and raises once, at its n-th call."""
+
+    def __init__(self, call: int, error: type[BaseException]) -> None:
+        self.left, self.error = call, error
+
+    def __call__(self, prompts: list, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error("stop")
+        return mean_id(prompts, completion_ids)
+
+
+def _state(bench: Workbench, arm: Arm) -> dict[str, torch.Tensor]:
+    return checkpoints.read(bench.folder.path, arm)[0]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "micro-batches": {"micro_batch_tokens": 40},
+    "micro-batches, uneven prompts": {"micro_batch_tokens": 120, "uneven": True},
+    "dr_grpo": {"algorithm": "dr_grpo"},
+    "kl": {"beta": 0.2},
+    "bf16": {"dtype": torch.bfloat16},
+    "bf16, kl, micro-batches": {"dtype": torch.bfloat16, "beta": 0.2, "micro_batch_tokens": 40},
+    "experts": {"architecture": "qwen3_moe"},
+    "full": {"layers": "full"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"architecture": "qwen3", "dtype": torch.float32, "layers": (1,), **VARIANTS[variant]}
+    layers: Layers = options.pop("layers")
+    architecture, dtype = options.pop("architecture"), options.pop("dtype")
+    uneven = options.pop("uneven", False)
+    if tokens := options.pop("micro_batch_tokens", 0):
+        monkeypatch.setattr(micro_batching, "TOKENS", tokens)
+
+    def fresh(folder: str, reward: Callable[..., Any] = mean_id) -> Workbench:
+        model = build_model(architecture, num_layers=3, dtype=dtype)
+        texts = [f"{i}+" + "1" * (1 + i * i % 23) for i in range(24)] if uneven else []
+        prompts = {name: [name + text for text in texts] for name in SPLITS} if uneven else None
+        return make_bench(model, tmp_path / folder, make_task(reward, prompts=prompts), **options)
+
+    start = Arm(layers=layers, learning_rate=LR, seed=3)
+    whole_bench = fresh("whole")
+    whole = whole_bench.train(start, 4)
+    assert len(whole.train_rewards_P) == 16 and differing(
+        whole_bench.arm_weights(whole.arm) or {}, whole_bench.base(layers)
+    )
+
+    first = fresh("cut").train(start, 2)
+    interrupted = fresh("cut", FailingReward(2, KeyboardInterrupt))
+    before = Untouched(interrupted.model)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train(first.arm, 4)
+    before.check()
+    second_bench = fresh("cut")
+    second = second_bench.train(first.arm, 4)
+
+    assert second.arm == whole.arm
+    assert first.train_rewards_P + second.train_rewards_P == whole.train_rewards_P
+    assert_equal(_state(second_bench, second.arm), _state(whole_bench, whole.arm))
+    assert second_bench.evaluate("select", 8, seed=0, arm=second.arm) == whole_bench.evaluate(
+        "select", 8, seed=0, arm=whole.arm
+    )
+
+
+def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -> None:
+    task = make_task(FailingReward(3, KeyboardInterrupt))
+    bench = make_bench(build_model("qwen3"), tmp_path / "a", task)
+    start = Arm(layers=(2,), learning_rate=LR, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        bench.train(start, 4)
+    again = bench.train(start, 4)
+    other = make_bench(build_model("qwen3"), tmp_path / "b")
+    assert_equal(_state(bench, again.arm), _state(other, other.train(start, 4).arm))
+
+
+@pytest.mark.parametrize("earlier", [((1,),), ((2,),), ((0, 1), (1, 3)), ("full",)], ids=str)
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+def test_arms_trained_before_change_nothing_for_the_next_one(
+    earlier: tuple[Layers, ...], beta: float, tmp_path: Path
+) -> None:
+    def record(bench: Workbench) -> list[list[list[int]]]:
+        completions: list[Any] = []
+        generate = bench.engine.generate
+
+        def spy(prompt_ids: list[list[int]], seeds: Any) -> Any:
+            completions.append(generate(prompt_ids, seeds))
+            return completions[-1]
+
+        bench.engine.generate = spy  # pyright: ignore
+        return completions
+
+    def run(bench: Workbench) -> tuple[list[list[list[int]]], Segment, tuple[float, ...], dict[str, torch.Tensor]]:
+        completions = record(bench)
+        segment = bench.train(Arm(layers=(2,), learning_rate=LR, seed=1), 3)
+        scores = bench.evaluate("select", 10, seed=4, arm=segment.arm)
+        return completions, segment, scores, _state(bench, segment.arm)
+
+    alone = run(make_bench(build_model("qwen3"), tmp_path / "alone", beta=beta))
+    bench = make_bench(build_model("qwen3"), tmp_path / "shared", beta=beta)
+    before = Untouched(bench.model)
+    base_scores = bench.evaluate("select", 10, seed=4)
+    for layers in earlier:
+        trained = bench.train(Arm(layers=layers, learning_rate=10 * LR, seed=9), 3).arm
+        assert bench.evaluate("select", 10, seed=4, arm=trained) != base_scores
+    after = run(bench)
+    assert after[0] == alone[0] and after[2] == alone[2]
+    assert after[1].train_rewards_P == alone[1].train_rewards_P
+    assert_equal(after[3], alone[3])
+    assert bench.evaluate("select", 10, seed=4) == base_scores
+    before.check()
+
+
+def test_arms_of_one_seed_share_the_base_models_first_rollouts_and_nothing_else(tmp_path: Path) -> None:
+    arm = Arm(layers=(2,), learning_rate=LR, seed=1)
+    alone, shared = (make_bench(build_model("qwen3"), tmp_path / name) for name in ("alone", "shared"))
+    expected = alone.train(arm, 3)
+    shared.train(Arm(layers=(0,), learning_rate=10 * LR, seed=1), 2)
+    tokens = shared.engine.tokens
+    found = shared.train(arm, 3)
+    assert_equal(_state(shared, found.arm), _state(alone, expected.arm))
+    assert found.train_rewards_P == expected.train_rewards_P
+    saved = expected.cost.generated_tokens - found.cost.generated_tokens
+    assert saved > 0 and found.cost.generated_tokens == shared.engine.tokens - tokens
+    prompt_tokens = 4 * sum(len(row["prompt"]) for row in shared.train_rows(1, 0, 1, 4))
+    sampled = shared.costs.forward(prompt_tokens + saved).layer_tokens
+    assert expected.cost.layer_tokens - found.cost.layer_tokens == pytest.approx(sampled)
+    again = make_bench(build_model("qwen3"), tmp_path / "shared")  # another process, the same run folder
+    assert again.train(replace(arm, layers=(1,)), 1).cost.generated_tokens == again.engine.tokens == 0
+    for other in (replace(arm, seed=2), found.arm):  # other prompts, or other weights
+        tokens = shared.engine.tokens
+        assert shared.train(other, other.step + 1).cost.generated_tokens == shared.engine.tokens - tokens > 0
+
+
+@pytest.mark.parametrize("layers", [(1,), "full"], ids=str)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_error_in_the_reward_leaves_the_base(
+    layers: Layers, error: type[BaseException], call: int, tmp_path: Path
+) -> None:
+    bench = make_bench(build_model("qwen3", dtype=torch.bfloat16), tmp_path, make_task(FailingReward(call, error)))
+    before = Untouched(bench.model)
+    with pytest.raises((KeyboardInterrupt, AutolayerError), match="stop"):
+        bench.train(Arm(layers=layers, learning_rate=LR, seed=0), 3)
+    before.check()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_error_while_a_trained_arm_is_evaluated_leaves_the_base(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path, make_task(FailingReward(3, KeyboardInterrupt)))
+    before = Untouched(bench.model)
+    arm = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 2).arm
+    with pytest.raises(KeyboardInterrupt):
+        bench.evaluate("select", 8, seed=0, arm=arm)
+    before.check()
+
+
+def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path)
+    before = Untouched(bench.model)
+    with pytest.raises(AutolayerError, match="--learning-rate"):
+        bench.train(Arm(layers=(1,), learning_rate=1e30, seed=0), 4)
+    before.check()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
+def test_steps_without_any_advantage_are_no_error(algorithm: str, tmp_path: Path) -> None:
+    task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # six times .1 has a variance, by rounding
+    bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=6, algorithm=algorithm)
+    segment = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
+    assert segment.arm.step == 2 and segment.train_rewards_P == pytest.approx([0.1] * 8)
+
+
+def test_every_change_of_the_weights_moves_the_version(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path)
+    start = bench.version
+    arm = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 1).arm
+    trained = bench.version
+    bench.evaluate("select", 4, seed=0)
+    assert start < trained == bench.version
+    bench.evaluate("select", 4, seed=0, arm=arm)
+    assert bench.version >= trained + 2  # the arm's weights in, the base's in again
+
+
+def test_base_and_arm_are_evaluated_on_the_same_items_with_the_same_noise(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path)
+    barely = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 1).arm
+    base = bench.evaluate("select", 12, seed=5)
+    assert len(base) == 12 and len(set(base)) > 6
+    assert bench.evaluate("select", 12, seed=5, arm=barely) == base
+    assert bench.evaluate("select", 7, seed=5) == base[:7]
+    assert bench.evaluate("select", 12, seed=6) != base and bench.evaluate("eval", 12, seed=5) != base
+
+
+def test_training_moves_the_reward_up(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path, prompts_per_step=8, group_size=8)
+    rewards: list[float] = []
+    segment = bench.train(Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
+    assert len(rewards) == 12
+    assert rewards == pytest.approx([sum(segment.train_rewards_P[i : i + 8]) / 8 for i in range(0, 96, 8)])
+    base, after = bench.evaluate("eval", 24, seed=0), bench.evaluate("eval", 24, seed=0, arm=segment.arm)
+    assert sum(after) / 24 > sum(base) / 24 + 0.05
+
+
+def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path, beta=0.1)
+    segment = bench.train(Arm(layers=(2,), learning_rate=LR, seed=0), 3)
+    rows = bench.train_rows(0, 0, 3, 4)
+    prompt_tokens = 4 * sum(len(row["prompt"]) for row in rows)  # one token for each character
+    generated = segment.cost.generated_tokens
+    assert generated == bench.engine.tokens
+    one = bench.costs.forward(1).layer_tokens
+    expected = (
+        (prompt_tokens + generated) * one  # sampled
+        + bench.costs.train(prompt_tokens + generated, (2,)).layer_tokens
+        + (prompt_tokens + generated) * (one - 2)  # the reference, and no second pass through the two layers below
+    )
+    assert segment.cost.layer_tokens == pytest.approx(expected)
+    assert bench.spent == segment.cost == bench.training_cost(segment.arm)
+    further = bench.train(segment.arm, 4)
+    assert bench.training_cost(further.arm).layer_tokens == pytest.approx(bench.spent.layer_tokens)
+    before = bench.spent
+    bench.evaluate("eval", 6, seed=0)
+    assert (bench.spent - before).generated_tokens == bench.engine.tokens - before.generated_tokens > 0
+    timed = bench.costs.train(prompt_tokens + generated, (2,)) + bench.costs.forward(prompt_tokens + generated)
+    more = bench.costs.train(sum(len(row["prompt"]) for row in bench.train_rows(0, 3, 1, 4)), (2,))
+    assert bench.training_layer_tokens > timed.layer_tokens + more.layer_tokens, "sampling is timed apart"
+    assert bench.training_layer_tokens < bench.training_cost(further.arm).layer_tokens
+    bench.engine.seconds = 0.0
+    assert bench.exchange_rate() == 1.0, "a generated token is a forward pass at the least"
+    bench.engine.seconds, bench.training_seconds = 4.0 * bench.engine.tokens, bench.training_layer_tokens / one
+    assert bench.exchange_rate() == pytest.approx(4.0)
+
+
+def test_groups_are_sampled_in_prompt_order_with_their_rewards(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3"), tmp_path)
+    rows = bench.task.splits["probe"][:3]
+    rollouts = bench.sample(rows, [request_seed(i) for i in range(6)], 2)
+    assert ["".join(bench.tokenizer.convert_ids_to_tokens(ids)) for ids in rollouts.prompt_ids] == [
+        row["prompt"] for row in rows for _ in range(2)
+    ]
+    assert rollouts.rewards == mean_id([], rollouts.completion_ids)
+    assert rollouts.texts == bench.tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True)
+
+
+# Checkpoints
+
+
+def _save(folder: Path, arm: Arm, step: int) -> Arm:
+    arm = replace(arm, step=step)
+    arm = replace(arm, checkpoint=checkpoints.name_of(arm))
+    checkpoints.write(folder, arm, {"w": torch.tensor([float(step)])}, Cost(generated_tokens=step))
+    return arm
+
+
+def test_checkpoints_come_back_with_their_cost_and_the_newest_two_stay(tmp_path: Path) -> None:
+    arm = Arm(layers=(1,), learning_rate=LR, seed=0)
+    saved = [_save(tmp_path, arm, step) for step in (2, 4, 8)]
+    assert [(tmp_path / (s.checkpoint or "")).exists() for s in saved] == [False, True, True]
+    tensors, cost = checkpoints.read(tmp_path, saved[2])
+    assert tensors["w"].item() == 8 and cost == Cost(generated_tokens=8)
+    assert checkpoints.latest(tmp_path, arm) == checkpoints.latest(tmp_path, saved[1]) == saved[2]
+    assert checkpoints.latest(tmp_path, replace(arm, seed=1)) == replace(arm, seed=1)
+    checkpoints.delete(tmp_path, arm)
+    assert checkpoints.latest(tmp_path, arm) == arm
+
+
+def test_a_rung_done_again_keeps_its_checkpoint_though_later_ones_lie_there(tmp_path: Path) -> None:
+    arm = Arm(layers=(1,), learning_rate=LR, seed=0)
+    for step in (8, 16, 4):
+        saved = _save(tmp_path, arm, step)
+        assert checkpoints.read(tmp_path, saved)[0]["w"].item() == step
+
+
+def test_arms_whose_rates_nearly_agree_keep_apart(tmp_path: Path) -> None:
+    saved = [_save(tmp_path, Arm(layers=(1,), learning_rate=rate, seed=0), 2) for rate in (3.00001e-4, 3.00002e-4)]
+    for arm in saved:
+        assert checkpoints.read(tmp_path, arm)[0]["w"].item() == 2
+
+
+def test_a_checkpoint_of_another_arm_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    arm = _save(tmp_path, Arm(layers=(1,), learning_rate=LR, seed=0), 2)
+    with pytest.raises(RunFolderError, match="another arm"):
+        checkpoints.read(tmp_path, replace(arm, seed=1))
+    path = tmp_path / (arm.checkpoint or "")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        checkpoints.read(tmp_path, arm)
+    path.unlink()
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        checkpoints.read(tmp_path, arm)
