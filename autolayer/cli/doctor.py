@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError
-from autolayer.core.progress import duration
+from autolayer.core.formatting import format_bytes, format_seconds
 from autolayer.pipeline.result_builder import PACKAGES
 
 if TYPE_CHECKING:
@@ -86,8 +86,6 @@ def _device(config: Config | None) -> Iterator[Check]:
     import psutil
     import torch
 
-    from autolayer.pipeline.dry_run import in_bytes
-
     if config is not None:
         from autolayer.models.loading import find_device
 
@@ -97,16 +95,17 @@ def _device(config: Config | None) -> Iterator[Check]:
             yield Check(name="device", state="bad", says=str(error))
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        yield Check(name=f"GPU {index}", state="good", says=f"{about.name}, {in_bytes(about.total_memory)}")
+        yield Check(name=f"GPU {index}", state="good", says=f"{about.name}, {format_bytes(about.total_memory)}")
     if not torch.cuda.is_available():
         yield Check(
             name="GPU", state="note", says="none that torch can use: models of more than some millions are slow"
         )
     memory = psutil.virtual_memory()
     yield Check(
-        name="CPU", state="good",
-        says=f"{os.cpu_count()} cores, {in_bytes(memory.total)}, of which {in_bytes(memory.available)} are free",
-    )  # fmt: skip
+        name="CPU",
+        state="good",
+        says=f"{os.cpu_count()} cores, {format_bytes(memory.total)} of memory, {format_bytes(memory.available)} free",
+    )
 
 
 def _engine() -> Iterator[Check]:
@@ -122,10 +121,8 @@ def _engine() -> Iterator[Check]:
 
 
 def _disk() -> Check:
-    from autolayer.pipeline.dry_run import in_bytes
-
     free = shutil.disk_usage(".").free
-    says = f"{in_bytes(free)} free here"
+    says = f"{format_bytes(free)} free here"
     if free < NEEDED_DISK:
         return Check(name="disk", state="note", says=f"{says}: little for a large model; give --out on another disk")
     return Check(name="disk", state="good", says=says)
@@ -158,9 +155,8 @@ def _plan(config: Config | None) -> Iterator[Check]:
     yield Check(name="model", state="good", says=f"{config.model}: {plan.num_layers} layers")
     if plan.seconds is not None:
         whole, train = sum(plan.seconds.values()), plan.seconds["train"]
-        says = (
-            f"about {duration(whole)} in one process, of which training {duration(train)}, to a factor of two or three"
-        )
+        parts = f"about {format_seconds(whole)} in one process, of which training {format_seconds(train)}"
+        says = f"{parts}, to a factor of two or three"
         yield Check(name="time", state="good", says=says)
     yield Check(name="memory", state="good" if plan.room.fits else "bad", says=plan.room.says)
     if not plan.races:

@@ -13,20 +13,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from autolayer.core.formatting import format_seconds
+
 if TYPE_CHECKING:
     import rich.progress
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: '0.4 s', '12 s', '3 min 5 s', '2 h 10 min'."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def num_processes() -> int:
@@ -83,10 +73,10 @@ class Stage:
     def _state(self) -> str:
         """'40% after 35 s, about 52 s left: layer 3 leads'."""
         spent = time.monotonic() - self.start
-        text = f"after {duration(spent)}"
+        text = f"after {format_seconds(spent)}"
         if self.total and self.completed:
             share = min(self.completed / self.total, 1.0)
-            text = f"{share:.0%} {text}, about {duration(spent / share - spent)} left"
+            text = f"{share:.0%} {text}, about {format_seconds(spent / share - spent)} left"
         return f"{text}: {self.note}" if self.note else text
 
 
@@ -123,7 +113,7 @@ class Progress:
             self._depth -= 1
             self._close(stage)
             note = f": {stage.note}" if stage.note else ""
-            self.say(f"{'  ' * self._depth}{name}  {outcome} {duration(time.monotonic() - stage.start)}{note}")
+            self.say(f"{'  ' * self._depth}{name}  {outcome} {format_seconds(time.monotonic() - stage.start)}{note}")
             if self._depth == 0 and self._bars is not None:
                 self._bars.stop()
                 self._bars = None

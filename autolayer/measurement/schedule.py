@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from autolayer.core.budget import BUDGET
 from autolayer.core.config import Config
+from autolayer.core.formatting import format_count
 from autolayer.pipeline import dry_run as planning
-from autolayer.pipeline.dry_run import DryRun, amount
+from autolayer.pipeline.dry_run import DryRun
 from autolayer.probes.run import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class MeasurePlan:
         table.add_row(
             "in all",
             f"{schedule.total} steps: as many as {self.num_full_runs:.1f} full runs, at most "
-            f"{amount(tokens)} generated tokens",
+            f"{format_count(tokens)} generated tokens",
         )
         return table
 

@@ -23,7 +23,7 @@ from autolayer.core.budget import (
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
-from autolayer.core.progress import duration
+from autolayer.core.formatting import format_bytes, format_count, format_seconds
 from autolayer.core.run_folder import CALIBRATION, RunFolder
 from autolayer.models.layers import find_layers, head_ratio, parse_layers
 from autolayer.models.loading import empty_model, find_device, max_positions, read_tokenizer
@@ -84,12 +84,12 @@ class DryRun:
         table.add_row(
             "final run",
             f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions, at most "
-            f"{amount(self.full_run.generated_tokens)} tokens",
+            f"{format_count(self.full_run.generated_tokens)} tokens",
         )
         table.add_row(
             "finding",
-            f"at most {config.budget:.0%} of one full run: {amount(self.finding_budget.generated_tokens)} generated "
-            f"tokens and {amount(self.finding_budget.layer_tokens)} layer-tokens in all",
+            f"at most {config.budget:.0%} of one full run: {format_count(self.finding_budget.generated_tokens)} "
+            f"generated tokens and {format_count(self.finding_budget.layer_tokens)} layer-tokens in all",
         )
         for kind in KINDS:
             shares = {name: getattr(c, kind) / getattr(self.full_run, kind) for name, c in self.stages.items()}
@@ -106,7 +106,7 @@ class DryRun:
         rest = "the rest of the budget, by successive halving of short runs"
         table.add_row("search", rest if self.races else "none: the budget pays for no short runs, the probes decide")
         if self.seconds is not None:
-            parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in self.seconds.items() if seconds)
+            parts = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in self.seconds.items() if seconds)
             table.add_row("time", f"in one process here, to a factor of two or three: {parts}")
         items, completions, tokens = self.evaluation
         table.add_row(
@@ -118,9 +118,9 @@ class DryRun:
         for where, amounts in (
             ("memory, probing", room.probing), ("memory, training", room.training), ("host memory", self.host_bytes),
         ):  # fmt: skip
-            parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in amounts.items())
-            table.add_row(where, f"{in_bytes(sum(amounts.values()))}: {parts}")
-        table.add_row(room.device, f"{in_bytes(room.total)}: {room.says}")
+            parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in amounts.items())
+            table.add_row(where, f"{format_bytes(sum(amounts.values()))}: {parts}")
+        table.add_row(room.device, f"{format_bytes(room.total)}: {room.says}")
         dear = max(getattr(sum(self.stages.values(), Cost()), k) / getattr(self.full_run, k) for k in KINDS)
         if config.budget is not None and dear > config.budget:
             table.add_row("note", f"finding costs {dear:.0%} of one full run, not the {config.budget:.0%} of --budget")
@@ -212,15 +212,3 @@ def expected_tokens(task: Task, prompt: float) -> dict[str, float]:
         "completion_tokens": action * turns,
         "prefill_tokens": prompt * turns + action * turns * (turns - 1),
     }
-
-
-def amount(value: float) -> str:
-    """12345678 as 12.3 M."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def in_bytes(value: float) -> str:
-    return f"{amount(value)}B"

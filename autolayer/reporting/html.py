@@ -9,10 +9,9 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from autolayer.core.progress import duration
+from autolayer.core.formatting import format_count, format_seconds
 from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.terminal import (
-    amount,
     dash,
     estimate,
     legend,
@@ -43,8 +42,8 @@ def write_html(result: PickResult, path: str | Path) -> Path:
         for row in rows
     )
     cost = "".join(
-        f"<tr><td class=words>{html.escape(name)}</td><td>{amount(c.generated_tokens)}</td>"
-        f"<td>{amount(c.layer_tokens)}</td><td>{duration(c.seconds)}</td></tr>\n"
+        f"<tr><td class=words>{html.escape(name)}</td><td>{format_count(c.generated_tokens)}</td>"
+        f"<td>{format_count(c.layer_tokens)}</td><td>{format_seconds(c.seconds)}</td></tr>\n"
         for name, c in result.cost.items()
     )
     lines = [result.stop_reason or "", *stopped(result), *scores(result), *share(result)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolayer.core.progress import duration
+from autolayer.core.formatting import format_count, format_seconds
 from autolayer.reporting.results import PickResult, RankingRow
 
 if TYPE_CHECKING:
@@ -262,7 +262,9 @@ def _cost_table(result: PickResult) -> Table:
     for name in ("tokens generated", "layer-tokens, all", "time"):
         table.add_column(name, justify="right")
     for name, cost in result.cost.items():
-        table.add_row(name, amount(cost.generated_tokens), amount(cost.layer_tokens), duration(cost.seconds))
+        table.add_row(
+            name, format_count(cost.generated_tokens), format_count(cost.layer_tokens), format_seconds(cost.seconds)
+        )
     return table
 
 
@@ -319,11 +321,3 @@ def percent(value: float | None) -> str:
     if value is None:
         return "-"
     return "<1%" if 0 < value < 0.005 else f"{value:.0%}"
-
-
-def amount(value: float) -> str:
-    """1234567 as '1.2M'."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.1f}{letter}"
-    return f"{value:.0f}"

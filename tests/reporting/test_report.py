@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from autolayer.core.progress import Progress, Silent, duration
+from autolayer.core.progress import Progress, Silent
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost
 from autolayer.reporting.terminal import Report, verdict
@@ -207,13 +207,6 @@ def test_html_is_one_quiet_file(value: PickResult, tmp_path: Path) -> None:
 def test_html_escapes_names(tmp_path: Path) -> None:
     page = write_html(result(model="<b>&", notes=["<i>"]), tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "<i>" not in page
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_progress_without_a_terminal_is_plain_and_rare() -> None:
