@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autolayer.contribution import Contribution, read
-from autolayer.errors import ConfigError
+from autolayer.core.errors import ConfigError
+from autolayer.reporting.contribution import Contribution, read
 
 FILE = Path(__file__).with_name("known.json")
 
