@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_helpers import finished
 from rich.console import Console
-from test_results import finished
 
 from autolayer.comparison.comparison import Comparison, Judgement, Row
 from autolayer.comparison.report import ComparisonReport

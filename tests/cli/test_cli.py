@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import pytest
-from test_results import finished
+from result_helpers import finished
 
 from autolayer.cli.main import cli, main, pick
 from autolayer.cli.options import field_docs

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from launch_helpers import SHORT, close, launch, same_movement
 from safetensors.torch import load_file
-from test_process_group import SHORT, close, launch, same_movement
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from autolayer.core.config import Config, from_dict

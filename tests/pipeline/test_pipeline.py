@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pick_helpers import SHORT, decisions, short_pick
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -23,21 +24,6 @@ from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
 from autolayer.training.workbench import TrainSettings, Workbench
-
-SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",
-         "budget": 1.0}  # fmt: skip
-
-
-def short_pick(out: Path, **options) -> PickResult:
-    return autolayer.pick(**{**SHORT, "out": str(out), **options})
-
-
-def decisions(result: PickResult) -> dict:
-    """Everything that must not depend on the folder, the clock or an interruption."""
-    values = result.to_dict()
-    values.pop("cost_share_of_full_run")  # the price of a generated token is measured
-    values["cost"] = {stage: cost["generated_tokens"] for stage, cost in values["cost"].items()}
-    return values
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from test_pipeline import decisions, short_pick
+from pick_helpers import decisions, short_pick
 from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench
 

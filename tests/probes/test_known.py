@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_contribution import record
+from result_helpers import record
 
 import autolayer
 from autolayer.cli.main import main

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_grpo_trainer import stock_trl
+from stock_trl import stock_trl
 from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
 

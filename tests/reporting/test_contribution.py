@@ -9,22 +9,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from result_helpers import record
 
 from autolayer.core import config
 from autolayer.core.errors import DataError
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import ArmGain, Contribution
-
-
-def record(**changes: Any) -> Contribution:
-    arm = ArmGain(learning_rate=1e-3, gains=(0.1, 0.2), value=0.5, low=0.3, high=0.7)
-    values: dict[str, Any] = {
-        "model": "tiny", "base": "ab", "architecture": "qwen3", "num_parameters": 10, "task": "math:arith",
-        "algorithm": "grpo", "num_layers": 8, "steps": 3, "prompts_per_step": 2, "group_size": 8, "seeds": (0, 1),
-        "num_items": 9, "base_score": 0.4, "full": arm, "layers": {1: arm, 4: arm}, "best_layers": (1,), "level": 0.95,
-        "seed_sd": 0.01, "ceiling": 0.9, "estimator": "as told", "rates": (1e-3,), "probes": {"first": (2.0, 1.0)},
-    }  # fmt: skip
-    return Contribution(**{**values, **changes})
 
 
 def test_the_schema_names_the_fields_of_the_record() -> None:

@@ -15,10 +15,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from alfworld_helpers import install_fake, make_data
+from dataset_rows import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS, SUITE_ROWS, TRAINING_ROWS, folder_of
 from hub_cache import write_files
-from test_alfworld import install_fake, make_data
-from test_code_public import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS
-from test_math_datasets import SUITE_ROWS, TRAINING_ROWS, folder_of
 from tiny_models import build
 from workbench_helpers import differing, mean_id, weights_of
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from multi_turn_helpers import Echo, make_task, often_ending
 from tiny_models import build_model, build_tokenizer
 from workbench_helpers import make_bench, spied_gradients
 
@@ -17,45 +18,17 @@ from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.multi_turn import PROMPT, play
 from autolayer.rollouts.types import Rollouts, request_seed
-from autolayer.tasks.base import Row, Task
+from autolayer.tasks.base import Task
 from autolayer.tasks.environment import Step
 from autolayer.training.gigpo import step_advantages
 from autolayer.training.grpo_trainer import LayerGRPOTrainer
 from autolayer.training.logprobs import ScoreBatch
 
 
-class Echo:
-    """Says how long the action was, pays for every 'a', and is done after an action with a digit in it."""
-
-    def reset(self, row: Row) -> str:
-        self.turn = 0
-        return row["first"]
-
-    def step(self, action: str) -> Step:
-        self.turn += 1
-        return Step(f"{len(action)}!", float(action.count("a")), any(map(str.isdigit, action)))
-
-
-def make_task(environment: Any = Echo, *, chat: bool = False, **options: Any) -> Task:
-    def prompt(index: int) -> Any:
-        return [{"role": "user", "content": f"p{index}"}] if chat else f"p{index}:"
-
-    rows: list[Row] = [{"prompt": prompt(index), "first": f"o{index % 3}"} for index in range(40)]
-    splits = {name: rows[start::4] for start, name in enumerate(("train", "probe", "select", "eval"))}
-    return Task(name="echo", splits=splits, environment=environment, **{"max_new_tokens": 6, "max_turns": 3, **options})
-
-
 def make_engine(model: Any, *, chat: bool = False, **options: Any) -> TransformersEngine:
     return TransformersEngine(
         model, build_tokenizer(chat_template=chat), **{"max_new_tokens": 6, "temperature": 1.0, **options}
     )
-
-
-def often_ending() -> Any:
-    """A random model with so many end tokens that actions differ in length."""
-    model = build_model("qwen3")
-    model.generation_config.eos_token_id = [1, *range(30, 60)]
-    return model
 
 
 def play_some(task: Task, engine: TransformersEngine, num: int = 8) -> Rollouts:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from launch_helpers import launch
 from stub_server import Stub, choice, serving
-from test_process_group import launch
 from tiny_models import build_model, build_tokenizer
 from workbench_helpers import make_bench
 

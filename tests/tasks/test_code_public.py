@@ -7,36 +7,13 @@ from typing import Any
 
 import pytest
 from code_helpers import CHAT, RIGHT, WRONG, fenced, load
+from dataset_rows import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS
 
 from autolayer.core.errors import DataError
 from autolayer.tasks.code import public
 from autolayer.tasks.code.code_task import make_reward
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.code.public import deepcoder_question, humaneval_question, mbpp_question, usable
-
-SQUARES = (("3\n", "9\n"), ("12", "144"))
-SQUARE_STDIN = [{"type": "stdin_stdout", "input": n, "output": square} for n, square in SQUARES]
-DEEPCODER_ROWS = {
-    "primeintellect": {"problem": "Square it.", "tests": json.dumps(SQUARE_STDIN)},
-    "primeintellect, a function": {
-        "problem": "Square it.",
-        "tests": json.dumps([{"type": "function_call", "fn_name": "square", "input": [3], "output": [9]}]),
-    },
-    "taco": {"problem": "Square it.", "tests": json.dumps({"inputs": ["3\n"], "outputs": ["9\n"]})},
-    "taco, lines": {"problem": "Square it.", "tests": json.dumps({"inputs": [["3", "x"]], "outputs": [["9"]]})},
-    "taco, a function": {
-        "problem": "Square it.",
-        "tests": json.dumps({"fn_name": "square", "inputs": [[3]], "outputs": [[9]]}),
-    },
-    "lcbv5": {"problem": "Square it.", "tests": json.dumps([{"testtype": "stdin", "input": "3", "output": "9"}])},
-    "lcbv5, a function": {
-        "problem": "Square it.",
-        "starter_code": "class Solution:\n    def square(self, n: int) -> int:\n        ",
-        "tests": json.dumps(
-            [{"testtype": "functional", "input": "3", "output": "9", "metadata": {"func_name": "square"}}]
-        ),
-    },
-}
 
 
 def test_a_malformed_row_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -76,22 +53,6 @@ def test_the_hardest_tests_are_kept() -> None:
     tests = [{"type": "stdin_stdout", "input": "x" * n, "output": "y"} for n in range(50)]
     problem = parse_problem(deepcoder_question({"problem": "p", "tests": json.dumps(tests)}).problem)
     assert {len(text) for text in problem.inputs} == set(range(30, 50))
-
-
-MBPP_ROWS = {
-    "full": {"text": "Write a function to square.", "code": "", "test_list": ["assert square(3) == 9"],
-             "test_setup_code": "", "challenge_test_list": []},
-    "sanitized": {"prompt": "Write a function to square.", "code": "", "test_imports": ["import math"],
-                  "test_list": ["assert math.isclose(square(3), 9)", "assert set(square(n) for n in (1, -1)) == {1}"]},
-}  # fmt: skip
-HUMANEVAL_ROW = {
-    "task_id": "HumanEval/0",
-    "prompt": 'import math\n\n\ndef helper(n):\n    return n\n\n\ndef square(n: int) -> int:\n    """Squares."""\n',
-    "entry_point": "square",
-    "canonical_solution": "    return n * n\n",
-    "test": "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(3) == helper(9)\n"
-    "    for n in range(5):\n        assert abs(candidate(n) - n**2) < 1e-6\n",
-}
 
 
 @pytest.mark.usefixtures("_sandbox")

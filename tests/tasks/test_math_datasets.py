@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cache import gsm8k_rows, make_dataset_cache, write_files
+from dataset_rows import SUITE_ROWS, TRAINING_ROWS, answered, folder_of, skywork, solved
+from hub_cache import make_dataset_cache, write_files
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ from autolayer.tasks import TASKS, check_name, load_task
 from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math import formats, public
 from autolayer.tasks.math.answers import final_answer
-from autolayer.tasks.math.datasets import EVAL_DECODING, MATH_SUBJECTS, SUITES, TRAINING, Source
+from autolayer.tasks.math.datasets import EVAL_DECODING, MATH_SUBJECTS, SUITES, TRAINING
 from autolayer.tasks.math.formats import Problem
 
 LOAD = """
@@ -38,59 +39,6 @@ except AutolayerError as error:
 else:
     print(json.dumps([{name: list(rows) for name, rows in task.splits.items()}, list(task.suites)]))
 """
-
-
-def solved(number: int, kind: str = "") -> dict[str, str]:
-    return {
-        "problem": f"What is {number}+{number}{kind}?",
-        "solution": rf"First \boxed{{0}}, no: $\boxed{{{2 * number}}}$.",
-        "level": "Level 1",
-        "type": "Algebra",
-    }
-
-
-def skywork(number: int, answers: Sequence[str]) -> dict[str, Any]:
-    return {
-        "data_source": "train-math",
-        "prompt": [{"role": "user", "content": f"Find {number}+{number}."}],
-        "reward_model": {"ground_truth": json.dumps(list(answers)), "style": "rule"},
-    }
-
-
-def answered(number: int, name: str = "problem") -> dict[str, str]:
-    return {name: f"Double {number}?", "solution": "s", "answer": str(2 * number)}
-
-
-TRAINING_ROWS: dict[str, list[dict[str, Any]]] = {
-    "math": [solved(number) for number in range(40)],
-    "numina": [{**solved(number), "source": "s"} for number in range(30)]
-    + [{"problem": "Prove that 1=1.", "solution": r"\boxed{1}", "source": "s"}]
-    + [{"problem": "Pick. A. one B. two C. three", "solution": r"\boxed{2}", "source": "s"}]
-    + [{"problem": "Which option?", "solution": r"\boxed{\text{(B)}}", "source": "s"}]
-    + [{"problem": "How many?", "solution": "It is 4.", "source": "s"}],
-    "deepscaler": [answered(number) for number in range(40)] + [{"problem": "Empty?", "solution": "", "answer": ""}],
-    "skywork": [skywork(number, [str(2 * number)]) for number in range(40)] + [skywork(99, ["1", "2"])],
-}
-"""Each in its public format, with what has to be left out of it last."""
-
-SUITE_ROWS: dict[str, list[dict[str, Any]]] = {
-    "math500": [{**answered(number), "unique_id": "u"} for number in range(1000, 1004)],
-    "gsm8k": gsm8k_rows(6),
-    "olympiad": [
-        {"question": "Name 2.", "final_answer": ["$2$"], "context": None, "is_multiple_answer": False},
-        {"question": "Name both.", "final_answer": ["1", "2"], "context": "Let x be 1.", "is_multiple_answer": True},
-    ],
-    "amc": [{"question": f"AMC {number}?", "answer": f"{number}.0"} for number in range(3)],
-}
-
-
-def folder_of(copies: Path, source: Source, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A copy of a public data set below FOLDER/OWNER/NAME."""
-    share = len(rows) // len(source.configurations)
-    for place, configuration in enumerate(source.configurations):
-        last = place == len(source.configurations) - 1
-        part = rows[place * share : None if last else (place + 1) * share]
-        write_files(copies / source.repository / (configuration or "data"), {source.split: part})
 
 
 @pytest.fixture

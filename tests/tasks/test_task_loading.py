@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tasks import MESSAGES
 
 from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
 from autolayer.tasks import SPLITS, TASKS, Task, check_name, load_task, split_rows
+
+MESSAGES = [{"role": "user", "content": "1+1="}]
 
 
 @pytest.fixture

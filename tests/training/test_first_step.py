@@ -11,10 +11,10 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from test_micro_batching import SmallDevice
-from test_multi_turn import make_task as make_episodes
-from test_multi_turn import often_ending
-from test_pipeline import short_pick
+from multi_turn_helpers import make_task as make_episodes
+from multi_turn_helpers import often_ending
+from pick_helpers import short_pick
+from small_device import SmallDevice
 from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, make_bench, make_task, mean_id
 

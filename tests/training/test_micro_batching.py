@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from small_device import SmallDevice
 from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench
 
@@ -15,20 +15,6 @@ from autolayer.core.arms import Arm
 from autolayer.core.errors import TrainingError
 from autolayer.training import micro_batching
 from autolayer.training.workbench import Workbench
-
-
-class SmallDevice:
-    """Runs out of memory in passes with gradients of more than so many tokens."""
-
-    def __init__(self, model: Any, most: int) -> None:
-        self.most, self.tried = most, []
-        model.get_decoder().register_forward_pre_hook(self.check, with_kwargs=True)
-
-    def check(self, module: Any, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled():
-            self.tried.append(kwargs["input_ids"].numel())
-            if self.tried[-1] > self.most:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 80 GiB.")
 
 
 def bench_of(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> Workbench:
