@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autolayer
-from autolayer.models.loading import empty_model
+from autolayer.models.loading import meta_model
 from autolayer.reporting.results import PickResult
 
 
@@ -35,7 +35,7 @@ def main() -> None:
             seed=options.seed, out=str(options.out / name),
         )  # fmt: skip
 
-    num_layers = empty_model(options.model).config.get_text_config().num_hidden_layers
+    num_layers = meta_model(options.model).config.get_text_config().num_hidden_layers
     results = {str(layer): run(f"layer-{layer}", str(layer), None) for layer in range(num_layers)}
     results |= {f"full, {rate:g}": run(f"full-{rate:g}", "full", rate) for rate in options.full_rates}
     full = max(r.gain.value for name, r in results.items() if name.startswith("full") and r.gain is not None)

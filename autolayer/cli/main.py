@@ -240,7 +240,7 @@ def merge(source: Path, model: str | None, out: Path) -> None:
     with only_stderr():
         from autolayer.models import patch
 
-        base = patch.adapter_about(path)["base"] if path.is_dir() else patch.load_patch(path).base
+        base = patch.read_adapter_info(path)["base"] if path.is_dir() else patch.load_patch(path).base
         written = patch.merge(model or base, path, out)
     click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
 

@@ -20,7 +20,7 @@ from autolayer.models.layers import find_layers
 
 
 @contextmanager
-def recomputing(model: nn.Module, lowest: int) -> Iterator[None]:
+def checkpoint_activations(model: nn.Module, lowest: int) -> Iterator[None]:
     """Inside, blocks from `lowest` up keep what enters them and are run again in the backward pass.
 
     A pass without gradients, such as generation, is not touched. The caller runs without a key-value cache: a second

@@ -50,7 +50,7 @@ def checksum(tensor: torch.Tensor) -> int:
     return hash((raw.numel(), tail, int(total)))
 
 
-class Watch:
+class FreezeCheck:
     """Follows the training of some parameters while it is entered, and raises when the freeze did not hold.
 
     An optimizer is taken for one of this model's if it holds any of its parameters, or, once a backward pass has
@@ -83,7 +83,7 @@ class Watch:
         self._handles: dict[int, list[Any]] = {}
         self._step_handle: Any = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> FreezeCheck:
         outer = _ACTIVE.setdefault(self.model, [])
         if outer:
             outer[-1].paused = True
@@ -201,7 +201,7 @@ class Watch:
         self._before |= {n: (p.dtype, checksum(p)) for n, p in self.frozen.items() if id(p) in changed_ids}
 
 
-_ACTIVE: WeakKeyDictionary[nn.Module, list[Watch]] = WeakKeyDictionary()
+_ACTIVE: WeakKeyDictionary[nn.Module, list[FreezeCheck]] = WeakKeyDictionary()
 """The watches of each model, innermost last: only that one looks, the others are paused."""
 
 

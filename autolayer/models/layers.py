@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import Layers
 from autolayer.models.fp32 import fp32_block, restore_forward
-from autolayer.models.freeze_check import Watch
+from autolayer.models.freeze_check import FreezeCheck
 from autolayer.models.lora import adapter_parameters
 
 _ROUTER_NAMES = ("gate", "router")
@@ -130,7 +130,7 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
     return trained
 
 
-def linear_maps(model: nn.Module, layers: Sequence[int]) -> list[str]:
+def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:
     """Full names of the linear maps in some layers, routers left out: where LoRA puts its adapters."""
     blocks = find_layers(model)
     inside = {id(m) for index in layers for m in blocks[index].modules() if isinstance(m, nn.Linear)}
@@ -199,7 +199,7 @@ def train_only(model: nn.Module, layers: str | int | Sequence[int], *, quiet: bo
         for n, p in model.named_parameters():
             p.grad = None  # an old gradient would be stepped on, or be taken for a new one
             p.requires_grad_(n in trained)
-        watch = undo.enter_context(Watch(model, by_layer, frozen))
+        watch = undo.enter_context(FreezeCheck(model, by_layer, frozen))
         if not quiet:
             what = "all layers" if chosen == "full" else f"layer{'s' * (len(chosen) > 1)} {','.join(map(str, chosen))}"
             print(

@@ -127,7 +127,7 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
 
     path = model_path(name)
     where = find_device(device)
-    with quiet():
+    with quiet_transformers():
         model = _read_model(name, path)
         tokenizer = read_tokenizer(name)
     check_tokens(name, tokenizer, model.get_input_embeddings().weight.shape[0])
@@ -143,7 +143,7 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     )
 
 
-def empty_model(name: str) -> PreTrainedModel:
+def meta_model(name: str) -> PreTrainedModel:
     """The model without its weights, on the meta device: names, shapes and dtypes, at no cost.
 
     Raises:
@@ -153,7 +153,7 @@ def empty_model(name: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = model_path(name)
-    with quiet(), torch.device("meta"):
+    with quiet_transformers(), torch.device("meta"):
         try:
             config = AutoConfig.from_pretrained(path)
         except Exception as error:
@@ -178,7 +178,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     path = model_path(name)
     try:
-        with quiet():
+        with quiet_transformers():
             # A folder that declares no class of its own means its tokenizer.json as written. `AutoTokenizer` would
             # put the architecture's own class over it (Qwen2: byte-level BPE, and spaces vanish).
             plain = get_tokenizer_config(path).get("tokenizer_class") in (
@@ -266,7 +266,7 @@ def _unusable(device: str, why: str) -> ConfigError:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps transformers' and the Hub's reports off the screen; what matters in them becomes an error here."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging

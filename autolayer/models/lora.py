@@ -24,7 +24,7 @@ ABOUT = "autolayer.json"
 """Beside PEFT's own files: what the adapter belongs to."""
 
 
-def inject(model: nn.Module, names: Sequence[str], seed: int) -> None:
+def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
     """Puts an adapter on each of these linear maps, in place.
 
     Args:
@@ -55,7 +55,7 @@ def adapter_parameters(model: nn.Module) -> set[int]:
     return found
 
 
-def rate_factor(model: nn.Module) -> float:
+def learning_rate_factor(model: nn.Module) -> float:
     """How much larger an adapter's learning rate has to be for a first step as large as a whole layer's.
 
     Adam's first step moves every entry of B by the rate, so W by ALPHA / RANK * rate * (sum over the rank of +-A),
@@ -68,7 +68,7 @@ def rate_factor(model: nn.Module) -> float:
     return 1 / (ALPHA / RANK * RANK**0.5 * rms)
 
 
-def plain_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[tuple[str, torch.Tensor]]:
+def merged_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[tuple[str, torch.Tensor]]:
     """Weights under the names that they have in a checkpoint, adapters merged into what they adapt.
 
     Args:
@@ -98,7 +98,7 @@ def _adapted(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def save(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, about: Mapping[str, Any]) -> None:
+def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, about: Mapping[str, Any]) -> None:
     """Writes a folder that PEFT and vLLM load as an adapter of the base model.
 
     Args:

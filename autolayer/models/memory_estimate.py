@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from autolayer.core.layer_set import Layers
-from autolayer.models.activation_checkpointing import recomputing
+from autolayer.models.activation_checkpointing import checkpoint_activations
 from autolayer.models.layers import find_layers, layer_parameters
 
 HEAD_TILE = 4096 * 32768
@@ -29,7 +29,7 @@ TILES = {"cuda": 1, "cpu": 6}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passing:
+class MicroBatchShape:
     """How forward and backward passes are made (passes.py)."""
 
     width: int
@@ -49,7 +49,7 @@ class Passing:
         return min(self.batch, max(1, self.tokens // self.width))
 
 
-def probing_bytes(model: Any, layers: Layers, passing: Passing) -> dict[str, int]:
+def probing_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> dict[str, int]:
     """What the device holds in the shared backward pass, by what it is for.
 
     Args:
@@ -59,13 +59,13 @@ def probing_bytes(model: Any, layers: Layers, passing: Passing) -> dict[str, int
     """
     return {
         "weights": _weights(model, passing, 1),
-        "activations": kept_bytes(model, layers, passing) * passing.sequences,
+        "activations": activation_bytes(model, layers, passing) * passing.sequences,
         "working space": _working(model, passing) + _largest(model),
     }
 
 
 def training_bytes(
-    model: Any, layers: Layers, passing: Passing, *, num_trained: int, reference: bool = False
+    model: Any, layers: Layers, passing: MicroBatchShape, *, num_trained: int, reference: bool = False
 ) -> dict[str, int]:
     """What the device holds while some layers are trained, by what it is for; the key-value cache takes what is left.
 
@@ -81,7 +81,7 @@ def training_bytes(
         "weights": _weights(model, passing, 0 if layers == "full" else len(layers)),
         "float32 master, gradient and Adam": 16 * num_trained,
         **({"reference for the KL term": model.dtype.itemsize * num_trained} if reference else {}),
-        "activations": kept_bytes(model, layers, passing) * passing.sequences,
+        "activations": activation_bytes(model, layers, passing) * passing.sequences,
         "working space": _working(model, passing) + (4 * head if layers == "full" else 0),
     }
 
@@ -92,7 +92,7 @@ def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
     return numel * (model.dtype.itemsize * (num_folds - 1) + 4)
 
 
-def _weights(model: Any, passing: Passing, held: int) -> int:
+def _weights(model: Any, passing: MicroBatchShape, held: int) -> int:
     """Of the whole model; in shards, of its share of the blocks, so many that are held whole, the one that is used,
     and what it is gathered in."""
     whole, blocks = _bytes(model), sum(map(_bytes, find_layers(model)))
@@ -107,22 +107,22 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _working(model: Any, passing: Passing) -> int:
+def _working(model: Any, passing: MicroBatchShape) -> int:
     """Gradients of one block's activations (and these themselves, where they are recomputed), and the head's tiles."""
     last = (len(find_layers(model)) - 1,)
-    block = kept_bytes(model, last, replace(passing, recompute=False)) * passing.sequences
+    block = activation_bytes(model, last, replace(passing, recompute=False)) * passing.sequences
     vocabulary, hidden = model.get_output_embeddings().weight.shape
     tokens = passing.sequences * passing.width
     tiles = TILES.get(passing.device, 1) * min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize
     return tiles + 4 * tokens * hidden + (block if passing.recompute else block // 2)
 
 
-def kept_bytes(model: Any, layers: Layers, passing: Passing) -> int:
+def activation_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> int:
     """Bytes that a pass over one sequence keeps until its backward pass, the output head apart."""
     if model.dtype == torch.float32 and hasattr(model.config.get_text_config(decoder=True), "num_experts_per_tok"):
         # torch has no shapes of grouped products in float32; norms, which are float32 in any case, then count twice.
         try:
-            return 2 * kept_bytes(model.to(torch.bfloat16), layers, passing)
+            return 2 * activation_bytes(model.to(torch.bfloat16), layers, passing)
         finally:
             model.to(torch.float32)
     trained = layer_parameters(model, layers)
@@ -146,7 +146,7 @@ def kept_bytes(model: Any, layers: Layers, passing: Passing) -> int:
             parameter.requires_grad_(True)
         with (
             _traced_attention(model),
-            recomputing(model, lowest) if passing.recompute else nullcontext(),
+            checkpoint_activations(model, lowest) if passing.recompute else nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)

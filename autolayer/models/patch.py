@@ -21,7 +21,7 @@ from torch import nn
 from autolayer.core.errors import LayerError, PatchError
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers, layer_parameters, parse_layers
-from autolayer.models.loading import load_model, quiet, read_tokenizer, weight_hash
+from autolayer.models.loading import load_model, quiet_transformers, read_tokenizer, weight_hash
 from autolayer.models.lora import ABOUT
 from autolayer.models.permissions import follow_umask
 
@@ -199,13 +199,13 @@ def apply_adapter(model: nn.Module, folder: Path) -> None:
     """
     from peft import PeftModel
 
-    about = adapter_about(folder)
+    about = read_adapter_info(folder)
     _check_base(model, about["base"], about["base_hash"])
-    with quiet():
+    with quiet_transformers():
         PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
 
 
-def adapter_about(folder: Path) -> dict[str, Any]:
+def read_adapter_info(folder: Path) -> dict[str, Any]:
     """What the adapter in a folder belongs to.
 
     Raises:
@@ -234,7 +234,7 @@ def _write_checkpoint(base: LoadedModel, out: Path) -> None:
     _make_room(out, out.absolute().parent, size)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     try:
-        with quiet():
+        with quiet_transformers():
             base.model.save_pretrained(temporary)
             read_tokenizer(base.name).save_pretrained(temporary)
         follow_umask(temporary)
@@ -247,7 +247,7 @@ def _write_checkpoint(base: LoadedModel, out: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_room(path: Path, parameters: Iterable[torch.Tensor]) -> None:
+def check_disk_space(path: Path, parameters: Iterable[torch.Tensor]) -> None:
     """Refuses early, before hours of training, a patch that would not fit on the disk. Writes nothing.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autolayer.core.errors import ConfigError, ModelError
-from autolayer.models.layers import find_layers, linear_maps
+from autolayer.models.layers import find_layers, linear_module_names
 
 BLOCK = 64
 """Weights that share a scale in 4 bits. Maps whose rows are no multiple of it stay as they are: bitsandbytes (0.50)
@@ -47,7 +47,7 @@ def quantize_frozen(model: Any, trained: Sequence[int], frozen: str, device: tor
     """
     whole = sum(parameter.numel() for parameter in model.parameters())
     packed = 0
-    for name in linear_maps(model, [index for index in range(len(find_layers(model))) if index not in trained]):
+    for name in linear_module_names(model, [index for index in range(len(find_layers(model))) if index not in trained]):
         linear = model.get_submodule(name)
         if frozen == "4bit" and linear.in_features % BLOCK:
             continue

@@ -26,13 +26,13 @@ from autolayer.core.costs import Cost, CostModel
 from autolayer.core.formatting import format_bytes, format_count, format_seconds
 from autolayer.core.run_folder import CALIBRATION, RunFolder
 from autolayer.models.layers import find_layers, head_ratio, parse_layers
-from autolayer.models.loading import empty_model, find_device, max_positions, read_tokenizer
+from autolayer.models.loading import find_device, max_positions, meta_model, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.pipeline.memory_fit import Room, make_room
 from autolayer.pipeline.setup import check_names, early_checks, engine_name, resolve
 from autolayer.pipeline.throughput import measure
 from autolayer.rollouts.evaluation import requests
-from autolayer.rollouts.length_limits import fit
+from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import encode_prompts
 from autolayer.tasks import Task
 
@@ -141,8 +141,8 @@ def dry_run(config: Config, *, timed: bool = True) -> DryRun:
     """
     check_names(config)
     task = early_checks(config, "pick")
-    model, tokenizer = empty_model(config.model), read_tokenizer(config.model)
-    task = fit(config, task, tokenizer, max_positions(model.config))
+    model, tokenizer = meta_model(config.model), read_tokenizer(config.model)
+    task = apply_length_limits(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
     asked = requests(task, "eval", config.num_eval or 0, config.seed)
     num_layers = len(find_layers(model))

@@ -12,9 +12,9 @@ from autolayer.core.config import Config
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import num_processes
 from autolayer.models import lora
-from autolayer.models.layers import layer_parameters, linear_maps
+from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import find_device
-from autolayer.models.memory_estimate import Passing, probing_bytes, training_bytes
+from autolayer.models.memory_estimate import MicroBatchShape, probing_bytes, training_bytes
 from autolayer.pipeline.setup import engine_name
 from autolayer.training import micro_batching
 
@@ -33,7 +33,7 @@ class Room:
     device: str
     total: int
     """Bytes of memory, without what vLLM takes where it generates."""
-    passing: Passing
+    passing: MicroBatchShape
     probing: dict[str, int]
     woken: int
     """Bytes that vLLM takes when it wakes up, beside what training holds on to; 0 where it does not sleep."""
@@ -81,7 +81,7 @@ def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: in
     choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.recompute)
     shards = max(2, num_processes()) if config.shard else 1
     while choice is not None:
-        passing = Passing(
+        passing = MicroBatchShape(
             width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type, shards=shards
         )
         room = Room(
@@ -104,5 +104,5 @@ def _num_trained(config: Config, model: Any, layers: Layers) -> int:
     """Parameters that the final run trains."""
     if config.adapter is None or layers == "full":
         return sum(p.numel() for p in layer_parameters(model, layers).values())
-    maps = [model.get_submodule(name) for name in linear_maps(model, layers)]
+    maps = [model.get_submodule(name) for name in linear_module_names(model, layers)]
     return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)

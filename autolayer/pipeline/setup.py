@@ -27,19 +27,19 @@ from autolayer.core.progress import Progress, Silent, num_processes, processes_h
 from autolayer.core.run_folder import PATCH, RunFolder, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import Ranks, attempt, check_device, joined
-from autolayer.models.layers import find_layers, layer_parameters, linear_maps, parse_layers
+from autolayer.models.layers import find_layers, layer_parameters, linear_module_names, parse_layers
 from autolayer.models.loading import (
     EMBEDDED,
     LoadedModel,
     check_name,
-    empty_model,
     find_device,
     load_model,
     max_positions,
+    meta_model,
     model_path,
     read_tokenizer,
 )
-from autolayer.models.patch import check_room
+from autolayer.models.patch import check_disk_space
 from autolayer.models.quantization import check_installed, quantize_frozen
 from autolayer.pipeline.stages import Stages
 from autolayer.probes import known
@@ -47,8 +47,8 @@ from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
-from autolayer.rollouts.engines.vllm_server import VLLMServer, check_servers
-from autolayer.rollouts.length_limits import fit
+from autolayer.rollouts.engines.vllm_server import VLLMServerEngine, check_servers
+from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import encode_prompts
 from autolayer.search.journal import check_storage
 from autolayer.tasks.base import Task
@@ -80,7 +80,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
         device = find_device(config.device)
         loaded = load(config, ranks, device)
     folder = open_run(config, verb)
-    task = fit(config, task, loaded.tokenizer, max_positions(loaded.model.config))
+    task = apply_length_limits(config, task, loaded.tokenizer, max_positions(loaded.model.config))
     if verb != "pick" and config.budget is None:  # it searches nothing; its probes are as large as ever
         config = dataclasses.replace(config, budget=BUDGET)
     config = resolve(config, task)
@@ -88,7 +88,7 @@ def prepare(config: Config, progress: Progress | None = None, *, verb: str = "pi
     trained = layer_parameters(loaded.model, candidates if config.boost is None else "full")
     if config.storage is not None:
         check_storage(config.storage)
-    check_room(folder / PATCH, trained.values())
+    check_disk_space(folder / PATCH, trained.values())
     if config.history is not None:
         known.history(config.history)
     resolved = {"verb": verb, **config.signed(), "base_hash": loaded.weight_hash, **_content(config)}
@@ -204,17 +204,17 @@ def take_device(device: str) -> str:
 def check_context(bench: Workbench) -> None:
     """Refuses a rollout engine that would cut off what the model itself would not."""
     engine, task = bench.engine, bench.task
-    if engine.context >= engine.wanted_context:
+    if engine.max_context >= engine.model_max_context:
         return
     rows = [row for split in task.splits.values() for row in split]
     prompts = encode_prompts(bench.tokenizer, rows, dict(task.chat_template_kwargs))
     decoding = evaluation.requests(task, "eval", 1, 0).decoding
     longest = max(map(len, prompts)) + max(task.max_new_tokens, decoding.max_new_tokens if decoding else 0)
-    needed = engine.wanted_context if task.environment is not None else min(longest, engine.wanted_context)
-    if needed > engine.context:
+    needed = engine.model_max_context if task.environment is not None else min(longest, engine.model_max_context)
+    if needed > engine.max_context:
         raise ConfigError(
-            f"prompts with their completions are up to {needed} tokens, and the server holds {engine.context}: start "
-            "it with a larger --max-model-len, or give a smaller --max-new-tokens."
+            f"prompts with their completions are up to {needed} tokens, and the server holds {engine.max_context}: "
+            "start it with a larger --max-model-len, or give a smaller --max-new-tokens."
         )
 
 
@@ -243,7 +243,7 @@ def choose_engine(config: Config, loaded: LoadedModel, folder: RunFolder, ranks:
     if name == "transformers":
         return TransformersEngine
     if name == "server":
-        return partial(VLLMServer, urls=config.rollouts, path=path, folder=folder.path, leads=ranks.leads)
+        return partial(VLLMServerEngine, urls=config.rollouts, path=path, folder=folder.path, leads=ranks.leads)
     return partial(VLLMEngine, path=path, settings=config.vllm, num_processes=ranks.num)
 
 
@@ -254,7 +254,7 @@ def early_checks(config: Config, verb: str) -> Task:
         AutolayerError: As `prepare`.
     """
     check_engine(config.rollouts)
-    shape = empty_model(config.model)
+    shape = meta_model(config.model)
     depth = len(find_layers(shape))
     candidates = parse_layers(config.layers, depth, config.model, allow_full=verb == "train")
     check_beyond(config, verb, candidates, shape)
@@ -296,7 +296,7 @@ def check_beyond(config: Config, verb: str, candidates: Layers, model: PreTraine
     if candidates != "full" and config.top_k > len(candidates):
         raise ConfigError(f"--top-k {config.top_k} is more than the {len(candidates)} candidate layers: give fewer.")
     chosen = range(len(find_layers(model))) if candidates == "full" else candidates
-    if config.adapter is not None and not linear_maps(model, chosen):
+    if config.adapter is not None and not linear_module_names(model, chosen):
         raise ConfigError(
             f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
         )

@@ -308,7 +308,7 @@ class Stages:
 
     def rate_factor(self) -> float:
         """Learning rates of what is trained, over those of whole layers."""
-        return 1.0 if self.config.adapter is None else lora.rate_factor(self.bench.model)
+        return 1.0 if self.config.adapter is None else lora.learning_rate_factor(self.bench.model)
 
     def final_arm(self, outcome: Outcome, probed: ProbeReport) -> Arm:
         """What is trained to the end: the winner, or with --boost all parameters, faster in the winner."""
@@ -392,7 +392,7 @@ class Stages:
         elif trained is not None:
             patch = self._patch(trained)
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
-            lora.save(self.folder / run_folder.ADAPTER, patch.tensors, model_path(patch.base), about)
+            lora.save_adapter(self.folder / run_folder.ADAPTER, patch.tensors, model_path(patch.base), about)
         write_html(result, self.folder / run_folder.REPORT)
         values = result.to_dict()
         results.validate(values)

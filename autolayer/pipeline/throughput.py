@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from autolayer.core.costs import Cost, CostModel
 from autolayer.models.layers import find_layers
 from autolayer.rollouts.engines.base import MAX_SEQUENCES
-from autolayer.rollouts.engines.hf import TransformersEngine, cache_bytes
+from autolayer.rollouts.engines.hf import TransformersEngine, cache_bytes_per_token
 
 DEPTHS = (1, 3)
 """Blocks of the models that are timed: what they differ by is the blocks' own time."""
@@ -79,7 +79,7 @@ def measure(
     all_blocks = costs.num_layers + costs.head_ratio
     if vllm:
         weights = sum(p.numel() * p.element_size() for p in shape.parameters())
-        cached = batch * width / 2 * cache_bytes(shape)
+        cached = batch * width / 2 * cache_bytes_per_token(shape)
         step = (weights + cached) / bandwidth + batch * layer_token * all_blocks
     else:
         step = one_step + (all_blocks - DEPTHS[0]) * max((step - one_step) / between, 0.0)

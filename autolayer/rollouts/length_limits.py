@@ -15,7 +15,7 @@ from autolayer.tasks.base import SPLITS, Task
 logger = logging.getLogger(__name__)
 
 
-def fit(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Task:
+def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Task:
     """The task as this model can do it.
 
     Args:

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.core.errors import EpisodeError
-from autolayer.rollouts.engines.base import Completion, Engine, opening
+from autolayer.rollouts.engines.base import Completion, Engine, think_prefix
 from autolayer.rollouts.types import Rollouts, Turn, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
@@ -50,7 +50,7 @@ class _Episode:
         return self.prompt_ids + self.completion_ids
 
 
-def play(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
+def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
     """Plays an episode for every row, all of them turn by turn together.
 
     Args:
@@ -66,7 +66,7 @@ def play(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], 
     assert task.environment is not None
     form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
     most = engine.max_new_tokens
-    room = engine.context - most
+    room = engine.max_context - most
     with ExitStack() as opened:
         episodes = []
         for row in rows:
@@ -78,7 +78,7 @@ def play(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], 
         if (longest := max(len(episode.ids) for episode in episodes)) > room:
             raise EpisodeError(
                 f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
-                f"{most} in {engine.context}: give shorter ones, or a smaller --max-new-tokens."
+                f"{most} in {engine.max_context}: give shorter ones, or a smaller --max-new-tokens."
             )
         _play(episodes, engine, form, seeds, room, task.max_turns)
     return Rollouts(
@@ -128,7 +128,7 @@ def _take_turn(episode: _Episode, ids: Completion, form: _Plain | _Chat, room: i
     episode.prefilled += len(episode.ids)
     start = len(episode.completion_ids)
     said = cast(str, form.tokenizer.decode(ids, skip_special_tokens=True))
-    action = (opening(form.tokenizer, episode.ids) + said).strip()
+    action = (think_prefix(form.tokenizer, episode.ids) + said).strip()
     step = act(episode.environment, action)
     episode.completion_ids += ids
     if episode.log_probs is not None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from autolayer.distributed.fsdp import is_sharded, led
 from autolayer.distributed.process_group import Ranks, attempt
-from autolayer.rollouts.engines.base import Engine, cut_at, opening
-from autolayer.rollouts.multi_turn import play
+from autolayer.rollouts.engines.base import Engine, think_prefix, truncate_at_stop
+from autolayer.rollouts.multi_turn import play_episodes
 from autolayer.rollouts.types import Rollouts, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
 
@@ -31,15 +31,15 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
         return Rollouts.joined((), group_size)
     repeated = [row for row in rows for _ in range(group_size)]
     if task.environment is not None:
-        return play(engine, task, repeated, seeds, group_size)
+        return play_episodes(engine, task, repeated, seeds, group_size)
     encoded = encode_prompts(engine.tokenizer, rows, dict(task.chat_template_kwargs))
     prompt_ids = [ids for ids in encoded for _ in range(group_size)]
     written = engine.generate(prompt_ids, seeds)
-    kept = written if task.stop is None else [cut_at(engine.tokenizer, ids, task.stop) for ids in written]
+    kept = written if task.stop is None else [truncate_at_stop(engine.tokenizer, ids, task.stop) for ids in written]
     finished = [engine.finished(ids) or len(ids) < len(whole) for ids, whole in zip(kept, written, strict=True)]
     completion_ids = [list(ids) for ids in kept]
     said = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    texts = [opening(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, said, strict=True)]
+    texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, said, strict=True)]
     metrics: dict[str, float] = {}
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
     log_probs = [completion.log_probs for completion in kept]
@@ -68,8 +68,8 @@ def sample_share(
         seeds = [seed for _, some in asked for seed in some]
         return [led(engine.model, lambda: sample(engine, task, rows, seeds, group_size))]
     if engine.is_shared and ranks.num > 1:  # nobody asks before the leader has sent the weights
-        engine.expect(ranks.gather(attempt(engine.announce))[0])
+        engine.expect_version(ranks.gather(attempt(engine.publish_version))[0])
     try:
         return ranks.gather(attempt(lambda: sample(engine, task, rows, seeds, group_size)))
     finally:
-        engine.rest()
+        engine.sleep()

@@ -9,7 +9,7 @@ def after_thinking(text: str) -> str | None:
     """What a text says once it has thought; None if it is still thinking at its end.
 
     A completion whose prompt ends in `<think>` (DeepSeek-R1's templates) gets that word back before it is judged
-    (`engine.opening`), so one without `</think>` is unfinished here too.
+    (`think_prefix` in rollouts/engines/base.py), so one without `</think>` is unfinished here too.
     """
     said = text.rpartition(CLOSE)[2]
     return None if OPEN in said else said

@@ -154,7 +154,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         assert reference is not None or not beta
         self.beta = beta  # set after construction: TRL would load a second model from disk for the reference
         # All that TRL still asks this for is whether completions come with log-probabilities to correct by.
-        self.use_vllm = engine.is_copy
+        self.use_vllm = engine.has_own_weights
         self.effective: list[float] = []
         """For each batch, the effective sample size of the importance weights, as a share of its tokens."""
 
@@ -180,7 +180,7 @@ class LayerGRPOTrainer(GRPOTrainer):
         return {
             "prompt_ids": self.pending.prompt_ids,
             "completion_ids": self.pending.completion_ids,
-            "logprobs": self.pending.log_probs if self.engine.is_copy else None,
+            "logprobs": self.pending.log_probs if self.engine.has_own_weights else None,
             **masks,
         }
 

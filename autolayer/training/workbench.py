@@ -25,8 +25,8 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.fsdp import gather, in_step, is_sharded, whole
 from autolayer.distributed.process_group import Ranks
 from autolayer.models import lora
-from autolayer.models.activation_checkpointing import recomputing
-from autolayer.models.layers import find_layers, head_ratio, layer_parameters, linear_maps
+from autolayer.models.activation_checkpointing import checkpoint_activations
+from autolayer.models.layers import find_layers, head_ratio, layer_parameters, linear_module_names
 from autolayer.models.loading import LoadedModel
 from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
@@ -121,7 +121,7 @@ class Workbench:
     def changed(self, names: Iterable[str]) -> None:
         """These parameters have other values now: what a rollout engine with its own copy has to follow."""
         self.version += 1
-        self.engine.changed(names)
+        self.engine.mark_changed(names)
         if self.ranks.num > 1 and self.ranks.leads and not self._training and not is_sharded(self.model):
             self.ranks.order("receive", list(names))
             self.ranks.send([self.model.get_parameter(name).data for name in names])
@@ -130,7 +130,7 @@ class Workbench:
         """From now on LoRA adapters are what is trained of a layer. They compute nothing until they are trained."""
         if self.ranks.leads:
             self.ranks.order("adapt", layers, seed)
-        lora.inject(self.model, linear_maps(self.model, layers), seed)
+        lora.add_adapters(self.model, linear_module_names(self.model, layers), seed)
         self._base.clear()  # weights under an adapter have other names
 
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Workbench:
     def longest(self) -> int:
         """Tokens of the longest training prompt and a whole completion, or of the longest episode there can be."""
         if self.task.environment is not None:
-            return self.engine.context
+            return self.engine.max_context
         rows = self.task.splits["train"]
         prompts = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
         return max(map(len, prompts)) + self.task.max_new_tokens
@@ -171,7 +171,7 @@ class Workbench:
             rollouts = sample(self.engine, self.task, rows, seeds, group_size)
         else:
             if self.ranks.leads:
-                self.ranks.order("sample", rows, seeds, group_size, self.engine.drawing, self.passes.sizes)
+                self.ranks.order("sample", rows, seeds, group_size, self.engine.current_decoding, self.passes.sizes)
             own_seeds = self.ranks.share([seeds[i : i + group_size] for i in range(0, len(seeds), group_size)])
             rows, seeds = self.ranks.share(rows), [seed for group in own_seeds for seed in group]
             parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, group_size)
@@ -319,7 +319,7 @@ class Workbench:
         """Recomputes activations inside, where the run is to."""
         if not self.passes.recompute:
             return contextlib.nullcontext()
-        return recomputing(self.model, 0 if layers == "full" else min(layers))
+        return checkpoint_activations(self.model, 0 if layers == "full" else min(layers))
 
     def train_rows(self, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
         """The prompts of some steps: a new seeded order of the train split every epoch."""

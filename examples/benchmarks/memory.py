@@ -29,7 +29,7 @@ from autolayer.core.layer_set import Layers
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel
-from autolayer.models.memory_estimate import Passing, training_bytes
+from autolayer.models.memory_estimate import MicroBatchShape, training_bytes
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.training.workbench import TrainSettings, Workbench
 
@@ -105,7 +105,9 @@ def predict(layers: Layers, recompute: bool) -> dict[str, int]:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config())
     num_trained = sum(p.numel() for p in layer_parameters(model, layers).values())
-    passing = Passing(width=PROMPT + COMPLETION, tokens=32768, recompute=recompute, batch=4 * GROUP, device="cpu")
+    passing = MicroBatchShape(
+        width=PROMPT + COMPLETION, tokens=32768, recompute=recompute, batch=4 * GROUP, device="cpu"
+    )
     parts = training_bytes(model, layers, passing, num_trained=num_trained)
     return {name: size for name, size in parts.items() if name != "weights"}
 

@@ -170,11 +170,11 @@ def runs_table() -> Table:
 
 
 def unit_costs(out: Path, num_layers: int, model: str) -> UnitCosts:
-    from autolayer.models.loading import empty_model
+    from autolayer.models.loading import meta_model
 
     found = json.loads((out / "calibration.json").read_text())
     return UnitCosts(
-        costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(empty_model(model))), group_size=8,
+        costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(meta_model(model))), group_size=8,
         prompt_tokens=found["mean_prompt_tokens"], completion_tokens=found["mean_completion_tokens"],
         prefill_tokens=found["mean_prefill_tokens"],
     )  # fmt: skip

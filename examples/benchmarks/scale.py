@@ -26,7 +26,7 @@ from autolayer.core.budget import UnitCosts, default_budget, select_items
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
 from autolayer.models.layers import find_layers, layer_parameters
-from autolayer.models.memory_estimate import Passing, gradient_bytes, training_bytes
+from autolayer.models.memory_estimate import MicroBatchShape, gradient_bytes, training_bytes
 from autolayer.pipeline.memory_fit import USABLE
 from autolayer.search.plan import plan
 from autolayer.search.records import Candidate, RaceConfig
@@ -111,7 +111,7 @@ def least_devices(model: Model) -> str:
         whole = AutoModelForCausalLM.from_config(SHAPES[model.name], dtype=torch.bfloat16)
     trained = sum(parameter.numel() for parameter in layer_parameters(whole, (0,)).values())
     for shards in (2**power for power in range(12)):
-        passing = Passing(width=1000, tokens=1000, recompute=True, batch=PROMPTS * GROUP, shards=shards)
+        passing = MicroBatchShape(width=1000, tokens=1000, recompute=True, batch=PROMPTS * GROUP, shards=shards)
         held = sum(training_bytes(whole, (0,), passing, num_trained=trained).values())
         if held <= USABLE * DEVICE:
             where = f"{shards} GPU{'s --shard' if shards > 1 else ''}"

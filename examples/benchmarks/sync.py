@@ -61,9 +61,9 @@ def main() -> None:
                 with torch.no_grad():
                     for each in middle:
                         model.get_parameter(each).add_(1e-4 * torch.randn_like(model.get_parameter(each)))
-                engine.changed(changed)
+                engine.mark_changed(changed)
                 synced = engine.sync_seconds
-                engine.follow()
+                engine.sync_weights()
                 seconds.append(engine.sync_seconds - synced)
                 started = time.perf_counter()
                 engine._check(prompt[0], lambda limit: engine._ask(prompt, [0], [limit], set()))

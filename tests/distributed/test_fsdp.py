@@ -17,8 +17,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from autolayer.core.config import Config, from_dict
 from autolayer.core.errors import ConfigError
 from autolayer.distributed.process_group import Ranks
-from autolayer.models.loading import empty_model
-from autolayer.models.memory_estimate import Passing, training_bytes
+from autolayer.models.loading import meta_model
+from autolayer.models.memory_estimate import MicroBatchShape, training_bytes
 from autolayer.pipeline.memory_fit import make_room
 from autolayer.pipeline.setup import check_beyond, engine_name, load
 from autolayer.training import micro_batching
@@ -93,7 +93,7 @@ def test_a_pass_holds_one_block_at_a_time_and_says_what_the_whole_model_says(tmp
     done = launch(2, cwd=tmp_path, program=("program.py",))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found.pop("bytes") == sum(p.nbytes for b in empty_model("tiny").model.layers for p in b.parameters()) / 2
+    assert found.pop("bytes") == sum(p.nbytes for b in meta_model("tiny").model.layers for p in b.parameters()) / 2
     assert found.pop("whole")[:8] == [1] * 8
     assert found == dict.fromkeys(("same", "moved", "back", "gradients", "led", "kept"), True)
 
@@ -200,7 +200,7 @@ def test_what_shards_cannot_do_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=reason):
             from_dict({"model": "tiny", "shard": True, **options})
-    config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), empty_model("tiny")
+    config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), meta_model("tiny")
     with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
         load(config, Ranks(), torch.device("cpu"))
     check_beyond(config, "pick", (2,), shape)
@@ -212,10 +212,10 @@ def test_what_shards_cannot_do_is_refused() -> None:
 
 
 def test_the_forecast_counts_shards_and_what_is_whole() -> None:
-    model = empty_model("tiny")
+    model = meta_model("tiny")
 
     def weights(shards: int, layers: tuple[int, ...]) -> int:
-        passing = Passing(width=64, tokens=64, recompute=False, batch=1, shards=shards)
+        passing = MicroBatchShape(width=64, tokens=64, recompute=False, batch=1, shards=shards)
         return training_bytes(model, layers, passing, num_trained=1)["weights"]
 
     block = sum(p.nbytes for p in model.model.layers[0].parameters())

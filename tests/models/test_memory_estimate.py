@@ -11,10 +11,10 @@ from tiny_models import ARCHITECTURES, build_model
 
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import layer_parameters
-from autolayer.models.memory_estimate import Passing, kept_bytes
+from autolayer.models.memory_estimate import MicroBatchShape, activation_bytes
 
 WIDTH = 48
-KEEPING = Passing(width=WIDTH, tokens=WIDTH, recompute=False, batch=1)
+KEEPING = MicroBatchShape(width=WIDTH, tokens=WIDTH, recompute=False, batch=1)
 
 
 def really_kept(model: Any, layers: Layers) -> int:
@@ -46,16 +46,16 @@ def test_shapes_alone_tell_what_is_kept(architecture: str, layers: Layers, dtype
         empty = build_model(architecture, dtype=dtype).requires_grad_(False)
     real = really_kept(build_model(architecture, dtype=dtype), layers)
     mixture = architecture == "qwen3_moe" and dtype == torch.float32  # traced in bfloat16
-    assert kept_bytes(empty, layers, KEEPING) == pytest.approx(real, rel=0.3 if mixture else 0.1)
+    assert activation_bytes(empty, layers, KEEPING) == pytest.approx(real, rel=0.3 if mixture else 0.1)
     assert empty.dtype == dtype and not any(parameter.requires_grad for parameter in empty.parameters())
 
 
 def test_layers_below_keep_nothing_and_recomputation_keeps_what_enters() -> None:
     with torch.device("meta"):
         model = build_model("qwen3", num_layers=8, hidden=64)
-    by_lowest = [kept_bytes(model, (layer,), KEEPING) for layer in range(8)]
+    by_lowest = [activation_bytes(model, (layer,), KEEPING) for layer in range(8)]
     assert all(lower > higher for lower, higher in zip(by_lowest, by_lowest[1:], strict=False))
     assert by_lowest[0] > 5 * by_lowest[7]
     entering = WIDTH * 64 * 4
-    again = kept_bytes(model, (2,), replace(KEEPING, recompute=True))
+    again = activation_bytes(model, (2,), replace(KEEPING, recompute=True))
     assert 6 * entering <= again < 6 * entering + by_lowest[7] and again < 0.25 * by_lowest[2]

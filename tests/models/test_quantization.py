@@ -13,7 +13,7 @@ from tiny_models import ARCHITECTURES, build_model
 
 import autolayer
 from autolayer.core.errors import ConfigError, LayerError, ModelError
-from autolayer.models.layers import find_layers, head_ratio, linear_maps
+from autolayer.models.layers import find_layers, head_ratio, linear_module_names
 from autolayer.models.loading import load_model
 from autolayer.models.patch import apply, load_patch
 from autolayer.models.quantization import quantize_frozen
@@ -45,7 +45,7 @@ NF4 = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910
 def test_a_packed_model_is_the_one_with_rounded_weights(kind: str, frozen: str, dtype: torch.dtype) -> None:
     model = build_model(kind, hidden_size=64, intermediate_size=128, head_dim=32, dtype=dtype)  # rows of whole blocks
     plain, ratio = copy.deepcopy(model), head_ratio(model)
-    names = linear_maps(model, [index for index in range(len(find_layers(model))) if index != 1])
+    names = linear_module_names(model, [index for index in range(len(find_layers(model))) if index != 1])
     share = sum(model.get_submodule(name).weight.numel() for name in names) / sum(p.numel() for p in model.parameters())
     assert quantize_frozen(model, (1,), frozen, CPU) == pytest.approx(share)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_a_packed_model_is_the_one_with_rounded_weights(kind: str, frozen: str, 
 def test_a_packed_map_keeps_nothing_of_what_goes_through_it(frozen: str) -> None:
     model = build_model("qwen3", hidden_size=64, intermediate_size=128, head_dim=32)
     quantize_frozen(model, (1,), frozen, CPU)
-    packed = model.get_submodule(linear_maps(build_model("qwen3"), [2])[0])
+    packed = model.get_submodule(linear_module_names(build_model("qwen3"), [2])[0])
     states = torch.randn(3, 64, requires_grad=True) * 1
     gone = weakref.ref(states)
     output = packed(states)

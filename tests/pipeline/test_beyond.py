@@ -18,7 +18,7 @@ from autolayer.core.arms import Arm
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, UnknownNameError
 from autolayer.models import lora
-from autolayer.models.layers import layer_parameters, linear_maps, train_only
+from autolayer.models.layers import layer_parameters, linear_module_names, train_only
 from autolayer.models.loading import load_model
 from autolayer.training.optimizer import MasterAdamW
 
@@ -30,9 +30,9 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 def test_adapters_compute_nothing_at_first_and_are_all_that_is_trained() -> None:
     model = build_model("qwen2")
     before = model(input_ids=IDS).logits
-    names = linear_maps(model, (1, 3))
+    names = linear_module_names(model, (1, 3))
     assert len(names) == 14 and all(".layers.1." in name or ".layers.3." in name for name in names)
-    lora.inject(model, names, seed=0)
+    lora.add_adapters(model, names, seed=0)
     assert torch.equal(model(input_ids=IDS).logits, before)
     for layers in ((1,), (1, 3)):
         trained = layer_parameters(model, layers)
@@ -46,7 +46,7 @@ def test_adapters_are_those_of_the_seed_and_leave_the_callers_randomness_alone()
     state = torch.get_rng_state()
     models = [build_model("qwen3") for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
-        lora.inject(model, linear_maps(model, (0,)), seed)
+        lora.add_adapters(model, linear_module_names(model, (0,)), seed)
     assert torch.equal(torch.get_rng_state(), state)
     same, other = (differing(weights_of(models[0]), weights_of(model)) for model in models[1:])
     assert not same and all("lora_A" in name for name in other) and len(other) == 7
@@ -54,14 +54,14 @@ def test_adapters_are_those_of_the_seed_and_leave_the_callers_randomness_alone()
 
 def test_the_rate_factor_makes_a_first_step_as_large_as_a_whole_layers() -> None:
     model = build_model("qwen3", hidden=64)
-    lora.inject(model, linear_maps(model, range(4)), seed=0)
+    lora.add_adapters(model, linear_module_names(model, range(4)), seed=0)
     rate = 1e-3
     squares, count = 0.0, 0
     for name, first in model.named_parameters():
         if "lora_A" in name:
             second = model.get_parameter(name.replace("lora_A", "lora_B"))
             sign = torch.randn(second.shape, generator=torch.Generator().manual_seed(count)).sign()
-            step = lora.ALPHA / lora.RANK * (rate * lora.rate_factor(model) * sign) @ first
+            step = lora.ALPHA / lora.RANK * (rate * lora.learning_rate_factor(model) * sign) @ first
             squares, count = squares + float(step.square().sum()), count + step.numel()
     assert (squares / count) ** 0.5 == pytest.approx(rate, rel=0.15)
 
@@ -74,7 +74,7 @@ def test_a_trained_adapter_loads_with_peft_and_merges(tmp_path: Path) -> None:
     arm = bench.train(Arm(layers=(2,), learning_rate=0.05, seed=0), 2).arm
     tensors = bench.arm_weights(arm)
     assert tensors is not None and len(tensors) == 14
-    lora.save(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
+    lora.save_adapter(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
     with bench.weights(arm.layers, tensors), torch.no_grad():
         wanted = model(input_ids=IDS).logits
     with torch.no_grad():

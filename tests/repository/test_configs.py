@@ -29,7 +29,7 @@ from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, read_tokenizer
 from autolayer.pipeline.setup import resolve
-from autolayer.rollouts.length_limits import fit
+from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks import Task, load_task
 from autolayer.tasks.agent import alfworld
@@ -270,12 +270,12 @@ def toy(lengths: dict[str, tuple[int, ...]]) -> Task:
 def test_long_prompts_are_left_out_of_training_only(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     lengths = {"train": (5, 9, 10, 11), "probe": (8, 20), "select": (3, 4), "eval": (6, 30)}
     task, tokenizer = toy(lengths), read_tokenizer(str(tiny_folder))
-    fitted = fit(Config(model="m", max_prompt_tokens=10), task, tokenizer, None)
+    fitted = apply_length_limits(Config(model="m", max_prompt_tokens=10), task, tokenizer, None)
     found = {name: tuple(len(row["prompt"]) for row in rows) for name, rows in fitted.splits.items()}
     assert found == {"train": (5, 9, 10), "probe": (8,), "select": (3, 4), "eval": (6, 30)}
     assert "2 prompts of more than 10 tokens are left out" in caplog.text
-    assert fit(Config(model="m"), task, tokenizer, None) is task
-    assert fit(Config(model="m", max_prompt_tokens=20), task, tokenizer, None) is task
+    assert apply_length_limits(Config(model="m"), task, tokenizer, None) is task
+    assert apply_length_limits(Config(model="m", max_prompt_tokens=20), task, tokenizer, None) is task
 
 
 def test_a_limit_that_leaves_nothing_is_refused(
@@ -284,9 +284,11 @@ def test_a_limit_that_leaves_nothing_is_refused(
     tokenizer = read_tokenizer(str(tiny_folder))
     task = toy({"train": (5,), "probe": (9, 8), "select": (3,), "eval": (6,)})
     with pytest.raises(ConfigError, match="leaves no prompt in 'probe' of task 'toy': the shortest there has 8 tokens"):
-        fit(Config(model="m", max_prompt_tokens=7), task, tokenizer, None)
+        apply_length_limits(Config(model="m", max_prompt_tokens=7), task, tokenizer, None)
     with pytest.raises(ConfigError, match="--max-prompt-tokens 0 cannot work"):
         Config(model="m", max_prompt_tokens=0)
     config = stand_in(config_of("qwen2.5-3b-alfworld"), tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="'agent:alfworld' reads grows turn by turn"):
-        fit(dataclasses.replace(config, max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None)
+        apply_length_limits(
+            dataclasses.replace(config, max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None
+        )

@@ -25,7 +25,7 @@ from autolayer.reporting.terminal import Report
 from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.top_k_top_p import mask_tail
 from autolayer.rollouts.evaluation import Evaluation, items, requests, scale, suite_scores
-from autolayer.rollouts.length_limits import fit
+from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks import Task
 from autolayer.tasks.suites import Decoding
@@ -159,7 +159,7 @@ def test_a_decoding_that_draws_nothing_is_refused(change: dict[str, float]) -> N
 def fitted(lengths: dict[str, tuple[int, ...]], positions: int, **fields: Any) -> Task:
     splits = {name: [{"prompt": f"{name[:2]}{'x' * (n - 2)}"} for n in wanted] for name, wanted in lengths.items()}
     task = Task(name="toy", splits=splits, reward=lambda prompts, **_: [0.0] * len(prompts), max_new_tokens=8, **fields)
-    return fit(Config(model="m"), task, build_tokenizer(), positions)
+    return apply_length_limits(Config(model="m"), task, build_tokenizer(), positions)
 
 
 SHORT = {"train": (5, 9), "probe": (8,), "select": (3, 4), "eval": (6, 12)}
@@ -179,7 +179,7 @@ def test_prompts_that_fill_the_context_are_refused() -> None:
     with pytest.raises(ConfigError, match="12 positions, and the longest prompt .* alone has 12 tokens: give shorter"):
         fitted(SHORT, 12)
     with pytest.raises(ConfigError, match="16 positions.*--max-new-tokens 7"):
-        fit(Config(model="m", max_new_tokens=8), fitted(SHORT, 99), build_tokenizer(), 16)
+        apply_length_limits(Config(model="m", max_new_tokens=8), fitted(SHORT, 99), build_tokenizer(), 16)
 
 
 # Top-k and top-p.

@@ -16,7 +16,7 @@ from autolayer.core.config import GiGPOConfig
 from autolayer.core.errors import EpisodeError
 from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
-from autolayer.rollouts.multi_turn import PROMPT, play
+from autolayer.rollouts.multi_turn import PROMPT, play_episodes
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Task
 from autolayer.tasks.environment import Step
@@ -33,7 +33,7 @@ def make_engine(model: Any, *, chat: bool = False, **options: Any) -> Transforme
 
 def play_some(task: Task, engine: TransformersEngine, num: int = 8) -> Rollouts:
     rows = [row for row in task.splits["train"][: num // 2] for _ in range(2)]
-    return play(engine, task, rows, [request_seed("test", index) for index in range(num)], group_size=2)
+    return play_episodes(engine, task, rows, [request_seed("test", index) for index in range(num)], group_size=2)
 
 
 def test_plain_text_reads_as_the_module_says() -> None:
@@ -269,7 +269,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     twin = often_ending()
     engine = make_engine(twin)
     rows = [row for row in bench.train_rows(5, 0, 1, 3) for _ in range(4)]
-    rollouts = play(engine, task, rows, [request_seed(5, "train", 0, index) for index in range(12)], 4)
+    rollouts = play_episodes(engine, task, rows, [request_seed(5, "train", 0, index) for index in range(12)], 4)
     rewards = torch.tensor(rollouts.rewards).view(3, 4)
     centred = rewards - rewards.mean(1, keepdim=True)
     scaled = centred / (rewards.std(1, keepdim=True) + 1e-4)

@@ -11,7 +11,7 @@ from tiny_models import ARCHITECTURES, build_model, build_tokenizer
 from transformers import GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
-from autolayer.rollouts.engines.base import Completion, cut_at, end_of_turn, opening
+from autolayer.rollouts.engines.base import Completion, end_of_turn_id, think_prefix, truncate_at_stop
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import Rollouts, encode_prompts, request_seed
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
@@ -225,7 +225,7 @@ def test_a_chat_models_turn_ends_where_its_template_ends_it(template: str | None
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.chat_template = template  # pyright: ignore
-    found = end_of_turn(tokenizer)
+    found = end_of_turn_id(tokenizer)
     assert found == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
     model = build_model("qwen3")
     engine = TransformersEngine(model, tokenizer, max_new_tokens=4, temperature=1.0)
@@ -235,7 +235,7 @@ def test_a_chat_models_turn_ends_where_its_template_ends_it(template: str | None
 @pytest.mark.parametrize(("prompt", "word"), [("1+1=<think>\n", "<think>\n"), ("1+1=<think></think>", ""), ("1", "")])
 def test_thoughts_that_the_prompt_has_begun_are_thoughts(prompt: str, word: str) -> None:
     tokenizer = build_tokenizer()
-    assert opening(tokenizer, _ids([prompt])[0]) == word
+    assert think_prefix(tokenizer, _ids([prompt])[0]) == word
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_thoughts_that_the_prompt_has_begun_are_thoughts(prompt: str, word: str)
 def test_a_completion_ends_with_the_text_that_stops_it(text: str, kept: str) -> None:
     tokenizer = build_tokenizer()
     ids = _ids([text])[0] if text else []
-    found = cut_at(tokenizer, Completion(ids, range(len(ids))), "\nQ:")
+    found = truncate_at_stop(tokenizer, Completion(ids, range(len(ids))), "\nQ:")
     assert tokenizer.decode(list(found)) == kept and found.log_probs == list(range(len(found)))
 
 

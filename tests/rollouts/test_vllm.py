@@ -29,9 +29,9 @@ from autolayer.core.errors import ConfigError, EngineError
 from autolayer.models import lora
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model
-from autolayer.rollouts.engines.vllm_client import Client
+from autolayer.rollouts.engines.vllm_client import VLLMClient
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
-from autolayer.rollouts.engines.vllm_server import START, VLLMServer
+from autolayer.rollouts.engines.vllm_server import START, VLLMServerEngine
 from autolayer.tasks.suites import Decoding
 from autolayer.training.grpo_trainer import LayerGRPOTrainer
 from autolayer.training.workbench import Workbench
@@ -59,7 +59,7 @@ def test_a_trained_adapter_is_served(tmp_path: Path) -> None:
     arm = bench.train(Arm(layers=(2,), learning_rate=0.1, seed=0), 2).arm
     tensors = bench.arm_weights(arm)
     assert tensors is not None
-    lora.save(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
+    lora.save_adapter(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
 
     llm = vllm.LLM(
         model=str(tmp_path / "base"), dtype="float32", max_model_len=64, enable_lora=True, max_lora_rank=lora.RANK,
@@ -114,7 +114,7 @@ def test_the_engine_follows_every_change_of_arms_by_whole_layers(folder: Path) -
     engine = cast(VLLMEngine, bench.engine)
     prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]  # the first fills blocks of the prefix cache
     assert gap(bench, prompts) < 1e-5 and engine.tensors_sent == 0, "nothing has changed yet"
-    whole = [name for name, _ in lora.plain_weights(bench.model, [find_layers(bench.model)[1]])]
+    whole = [name for name, _ in lora.merged_weights(bench.model, [find_layers(bench.model)[1]])]
     arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), (2,), "full")]
     for arm, layers in zip(arms, (1, 2, None), strict=True):
         assert gap(bench, prompts) < 1e-5, "the base is back"
@@ -293,11 +293,11 @@ def test_a_server_follows_and_serves_one_process_or_two(
     server: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model(str(folder / "base"))
-    make_engine = partial(VLLMServer, urls=server, path=str(folder / "base"), folder=folder / "run")
+    make_engine = partial(VLLMServerEngine, urls=server, path=str(folder / "base"), folder=folder / "run")
     bench = make_bench(loaded.model, folder / "run", make_engine=make_engine)
-    engine = cast(VLLMServer, bench.engine)
+    engine = cast(VLLMServerEngine, bench.engine)
     prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]
-    assert engine.context == 64 and gap(bench, prompts) < 1e-5
+    assert engine.max_context == 64 and gap(bench, prompts) < 1e-5
     arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), "full")]
     for arm in arms:
         base = bench.engine.generate(prompts, range(3))
@@ -310,7 +310,7 @@ def test_a_server_follows_and_serves_one_process_or_two(
     assert not list((folder / "run").glob("sync-*"))
 
     # Somebody else's run has loaded its own weights.
-    Client(server).load(str(folder / "base"), "another run's")
+    VLLMClient(server).load(str(folder / "base"), "another run's")
     with pytest.raises(EngineError, match="has other weights than this run has given it"):
         engine.generate(prompts, range(3))
     with pytest.raises(EngineError, match="did not load .*no-such-folder"):

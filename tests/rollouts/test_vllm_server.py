@@ -21,7 +21,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, EngineError
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model
-from autolayer.rollouts.engines.vllm_server import VLLMServer
+from autolayer.rollouts.engines.vllm_server import VLLMServerEngine
 from autolayer.training.workbench import Workbench
 
 PROMPTS = [[5, 6, 7, 8]] * 3 + [[9, 10, 11]] * 2
@@ -44,7 +44,9 @@ def stub(base: Path) -> Iterator[Stub]:
 def bench_of(base: Path, urls: str) -> Workbench:
     run = base.parent / "run"
     return make_bench(
-        load_model(str(base), "cpu").model, run, make_engine=partial(VLLMServer, urls=urls, path=str(base), folder=run)
+        load_model(str(base), "cpu").model,
+        run,
+        make_engine=partial(VLLMServerEngine, urls=urls, path=str(base), folder=run),
     )
 
 
@@ -143,11 +145,11 @@ def test_other_weights_are_seen_before_new_ones_cover_them(
 
 def test_processes_that_follow_know_which_weights_have_to_be_there(base: Path, stub: Stub) -> None:
     loaded = load_model(str(base), "cpu")
-    make = partial(VLLMServer, loaded.model, loaded.tokenizer, urls=stub.url, path=str(base), folder=base.parent,
+    make = partial(VLLMServerEngine, loaded.model, loaded.tokenizer, urls=stub.url, path=str(base), folder=base.parent,
                    max_new_tokens=4, temperature=1.0)  # fmt: skip
     leader, follower = make(), make(leads=False)
-    assert follower.announce() is None
-    follower.expect(leader.announce())
+    assert follower.publish_version() is None
+    follower.expect_version(leader.publish_version())
     assert follower.generate(PROMPTS, range(5)) == leader.generate(PROMPTS, range(5)) and len(stub.loads) == 1
     stub.version = "other"
     with pytest.raises(EngineError, match="has other weights"):

@@ -45,7 +45,7 @@ class Engine(ABC):
     """Generates from a model.
 
     Args:
-        model: The policy. An engine with a copy of its own follows it (`changed`).
+        model: The policy. An engine with a copy of its own follows it (`mark_changed`).
         tokenizer: The model's, with an eos and a pad token.
         max_new_tokens: Of a completion.
         temperature: Of sampling.
@@ -53,7 +53,7 @@ class Engine(ABC):
         max_sequences: Generated at once, at the most.
     """
 
-    is_copy = False
+    has_own_weights = False
     """Whether it has weights and numerics of its own: training then has to correct for the difference."""
 
     is_shared = False
@@ -72,9 +72,9 @@ class Engine(ABC):
         self.model, self.tokenizer = model, tokenizer
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.top_k, self.top_p = 0, 1.0
-        self.context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
+        self.max_context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
         """Tokens of a sequence at the most, read and written together."""
-        self.wanted_context = self.context
+        self.model_max_context = self.max_context
         """What that is where the engine holds as much as the model and the task do."""
         self.max_sequences = max_sequences
         self.seconds, self.tokens = 0.0, 0
@@ -83,7 +83,7 @@ class Engine(ABC):
         declared = [declared] if isinstance(declared, int) else list(declared or [])
         # `read_tokenizer` has refused a tokenizer without these.
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
-        turn = end_of_turn(tokenizer)
+        turn = end_of_turn_id(tokenizer)
         self.eos_token_ids: list[int] = sorted(
             {cast(int, tokenizer.eos_token_id), *declared, *([] if turn is None else [turn])}
         )
@@ -101,7 +101,7 @@ class Engine(ABC):
             self.temperature, self.top_k, self.top_p, self.max_new_tokens = before
 
     @property
-    def drawing(self) -> Decoding:
+    def current_decoding(self) -> Decoding:
         """How it samples now."""
         return Decoding(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, max_new_tokens=self.max_new_tokens
@@ -120,8 +120,10 @@ class Engine(ABC):
             stop_ids: Tokens that end a completion besides the end-of-text tokens.
         """
         started = time.perf_counter()
-        limits = [min(self.max_new_tokens, self.context - len(ids)) for ids in prompt_ids]
-        assert min(limits, default=1) > 0, "a prompt that fills the context is refused before (fit.py, episodes.py)"
+        limits = [min(self.max_new_tokens, self.max_context - len(ids)) for ids in prompt_ids]
+        assert min(limits, default=1) > 0, (
+            "a prompt that fills the context is refused before (length_limits.py, multi_turn.py)"
+        )
         ends = set(self.eos_token_ids) | set(stop_ids)
         completions = self._sample(prompt_ids, seeds, limits, ends)
         self.seconds += time.perf_counter() - started
@@ -137,21 +139,21 @@ class Engine(ABC):
     def finished(self, completion_ids: list[int]) -> bool:
         return bool(completion_ids) and completion_ids[-1] in self.eos_token_ids
 
-    def changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
+    def mark_changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
         """Is told which of the policy's parameters have other values now. An engine with a copy has to follow."""
 
-    def announce(self) -> str | None:
+    def publish_version(self) -> str | None:
         """Where processes share a copy, the leader brings it up to date, and says what all have to find there."""
         return None
 
-    def expect(self, announced: str | None) -> None:  # noqa: B027
+    def expect_version(self, version: str | None) -> None:  # noqa: B027
         """Is told what the leader has said."""
 
-    def rest(self) -> None:  # noqa: B027
+    def sleep(self) -> None:  # noqa: B027
         """Is told that passes of the policy come next: the memory that only sampling needs may be given back."""
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that the chat template puts behind an assistant's message, or None.
 
     Of base models that come with a template it often is not the end-of-text token (Qwen3-8B-Base: <|im_end|>).
@@ -169,12 +171,12 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return first[0] if first and first[0] in tokenizer.all_special_ids else None
 
 
-def opening(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:
+def think_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:
     """The first word of a completion that its prompt has written already: `<think>`, or nothing."""
     return f"{OPEN}\n" if str(tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(OPEN) else ""
 
 
-def cut_at(tokenizer: PreTrainedTokenizerBase, ids: Completion, stop: str) -> Completion:
+def truncate_at_stop(tokenizer: PreTrainedTokenizerBase, ids: Completion, stop: str) -> Completion:
     """The tokens until a text first holds `stop`, the one that completes it included; all if it never does."""
     if stop not in tokenizer.decode(ids, skip_special_tokens=True):
         return ids

@@ -26,7 +26,7 @@ class TransformersEngine(Engine):
     ) -> list[Completion]:
         completions = [Completion() for _ in prompt_ids]
         longest = max(map(len, prompt_ids), default=0) + self.max_new_tokens
-        at_once = min(self.max_sequences, sequences_that_fit(self.model, longest))
+        at_once = min(self.max_sequences, max_cached_sequences(self.model, longest))
         for limit in sorted(set(limits), reverse=True):
             wanted = [index for index, own in enumerate(limits) if own == limit]
             for some in (wanted[start : start + at_once] for start in range(0, len(wanted), at_once)):
@@ -68,14 +68,14 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
     return ids
 
 
-def sequences_that_fit(model: PreTrainedModel, num_tokens: int) -> int:
+def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
     """How many sequences of this length the key-value cache can hold in half of the free memory."""
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    return max(1, int(free / 2 / (cache_bytes(model) * num_tokens)))
+    return max(1, int(free / 2 / (cache_bytes_per_token(model) * num_tokens)))
 
 
-def cache_bytes(model: PreTrainedModel) -> int:
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
     """Of the keys and values of one token."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

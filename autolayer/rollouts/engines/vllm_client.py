@@ -21,7 +21,7 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True)
-class Client:
+class VLLMClient:
     """One server, with vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1)."""
 
     url: str

@@ -11,10 +11,10 @@ import torch
 from autolayer.core.config import VLLMConfig
 from autolayer.core.errors import ConfigError, EngineError
 from autolayer.rollouts.engines.base import UNLIMITED, Completion
-from autolayer.rollouts.engines.weight_sync import CopyEngine
+from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 
-class VLLMEngine(CopyEngine):
+class VLLMEngine(SyncedEngine):
     """See `Engine`; needs the extra `vllm`.
 
     Args:
@@ -33,7 +33,7 @@ class VLLMEngine(CopyEngine):
         if settings.sleep and self.model.device.type != "cuda":
             raise ConfigError("[vllm] sleep = true gives memory back on CUDA devices only: leave it out.")
         self.llm = self._start(path, num_processes)
-        self.rest()
+        self.sleep()
 
     def _start(self, path: str, num_processes: int) -> Any:
         # Weights can be handed over by reference only where the engine runs in this process.
@@ -49,7 +49,7 @@ class VLLMEngine(CopyEngine):
             return vllm.LLM(
                 model=path,
                 dtype=str(self.model.dtype).removeprefix("torch."),
-                max_model_len=self.context if self.context < UNLIMITED else None,
+                max_model_len=self.max_context if self.max_context < UNLIMITED else None,
                 gpu_memory_utilization=self.settings.memory_share,
                 enable_sleep_mode=self.settings.sleep,
                 enforce_eager=self.model.device.type == "cpu",
@@ -82,7 +82,7 @@ class VLLMEngine(CopyEngine):
                     "memory_share in [vllm], and the same command goes on."
                 ) from error
             self._asleep = False
-        self.follow()
+        self.sync_weights()
         if prompt_ids:
             self._check(prompt_ids[0], lambda limit: self._ask(prompt_ids[:1], [0], [limit], set()))
         return self._ask(prompt_ids, seeds, limits, ends)
@@ -107,7 +107,7 @@ class VLLMEngine(CopyEngine):
             completions.append(Completion(sampled.token_ids, log_probs))
         return completions
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         if self.settings.sleep and not self._asleep:
             self.llm.sleep(level=1)  # weights to host memory; the cache, prefixes included, is dropped
             self._asleep = True

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from autolayer.core.errors import ConfigError, EngineError
 from autolayer.models.permissions import follow_umask
 from autolayer.rollouts.engines.base import Completion
-from autolayer.rollouts.engines.vllm_client import Client, ServerError
-from autolayer.rollouts.engines.weight_sync import CopyEngine
+from autolayer.rollouts.engines.vllm_client import ServerError, VLLMClient
+from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype DTYPE --logprobs-mode processed_logprobs"
 """The command that starts a server which can follow."""
@@ -34,9 +34,9 @@ START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype DTYPE --logprobs-mode p
 T = TypeVar("T")
 
 
-def servers_of(rollouts: str) -> list[Client]:
+def clients_of(rollouts: str) -> list[VLLMClient]:
     """--rollouts as servers: URLs, with commas between them."""
-    return [Client(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
+    return [VLLMClient(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
 
 
 def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -46,7 +46,7 @@ def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any
         ConfigError: One does not answer, or cannot follow; `start` is the command that starts one which can.
     """
     found = []
-    for server in servers_of(rollouts):
+    for server in clients_of(rollouts):
         try:
             found.append((server.model(), server.settings()))
         except ServerError as error:
@@ -56,7 +56,7 @@ def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any
     return found
 
 
-class VLLMServer(CopyEngine):
+class VLLMServerEngine(SyncedEngine):
     """See `Engine`; vLLM need not be installed here. A server is changed when it is first used, not before.
 
     Args:
@@ -73,7 +73,7 @@ class VLLMServer(CopyEngine):
 
     def __init__(self, *args: Any, urls: str, path: str, folder: Path, leads: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.servers = servers_of(urls)
+        self.servers = clients_of(urls)
         self.folder, self.leads = folder.absolute(), leads
         self.path = str(Path(path).absolute()) if Path(path).exists() else path
         self._start = START.replace("MODEL", path).replace("DTYPE", str(self.model.dtype).removeprefix("torch."))
@@ -83,9 +83,9 @@ class VLLMServer(CopyEngine):
         for server, (_, settings) in zip(self.servers, found, strict=True):
             self._check_settings(server, settings)
         self._names = [served["id"] for served, _ in found]
-        self.context = min(self.context, *(served["max_model_len"] for served, _ in found))
+        self.max_context = min(self.max_context, *(served["max_model_len"] for served, _ in found))
 
-    def _check_settings(self, server: Client, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, server: VLLMClient, settings: Mapping[str, Any]) -> None:
         mode, dtype = settings.get("logprobs_mode"), str(settings.get("dtype"))
         if settings.get("quantization") is not None:
             raise ConfigError(
@@ -107,7 +107,7 @@ class VLLMServer(CopyEngine):
     ) -> list[Completion]:
         if not prompt_ids:
             return []
-        self.follow()
+        self.sync_weights()
         count, num = len(prompt_ids), len(self.servers)
 
         def one_of_each(limit: int) -> list[Completion]:
@@ -142,7 +142,7 @@ class VLLMServer(CopyEngine):
     def _complete(self, server: int, request: dict[str, Any]) -> Completion:
         return self._try(self.servers[server], lambda: self.servers[server].complete(request))
 
-    def _try(self, server: Client, work: Callable[[], T]) -> T:
+    def _try(self, server: VLLMClient, work: Callable[[], T]) -> T:
         try:
             return work()
         except ServerError as error:
@@ -158,25 +158,25 @@ class VLLMServer(CopyEngine):
 
     # The policy's weights
 
-    def changed(self, names: Iterable[str]) -> None:
+    def mark_changed(self, names: Iterable[str]) -> None:
         if self.leads:
-            super().changed(names)
+            super().mark_changed(names)
 
-    def follow(self) -> None:
+    def sync_weights(self) -> None:
         if self.leads and self._version is None:  # the run before may have left its layer behind
             self._load(self.path)
         else:
             self._look()  # before anything is sent, which would hide that there were other weights
-        super().follow()  # in a process that does not lead, nothing is ever stale
+        super().sync_weights()  # in a process that does not lead, nothing is ever stale
 
-    def announce(self) -> str | None:
+    def publish_version(self) -> str | None:
         if not self.leads:
             return None
-        self.follow()
+        self.sync_weights()
         return self._version
 
-    def expect(self, announced: str | None) -> None:
-        self._version = announced
+    def expect_version(self, version: str | None) -> None:
+        self._version = version
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         # A new name each time: some file systems remember the old file.
@@ -193,7 +193,7 @@ class VLLMServer(CopyEngine):
         """Has every server read the weights in a folder."""
         version = uuid.uuid4().hex
 
-        def load(server: Client) -> None:
+        def load(server: VLLMClient) -> None:
             try:
                 server.load(path, version)
             except ServerError as error:

@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from autolayer.core.errors import EngineError
 from autolayer.distributed.fsdp import whole
 from autolayer.models.layers import find_layers
-from autolayer.models.lora import plain_weights
+from autolayer.models.lora import merged_weights
 from autolayer.rollouts.engines.base import Completion, Engine
 from autolayer.tasks.suites import Decoding
 
@@ -31,10 +31,10 @@ CHECKED_TOKENS = 16
 """Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
 
 
-class CopyEngine(Engine):
+class SyncedEngine(Engine):
     """See `Engine`."""
 
-    is_copy = True
+    has_own_weights = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -50,7 +50,7 @@ class CopyEngine(Engine):
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Loads weights, by their names in a checkpoint, and forgets what was computed with those before."""
 
-    def changed(self, names: Iterable[str]) -> None:
+    def mark_changed(self, names: Iterable[str]) -> None:
         changed = {id(self.model.get_parameter(name)) for name in names}
         for index, block in enumerate(find_layers(self.model)):
             inside = {id(parameter) for parameter in block.parameters()} & changed
@@ -58,7 +58,7 @@ class CopyEngine(Engine):
             changed -= inside
         self._all_stale |= bool(changed)  # embedding, head, last norm
 
-    def follow(self) -> None:
+    def sync_weights(self) -> None:
         """Sends what is stale."""
         if not self._stale and not self._all_stale:
             return
@@ -66,7 +66,7 @@ class CopyEngine(Engine):
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
         with whole(self.model, tuple(sorted(self._stale))):
             # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
-            weights = dict(revert_weight_conversion(self.model, dict(plain_weights(self.model, blocks))))
+            weights = dict(revert_weight_conversion(self.model, dict(merged_weights(self.model, blocks))))
             self._send(weights)
         self._stale, self._all_stale, self._unchecked = set(), False, True
         self.tensors_sent += len(weights)
@@ -85,7 +85,7 @@ class CopyEngine(Engine):
         """
         if not self._unchecked:
             return
-        limit = max(1, min(CHECKED_TOKENS, self.context - len(prompt)))
+        limit = max(1, min(CHECKED_TOKENS, self.max_context - len(prompt)))
         # As the policy samples, also where an evaluation cuts the tail off: what is left would sum to 1 there.
         with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
             completions = sample(limit)
