@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autolayer.comparison.run import compare
-    from autolayer.measurement.run import measure
+    from autolayer.comparison.compare import compare
+    from autolayer.measurement.measure import measure
     from autolayer.models.layers import train_only
     from autolayer.models.patch import load_patch
     from autolayer.pipeline.pick import pick, train_layer
@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 __all__ = ["compare", "load_patch", "measure", "pick", "train_layer", "train_only"]
 
 _HOMES = {
-    "compare": "autolayer.comparison.run",
+    "compare": "autolayer.comparison.compare",
     "load_patch": "autolayer.models.patch",
-    "measure": "autolayer.measurement.run",
+    "measure": "autolayer.measurement.measure",
     "pick": "autolayer.pipeline.pick",
     "train_layer": "autolayer.pipeline.pick",
     "train_only": "autolayer.models.layers",

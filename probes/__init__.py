@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from autolayer.probes.base import Probe
-from autolayer.probes.baselines import FIRST, LAST, MIDDLE, Random
+from autolayer.probes.baselines import DepthBaseline, Random
 from autolayer.probes.gain_per_kl import GainPerKL
 from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.line_search import LineSearch
@@ -26,7 +26,8 @@ PROBES: dict[str, Probe] = {
     "line_search": LineSearch(),
     "rl_burst": RLBurst(),
     "random": Random(),
-    "first": FIRST,
-    "middle": MIDDLE,
-    "last": LAST,
+    "first": DepthBaseline("first"),
+    "middle": DepthBaseline("middle"),
+    "last": DepthBaseline("last"),
+    "position": DepthBaseline("position"),
 }

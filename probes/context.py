@@ -22,7 +22,7 @@ from autolayer.core.budget import RESPONSE_GROUP, ProbePlan
 from autolayer.distributed.fsdp import whole
 from autolayer.models.layers import fp32_layers
 from autolayer.probes.gradient import Gradient, inner, streamed_gradient
-from autolayer.probes.sketch import Sketcher
+from autolayer.probes.gradient_projection import GradientProjector
 from autolayer.rollouts.types import Rollouts
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.partial_forward import Boundary
@@ -32,13 +32,13 @@ from autolayer.training.workbench import Workbench
 
 UNIT_STEP = 1e-4
 """First trial step, as a share of the layer's root mean square weight."""
-DEVIATION = 0.1
+RESPONSE_DEVIATION = 0.1
 """Deviation of the sequence log-ratio (nats) at which responses are measured: a KL of .005."""
 MAX_SIZES, MAX_GROWTH = 4, 1000.0
 """Trial steps, and the factor between two of them. In bf16 rounding hides a small step, so it takes several."""
-FAR = 1.5
-"""Root mean square of the sequence log-ratio (nats) at which `Response.reaches` is read: a KL of about 1."""
-FAR_SIZES, MAX_REACH = 3, 10.0
+TARGET_DISTANCE = 1.5
+"""Root mean square of the sequence log-ratio (nats) at which `StepResponse.reaches` is read: a KL of about 1."""
+NUM_DISTANCE_STEPS, MAX_REACH = 3, 10.0
 """Steps tried on the way there, and how far from 1 a reach may be."""
 
 
@@ -53,7 +53,7 @@ class Fold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketched:
+class ProjectedGradients:
     """Gradients of log pi(completion) by one layer, as sketches, for the completions that have an advantage."""
 
     rows_B_D: torch.Tensor
@@ -64,7 +64,7 @@ class Sketched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Response:
+class StepResponse:
     """How the policy answers, on one fold, a small step along the direction that the other folds give."""
 
     deviation: float
@@ -74,7 +74,7 @@ class Response:
     """Change of the final hidden state per unit of step, averaged over the completion's tokens, (B, D)."""
     fold: Fold
     far: float = 0.0
-    """The step at which the log-ratio is `FAR`; 0 for a layer that moves nothing."""
+    """The step at which the log-ratio is `TARGET_DISTANCE`; 0 for a layer that moves nothing."""
     reaches: tuple[float, ...] = ()
     """That step, over what the response to a small step promises: below 1 where the policy moves away faster than in
     proportion to the step. One value by each half of the prompts."""
@@ -90,19 +90,19 @@ class ProbeContext:
     folds: list[Fold]
     plan: ProbePlan
     seed: int
-    _responses: dict[int, list[Response]] = field(default_factory=dict)
+    _responses: dict[int, list[StepResponse]] = field(default_factory=dict)
     _gains: dict[int, list[float]] = field(default_factory=dict)
     _judged: dict[tuple[int, int, int], tuple[Fold, Boundary]] = field(default_factory=dict)
 
     @cached_property
-    def _passes(self) -> list[tuple[Gradient, Sketcher]]:
+    def _passes(self) -> list[tuple[Gradient, GradientProjector]]:
         """One backward pass over the shared batch in all: each fold's gradient, and sketches of its completions'."""
         passes = []
         for fold in self.folds:
-            sketcher = Sketcher(self.bench.model, self.layers)
-            with sketcher.watching():
+            projector = GradientProjector(self.bench.model, self.layers)
+            with projector.watching():
                 gradient = streamed_gradient(self.bench, fold.batch, fold.advantages_B, self.layers)
-            passes.append((gradient, sketcher))
+            passes.append((gradient, projector))
         return passes
 
     @property
@@ -110,24 +110,26 @@ class ProbeContext:
         """Gradient of the expected reward by each fold alone."""
         return [gradient for gradient, _ in self._passes]
 
-    def sketched(self, layer: int) -> Sketched:
+    def projected_gradients(self, layer: int) -> ProjectedGradients:
         """The whole shared batch as one layer sees it.
 
         The backward pass weighs each completion with its advantage; dividing by it gives the completion's own
         gradient, so those without one are left out, as they are from every gradient.
         """
         rows, advantages, prompts, first = [], [], [], 0
-        for fold, (_, sketcher) in zip(self.folds, self._passes, strict=True):
+        for fold, (_, projector) in zip(self.folds, self._passes, strict=True):
             count, group_size = len(fold.advantages_B), fold.rollouts.group_size
             has = fold.advantages_B != 0
-            rows_B_D = sketcher.rows(layer).double()
+            rows_B_D = projector.rows(layer).double()
             if not rows_B_D.numel():
                 rows_B_D = torch.zeros(count, 1, dtype=torch.float64)
             rows.append(rows_B_D[has] * (count / fold.advantages_B[has].double())[:, None])
             advantages.append(fold.advantages_B[has].double())
             prompts.append((torch.arange(count) // group_size + first)[has])
             first += count // group_size
-        return Sketched(rows_B_D=torch.cat(rows), advantages_B=torch.cat(advantages), prompt_B=torch.cat(prompts))
+        return ProjectedGradients(
+            rows_B_D=torch.cat(rows), advantages_B=torch.cat(advantages), prompt_B=torch.cat(prompts)
+        )
 
     def direction(self, layer: int, without: int) -> dict[str, torch.Tensor]:
         """Sign of the gradient by all folds but one: what Adam's first step does (arXiv 1412.6980)."""
@@ -175,7 +177,7 @@ class ProbeContext:
         """Log-probability of each whole completion, (B,), in float64."""
         return self.bench.log_probs(batch).double().sum(1)
 
-    def responses(self, layer: int) -> list[Response]:
+    def responses(self, layer: int) -> list[StepResponse]:
         """The response of a layer to a small step, on the planned folds; nothing for a dead layer."""
         if layer not in self._responses:
             self._responses[layer] = [
@@ -184,7 +186,7 @@ class ProbeContext:
         return self._responses[layer]
 
     def deviation(self, layer: int) -> float:
-        """Mean over folds of `Response.deviation`; 0 for a layer that moves nothing."""
+        """Mean over folds of `StepResponse.deviation`; 0 for a layer that moves nothing."""
         deviations = [response.deviation for response in self.responses(layer) if response.deviation > 0]
         return sum(deviations) / len(deviations) if deviations else 0.0
 
@@ -199,15 +201,15 @@ class ProbeContext:
         return self._gains[layer]
 
     def reaches(self, layer: int) -> list[float]:
-        """All of `Response.reaches`; zeros for a layer that moves nothing."""
+        """All of `StepResponse.reaches`; zeros for a layer that moves nothing."""
         return [reach for response in self.responses(layer) for reach in response.reaches] or [0.0, 0.0]
 
     def far(self, layer: int) -> float:
-        """The step along the gradient's sign that takes the policy `FAR` away; 0 for a layer that moves nothing."""
+        """The step along the gradient's sign that takes the policy `TARGET_DISTANCE` away; 0 for a dead layer."""
         steps = [response.far for response in self.responses(layer) if response.far > 0]
         return statistics.geometric_mean(steps) if steps else 0.0
 
-    def _respond(self, layer: int, fold: int) -> Response:
+    def _respond(self, layer: int, fold: int) -> StepResponse:
         """The response on the planned prompts; on more where they cannot tell how the policy deviates.
 
         Their completions may be all alike, or two estimates have nothing in common: in bf16 that is rounding, on few
@@ -221,8 +223,8 @@ class ProbeContext:
                 return response
             prompts *= 2
 
-    def _respond_on(self, layer: int, fold: int, prompts: int, alone: bool) -> Response:
-        """Looks for the step that moves the policy by `DEVIATION`: rounding hides a smaller one, curvature a larger."""
+    def _respond_on(self, layer: int, fold: int, prompts: int, alone: bool) -> StepResponse:
+        """Finds the step that moves the policy by `RESPONSE_DEVIATION`."""
         bench, direction = self.bench, self.direction(layer, without=fold)
         with ExitStack() as inside:
             inside.enter_context(whole(bench.model, (layer,)))
@@ -244,7 +246,7 @@ class ProbeContext:
                 reached = float((smaller_B - before_B).std())
                 if reached == 0:
                     break
-                size *= min(MAX_GROWTH, DEVIATION / reached)
+                size *= min(MAX_GROWTH, RESPONSE_DEVIATION / reached)
                 if smaller / 2 < size < 2 * smaller:  # two estimates of one slope need two steps of about one size
                     break
             after_B, moved_B_D = at(size), take(states)
@@ -261,16 +263,18 @@ class ProbeContext:
                     squares_B = log_ratios_B.square().cpu()
                     return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
 
-                far, steps = far_steps(lambda step: by_half(at(step) - before_B), FAR / deviation)
+                far, steps = find_distance_steps(lambda step: by_half(at(step) - before_B), TARGET_DISTANCE / deviation)
                 small = by_half(ratios_2_B.mean(0))
-                reaches = tuple(step * slope / FAR for step, slope in zip(steps, small, strict=True))
+                reaches = tuple(step * slope / TARGET_DISTANCE for step, slope in zip(steps, small, strict=True))
                 take(states)
         movement_B_D = (moved_B_D - state_B_D) / size
-        return Response(deviation=deviation, movement_B_D=movement_B_D, fold=judged, far=far, reaches=reaches)
+        return StepResponse(deviation=deviation, movement_B_D=movement_B_D, fold=judged, far=far, reaches=reaches)
 
 
-def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> tuple[float, tuple[float, ...]]:
-    """The steps that move the policy by `FAR`.
+def find_distance_steps(
+    moved_at: Callable[[float], Sequence[float]], promised: float
+) -> tuple[float, tuple[float, ...]]:
+    """The steps that move the policy by `TARGET_DISTANCE`.
 
     Args:
         moved_at: Root mean square of the log-ratio over the base's own completions after a step, by each part of them.
@@ -286,20 +290,23 @@ def far_steps(moved_at: Callable[[float], Sequence[float]], promised: float) -> 
 
     def crossing(distances: Sequence[float]) -> float:
         # A policy that has become nan has gone too far.
-        logs = [math.log(max(distance, 1e-3 * FAR)) if math.isfinite(distance) else 10.0 for distance in distances]
+        logs = [
+            math.log(max(distance, 1e-3 * TARGET_DISTANCE)) if math.isfinite(distance) else 10.0
+            for distance in distances
+        ]
         step = _crossing(list(zip([math.log(step) for step, _ in tried], logs, strict=True)))
         return min(max(step, promised / MAX_REACH), promised * MAX_REACH)
 
     step = promised
-    for _ in range(FAR_SIZES):
+    for _ in range(NUM_DISTANCE_STEPS):
         tried.append((step, moved_at(step)))
         step = crossing([(sum(part * part for part in parts) / len(parts)) ** 0.5 for _, parts in tried])
     return step, tuple(crossing(parts) for parts in zip(*(parts for _, parts in tried), strict=True))
 
 
 def _crossing(tried: list[tuple[float, float]]) -> float:
-    """The step that would move the policy by `FAR`, by straight lines in logarithms; in proportion outside."""
-    known, target = sorted(tried), math.log(FAR)
+    """The step that would move the policy by `TARGET_DISTANCE`, by linear interpolation of logarithms."""
+    known, target = sorted(tried), math.log(TARGET_DISTANCE)
     for (left, low), (right, high) in itertools.pairwise(known):
         if low <= target < high:
             return math.exp(left + (right - left) * (target - low) / (high - low))

@@ -19,7 +19,7 @@ FILE = Path(__file__).with_name("known.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownEnvironment:
     """One environment (base, task, algorithm) with its measured contributions and what the probes said about it."""
 
     name: str
@@ -34,13 +34,13 @@ class Known:
     """Each probe's scores of the layers, once for each seed the probes were run with."""
 
 
-def packaged(*, without_base: str | None = None) -> list[Known]:
+def packaged(*, without_base: str | None = None) -> list[KnownEnvironment]:
     """LayerBench's environments but those of one base."""
     values = json.loads(FILE.read_text(encoding="utf-8"))["environments"] if FILE.is_file() else []
     return [known for known in map(_from_dict, values) if known.base != without_base]
 
 
-def history(folder: str | Path) -> list[Known]:
+def history(folder: str | Path) -> list[KnownEnvironment]:
     """Every contribution.json in a folder and below it.
 
     Raises:
@@ -65,10 +65,10 @@ def files(folder: str | Path) -> list[Path]:
     return found
 
 
-def of_contribution(measured: Contribution, *, name: str) -> Known:
+def of_contribution(measured: Contribution, *, name: str) -> KnownEnvironment:
     """A measured environment with the probes of its own run."""
     own = {probe: tuple(scores) for probe, scores in measured.probes.items() if probe in measured.reliability}
-    return Known(
+    return KnownEnvironment(
         name=name,
         base=measured.base,
         architecture=measured.architecture,
@@ -80,16 +80,16 @@ def of_contribution(measured: Contribution, *, name: str) -> Known:
     )
 
 
-def save(environments: Sequence[Known], path: Path = FILE) -> None:
+def save(environments: Sequence[KnownEnvironment], path: Path = FILE) -> None:
     """Writes a file that `packaged` reads; numbers keep five digits."""
     text = json.dumps({"environments": [_rounded(asdict(known)) for known in environments]}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _from_dict(values: Mapping[str, Any]) -> Known:
+def _from_dict(values: Mapping[str, Any]) -> KnownEnvironment:
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     probings = tuple({probe: tuple(scores) for probe, scores in probing.items()} for probing in values["probings"])
-    return Known(**{**plain, "probings": probings})
+    return KnownEnvironment(**{**plain, "probings": probings})
 
 
 def _rounded(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import ProbeContext, Sketched
+from autolayer.probes.context import ProbeContext, ProjectedGradients
 
 NUM_PARTS = 6
 """Parts of the prompts: a direction is made on all but one, and judged on that one."""
@@ -16,8 +16,8 @@ DAMPING = 1.0
 class NaturalGain(Probe):
     """First-order gain of a natural-gradient step, per square root of the KL divergence it causes.
 
-    With phi_i the gradient of log pi(y_i) by the layer (as a sketch), A_i its advantage, F = mean phi_i phi_i^T and
-    g = mean A_i phi_i over all prompts but one part's, d = (F + damping)^-1 g:
+    Formula: with phi_i the randomly projected gradient of log pi(y_i) by the layer, A_i its advantage, F = mean
+    phi_i phi_i^T and g = mean A_i phi_i over all prompts but one part's, d = (F + damping)^-1 g:
 
         score = mean over parts of <d, g_part> / sqrt(mean over the part of <d, phi_i>^2)
 
@@ -29,12 +29,12 @@ class NaturalGain(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
-        return Scores.of_samples([natural_gains(context.sketched(layer)) for layer in context.layers])
+        return Scores.of_samples([natural_gains(context.projected_gradients(layer)) for layer in context.layers])
 
 
-def natural_gains(sketched: Sketched, damping: float = DAMPING, num_parts: int = NUM_PARTS) -> list[float]:
+def natural_gains(projected: ProjectedGradients, damping: float = DAMPING, num_parts: int = NUM_PARTS) -> list[float]:
     """The score of the class docstring, one value for each part; zeros for a layer that no gradient reaches."""
-    rows_B_D, advantages_B, part_B = sketched.rows_B_D, sketched.advantages_B, sketched.prompt_B % num_parts
+    rows_B_D, advantages_B, part_B = projected.rows_B_D, projected.advantages_B, projected.prompt_B % num_parts
     gains = []
     for part in range(num_parts):
         inside = part_B == part

@@ -22,7 +22,7 @@ from sklearn.linear_model import ridge_regression
 
 from autolayer.core import depth_prior
 from autolayer.probes.base import Scores
-from autolayer.probes.known import Known
+from autolayer.probes.known import KnownEnvironment
 
 # E environments, L layers of one, F features, P penalties, R rows: one for each layer, probing and environment.
 
@@ -90,7 +90,7 @@ def predict(
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
     if num_parameters >= SMALL:
         prior_L = standard(depth_prior.scores("position", layers, num_layers))
-        centred_L = centred_L + depth_prior.CORRELATION * depth_prior.SPREAD * prior_L
+        centred_L = centred_L + depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * prior_L
     spread = float(np.hypot(errors.deviation, errors.level_sd))
     reach = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
     predicted_L = errors.level + centred_L
@@ -103,7 +103,7 @@ def predict(
     )
 
 
-def fit(known: Sequence[Known]) -> Model:
+def fit(known: Sequence[KnownEnvironment]) -> Model:
     """Learns the weights, and what the prediction is worth on bases that it has not seen.
 
     Of the fallback's weights with a learned scale, the one probe that does best, and free weights for all, it takes the
@@ -131,7 +131,9 @@ def fit(known: Sequence[Known]) -> Model:
     )
 
 
-def _learn(known: Sequence[Known], rows: Sequence[Rows], mixtures_K_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _learn(
+    known: Sequence[KnownEnvironment], rows: Sequence[Rows], mixtures_K_F: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights of the probes as a sum of these mixtures, by the penalty that predicts left-out bases best.
 
     Returns:
@@ -171,7 +173,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 """Inputs (R, F) and centred contributions (R,) of one environment."""
 
 
-def _rows(environment: Known) -> Rows:
+def _rows(environment: KnownEnvironment) -> Rows:
     inputs = [features(probing, len(environment.layers)) for probing in environment.probings]
     centred_L = np.array(environment.contribution_L) - np.mean(environment.contribution_L)
     return np.concatenate(inputs), np.tile(centred_L, len(inputs))
@@ -186,7 +188,7 @@ def _weights_P_F(rows: Sequence[Rows]) -> np.ndarray:
     return weights.reshape(len(PENALTIES), -1)  # flat where there is one penalty
 
 
-def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows]) -> np.ndarray:
+def _left_out_errors(known: Sequence[KnownEnvironment], rows: Sequence[Rows]) -> np.ndarray:
     """Mean square errors on each environment, (P, E), by weights that have seen nothing of its base."""
     weights = {
         base: _weights_P_F([r for k, r in zip(known, rows, strict=True) if k.base != base])
@@ -199,10 +201,10 @@ def _left_out_errors(known: Sequence[Known], rows: Sequence[Rows]) -> np.ndarray
 def _fallback() -> Model:
     """Nothing to learn from: fixed weights, and the level and spread of published models."""
     return Model(
-        weights_F=np.array([FALLBACK[name] * depth_prior.SPREAD for name in FEATURES]),
-        level=depth_prior.LEVEL,
-        level_sd=depth_prior.SPREAD / 2,
-        deviation=depth_prior.SPREAD,
+        weights_F=np.array([FALLBACK[name] * depth_prior.CONTRIBUTION_SD for name in FEATURES]),
+        level=depth_prior.MEAN_CONTRIBUTION,
+        level_sd=depth_prior.CONTRIBUTION_SD / 2,
+        deviation=depth_prior.CONTRIBUTION_SD,
         num_environments=0,
         num_parameters=0,
     )

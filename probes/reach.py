@@ -11,10 +11,11 @@ from autolayer.probes.context import ProbeContext
 
 
 class Reach(Probe):
-    """Distance that a layer can go until the log-ratio has moved by `FAR` nats, over what a very small step promises.
+    """Step at which the policy has moved by `TARGET_DISTANCE` nats, over the step that a linear policy would need.
 
-    Formula: s d / FAR, with s the sign step at which the root mean square of the sequence log-ratio is FAR and d its
-    deviation per unit of a small step; 1 for a layer that the policy is linear in. What an early layer changes is
+    Formula: s d / TARGET_DISTANCE, with s the sign step at which the root mean square of the sequence log-ratio is
+    TARGET_DISTANCE and d its deviation per unit of a small step; 1 for a layer that the policy is linear in.
+    What an early layer changes is
     amplified by all that follow, so it is below 1 there; a late layer's effect flattens out.
     Shape (candidates,), about between 1/10 and 10. Cost: three forwards of some prompts a layer and fold. Source:
     our own; trust regions as in arXiv 1502.05477. Ten prompts rank layers as well as sixty (examples/RESULTS.md).

@@ -7,7 +7,7 @@ import math
 import torch
 
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import ProbeContext, Response
+from autolayer.probes.context import ProbeContext, StepResponse
 
 
 class RepresentationChange(Probe):
@@ -15,7 +15,9 @@ class RepresentationChange(Probe):
 
     A step along the other folds' sign moves the state that the output head reads. How far it moves says only how
     fragile a layer is: early layers move everything. What counts is whether completions of one prompt move apart by
-    their reward. With m_i the movement of completion i of a fold per unit of step, averaged over its tokens and
+    their reward.
+
+    Formula: with m_i the movement of completion i of a fold per unit of step, averaged over its tokens and
     centred within its group, and A_i its advantage:
 
         S_l = mean over i, j of different prompts of A_i A_j <m_i, m_j> / (mean ||m_i||^2 mean A_i^2),
@@ -39,7 +41,7 @@ class RepresentationChange(Probe):
         return [math.copysign(abs(share) ** 0.5, share) for share in shares] or [0.0] * len(context.folds)
 
 
-def aligned_share(response: Response) -> float:
+def aligned_share(response: StepResponse) -> float:
     """S of the class docstring for one fold; 0 where nothing moves or no reward differs."""
     group_size = response.fold.rollouts.group_size
     movement_B_D = _centred(response.movement_B_D, group_size)

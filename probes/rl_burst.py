@@ -7,7 +7,7 @@ import numpy as np
 from autolayer.core.arms import Arm
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.rates import BURST_STEPS, far_rates
+from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates
 from autolayer.rollouts.types import request_seed
 
 
@@ -28,7 +28,7 @@ class RLBurst(Probe):
         if not plan.burst_steps:
             return None
         base_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed))
-        rates = far_rates(context, BURST_STEPS)
+        rates = starting_rates(context, STEPS_TO_DISTANCE)
         gains_L_I = []
         for layer in context.layers:
             rate = rates[layer]

@@ -10,14 +10,16 @@ from autolayer.probes.reach import reach_scores
 
 
 class TrustedGain(Probe):
-    """Reward that the shared direction promises, out to the step at which the log-ratio has moved by `FAR` nats.
+    """Reward that the shared direction promises up to the step at which the policy has moved by `TARGET_DISTANCE`.
 
     `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
     differ: what an early layer changes is amplified by all that follow, so the policy runs away from the base, while a
-    late layer's effect flattens out. With s the step at which the log-ratio is FAR, d its response per unit of a small
-    step, a_l the score of `gain_per_kl` and r its reliability over the layers:
+    late layer's effect flattens out.
 
-        score_l = (m + r (a_l - mean a)) * reach_l,    reach_l = s_l d_l / FAR,    m = max(mean a, error of a)
+    Formula: with a_l the score of `gain_per_kl`, r its reliability over the layers and reach_l
+    the score of `reach`:
+
+        score_l = (m + r (a_l - mean a)) * reach_l,    m = max(mean a, error of a)
 
     The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. Where the
     gain is all noise, r = 0, this ranks as the reach does.

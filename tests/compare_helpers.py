@@ -12,8 +12,8 @@ import numpy as np
 from result_helpers import finished
 from rich.console import Console
 
-from autolayer.comparison.comparison import Comparison, Judgement, Row
-from autolayer.comparison.report import ComparisonReport
+from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement
+from autolayer.comparison.comparison_report import ComparisonReport
 from autolayer.reporting.contribution import ArmGain, Contribution
 from autolayer.reporting.results import PickResult, RankingRow
 
@@ -63,7 +63,7 @@ def picked(predicted: Any = TRUTH, **changes: Any) -> PickResult:
     return replace(finished(), **(fields | changes))
 
 
-def rows(judged: Judgement) -> dict[str, Row]:
+def rows(judged: Judgement) -> dict[str, JudgedRanking]:
     return {row.name: row for row in judged.rows}
 
 

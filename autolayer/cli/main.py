@@ -162,7 +162,7 @@ def measure(
             plan = schedule.dry_run(settings)
         return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
     with only_stderr():
-        from autolayer.measurement.run import measure as run
+        from autolayer.measurement.measure import measure as run
 
         found = run(settings, progress=Progress())
     _print(json.dumps(found.to_dict(), indent=1), found.render(Path(settings.out or "")), as_json)
@@ -189,8 +189,8 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
     contribution.json files, CSVs with the columns layer,contribution, or published:qwen3-1.7b.
     """
     with only_stderr():
-        from autolayer.comparison.report import ComparisonReport
-        from autolayer.comparison.run import compare as run
+        from autolayer.comparison.compare import compare as run
+        from autolayer.comparison.comparison_report import ComparisonReport
 
         found = run(predicted, *measured, out=out)
     _print(found.to_json(), ComparisonReport(found, folder=out), as_json)
@@ -360,9 +360,9 @@ def _print(text: str, renderable: RenderableType, as_json: bool) -> None:
 
 
 def _why_no_result(folder: RunFolder) -> str:
-    from autolayer.reporting.contribution import NAME
+    from autolayer.reporting.contribution import CONTRIBUTION_FILE
 
-    if (folder / NAME).is_file():
+    if (folder / CONTRIBUTION_FILE).is_file():
         return f"{folder.path} is a run of `measure`: repeat its command to see it, or `compare` a prediction with it."
     if (calibration := folder.read(CALIBRATION)) is None:
         return f"{folder.path} has no {RESULT}: give the folder of a run, or repeat its command to finish it."

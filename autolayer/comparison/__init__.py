@@ -1,1 +1,1 @@
-"""Predicted against measured contribution, beside the baselines and the noise ceiling (`run.compare`)."""
+"""Predicted against measured contribution, beside the baselines and the noise ceiling (`compare.compare`)."""

@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 from autolayer.core.statistics import Interval
 
-SCHEMA_VERSION = 1
-NAME = "comparison.json"
-FIGURES = ("comparison.png", "comparison.svg")
+COMPARISON_SCHEMA_VERSION = 1
+COMPARISON_FILE = "comparison.json"
+FIGURE_FILES = ("comparison.png", "comparison.svg")
 METRICS = (
     "spearman", "share_of_ceiling", "kendall", "spearman_without_depth", "kendall_without_depth", "regret_top1",
     "regret_top3", "coverage", "winkler",
 )  # fmt: skip
-"""The fields of a `Row` that have a mean over files; metrics.py defines them."""
+"""The fields of a `JudgedRanking` that have a mean over files; metrics.py defines them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class JudgedRanking:
     """One way to rank the layers, judged on one measured file, or its mean over several."""
 
     name: str
@@ -38,15 +38,15 @@ class Row:
     winkler: float | None = None
     chance: float | None = None
     """Probability that a random ranking has this Spearman correlation or a higher one; None in a mean."""
-    ahead: Interval | None = None
+    spearman_difference: Interval | None = None
     """The prediction's Spearman minus this row's. On one file with the interval that its error bars give, in a mean
     with the paired bootstrap interval over the files (3 or more)."""
-    regret_ahead: Interval | None = None
+    regret_difference: Interval | None = None
     """The prediction's top-1 regret minus this row's, below 0 where the prediction is better; in a mean only."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class LayerPoint:
     """One compared layer. Measured intervals are of the file's level, predicted ones of 80%."""
 
     layer: int
@@ -82,23 +82,23 @@ class Judgement:
     """What a perfect prediction could be expected to reach, for noise."""
     is_contribution: bool
     """The prediction is in units of contribution, not on a scale of its own."""
-    points: tuple[Point, ...]
-    rows: tuple[Row, ...]
+    points: tuple[LayerPoint, ...]
+    rows: tuple[JudgedRanking, ...]
     """The prediction first (missing where it is this very file), then baselines, then single probes."""
     notes: tuple[str, ...] = ()
     verdict: str = ""
 
     @property
-    def prediction(self) -> Row | None:
+    def prediction(self) -> JudgedRanking | None:
         return next((row for row in self.rows if row.kind == "prediction"), None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class MeanJudgement:
     """The same rows over all files. A mean is None unless the value is known on every file."""
 
     num_comparisons: int
-    rows: tuple[Row, ...]
+    rows: tuple[JudgedRanking, ...]
     notes: tuple[str, ...] = ()
     verdict: str = ""
 
@@ -113,9 +113,9 @@ class Comparison:
     """
 
     comparisons: tuple[Judgement, ...]
-    mean: Mean | None
+    mean: MeanJudgement | None
     """None with a single measured file."""
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = COMPARISON_SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers."""

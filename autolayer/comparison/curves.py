@@ -19,14 +19,16 @@ Band = dict[int, tuple[float, float]]
 """Layer -> low and high."""
 
 DATA = Path(__file__).parent.parent / "data" / "published"
-PREFIX = "published:"
+PUBLISHED_PREFIX = "published:"
 BENCHMARKS = ("math500", "gsm8k", "olympiad", "amc")
 """Columns of the published table whose unweighted mean is the score S (arXiv 2607.01232)."""
-GIVE = f"a run folder, a contribution.json, a CSV with the columns layer and contribution, or {PREFIX}qwen3-1.7b"
+ACCEPTED_SOURCES = (
+    f"a run folder, a contribution.json, a CSV with the columns layer and contribution, or {PUBLISHED_PREFIX}qwen3-1.7b"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class CurveOrigin:
     """Where a curve comes from; None where the file does not say."""
 
     source: str
@@ -42,22 +44,22 @@ class Origin:
 
 
 PUBLISHED = {
-    "qwen3-1.7b": Origin(
+    "qwen3-1.7b": CurveOrigin(
         source="published:qwen3-1.7b", model="Qwen/Qwen3-1.7B-Base", task="math", algorithm="grpo", num_layers=28
     )
 }
 """Name -> what the file of this name in data/published holds; its README says where from."""
-ONE_RUN = (
+PUBLISHED_NOTE = (
     "one training run a layer, transcribed by a third party and without error bars; evaluation sampling alone moves a "
     "contribution by about 0.12, so no prediction can be expected to rank it better than about 0.87"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
+class PredictedCurve:
     """Scores per layer; higher means more contribution."""
 
-    origin: Origin
+    origin: CurveOrigin
     values: dict[int, float]
     band: Band | None = None
     """80% interval of each layer."""
@@ -69,10 +71,10 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredCurve:
     """Contribution per layer."""
 
-    origin: Origin
+    origin: CurveOrigin
     values: dict[int, float]
     band: Band | None = None
     level: float = 0.95
@@ -91,7 +93,7 @@ class Measured:
         return {layer: (high - low) / reach for layer, (low, high) in self.band.items()}
 
 
-def published(name: str) -> Measured:
+def published(name: str) -> MeasuredCurve:
     """A published curve.
 
     Args:
@@ -100,18 +102,18 @@ def published(name: str) -> Measured:
     Raises:
         UnknownNameError: There is none of this name.
     """
-    name = name.removeprefix(PREFIX)
+    name = name.removeprefix(PUBLISHED_PREFIX)
     if name not in PUBLISHED:
-        raise unknown("published curve", PREFIX + name, [PREFIX + known for known in PUBLISHED])
+        raise unknown("published curve", PUBLISHED_PREFIX + name, [PUBLISHED_PREFIX + known for known in PUBLISHED])
     with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     score = {row["setting"]: sum(float(row[column]) for column in BENCHMARKS) / len(BENCHMARKS) for row in rows}
     base, full = score["Base"], score["Full"]
     values = {int(row["layer"]): (score[row["setting"]] - base) / (full - base) for row in rows if row["layer"]}
-    return Measured(origin=PUBLISHED[name], values=values, notes=(ONE_RUN,))
+    return MeasuredCurve(origin=PUBLISHED[name], values=values, notes=(PUBLISHED_NOTE,))
 
 
-def from_csv(text: str, path: Path) -> Predicted | Measured:
+def from_csv(text: str, path: Path) -> PredictedCurve | MeasuredCurve:
     """Reads a table with a header: layer; contribution or predicted; low and high if there are intervals.
 
     Returns:
@@ -121,7 +123,7 @@ def from_csv(text: str, path: Path) -> Predicted | Measured:
         DataError: What does not fit, with its line.
     """
     if "\0" in text:
-        raise DataError(f"{path} is no text file: give {GIVE}.")
+        raise DataError(f"{path} is no text file: give {ACCEPTED_SOURCES}.")
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = [name.strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
@@ -147,10 +149,10 @@ def from_csv(text: str, path: Path) -> Predicted | Measured:
         band[layer] = (interval[0], interval[1]) if interval else (None, None)
     if not values:
         raise DataError(f"{path} has a header and no rows: give one row a layer.")
-    origin, values = Origin(source=str(path)), dict(sorted(values.items()))
+    origin, values = CurveOrigin(source=str(path)), dict(sorted(values.items()))
     if kinds[0] == "contribution":
-        return Measured(origin=origin, values=values, band=whole_band(band))
-    return Predicted(origin=origin, values=values, band=whole_band(band), is_contribution=bool(ends))
+        return MeasuredCurve(origin=origin, values=values, band=whole_band(band))
+    return PredictedCurve(origin=origin, values=values, band=whole_band(band), is_contribution=bool(ends))
 
 
 def _layer(text: str | None, place: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolayer.comparison.comparison import FIGURES, Comparison, Judgement, Point
+from autolayer.comparison.comparison import FIGURE_FILES, Comparison, Judgement, LayerPoint
 from autolayer.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_figure(found: Comparison, folder: Path) -> list[Path]:
         for axes, judged in zip(figure.subplots(count, squeeze=False)[:, 0], found.comparisons, strict=True):
             _panel(axes, judged)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / name for name in FIGURES]
+        paths = [folder / name for name in FIGURE_FILES]
         for path in paths:
             # The date, and in PNG the version of matplotlib, would make equal figures differ.
             metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
@@ -98,7 +98,7 @@ def _panel(axes: Axes, judged: Judgement) -> None:
     axes.legend(handles, labels, frameon=False, fontsize=8, loc="best")
 
 
-def _prediction(axes: Axes, points: Sequence[Point]) -> None:
+def _prediction(axes: Axes, points: Sequence[LayerPoint]) -> None:
     layers = [point.layer for point in points]
     band = all(point.predicted_low is not None and point.predicted_high is not None for point in points)
     label = "predicted [80% interval]" if band else "predicted"
@@ -125,7 +125,7 @@ def _baselines(axes: Axes, judged: Judgement) -> None:
                   fontsize=6.5, color=color)  # fmt: skip
 
 
-def _errors(points: Sequence[Point]) -> tuple[list[float], list[float]] | None:
+def _errors(points: Sequence[LayerPoint]) -> tuple[list[float], list[float]] | None:
     """Distances to both ends; a value outside of its own interval has none on that side."""
     below, above = [], []
     for point in points:

@@ -18,7 +18,7 @@ from scipy import stats
 from autolayer.comparison.metrics import checked, dense_ranks
 from autolayer.core.statistics import Interval
 
-NUM_DRAWS = 10_000
+NUM_RESAMPLES = 10_000
 NUM_NOISE_DRAWS = 2_000
 """Fewer, since only their standard deviation is used."""
 
@@ -34,9 +34,9 @@ def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
         contribution_L: Measured, same shape.
     """
     scores_L, truth_L = unit_ranks(dense_ranks(scores_L)), unit_ranks(dense_ranks(contribution_L))
-    shuffled_D_L = np.random.default_rng(0).permuted(np.tile(truth_L, (NUM_DRAWS, 1)), axis=1)
+    shuffled_D_L = np.random.default_rng(0).permuted(np.tile(truth_L, (NUM_RESAMPLES, 1)), axis=1)
     reached = int((shuffled_D_L @ scores_L >= truth_L @ scores_L - 1e-9).sum())
-    return (1 + reached) / (1 + NUM_DRAWS)
+    return (1 + reached) / (1 + NUM_RESAMPLES)
 
 
 def difference_under_noise(
@@ -75,7 +75,7 @@ def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) ->
     values_E = checked(difference_E)
     if len(values_E) < 3:
         raise ValueError(f"an interval over environments needs 3 or more, got {len(values_E)}")
-    drawn_D_E = np.random.default_rng(0).integers(len(values_E), size=(NUM_DRAWS, len(values_E)))
+    drawn_D_E = np.random.default_rng(0).integers(len(values_E), size=(NUM_RESAMPLES, len(values_E)))
     low, high = np.quantile(values_E[drawn_D_E].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     mean = float(values_E.mean())
     return Interval(value=mean, low=float(low), high=float(high), level=level, num_items=len(values_E))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from autolayer.comparison.comparison import Judgement, Mean, Row
+from autolayer.comparison.comparison import JudgedRanking, Judgement, MeanJudgement
 
 LIKELY_CHANCE = 0.05
 """A random ranking that does as well more often than this is mentioned."""
@@ -16,7 +16,7 @@ FEW_FILES = 10
 """Below this a percentile bootstrap is clearly too narrow."""
 
 
-def of_file(judged: Judgement) -> str:
+def file_verdict(judged: Judgement) -> str:
     """The verdict on one measured file."""
     if all(row.spearman is None for row in judged.rows):
         return "Measured contribution is the same for every layer: there is nothing to rank."
@@ -27,7 +27,7 @@ def of_file(judged: Judgement) -> str:
         return f"The prediction is the same for every layer, so it ranks nothing. {_regret(judged, prediction)}"
     sentences = [
         _against_baselines(prediction, baselines),
-        _noise(judged, baselines[0]),
+        _noise(baselines[0]),
         _ceiling(judged, prediction.spearman),
     ]
     if prediction.spearman > 0 and prediction.chance is not None and prediction.chance > LIKELY_CHANCE:
@@ -45,22 +45,22 @@ def of_file(judged: Judgement) -> str:
     return " ".join(filter(None, [*sentences, "This is one model and one task."]))
 
 
-def of_mean(mean: Mean) -> str:
+def mean_verdict(mean: MeanJudgement) -> str:
     """The verdict on all files together."""
     prediction = next((row for row in mean.rows if row.kind == "prediction"), None)
     if prediction is None or prediction.spearman is None:
         return f"Not every one of the {mean.num_comparisons} files gives the prediction a rank correlation: no mean."
     baselines = _ranked(mean.rows, "baseline")
     text = f"Over {mean.num_comparisons} files the prediction's mean Spearman is {prediction.spearman:.2f}."
-    judged = [row for row in baselines if row.ahead is not None]
+    judged = [row for row in baselines if row.spearman_difference is not None]
     if not judged:
         best = baselines[0]
         return (
             f"{text} The best baseline is {best.name} with {best.spearman:.2f}; two files are too few to say whether "
             "the difference means anything."
         )
-    beaten = [row.name for row in judged if row.ahead is not None and row.ahead.low > 0]
-    behind = [row.name for row in judged if row.ahead is not None and row.ahead.high < 0]
+    beaten = [row.name for row in judged if row.spearman_difference is not None and row.spearman_difference.low > 0]
+    behind = [row.name for row in judged if row.spearman_difference is not None and row.spearman_difference.high < 0]
     open_ = [row.name for row in judged if row.name not in (*beaten, *behind)]
     parts = [
         f"it is ahead of {_names(beaten)}" if beaten else "",
@@ -97,7 +97,7 @@ def notes(judged: Judgement, assumed: bool) -> tuple[str, ...]:
     return tuple(found)
 
 
-def notes_of_mean(judged: Sequence[Judgement]) -> tuple[str, ...]:
+def mean_notes(judged: Sequence[Judgement]) -> tuple[str, ...]:
     found = []
     if 3 <= len(judged) < FEW_FILES:
         found.append(f"intervals over {len(judged)} files are narrower than their level says")
@@ -108,7 +108,7 @@ def notes_of_mean(judged: Sequence[Judgement]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _without_prediction(judged: Judgement, best: Row) -> str:
+def _without_prediction(judged: Judgement, best: JudgedRanking) -> str:
     sentences = [
         "The prediction is the measured file itself, so only baselines and probes are judged.",
         f"The best baseline is {best.name} (Spearman {best.spearman:.2f}).",
@@ -121,7 +121,7 @@ def _without_prediction(judged: Judgement, best: Row) -> str:
     return " ".join(sentences)
 
 
-def _against_baselines(prediction: Row, baselines: list[Row]) -> str:
+def _against_baselines(prediction: JudgedRanking, baselines: list[JudgedRanking]) -> str:
     best = baselines[0]
     value, rival = prediction.spearman or 0.0, best.spearman or 0.0
     if value > rival:
@@ -140,15 +140,16 @@ def _against_baselines(prediction: Row, baselines: list[Row]) -> str:
     return f"{text} ({position:.2f} for position alone)."
 
 
-def _noise(judged: Judgement, best: Row) -> str:
-    if best.ahead is None:
+def _noise(best: JudgedRanking) -> str:
+    difference = best.spearman_difference
+    if difference is None:
         return "The measured file has no error bars, so it is not known whether that difference is noise."
-    difference = (
-        f"{best.ahead.value:+.2f}, {best.ahead.level:.0%} interval {best.ahead.low:+.2f} to {best.ahead.high:+.2f}"
+    numbers = (
+        f"{difference.value:+.2f}, {difference.level:.0%} interval {difference.low:+.2f} to {difference.high:+.2f}"
     )
-    if best.ahead.low > 0 or best.ahead.high < 0:
-        return f"The difference is more than the noise of the measurement ({difference})."
-    return f"The difference is within the noise of the measurement ({difference})."
+    if difference.low > 0 or difference.high < 0:
+        return f"The difference is more than the noise of the measurement ({numbers})."
+    return f"The difference is within the noise of the measurement ({numbers})."
 
 
 def _ceiling(judged: Judgement, spearman: float) -> str:
@@ -161,7 +162,7 @@ def _ceiling(judged: Judgement, spearman: float) -> str:
     return f"A perfect prediction would be expected at {judged.ceiling:.2f}, the noise ceiling."
 
 
-def _regret(judged: Judgement, prediction: Row) -> str:
+def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
     rows = {row.name: row for row in judged.rows}
     picked = prediction.picks
     who = f"Its pick, layer {picked[0]}," if len(picked) == 1 else f"Its picks, {_layers(picked)},"
@@ -172,7 +173,7 @@ def _regret(judged: Judgement, prediction: Row) -> str:
     )
 
 
-def _ranked(rows: Iterable[Row], kind: str) -> list[Row]:
+def _ranked(rows: Iterable[JudgedRanking], kind: str) -> list[JudgedRanking]:
     """Rows of a kind that have a Spearman correlation, the best first."""
     known = [row for row in rows if row.kind == kind and row.spearman is not None]
     return sorted(known, key=lambda row: -(row.spearman or 0.0))

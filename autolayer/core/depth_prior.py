@@ -11,19 +11,19 @@ import numpy as np
 
 BEST_DEPTH = 0.40
 """Closeness to this relative depth alone reaches Spearman .76 on the published curve (Qwen3-1.7B, arXiv 2607.01232)."""
-LEVEL, SPREAD = 0.75, 0.3
+MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.75, 0.3
 """Mean and deviation of contribution over the layers of published models (arXiv 2607.01232, seven models)."""
-CORRELATION = 0.3
+PRIOR_CORRELATION = 0.3
 """What depth alone is granted outside the curve that the rule was read from: none was found to share it."""
-REACH = 1.2816 * SPREAD
-"""Half width of the 80% interval of somebody who knows `LEVEL` and `SPREAD` only."""
+HALF_WIDTH = 1.2816 * CONTRIBUTION_SD
+"""Half width of the 80% interval of somebody who knows `MEAN_CONTRIBUTION` and `CONTRIBUTION_SD` only."""
 
 
 def _position(layer: int, num_layers: int) -> float:
     return -abs(layer / max(1, num_layers - 1) - BEST_DEPTH)
 
 
-POSITIONS: dict[str, Callable[[int, int], float]] = {
+DEPTH_BASELINES: dict[str, Callable[[int, int], float]] = {
     "first": lambda layer, num_layers: -layer,
     "middle": lambda layer, num_layers: -abs(layer - num_layers // 2),
     "last": lambda layer, num_layers: layer,
@@ -35,22 +35,23 @@ POSITIONS: dict[str, Callable[[int, int], float]] = {
 
 def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
     """Scores of some layers, shape (layers,)."""
-    return np.array([POSITIONS[name](layer, num_layers) for layer in layers], dtype=float)
+    return np.array([DEPTH_BASELINES[name](layer, num_layers) for layer in layers], dtype=float)
 
 
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
     """The 80% intervals that position alone would give, each shape (layers,).
 
-    Formula: LEVEL + SPREAD * CORRELATION * z +- REACH, z being the position scores standardised over these layers.
+    Formula: MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * z +- HALF_WIDTH, with z the position scores
+    standardised over these layers.
     """
     scores_L = scores("position", layers, num_layers)
     deviation = float(scores_L.std())
     standard_L = (scores_L - scores_L.mean()) / deviation if deviation > 0 else np.zeros_like(scores_L)
-    predicted_L = LEVEL + SPREAD * CORRELATION * standard_L
-    return predicted_L - REACH, predicted_L + REACH
+    predicted_L = MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * standard_L
+    return predicted_L - HALF_WIDTH, predicted_L + HALF_WIDTH
 
 
 def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The 80% interval of knowing nothing, not even depth: the same for every layer."""
-    level_L = np.full(len(layers), LEVEL)
-    return level_L - REACH, level_L + REACH
+    level_L = np.full(len(layers), MEAN_CONTRIBUTION)
+    return level_L - HALF_WIDTH, level_L + HALF_WIDTH

@@ -1,1 +1,1 @@
-"""Measured contribution: every layer and full-parameter RL trained, on several seeds (`run.measure`)."""
+"""Measured contribution: every layer and full-parameter RL trained, on several seeds (`measure.measure`)."""

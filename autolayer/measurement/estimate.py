@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUM_DRAWS = 4000
-CHUNK = 500
+from autolayer.core.statistics import Interval
+
+NUM_BOOTSTRAP_DRAWS = 4000
+DRAWS_PER_CHUNK = 500
 """Draws at a time: item weights of all draws at once would not fit the memory with many items."""
 
 ESTIMATOR = (
@@ -27,13 +29,6 @@ ESTIMATOR = (
     "percentiles of {num_draws} joint bootstrap draws, the same resampled items for all arms and seeds, plus noise of "
     "the training seeds from a two-way model of arms and seeds"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +66,9 @@ class SeedNoise:
         return max(0.0, self.residual - self.items)
 
 
-def estimate(gain_A_S_I: np.ndarray, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0) -> Estimate:
+def estimate(
+    gain_A_S_I: np.ndarray, *, level: float = 0.95, num_draws: int = NUM_BOOTSTRAP_DRAWS, seed: int = 0
+) -> Estimate:
     """Estimates contributions.
 
     Args:
@@ -85,22 +82,21 @@ def estimate(gain_A_S_I: np.ndarray, *, level: float = 0.95, num_draws: int = NU
     noise = seed_noise(gain_A_S_I)
     value_A = gain_A_S_I.mean((1, 2))
     draws_D_A = _draws(gain_A_S_I, noise, num_draws, np.random.default_rng(seed))
-    edges = [(1 - level) / 2, (1 + level) / 2]
-    full = Interval(value=float(value_A[-1]), **_edges(draws_D_A[:, -1], edges))
+    num_items = gain_A_S_I.shape[2]
+    full = _interval(value_A[-1], draws_D_A[:, -1], level, num_items)
     with np.errstate(divide="ignore", invalid="ignore"):
         share_D_L = draws_D_A[:, :-1] / draws_D_A[:, -1:]
         share_L = value_A[:-1] / value_A[-1]
     measurable = full.low > 0
     first = int(value_A[:-1].argmax())
     behind_D_L = draws_D_A[:, [first]] - draws_D_A[:, :-1]  # in gains: the sign needs no denominator
-    tied = np.quantile(behind_D_L, edges[0], axis=0) <= 0
+    tied = np.quantile(behind_D_L, (1 - level) / 2, axis=0) <= 0
     order = [int(row) for row in np.argsort(-value_A[:-1], kind="stable") if tied[row] and row != first]
     return Estimate(
         gains_A_S=gain_A_S_I.mean(2),
         full=full,
         contribution_L=tuple(
-            Interval(value=float(share), **_edges(share_D, edges))
-            for share, share_D in zip(share_L, share_D_L.T, strict=True)
+            _interval(share, share_D, level, num_items) for share, share_D in zip(share_L, share_D_L.T, strict=True)
         )
         if measurable
         else (),
@@ -154,8 +150,8 @@ def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.
     mean_A_I = gain_A_S_I.mean(1)
     even = np.full(num_items, 1 / num_items)
     parts = []
-    for start in range(0, num_draws, CHUNK):
-        weight_D_I = random.multinomial(num_items, even, size=min(CHUNK, num_draws - start)) / num_items
+    for start in range(0, num_draws, DRAWS_PER_CHUNK):
+        weight_D_I = random.multinomial(num_items, even, size=min(DRAWS_PER_CHUNK, num_draws - start)) / num_items
         parts.append(weight_D_I @ mean_A_I.T)
     draws_D_A = np.concatenate(parts)
     if num_seeds > 1:
@@ -167,6 +163,7 @@ def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.
     return draws_D_A
 
 
-def _edges(draws_D: np.ndarray, edges: list[float]) -> dict[str, float]:
-    low, high = np.quantile(draws_D, edges)
-    return {"low": float(low), "high": float(high)}
+def _interval(value: float, draws_D: np.ndarray, level: float, num_items: int) -> Interval:
+    """Returns a value with the percentile interval of its bootstrap draws."""
+    low, high = np.quantile(draws_D, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value=float(value), low=float(low), high=float(high), level=level, num_items=num_items)

@@ -11,7 +11,7 @@ from autolayer.core.config import Config
 from autolayer.core.formatting import format_count
 from autolayer.pipeline import dry_run as planning
 from autolayer.pipeline.dry_run import DryRun
-from autolayer.probes.run import ProbeReport, joint_rate
+from autolayer.probes.run_probes import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +21,7 @@ FINALISTS = 3
 rate to evaluation noise (LayerBench, gap)."""
 RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
 """The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
-RATE_REACH = 2.0
+GRID_MARGIN = 2.0
 """The default grid goes from the full-parameter starting rate divided by this to a layer's largest times this."""
 
 
@@ -77,7 +77,7 @@ def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[flo
     known = [rate for rate in probed.learning_rates if rate is not None]
     # The layers that were not probed would move the policy as much as those that were.
     low = joint_rate(probed) * (len(known) / num_layers) ** 0.5
-    return spread(low / RATE_REACH, RATE_REACH * max(known))
+    return spread(low / GRID_MARGIN, GRID_MARGIN * max(known))
 
 
 def spread(low: float, high: float) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from torch import nn
 from autolayer.models.permissions import follow_umask
 
 RANK, ALPHA = 16, 32
-NAME = "default"
+ADAPTER_NAME = "default"
 """PEFT's name of an adapter; every parameter's name has it in front of `.weight`."""
 ABOUT = "autolayer.json"
 """Beside PEFT's own files: what the adapter belongs to."""
@@ -37,7 +37,7 @@ def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(names))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model, adapter_name=NAME)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
     model.requires_grad_(False)
 
 
@@ -62,7 +62,7 @@ def learning_rate_factor(model: nn.Module) -> float:
     whose root mean square is rate * ALPHA / RANK * sqrt(RANK) * rms(A). A whole layer's entries move by the rate
     itself. For hidden widths of thousands this gives the tenfold rate that is found in practice.
     """
-    first = [p for name, p in model.named_parameters() if name.endswith(f"lora_A.{NAME}.weight")]
+    first = [p for name, p in model.named_parameters() if name.endswith(f"lora_A.{ADAPTER_NAME}.weight")]
     squares = sum(float(p.detach().double().square().sum()) for p in first)
     rms = (squares / sum(p.numel() for p in first)) ** 0.5
     return 1 / (ALPHA / RANK * RANK**0.5 * rms)
@@ -84,7 +84,7 @@ def merged_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) 
         module = adapted.get(name.removesuffix(".base_layer.weight"))
         tensor = parameter.detach()
         if module is not None and name.endswith(".base_layer.weight"):
-            tensor = tensor + module.get_delta_weight(NAME).to(tensor.dtype)
+            tensor = tensor + module.get_delta_weight(ADAPTER_NAME).to(tensor.dtype)
         found.append((name.replace(".base_layer.", "."), tensor))
     return found
 
@@ -126,7 +126,9 @@ def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: s
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    named = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": t.contiguous() for name, t in tensors.items()}
+    named = {
+        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for name, t in tensors.items()
+    }
     save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     follow_umask(folder / SAFETENSORS_WEIGHTS_NAME)
     (folder / ABOUT).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from autolayer.probes.rates import together
+from autolayer.probes.starting_rates import combined_rate
 from autolayer.search.records import Candidate
 
 
@@ -49,5 +49,5 @@ def _joined(singles: Sequence[Candidate]) -> Candidate:
         layers=tuple(sorted(single.layers[0] for single in singles)),
         predicted=sum(single.predicted for single in singles) / len(singles),
         predicted_sd=max(single.predicted_sd for single in singles),
-        learning_rate=together(single.learning_rate for single in singles),
+        learning_rate=combined_rate(single.learning_rate for single in singles),
     )

@@ -10,7 +10,7 @@ from autolayer.core.errors import ConfigError, unknown
 from autolayer.core.progress import Progress
 from autolayer.pipeline.result_builder import Summary
 from autolayer.pipeline.setup import prepare
-from autolayer.probes.run import joint_rate
+from autolayer.probes.run_probes import joint_rate
 from autolayer.reporting.results import PickResult
 
 Until = Literal["calibrate", "probe", "search"]

@@ -35,7 +35,7 @@ from autolayer.models.loading import model_path
 from autolayer.models.patch import LayerPatch
 from autolayer.pipeline.layer_sets import candidate_sets
 from autolayer.probes import PROBES, known
-from autolayer.probes.run import ProbeReport, joint_rate, run_probes
+from autolayer.probes.run_probes import ProbeReport, joint_rate, run_probes
 from autolayer.reporting import results
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import PickResult
@@ -178,7 +178,7 @@ class Stages:
         cost = replace(self.bench.spent - before, seconds=time.perf_counter() - started)
         self.folder.write(run_folder.PROBE, {**report.to_dict(), "cost": asdict(cost)})
 
-    def _known(self) -> list[known.Known]:
+    def _known(self) -> list[known.KnownEnvironment]:
         """What the prediction may learn from: never from this very base, unless the user measured it."""
         found = known.packaged(without_base=self.bench.loaded.weight_hash)
         return found + (known.history(self.config.history) if self.config.history else [])

@@ -19,8 +19,8 @@ from autolayer.core.errors import DataError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCHEMA_VERSION = 1
-NAME = "contribution.json"
+CONTRIBUTION_SCHEMA_VERSION = 1
+CONTRIBUTION_FILE = "contribution.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Contribution:
     notes: tuple[str, ...] = ()
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = CONTRIBUTION_SCHEMA_VERSION
 
     @property
     def values(self) -> dict[int, float]:
@@ -130,7 +130,7 @@ class Contribution:
             lines.append(f"Best: layer {first}.")
         lines += [f"Note: {note}." for note in self.notes]
         title = Text(f"{self.model}, {self.task}, {self.algorithm}, {self.steps} steps")
-        text = Text("\n".join([*lines, "", f"Every number: {folder / NAME}"]))
+        text = Text("\n".join([*lines, "", f"Every number: {folder / CONTRIBUTION_FILE}"]))
         return Group(title, Padding(table, (0, 0, 1, 2)), text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,8 +141,10 @@ class Contribution:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Contribution:
         """Raises KeyError, TypeError or ValueError where `values` is no contribution."""
-        if values["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {values['schema_version']}, this version reads {SCHEMA_VERSION}")
+        if values["schema_version"] != CONTRIBUTION_SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version {values['schema_version']}, this version reads {CONTRIBUTION_SCHEMA_VERSION}"
+            )
         layers = {int(row["layer"]): _arm({k: v for k, v in row.items() if k != "layer"}) for row in values["layers"]}
         plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         probes = {name: tuple(map(float, scores)) for name, scores in values["probes"].items()}
@@ -168,13 +170,15 @@ def read(path: str | Path) -> Contribution:
         DataError: It is missing or is no contribution.
     """
     path = Path(path)
-    path = path / NAME if path.is_dir() else path
+    path = path / CONTRIBUTION_FILE if path.is_dir() else path
     try:
         return Contribution.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: give a {NAME}, or a run folder of `autolayer measure`.") from None
+        raise DataError(
+            f"{path} does not exist: give a {CONTRIBUTION_FILE}, or a run folder of `autolayer measure`."
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is no {NAME} ({type(error).__name__}: {error}): measure again.") from None
+        raise DataError(f"{path} is no {CONTRIBUTION_FILE} ({type(error).__name__}: {error}): measure again.") from None
 
 
 def validate(value: dict[str, Any]) -> None:
@@ -184,7 +188,7 @@ def validate(value: dict[str, Any]) -> None:
         ValueError: It breaks the schema. That is a bug of ours, so it is no AutolayerError.
     """
     if wrong := problems(value):
-        raise ValueError(f"{NAME} would break its schema: {'; '.join(wrong)}")
+        raise ValueError(f"{CONTRIBUTION_FILE} would break its schema: {'; '.join(wrong)}")
 
 
 def problems(value: Any) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from autolayer.core.errors import RunFolderError
 
-SCHEMA_VERSION = 1
+RESULT_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class PickResult:
         print(result.best_layers, result.gain.value)
     """
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RESULT_SCHEMA_VERSION
     status: Literal["ok", "incomplete", "no_signal"]
     model: str
     task: str

@@ -28,7 +28,7 @@ from autolayer.core.budget import ProbePlan
 from autolayer.core.config import from_dict
 from autolayer.pipeline.setup import prepare
 from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.probes.run import shared_batch
+from autolayer.probes.run_probes import shared_batch
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.calibration import calibrate
 from autolayer.training.logprobs import scoring

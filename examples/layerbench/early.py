@@ -23,8 +23,8 @@ from run import SEEDS
 
 from autolayer.comparison.metrics import regret, spearman
 from autolayer.core.run_folder import PROBE
-from autolayer.measurement.trials import MEASURED
-from autolayer.reporting.contribution import NAME, Contribution, read
+from autolayer.measurement.training_runs import MEASURED_FILE
+from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution, read
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)
 
@@ -49,10 +49,10 @@ def main() -> None:
     columns = ("quarter: Spearman", "regret", "whole: Spearman", "regret")
     table = Table("environment", *columns, title="What short runs tell")
     rows, single = [], {(name, factor): [] for name in ("small", "far") for factor in FACTORS}
-    for folder in sorted(path.parent for path in (work / "measure").glob(f"*/{NAME}")):
+    for folder in sorted(path.parent for path in (work / "measure").glob(f"*/{CONTRIBUTION_FILE}")):
         if folder.name not in ENVIRONMENTS or ENVIRONMENTS[folder.name].sealed:
             continue
-        found, rewards = read(folder), json.loads((folder / MEASURED).read_text())["rewards"]
+        found, rewards = read(folder), json.loads((folder / MEASURED_FILE).read_text())["rewards"]
         truth_L, truth_S_L = list(found.values.values()), np.array(list(found.by_seed().values())).T
 
         def judged(score_L: np.ndarray, truth_L: list = truth_L, truth_S_L: np.ndarray = truth_S_L) -> list[float]:

@@ -18,7 +18,7 @@ from scipy import stats
 from autolayer.comparison.metrics import coverage, regret, spearman, winkler
 from autolayer.core import depth_prior
 from autolayer.probes.base import Scores
-from autolayer.probes.known import Known
+from autolayer.probes.known import KnownEnvironment
 from autolayer.probes.predictor import fit, predict
 from autolayer.reporting.contribution import Contribution
 
@@ -52,7 +52,7 @@ class Judged:
     """Of all pairs of probability_best and whether the layer was best, by budget; and of the uninformed forecast."""
 
 
-def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
+def judge(environment: Environment, learned: Sequence[KnownEnvironment]) -> Judged:
     found = load(environment)
     assert found is not None
     measured = Contribution.from_dict(found["contribution"])
@@ -80,7 +80,7 @@ def judge(environment: Environment, learned: Sequence[Known]) -> Judged:
         for name in PROBES:
             if name in signals:
                 scores.setdefault(name, []).append(signals[name].scores_L)
-    for name in depth_prior.POSITIONS:
+    for name in depth_prior.DEPTH_BASELINES:
         scores[name] = [depth_prior.scores(name, layers, depth)]
     for name, (low_L, high_L) in (
         ("position", depth_prior.position_interval(layers, depth)),
@@ -157,9 +157,9 @@ def mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean([value or 0.0 for value in values])) if values else None
 
 
-def _level_interval(others: Sequence[Known], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
+def _level_interval(others: Sequence[KnownEnvironment], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
     """The 80% interval of somebody who knows the other environments' levels and spreads; the same for every layer."""
-    level, spread = depth_prior.LEVEL, depth_prior.SPREAD
+    level, spread = depth_prior.MEAN_CONTRIBUTION, depth_prior.CONTRIBUTION_SD
     if others:
         contributions = [np.array(each.contribution_L) for each in others]
         levels = np.array([each.mean() for each in contributions])

@@ -29,7 +29,7 @@ import autolayer
 from autolayer.core.config import from_dict
 from autolayer.core.run_folder import PROBE
 from autolayer.models.loading import load_model
-from autolayer.probes.known import Known, of_contribution, packaged, save
+from autolayer.probes.known import KnownEnvironment, of_contribution, packaged, save
 from autolayer.reporting.contribution import Contribution
 
 RESULTS = HERE / "results"
@@ -125,7 +125,7 @@ def load(environment: Environment) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def known(environment: Environment) -> Known:
+def known(environment: Environment) -> KnownEnvironment:
     """An environment as the prediction learns from it."""
     found = load(environment)
     assert found is not None, f"{environment.name} has not been measured"

@@ -10,8 +10,8 @@ import pytest
 from compare_helpers import TRUTH, contribution, picked, rows, saved
 
 from autolayer.comparison import metrics
+from autolayer.comparison.compare import compare
 from autolayer.comparison.curves import published
-from autolayer.comparison.run import compare
 from autolayer.core.errors import AutolayerError, DataError, UnknownNameError
 from autolayer.reporting.contribution import ArmGain
 
@@ -77,7 +77,7 @@ def test_a_file_does_not_predict_itself() -> None:
     (judged,) = compare(contribution(), contribution()).comparisons
     assert judged.prediction is None and all(point.predicted is None for point in judged.points)
     assert "The prediction is the measured file itself" in judged.verdict and "rl_burst" in judged.verdict
-    assert all(row.ahead is None for row in judged.rows)
+    assert all(row.spearman_difference is None for row in judged.rows)
 
 
 # What it refuses

@@ -11,8 +11,8 @@ import pytest
 from compare_helpers import TRUTH, contribution, files, picked, rows, shown
 
 from autolayer.comparison import metrics
+from autolayer.comparison.compare import compare
 from autolayer.comparison.curves import published
-from autolayer.comparison.run import compare
 from autolayer.core.errors import DataError
 from autolayer.reporting.results import PickResult
 
@@ -59,7 +59,7 @@ def test_a_constant_prediction_ranks_nothing() -> None:
     assert prediction.spearman is None and prediction.kendall is None and prediction.share_of_ceiling is None
     assert prediction.regret_top1 == pytest.approx(rows(found.comparisons[0])["random"].regret_top1)
     assert "the same for every layer, so it ranks nothing" in found.comparisons[0].verdict
-    assert all(row.ahead is None for row in found.comparisons[0].rows)
+    assert all(row.spearman_difference is None for row in found.comparisons[0].rows)
     assert re.search(r"^prediction +- +- ", shown(found), re.MULTILINE)
 
 
@@ -91,8 +91,8 @@ def test_the_mean_over_files_with_paired_intervals() -> None:
     prediction, position = ([rows(judged)[name] for judged in found.comparisons] for name in ("prediction", "position"))
     assert mean["prediction"].spearman == pytest.approx(np.mean([row.spearman or 0 for row in prediction]))
     differences = [(one.spearman or 0) - (other.spearman or 0) for one, other in zip(prediction, position, strict=True)]
-    ahead, regret = mean["position"].ahead, mean["position"].regret_ahead
-    assert ahead is not None and regret is not None and mean["prediction"].ahead is None
+    ahead, regret = mean["position"].spearman_difference, mean["position"].regret_difference
+    assert ahead is not None and regret is not None and mean["prediction"].spearman_difference is None
     assert ahead.value == pytest.approx(np.mean(differences)) and ahead.num_items == 4
     assert min(differences) <= ahead.low <= ahead.value <= ahead.high <= max(differences)
     assert regret.value == pytest.approx((mean["prediction"].regret_top1 or 0) - (mean["position"].regret_top1 or 0))
@@ -101,7 +101,7 @@ def test_the_mean_over_files_with_paired_intervals() -> None:
 
 def test_two_files_have_a_mean_and_no_interval() -> None:
     found = compare(picked(), *files(2))
-    assert found.mean is not None and all(row.ahead is None for row in found.mean.rows)
+    assert found.mean is not None and all(row.spearman_difference is None for row in found.mean.rows)
     assert "two files are too few" in found.mean.verdict
     assert compare(picked(), contribution()).mean is None
 

@@ -14,7 +14,7 @@ from compare_helpers import TRUTH, contribution, files, picked, saved, shown
 
 import autolayer
 from autolayer.cli.main import main
-from autolayer.comparison.run import compare
+from autolayer.comparison.compare import compare
 from autolayer.core.errors import AutolayerError
 
 

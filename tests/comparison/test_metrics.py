@@ -222,21 +222,11 @@ def test_the_position_rule_reaches_its_published_value() -> None:
 def test_baselines_pick_what_their_names_say() -> None:
     for num_layers in (4, 5, 28, 36):
         picked = {name: metrics.picks(depth_prior.scores(name, range(num_layers), num_layers))
-                  for name in depth_prior.POSITIONS}  # fmt: skip
+                  for name in depth_prior.DEPTH_BASELINES}  # fmt: skip
         assert picked["first"] == [0] and picked["last"] == [num_layers - 1] and picked["middle"] == [num_layers // 2]
         assert min(abs(layer / (num_layers - 1) - 0.4) for layer in range(num_layers)) == pytest.approx(
             abs(picked["position"][0] / (num_layers - 1) - 0.4)
         )
-
-
-def test_probes_and_compare_share_the_formulas() -> None:
-    from autolayer.probes import PROBES
-    from autolayer.probes.baselines import POSITION, Position
-
-    shared = {name: probe for name, probe in PROBES.items() if isinstance(probe, Position)}
-    assert {"first", "middle", "last"} <= shared.keys() <= depth_prior.POSITIONS.keys()
-    for name, probe in {**shared, "position": POSITION}.items():
-        assert probe.value is depth_prior.POSITIONS[name]
 
 
 def test_intervals_of_position_alone() -> None:

@@ -32,7 +32,7 @@ from autolayer.core.config import Config, ProbeConfig, SearchConfig
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers, head_ratio, train_only
-from autolayer.probes.run import run_probes
+from autolayer.probes.run_probes import run_probes
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 
 # Costs

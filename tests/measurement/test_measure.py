@@ -13,7 +13,7 @@ from autolayer.cli.main import main
 from autolayer.core import config
 from autolayer.core.errors import ConfigError, DataError, RunFolderError
 from autolayer.measurement import schedule
-from autolayer.measurement.trials import MEASURED
+from autolayer.measurement.training_runs import MEASURED_FILE
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.workbench import Workbench
@@ -33,9 +33,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contribution, Pa
 
 def test_the_record_says_what_was_trained(measured: tuple[Contribution, Path]) -> None:
     found, out = measured
-    values = json.loads((out / contribution.NAME).read_text())
+    values = json.loads((out / contribution.CONTRIBUTION_FILE).read_text())
     assert contribution.problems(values) == [] and values == found.to_dict()
-    assert contribution.read(out) == found == contribution.read(out / contribution.NAME)
+    assert contribution.read(out) == found == contribution.read(out / contribution.CONTRIBUTION_FILE)
     assert list(found.layers) == [0, 7] and found.seeds == (0, 1) and found.rates == (6e-4, 2e-3)
     assert found.full.value == pytest.approx(sum(found.full.gains) / 2)
     for arm in found.layers.values():
@@ -98,8 +98,8 @@ def test_without_a_full_gain_there_is_an_error_and_the_rewards_are_kept(tmp_path
     options = {**SHORT, "steps": 1, "num_eval": 64, "num_seeds": 1, "rates": "1e-8"}
     with pytest.raises(DataError, match=r"full-parameter RL gained .*not above 0.*--steps"):
         autolayer.measure(**options, out=str(tmp_path))
-    assert not (tmp_path / contribution.NAME).exists()
-    assert len(json.loads((tmp_path / MEASURED).read_text())["rewards"]) == 4
+    assert not (tmp_path / contribution.CONTRIBUTION_FILE).exists()
+    assert len(json.loads((tmp_path / MEASURED_FILE).read_text())["rewards"]) == 4
 
 
 # The command line

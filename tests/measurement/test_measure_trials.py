@@ -1,4 +1,4 @@
-"""Trials and rates of `measure`: each run once, failures out, nothing lost."""
+"""TrainingRuns and rates of `measure`: each run once, failures out, nothing lost."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from autolayer.core.errors import RunFolderError, TrainingError
 from autolayer.core.progress import Stage
 from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
-from autolayer.measurement.trials import MEASURED, Trials
-from autolayer.probes.run import ProbeReport
+from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns
+from autolayer.probes.run_probes import ProbeReport
 from autolayer.training import checkpoints
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -67,15 +67,15 @@ class Bench:
         checkpoints.delete(self.folder.path, arm)
 
 
-def trials(bench: Bench, *, grid: tuple[float, ...] = GRID, steps: int = 120) -> Trials:
+def trials(bench: Bench, *, grid: tuple[float, ...] = GRID, steps: int = 120) -> TrainingRuns:
     measure = config.MeasureConfig(num_seeds=2)
     settings = config.Config(model="tiny", steps=steps, num_eval=64, seed=3, measure=measure)
     plan = Schedule.of(settings, num_arms=2, num_rates=len(grid))
     stages: Any = SimpleNamespace(bench=bench, config=settings, folder=bench.folder)
-    return Trials(stages, grid, plan, Stage("measure", plan.total))
+    return TrainingRuns(stages, grid, plan, Stage("measure", plan.total))
 
 
-def run_both(run: Trials) -> list:
+def run_both(run: TrainingRuns) -> list:
     return [run.base("eval"), run.run((5,)), run.run("full")]
 
 
@@ -122,7 +122,7 @@ def test_a_rate_that_diverges_is_out_with_its_reason(tmp_path: Path, step: int) 
     assert {call[1] for call in bench.calls if call[0] == "train" and call[3] == 120} >= {
         "layer-5_rate-0.1_seed-3", "layer-5_rate-0.0001_seed-3"}  # fmt: skip
     assert run.failures() == ["layer 5 at rate 0.01: the gradient became nan"]
-    assert json.loads((tmp_path / MEASURED).read_text())["failed"] == {
+    assert json.loads((tmp_path / MEASURED_FILE).read_text())["failed"] == {
         "layer 5 at rate 0.01": "the gradient became nan"
     }
 
@@ -164,14 +164,14 @@ def test_checkpoints_ahead_of_lost_rewards_are_not_scored_in_their_place(tmp_pat
     bench.left = 20
     with pytest.raises(KeyboardInterrupt):
         trials(bench).run((5,))
-    (tmp_path / MEASURED).unlink()
+    (tmp_path / MEASURED_FILE).unlink()
     bench.left, bench.calls = 10**9, []
     trials(bench).run((5,))
     assert all(call[2][1] == 30 for call in bench.calls if call[0] == "evaluate" and "rate-0.0001" in call[2][0])
 
 
 def test_a_damaged_file_of_rewards_is_named(tmp_path: Path) -> None:
-    (tmp_path / MEASURED).write_text('{"rewards": {}}')
+    (tmp_path / MEASURED_FILE).write_text('{"rewards": {}}')
     with pytest.raises(RunFolderError, match=r"measured\.json is damaged.*failed"):
         trials(Bench(tmp_path))
 

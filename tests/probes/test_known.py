@@ -15,7 +15,7 @@ from autolayer.cli.main import main
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.models.loading import load_model
 from autolayer.probes import known
-from autolayer.probes.known import Known, history, of_contribution, packaged, save
+from autolayer.probes.known import KnownEnvironment, history, of_contribution, packaged, save
 from autolayer.probes.predictor import MIN_BASES
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import Contribution
@@ -28,20 +28,20 @@ SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "pr
                          "device": "cpu", "layers": "2-3", "budget": 0.2}  # fmt: skip
 
 
-def environment(base: str = "ab", **changes: Any) -> Known:
+def environment(base: str = "ab", **changes: Any) -> KnownEnvironment:
     return replace(of_contribution(record(**PROBED, base=base), name="one"), **changes)
 
 
 def write(folder: Path, name: str, found: Contribution) -> Path:
     (folder / name).mkdir(parents=True, exist_ok=True)
-    path = folder / name / contribution.NAME
+    path = folder / name / contribution.CONTRIBUTION_FILE
     path.write_text(json.dumps(found.to_dict()))
     return path
 
 
 def test_a_contribution_becomes_an_environment_of_its_measured_layers_and_probes() -> None:
     found = environment()
-    assert found == Known(
+    assert found == KnownEnvironment(
         name="one",
         base="ab",
         architecture="qwen3",
@@ -144,7 +144,7 @@ def test_a_wrong_history_is_refused_before_anything_is_done(
     if kind != "nowhere":
         (tmp_path / kind).mkdir()
     if kind == "damaged":
-        (tmp_path / kind / contribution.NAME).write_text("{}")
+        (tmp_path / kind / contribution.CONTRIBUTION_FILE).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as leaving:
         main(["pick", "--model", "tiny", "--task", "math:arith", "--device", "cpu", "--history", kind])

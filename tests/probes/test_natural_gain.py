@@ -17,10 +17,10 @@ from workbench_helpers import Untouched, make_bench, make_context, make_task, pl
 from autolayer.models.layers import find_layers
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.probes import PROBES
-from autolayer.probes.context import Fold, Sketched, make_fold
+from autolayer.probes.context import Fold, ProjectedGradients, make_fold
 from autolayer.probes.gradient import streamed_gradient
+from autolayer.probes.gradient_projection import PROJECTION_DIM, GradientProjector
 from autolayer.probes.natural_gain import NUM_PARTS, natural_direction, natural_gains
-from autolayer.probes.sketch import SIDE, Sketcher
 from autolayer.training.workbench import Workbench
 
 WIDE = 1000
@@ -43,11 +43,11 @@ def one_fold(bench: Workbench, prompts: int = 6) -> Fold:
 
 def sketch(
     bench: Workbench, fold: Fold, layers: tuple[int, ...], *, max_sequences: int | None = None, **options: Any
-) -> Sketcher:
-    sketcher = Sketcher(bench.model, layers, **options)
-    with sketcher.watching():
+) -> GradientProjector:
+    projector = GradientProjector(bench.model, layers, **options)
+    with projector.watching():
         streamed_gradient(bench, fold.batch, fold.advantages_B, layers, max_sequences=max_sequences)
-    return sketcher
+    return projector
 
 
 def exact_rows(model: Any, fold: Fold, layer: int) -> torch.Tensor:
@@ -85,13 +85,13 @@ def test_with_every_direction_a_sketch_is_each_completions_exact_gradient(archit
     bench = make_bench(model, tmp_path, make_task(prompts=uneven))
     fold = one_fold(bench)
     assert not bool(fold.batch.attention_mask.all()), "no padding to test"
-    sketcher = sketch(bench, fold, (0, 1), side=WIDE)
+    projector = sketch(bench, fold, (0, 1), side=WIDE)
     for layer in (0, 1):
         weight_B = fold.advantages_B / len(fold.advantages_B)
-        same(sketcher.rows(layer), exact_rows(model, fold, layer) * weight_B[:, None])
+        same(projector.rows(layer), exact_rows(model, fold, layer) * weight_B[:, None])
 
 
-@pytest.mark.parametrize("side", [SIDE, WIDE])
+@pytest.mark.parametrize("side", [PROJECTION_DIM, WIDE])
 def test_micro_batches_do_not_matter(side: int, tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
     fold = one_fold(bench)
@@ -152,26 +152,26 @@ def test_a_sketcher_changes_no_gradient_and_leaves_no_hook(architecture: str, tm
     bench = make_bench(model, tmp_path)
     fold = one_fold(bench)
     plain = streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1))
-    before, sketcher = Untouched(model), Sketcher(model, (0, 1))
-    with sketcher.watching():
+    before, projector = Untouched(model), GradientProjector(model, (0, 1))
+    with projector.watching():
         watched = streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1))
     before.check()
     for layer in (0, 1):
         assert all(torch.equal(gradient, watched[layer][name]) for name, gradient in plain[layer].items())
-    rows = sketcher.rows(0)
+    rows = projector.rows(0)
     streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1))
-    assert torch.equal(sketcher.rows(0), rows), "it still watches"
+    assert torch.equal(projector.rows(0), rows), "it still watches"
 
 
 def test_an_error_inside_leaves_no_hook(tmp_path: Path) -> None:
     model = build_model("qwen3", num_layers=2)
-    before, sketcher = Untouched(model), Sketcher(model, (0, 1))
-    with pytest.raises(KeyboardInterrupt), sketcher.watching():
+    before, projector = Untouched(model), GradientProjector(model, (0, 1))
+    with pytest.raises(KeyboardInterrupt), projector.watching():
         raise KeyboardInterrupt
-    with pytest.raises(IndexError), Sketcher(model, (0, 9)).watching():
+    with pytest.raises(IndexError), GradientProjector(model, (0, 9)).watching():
         pass
     before.check()
-    assert sketcher.rows(0).numel() == 0
+    assert projector.rows(0).numel() == 0
 
 
 # What a layer sees of the shared batch
@@ -186,7 +186,7 @@ def test_sketched_are_gradients_of_the_log_probability_itself(tmp_path: Path) ->
         for fold, (gradient, _) in zip(context.folds, context._passes, strict=True)
     ]
     for layer in (0, 1):
-        found = context.sketched(layer)
+        found = context.projected_gradients(layer)
         rows, advantages, prompts = [], [], []
         for index, fold in enumerate(context.folds):
             for place, (row, advantage) in enumerate(
@@ -249,8 +249,8 @@ def test_both_ways_to_solve_agree() -> None:
     assert not wide[8:].any()
 
 
-def sketched(rows: np.ndarray, advantages: np.ndarray, group: int = 4) -> Sketched:
-    return Sketched(
+def projected(rows: np.ndarray, advantages: np.ndarray, group: int = 4) -> ProjectedGradients:
+    return ProjectedGradients(
         rows_B_D=torch.tensor(rows), advantages_B=torch.tensor(advantages), prompt_B=torch.arange(len(rows)) // group
     )
 
@@ -271,15 +271,15 @@ def test_the_score_is_what_its_formula_says() -> None:
         direction = np.linalg.solve(fisher + added * np.eye(30), x.T @ a / len(x))
         along = rows[inside] @ direction
         expected.append(np.mean(along * advantages[inside]) / np.sqrt(np.mean(along**2)))
-    assert natural_gains(sketched(rows, advantages), damping=1.0) == pytest.approx(expected, rel=1e-9)
+    assert natural_gains(projected(rows, advantages), damping=1.0) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_planted_direction_scores_and_noise_does_not() -> None:
     planted, plain = [], []
     for seed in range(60):
         rows, advantages = noise(seed)
-        plain.append(np.mean(natural_gains(sketched(rows, advantages))))
-        planted.append(np.mean(natural_gains(sketched(rows, advantages + 0.7 * rows[:, 0]))))
+        plain.append(np.mean(natural_gains(projected(rows, advantages))))
+        planted.append(np.mean(natural_gains(projected(rows, advantages + 0.7 * rows[:, 0]))))
     error = np.std(plain, ddof=1) / len(plain) ** 0.5
     assert abs(np.mean(plain)) < 3.5 * error and error < 0.05
     assert np.mean(planted) > 0.25 > 5 * abs(np.mean(plain))
@@ -293,7 +293,7 @@ def test_the_best_direction_is_found_where_the_steepest_is_not() -> None:
     for seed in range(30):
         rows, advantages = noise(seed)
         rows[:, 1] *= 10
-        data = sketched(rows, advantages + 0.7 * rows[:, 0])
+        data = projected(rows, advantages + 0.7 * rows[:, 0])
         found.append(np.mean(natural_gains(data, damping=0.1)))
         steepest.append(np.mean(natural_gains(data, damping=1e9)))
     assert np.mean(found) > 1.5 * np.mean(steepest)
@@ -302,9 +302,9 @@ def test_the_best_direction_is_found_where_the_steepest_is_not() -> None:
 @pytest.mark.parametrize("scale", [1e-6, 3.0, 1e5])
 def test_the_score_has_no_unit_of_weights(scale: float) -> None:
     rows, advantages = noise(0)
-    plain = natural_gains(sketched(rows, advantages))
-    assert natural_gains(sketched(rows * scale, advantages)) == pytest.approx(plain, rel=1e-6)
-    louder = natural_gains(sketched(rows, advantages * 5))
+    plain = natural_gains(projected(rows, advantages))
+    assert natural_gains(projected(rows * scale, advantages)) == pytest.approx(plain, rel=1e-6)
+    louder = natural_gains(projected(rows, advantages * 5))
     assert louder == pytest.approx([5 * gain for gain in plain], rel=1e-6)  # but that of the reward
 
 
@@ -313,7 +313,7 @@ def test_prompts_that_chose_a_direction_do_not_judge_it() -> None:
     found = []
     for seed in range(40):
         rows, advantages = noise(seed, count=24, width=60)
-        found.append(np.mean(natural_gains(sketched(rows.repeat(4, 0), advantages.repeat(4)))))
+        found.append(np.mean(natural_gains(projected(rows.repeat(4, 0), advantages.repeat(4)))))
     assert abs(np.mean(found)) < 3.5 * np.std(found, ddof=1) / len(found) ** 0.5
 
 
@@ -327,6 +327,6 @@ def test_prompts_that_chose_a_direction_do_not_judge_it() -> None:
     ids=["dead layer", "no advantage anywhere", "a single prompt"],
 )
 def test_where_nothing_can_be_judged_the_score_is_zero(rows: torch.Tensor, prompts: torch.Tensor) -> None:
-    data = Sketched(rows_B_D=rows.double(), advantages_B=torch.ones(len(rows)).double(), prompt_B=prompts)
+    data = ProjectedGradients(rows_B_D=rows.double(), advantages_B=torch.ones(len(rows)).double(), prompt_B=prompts)
     gains = natural_gains(data)
     assert len(gains) >= 2 and not any(gains)  # a standard error can be made of it

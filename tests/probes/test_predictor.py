@@ -12,7 +12,7 @@ import pytest
 from autolayer.core import depth_prior
 from autolayer.probes import predictor
 from autolayer.probes.base import Scores
-from autolayer.probes.known import Known
+from autolayer.probes.known import KnownEnvironment
 from autolayer.probes.predictor import FEATURES, MIN_BASES, SMALL, fit, predict, standard
 
 # E environments, L layers, F features.
@@ -23,7 +23,7 @@ LAYERS = 12
 
 def simulate(
     seed: int, *, base: str | None = None, num_layers: int = LAYERS, noise: float = 0.1, weights_F: Any = WEIGHTS_F
-) -> Known:
+) -> KnownEnvironment:
     """An environment whose contributions follow the probes, in standard units, but for noise and a level of its own."""
     generator = np.random.default_rng(seed)
     scores_F_L = generator.normal(size=(len(FEATURES), num_layers))
@@ -34,7 +34,7 @@ def simulate(
     signals = {
         name: tuple(map(float, scores * unit)) for name, scores, unit in zip(FEATURES, scores_F_L, units_F, strict=True)
     }
-    return Known(
+    return KnownEnvironment(
         name=f"simulated {seed}",
         base=base or f"base {seed}",
         architecture="qwen3",
@@ -46,11 +46,11 @@ def simulate(
     )
 
 
-def world(count: int, *, first: int = 0, **options: Any) -> list[Known]:
+def world(count: int, *, first: int = 0, **options: Any) -> list[KnownEnvironment]:
     return [simulate(first + seed, num_layers=8 + 2 * (seed % 4), **options) for seed in range(count)]
 
 
-def scores_of(known: Known) -> dict[str, Scores]:
+def scores_of(known: KnownEnvironment) -> dict[str, Scores]:
     """The environment's probes as `run_probes` would give them, free of noise."""
     return {
         name: Scores(scores_L=np.array(scores), errors_L=np.zeros(len(scores)))
@@ -58,7 +58,9 @@ def scores_of(known: Known) -> dict[str, Scores]:
     }
 
 
-def predict_for(new: Known, known: Sequence[Known], *, num_parameters: int = 10**6, **options: Any):
+def predict_for(
+    new: KnownEnvironment, known: Sequence[KnownEnvironment], *, num_parameters: int = 10**6, **options: Any
+):
     probes = options.get("probes", scores_of(new))
     return predict(probes, new.layers, new.num_layers, model=fit(known), num_parameters=num_parameters)
 
@@ -112,7 +114,7 @@ def test_errors_are_those_on_bases_that_the_fit_has_not_seen(monkeypatch: pytest
     monkeypatch.setattr(predictor, "PENALTIES", (0.1,))
     every = np.eye(len(FEATURES))
 
-    def learn(known: list[Known]) -> tuple[np.ndarray, np.ndarray]:
+    def learn(known: list[KnownEnvironment]) -> tuple[np.ndarray, np.ndarray]:
         return predictor._learn(known, [predictor._rows(each) for each in known], every)
 
     known = []
@@ -185,17 +187,17 @@ def test_large_models_have_the_weak_prior_of_the_published_positions() -> None:
     """And the published level and error, until a model of their size has been measured."""
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
     rule_L = standard(depth_prior.scores("position", new.layers, new.num_layers))
-    wanted_L = depth_prior.CORRELATION * depth_prior.SPREAD * rule_L
+    wanted_L = depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * rule_L
     for known in ([], world(10)):
         found = predict_for(new, known, probes={}, num_parameters=SMALL)
-        assert np.array(found.predicted) - depth_prior.LEVEL == pytest.approx(wanted_L)
-        assert found.deviation == depth_prior.SPREAD
+        assert np.array(found.predicted) - depth_prior.MEAN_CONTRIBUTION == pytest.approx(wanted_L)
+        assert found.deviation == depth_prior.CONTRIBUTION_SD
     large = [replace(each, num_parameters=SMALL) for each in world(10)]
     measured = predict_for(new, large, probes={}, num_parameters=SMALL)
     assert np.mean(measured.predicted) == pytest.approx(fit(large).level)
     assert measured.deviation == fit(large).deviation
     flat = predict_for(new, [], probes={}, num_parameters=SMALL - 1)
-    assert set(flat.predicted) == {depth_prior.LEVEL}
+    assert set(flat.predicted) == {depth_prior.MEAN_CONTRIBUTION}
 
 
 def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
@@ -206,12 +208,16 @@ def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
         assert none.learned_from == 0
         assert predict_for(new, few, num_parameters=num_parameters) == none
         assert predict_for(new, tasks, num_parameters=num_parameters).learned_from == len(tasks)
-    assert none.deviation == depth_prior.SPREAD and np.mean(none.predicted) == pytest.approx(depth_prior.LEVEL)
+    assert none.deviation == depth_prior.CONTRIBUTION_SD and np.mean(none.predicted) == pytest.approx(
+        depth_prior.MEAN_CONTRIBUTION
+    )
 
 
 @pytest.mark.parametrize("known", [[], world(6)], ids=["fallback", "learned"])
 @pytest.mark.parametrize("num_parameters", [10**6, 10**9])
-def test_a_probe_that_is_missing_or_sees_no_difference_says_nothing(known: list[Known], num_parameters: int) -> None:
+def test_a_probe_that_is_missing_or_sees_no_difference_says_nothing(
+    known: list[KnownEnvironment], num_parameters: int
+) -> None:
     new = simulate(99)
     probes = scores_of(new)
 
@@ -258,14 +264,14 @@ def test_units_of_probes_do_not_matter() -> None:
 def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
     probes = {name: Scores(scores_L=np.array([3.0]), errors_L=np.array([0.1])) for name in FEATURES}
-    for num_parameters, level in ((10**6, fit(known).level), (10**9, depth_prior.LEVEL)):
+    for num_parameters, level in ((10**6, fit(known).level), (10**9, depth_prior.MEAN_CONTRIBUTION)):
         found = predict(probes, (5,), 8, model=fit(known), num_parameters=num_parameters)
         assert found.predicted == pytest.approx([level])
 
 
 def test_fixed_weights_are_kept_where_learning_does_not_beat_them() -> None:
     """Contributions that no probe has to do with teach nothing; the level and the error are still learned."""
-    fixed_F = np.array(list(predictor.FALLBACK.values())) * depth_prior.SPREAD
+    fixed_F = np.array(list(predictor.FALLBACK.values())) * depth_prior.CONTRIBUTION_SD
     found = [fit(world(8, first=100 * repeat, weights_F=fixed_F, noise=2.0)) for repeat in range(10)]
     unit_F = fixed_F / np.linalg.norm(fixed_F)
     kept = [model.weights_F / np.linalg.norm(model.weights_F) == pytest.approx(unit_F) for model in found]

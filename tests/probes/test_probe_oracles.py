@@ -19,11 +19,11 @@ from workbench_helpers import Untouched, make_bench, make_context, make_task, pl
 
 from autolayer.models.layers import layer_parameters
 from autolayer.probes import PROBES
-from autolayer.probes.context import FAR, Response, make_fold
+from autolayer.probes.context import TARGET_DISTANCE, StepResponse, make_fold
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.line_search import group_gain, reweighted_gains
-from autolayer.probes.rates import MAX_RATIO, far_rates
 from autolayer.probes.representation_change import aligned_share
+from autolayer.probes.starting_rates import MAX_RATIO, starting_rates
 from autolayer.rollouts.types import Rollouts
 
 
@@ -195,7 +195,7 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     stepped = context.stepped
     monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
     monkeypatch.setattr(
-        "autolayer.probes.context.far_steps", lambda *args: (1.0, (1.0, 1.0))
+        "autolayer.probes.context.find_distance_steps", lambda *args: (1.0, (1.0, 1.0))
     )  # looks further afterwards
     response, direction = context._respond(layer, 1), context.direction(layer, without=1)
     fold = response.fold
@@ -224,11 +224,11 @@ def test_the_aligned_share_is_the_double_loop_over_pairs_of_different_prompts() 
     pairs = [(i, j) for i in range(count) for j in range(count) if i // group != j // group]
     crossed = sum(a[i] * a[j] * (m[i] @ m[j]) for i, j in pairs)
     expected = crossed / len(pairs) / (np.mean((m**2).sum(1)) * np.mean(a**2))
-    found = aligned_share(Response(deviation=1.0, movement_B_D=movement, fold=fold))
+    found = aligned_share(StepResponse(deviation=1.0, movement_B_D=movement, fold=fold))
     assert found == pytest.approx(expected, rel=1e-9)
-    scaled = aligned_share(Response(deviation=1.0, movement_B_D=movement * 1e-4, fold=fold))
+    scaled = aligned_share(StepResponse(deviation=1.0, movement_B_D=movement * 1e-4, fold=fold))
     assert scaled == pytest.approx(expected, rel=1e-9)
-    assert aligned_share(Response(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
+    assert aligned_share(StepResponse(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
 
 
 def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far
     model = build_model("qwen3")
     bench = make_bench(model, tmp_path)
     context = make_context(bench, (0, 1, 2, 3), prompts=8)
-    for layer, rate in far_rates(context, 5).items():
+    for layer, rate in starting_rates(context, 5).items():
         assert rate is not None
         squares = []
         for index, fold in enumerate(context.folds):
@@ -272,15 +272,15 @@ def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far
                 pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
                 change = [plain_log_probs(moved, *p).sum() - plain_log_probs(model, *p).sum() for p in pairs]
             squares.append(float(torch.stack(change).square().mean()))
-        assert np.mean(squares) ** 0.5 == pytest.approx(FAR, rel=0.15)
+        assert np.mean(squares) ** 0.5 == pytest.approx(TARGET_DISTANCE, rel=0.15)
 
 
 def test_no_rate_is_far_above_the_other_layers() -> None:
     far = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
     context: Any = SimpleNamespace(layers=tuple(far), far=far.__getitem__)
-    assert far_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
+    assert starting_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
     dead: Any = SimpleNamespace(layers=(0,), far=lambda layer: 0.0)
-    assert far_rates(dead, 10) == {0: None}
+    assert starting_rates(dead, 10) == {0: None}
 
 
 def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_slope_disagree(
@@ -307,5 +307,5 @@ def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_sl
     monkeypatch.setattr(context, "sequence_log_probs", curved)
     response = context._respond(1, 0)
     assert response.deviation == pytest.approx(float(slope_B.std()))
-    assert response.far == pytest.approx(FAR / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
+    assert response.far == pytest.approx(TARGET_DISTANCE / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
     assert min(response.reaches) > 0

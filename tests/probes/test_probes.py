@@ -22,8 +22,8 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.predictor import FALLBACK, FEATURES
-from autolayer.probes.rates import BURST_STEPS, far_rates, steps_to_far
-from autolayer.probes.run import ProbeReport, joint_rate, run_probes
+from autolayer.probes.run_probes import ProbeReport, joint_rate, run_probes
+from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
 from autolayer.rollouts.types import request_seed
 from autolayer.training.workbench import Workbench
 
@@ -45,7 +45,7 @@ NONE = ProbePlan(
     burst_prompts=0,
     burst_items=0,
 )
-BASELINES = ("random", "first", "middle", "last")
+BASELINES = ("random", "first", "middle", "last", "position")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
@@ -55,15 +55,12 @@ def _score(name: str, context: ProbeContext) -> np.ndarray:
     return found.scores_L
 
 
-def test_the_registry_holds_the_three_probes_the_signals_and_the_baselines() -> None:
-    signals = {"gradient_norm", "representation_change", "rl_burst", "line_search", "gain_per_kl"}
-    signals |= {"reach", "trusted_gain", "natural_gain"}
-    assert set(PROBES) == signals | set(BASELINES)
+def test_every_signal_documents_itself_and_is_no_baseline() -> None:
     assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
-    assert set(FALLBACK) <= set(FEATURES) <= signals
-    for name in signals:
+    assert set(FALLBACK) <= set(FEATURES) <= set(PROBES) - set(BASELINES)
+    for name in set(PROBES) - set(BASELINES):
         text = type(PROBES[name]).__doc__ or ""
-        assert all(word in text for word in ("Shape", "Cost", "Source", "Known to fail")), name
+        assert all(word in text for word in ("Formula:", "Shape", "Source:", "Cost:", "Known to fail:")), name
 
 
 @DTYPES
@@ -146,7 +143,7 @@ def test_a_layer_whose_branches_are_zero_scores_exactly_zero_and_the_others_do_n
         if not probe.is_baseline:
             assert scores[dead] == 0, name
             assert all(scores[layer] != 0 for layer in (0, 2, 3)), (name, scores)
-    rates = far_rates(context, BURST_STEPS)
+    rates = starting_rates(context, STEPS_TO_DISTANCE)
     assert rates[dead] is None and all(rates[layer] for layer in (0, 2, 3))
 
 
@@ -192,7 +189,7 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
     )  # fmt: skip
     bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
     context = make_context(bench, layers, plan)
-    rates = far_rates(context, BURST_STEPS)
+    rates = starting_rates(context, STEPS_TO_DISTANCE)
     trained: dict[int, dict[str, torch.Tensor]] = {}
     forget = bench.forget
 
@@ -252,8 +249,10 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
     assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
     short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
-    assert steps_to_far(400) == 28 and steps_to_far(10) == BURST_STEPS  # the longer a run, the slower it starts
-    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(28 / BURST_STEPS)
+    assert (
+        steps_to_distance(400) == 28 and steps_to_distance(10) == STEPS_TO_DISTANCE
+    )  # the longer a run, the slower it starts
+    assert np.array(short.learning_rates) / np.array(small.learning_rates) == pytest.approx(28 / STEPS_TO_DISTANCE)
     rates = [rate for rate in report.learning_rates if rate is not None]
     assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
     with pytest.raises(ConfigError, match="--layers"):

@@ -31,7 +31,7 @@ def test_the_schema_names_the_fields_of_the_record() -> None:
 @pytest.mark.parametrize("changes", [{}, {"seeds": (5, 6)}, {"seed_sd": None, "ceiling": None}, {"probes": {}}])
 def test_a_record_survives_the_file(changes: dict[str, Any], tmp_path: Path) -> None:
     contribution.validate(record(**changes).to_dict())
-    (tmp_path / contribution.NAME).write_text(json.dumps(record(**changes).to_dict()))
+    (tmp_path / contribution.CONTRIBUTION_FILE).write_text(json.dumps(record(**changes).to_dict()))
     assert contribution.read(tmp_path) == record(**changes)
 
 
@@ -54,7 +54,7 @@ def test_what_is_no_record_is_not_written(change: dict[str, Any], words: str) ->
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema_version": 1}'])
 def test_a_file_that_is_no_record_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / contribution.NAME).write_text(text)
+    (tmp_path / contribution.CONTRIBUTION_FILE).write_text(text)
     with pytest.raises(DataError, match=r"is no contribution\.json"):
         contribution.read(tmp_path)
     with pytest.raises(DataError, match="does not exist"):

@@ -41,7 +41,7 @@ def test_runs_of_an_older_version_do_not_say_on_how_many_items_they_are() -> Non
 
 def test_schema_is_a_valid_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(results.schema())
-    assert results.schema()["properties"]["schema_version"]["const"] == results.SCHEMA_VERSION
+    assert results.schema()["properties"]["schema_version"]["const"] == results.RESULT_SCHEMA_VERSION
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from autolayer.core.errors import ConfigError, DataError
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.probes.known import Known
+from autolayer.probes.known import KnownEnvironment
 from autolayer.probes.predictor import fit, predict
-from autolayer.probes.rates import far_rates, steps_to_far, together
+from autolayer.probes.starting_rates import combined_rate, starting_rates, steps_to_distance
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.training.workbench import Workbench
 
@@ -57,7 +57,7 @@ def run_probes(
     num_folds: int,
     total_steps: int,
     seed: int,
-    known: Sequence[Known] = (),
+    known: Sequence[KnownEnvironment] = (),
     on_probe: Callable[[str], None] = lambda name: None,
 ) -> ProbeReport:
     """Scores every candidate with every probe.
@@ -83,7 +83,7 @@ def run_probes(
         on_probe(name)
     num_parameters = bench.model.num_parameters()
     prediction = predict(scores, layers, len(bench.layers), model=fit(known), num_parameters=num_parameters)
-    rates = far_rates(context, steps_to_far(total_steps))
+    rates = starting_rates(context, steps_to_distance(total_steps))
     return ProbeReport(
         layers=layers,
         scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
@@ -127,4 +127,4 @@ def joint_rate(report: ProbeReport) -> float:
     rates = [rate for rate in report.learning_rates if rate is not None]
     if not rates:
         raise ConfigError(f"layers {list(report.layers)} do not move the policy at all: give other --layers.")
-    return together(rates)
+    return combined_rate(rates)

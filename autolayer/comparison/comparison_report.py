@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolayer.comparison.comparison import FIGURES, NAME, Comparison, Judgement, Row
+from autolayer.comparison.comparison import COMPARISON_FILE, FIGURE_FILES, Comparison, JudgedRanking, Judgement
 from autolayer.core.statistics import Interval
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
-def _picks(row: Row) -> str:
+def _picks(row: JudgedRanking) -> str:
     return (
         ("any" if row.name == "random" else "-")
         if not row.picks
@@ -35,7 +35,7 @@ def _picks(row: Row) -> str:
     )
 
 
-COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+COLUMNS: tuple[tuple[str, str, Callable[[JudgedRanking], str]], ...] = (
     ("spearman", "Spear-\nman", lambda row: _number(row.spearman)),
     ("share_of_ceiling", "of\nceiling", lambda row: _share(row.share_of_ceiling)),
     ("kendall", "Ken-\ndall", lambda row: _number(row.kendall)),
@@ -45,13 +45,22 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("coverage", "in\n80%", lambda row: _share(row.coverage)),
     ("winkler", "Wink-\nler", lambda row: _number(row.winkler)),
     ("picks", "\npick", _picks),
-    ("ahead", "prediction's Spearman\nis ahead by", lambda row: _interval(row.ahead)),
-    ("regret_ahead", "its regret\nis higher by", lambda row: _interval(row.regret_ahead)),
+    ("spearman_difference", "prediction's Spearman\nis ahead by", lambda row: _interval(row.spearman_difference)),
+    ("regret_difference", "its regret\nis higher by", lambda row: _interval(row.regret_difference)),
 )
 """Field of a row, heading, text."""
-OPTIONAL = ("share_of_ceiling", "coverage", "winkler", "picks", "ahead", "regret_ahead")
+OPTIONAL = ("share_of_ceiling", "coverage", "winkler", "picks", "spearman_difference", "regret_difference")
 """Shown where some row knows it; the others show a dash."""
-GIVEN_UP = ("regret_ahead", "kendall", "winkler", "share_of_ceiling", "ahead", "coverage", "picks", "regret_top3")
+DROPPED_WHEN_NARROW = (
+    "regret_difference",
+    "kendall",
+    "winkler",
+    "share_of_ceiling",
+    "spearman_difference",
+    "coverage",
+    "picks",
+    "regret_top3",
+)
 """In a narrow terminal, in this order; --json has every number."""
 
 
@@ -83,10 +92,12 @@ class ComparisonReport:
         yield ""
         yield Text(_legend(self.found), style="dim")
         if self.folder is not None:
-            yield Text(f"Files: {', '.join(str(Path(self.folder) / name) for name in (NAME, *FIGURES))}")
+            yield Text(
+                f"Files: {', '.join(str(Path(self.folder) / name) for name in (COMPARISON_FILE, *FIGURE_FILES))}"
+            )
 
 
-def _table(rows: Sequence[Row], width: int) -> Table:
+def _table(rows: Sequence[JudgedRanking], width: int) -> Table:
     """With as many columns as fit."""
     from rich.console import Console
     from rich.measure import Measurement
@@ -94,7 +105,7 @@ def _table(rows: Sequence[Row], width: int) -> Table:
     endless = Console(width=999)
     known = {name for name in OPTIONAL if any(getattr(row, name) not in (None, ()) for row in rows)}
     shown = [name for name, _, _ in COLUMNS if name not in OPTIONAL or name in known]
-    for unwanted in ("", *GIVEN_UP):
+    for unwanted in ("", *DROPPED_WHEN_NARROW):
         shown = [name for name in shown if name != unwanted]
         table = _form(rows, shown)
         if Measurement.get(endless, endless.options, table).maximum <= width:
@@ -102,7 +113,7 @@ def _table(rows: Sequence[Row], width: int) -> Table:
     return table
 
 
-def _form(rows: Sequence[Row], shown: Sequence[str]) -> Table:
+def _form(rows: Sequence[JudgedRanking], shown: Sequence[str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")

@@ -10,8 +10,16 @@ from typing import Literal
 import numpy as np
 
 from autolayer.comparison import figure, metrics, resampling, verdicts
-from autolayer.comparison.comparison import METRICS, NAME, Comparison, Judgement, Mean, Point, Row
-from autolayer.comparison.curves import GIVE, Measured, Predicted
+from autolayer.comparison.comparison import (
+    COMPARISON_FILE,
+    METRICS,
+    Comparison,
+    JudgedRanking,
+    Judgement,
+    LayerPoint,
+    MeanJudgement,
+)
+from autolayer.comparison.curves import ACCEPTED_SOURCES, MeasuredCurve, PredictedCurve
 from autolayer.comparison.sources import read_measured, read_predicted
 from autolayer.core import depth_prior
 from autolayer.core.errors import ConfigError, DataError
@@ -20,11 +28,11 @@ from autolayer.core.statistics import Interval
 from autolayer.reporting.contribution import Contribution
 from autolayer.reporting.results import PickResult
 
-FEWEST = 4
+MIN_COMMON_LAYERS = 4
 """Common layers: with three, one random ranking in six is perfect."""
-FEWEST_FILES = 3
+MIN_FILES_FOR_INTERVAL = 3
 """For an interval over files."""
-BASELINES = ("random", *depth_prior.POSITIONS)
+BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
 
 
 def compare(
@@ -50,7 +58,7 @@ def compare(
         print(found.comparisons[0].verdict)
     """
     if not measured:
-        raise ConfigError(f"there is nothing to compare with: after the prediction give {GIVE}.")
+        raise ConfigError(f"there is nothing to compare with: after the prediction give {ACCEPTED_SOURCES}.")
     if out is not None:
         _check_out(Path(out))
     prediction, curves = read_predicted(predicted), [read_measured(source) for source in measured]
@@ -61,7 +69,7 @@ def compare(
     judged = tuple(_judge(prediction, curve, num_layers, assumed) for curve in curves)
     found = Comparison(comparisons=judged, mean=_mean(judged) if len(judged) > 1 else None)
     if out is not None:
-        RunFolder(out).write(NAME, found.to_dict())
+        RunFolder(out).write(COMPARISON_FILE, found.to_dict())
         figure.write_figure(found, Path(out))
     return found
 
@@ -73,7 +81,7 @@ def _check_out(folder: Path) -> None:
     figure.check_matplotlib()
 
 
-def _num_layers(predicted: Predicted, curves: Sequence[Measured]) -> tuple[int, bool]:
+def _num_layers(predicted: PredictedCurve, curves: Sequence[MeasuredCurve]) -> tuple[int, bool]:
     """The model's number of blocks, and whether it had to be assumed; all files must agree on it."""
     every = [predicted, *curves]
     known = {curve.origin.num_layers: curve.origin.source for curve in every if curve.origin.num_layers is not None}
@@ -95,12 +103,12 @@ def _num_layers(predicted: Predicted, curves: Sequence[Measured]) -> tuple[int, 
     return num_layers, False
 
 
-def _judge(predicted: Predicted, measured: Measured, num_layers: int, assumed: bool) -> Judgement:
+def _judge(predicted: PredictedCurve, measured: MeasuredCurve, num_layers: int, assumed: bool) -> Judgement:
     layers = sorted(predicted.values.keys() & measured.values.keys())
-    if len(layers) < FEWEST:
+    if len(layers) < MIN_COMMON_LAYERS:
         raise DataError(
             f"{predicted.origin.source} and {measured.origin.source} have {len(layers)} layers in common, fewer than "
-            f"{FEWEST}: on so few any ranking may be right by chance; predict and measure more --layers."
+            f"{MIN_COMMON_LAYERS}: on so few any ranking may be right by chance; predict and measure more --layers."
         )
     own = predicted.is_measured and predicted.values == measured.values
     judgement = Judgement(
@@ -120,19 +128,21 @@ def _judge(predicted: Predicted, measured: Measured, num_layers: int, assumed: b
         rows=_rows(predicted, measured, layers, num_layers, own),
     )
     judgement = replace(judgement, notes=(*verdicts.notes(judgement, assumed), *measured.notes))
-    return replace(judgement, verdict=verdicts.of_file(judgement))
+    return replace(judgement, verdict=verdicts.file_verdict(judgement))
 
 
-def _point(layer: int, predicted: Predicted, measured: Measured, own: bool) -> Point:
+def _point(layer: int, predicted: PredictedCurve, measured: MeasuredCurve, own: bool) -> LayerPoint:
     low, high = measured.band[layer] if measured.band else (None, None)
-    point = Point(layer=layer, measured=measured.values[layer], measured_low=low, measured_high=high)
+    point = LayerPoint(layer=layer, measured=measured.values[layer], measured_low=low, measured_high=high)
     if own:
         return point
     low, high = predicted.band[layer] if predicted.band else (None, None)
     return replace(point, predicted=predicted.values[layer], predicted_low=low, predicted_high=high)
 
 
-def _rows(predicted: Predicted, measured: Measured, layers: list[int], num_layers: int, own: bool) -> tuple[Row, ...]:
+def _rows(
+    predicted: PredictedCurve, measured: MeasuredCurve, layers: list[int], num_layers: int, own: bool
+) -> tuple[JudgedRanking, ...]:
     """The prediction, every baseline, and every single probe that scored all these layers."""
     judge = _Judge(measured, layers)
     probes = {
@@ -146,7 +156,7 @@ def _rows(predicted: Predicted, measured: Measured, layers: list[int], num_layer
         band = np.array([predicted.band[layer] for layer in layers]).T if predicted.band else None
         rows.append(judge.row("prediction", "prediction", judge.prediction_L, band))
     rows.append(judge.random(depth_prior.level_interval(layers) if predicted.band else None))
-    for name in depth_prior.POSITIONS:
+    for name in depth_prior.DEPTH_BASELINES:
         # Only the published rule comes with an idea of how far it may be off.
         band = depth_prior.position_interval(layers, num_layers) if predicted.band and name == "position" else None
         rows.append(judge.row(name, "baseline", depth_prior.scores(name, layers, num_layers), band))
@@ -156,7 +166,7 @@ def _rows(predicted: Predicted, measured: Measured, layers: list[int], num_layer
 class _Judge:
     """One measured curve over the compared layers, ready to judge any scores of them."""
 
-    def __init__(self, measured: Measured, layers: list[int]) -> None:
+    def __init__(self, measured: MeasuredCurve, layers: list[int]) -> None:
         by_seed, errors = measured.by_seed, measured.errors
         self.layers, self.ceiling = layers, measured.ceiling
         self.truth_L = np.array([measured.values[layer] for layer in layers])
@@ -170,9 +180,9 @@ class _Judge:
         kind: Literal["prediction", "baseline", "probe"],
         scores_L: np.ndarray,
         band: Sequence[np.ndarray] | np.ndarray | None = None,
-    ) -> Row:
+    ) -> JudgedRanking:
         spearman = metrics.spearman(scores_L, self.truth_L)
-        return Row(
+        return JudgedRanking(
             name=name,
             kind=kind,
             picks=tuple(self.layers[place] for place in metrics.picks(scores_L)),
@@ -186,10 +196,10 @@ class _Judge:
             coverage=None if band is None else metrics.coverage(self.truth_L, band[0], band[1]),
             winkler=None if band is None else metrics.winkler(self.truth_L, band[0], band[1]),
             chance=None if spearman is None else resampling.chance(scores_L, self.truth_L),
-            ahead=None if kind == "prediction" or spearman is None else self._ahead(scores_L),
+            spearman_difference=None if kind == "prediction" or spearman is None else self._difference(scores_L),
         )
 
-    def random(self, band: Sequence[np.ndarray] | None) -> Row:
+    def random(self, band: Sequence[np.ndarray] | None) -> JudgedRanking:
         """Expected values over all random rankings; equal scores have the same regret as one drawn at random."""
         equal_L = np.zeros(len(self.layers))
         # Where the curve itself ranks nothing, a random ranking has no correlation with it either.
@@ -203,10 +213,10 @@ class _Judge:
             kendall=0.0 if ranked else None,
             spearman_without_depth=0.0 if beyond_depth else None,
             kendall_without_depth=0.0 if beyond_depth else None,
-            ahead=self._ahead(equal_L) if ranked else None,
+            spearman_difference=self._difference(equal_L) if ranked else None,
         )
 
-    def _ahead(self, scores_L: np.ndarray) -> Interval | None:
+    def _difference(self, scores_L: np.ndarray) -> Interval | None:
         """None without error bars, and where the prediction ranks nothing."""
         if self.errors_L is None or self.prediction_L is None:
             return None
@@ -215,28 +225,30 @@ class _Judge:
         return resampling.difference_under_noise(self.prediction_L, scores_L, self.truth_L, self.errors_L)
 
 
-def _mean(judged: Sequence[Judgement]) -> Mean:
+def _mean(judged: Sequence[Judgement]) -> MeanJudgement:
     by_name = [{row.name: row for row in judgement.rows} for judgement in judged]
     names = [name for name in by_name[0] if all(name in rows for rows in by_name)]
     prediction = [rows.get("prediction") for rows in by_name]
     rows = []
     for name in names:
         same = [rows[name] for rows in by_name]
-        row = Row(name=name, kind=same[0].kind)
+        row = JudgedRanking(name=name, kind=same[0].kind)
         for metric in METRICS:
             values = [getattr(one, metric) for one in same]
             row = replace(row, **{metric: None if None in values else float(np.mean(values))})
         if row.kind != "prediction":
-            row = replace(row, ahead=_over_files(prediction, same, "spearman"),
-                          regret_ahead=_over_files(prediction, same, "regret_top1"))  # fmt: skip
+            row = replace(row, spearman_difference=_over_files(prediction, same, "spearman"),
+                          regret_difference=_over_files(prediction, same, "regret_top1"))  # fmt: skip
         rows.append(row)
-    mean = Mean(num_comparisons=len(judged), rows=tuple(rows), notes=verdicts.notes_of_mean(judged))
-    return replace(mean, verdict=verdicts.of_mean(mean))
+    mean = MeanJudgement(num_comparisons=len(judged), rows=tuple(rows), notes=verdicts.mean_notes(judged))
+    return replace(mean, verdict=verdicts.mean_verdict(mean))
 
 
-def _over_files(prediction: Sequence[Row | None], rows: Sequence[Row], metric: str) -> Interval | None:
+def _over_files(
+    prediction: Sequence[JudgedRanking | None], rows: Sequence[JudgedRanking], metric: str
+) -> Interval | None:
     """Prediction minus a row, paired by file; None with too few files, or where one of them does not know the value."""
     pairs = [(getattr(one, metric, None), getattr(other, metric)) for one, other in zip(prediction, rows, strict=True)]
-    if len(pairs) < FEWEST_FILES or any(None in pair for pair in pairs):
+    if len(pairs) < MIN_FILES_FOR_INTERVAL or any(None in pair for pair in pairs):
         return None
     return resampling.bootstrap_interval([one - other for one, other in pairs])

@@ -23,16 +23,16 @@ from autolayer.measurement.schedule import FINALISTS, Schedule
 from autolayer.pipeline.stages import SEGMENT_STEPS, Stages
 from autolayer.training import checkpoints
 
-MEASURED = "measured.json"
+MEASURED_FILE = "measured.json"
 
 
-class Trials:
+class TrainingRuns:
     """Runs arms, or reads what an earlier, interrupted run has left of them."""
 
     def __init__(self, stages: Stages, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
         self.bench, self.config = stages.bench, stages.config
         self.grid, self.schedule, self.bar = grid, schedule, bar
-        self.kept = Kept(stages.folder)
+        self.kept = RunRecords(stages.folder)
 
     @property
     def cost(self) -> dict[str, Cost]:
@@ -157,7 +157,7 @@ class Trials:
         self.bar.advance(max(0, min(steps, left)), note)
 
 
-class Kept:
+class RunRecords:
     """measured.json: rewards by training, failures with their reasons, and what it has cost."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -165,14 +165,14 @@ class Kept:
         self.rewards: dict[str, tuple[float, ...]] = {}
         self.failed: dict[str, str] = {}
         self.cost: dict[str, Cost] = {}
-        found: dict[str, Any] | None = folder.read(MEASURED)
+        found: dict[str, Any] | None = folder.read(MEASURED_FILE)
         if found is not None:
             try:
                 self.rewards = {key: tuple(map(float, rewards)) for key, rewards in found["rewards"].items()}
                 self.failed = {name: str(reason) for name, reason in found["failed"].items()}
                 self.cost = {stage: Cost(**cost) for stage, cost in found["cost"].items()}
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise folder.damaged(MEASURED, f"{type(error).__name__}: {error}") from error
+                raise folder.damaged(MEASURED_FILE, f"{type(error).__name__}: {error}") from error
 
     def add(self, key: str, rewards_I: Sequence[float], stage: str, cost: Cost) -> None:
         self.rewards[key] = tuple(rewards_I)
@@ -192,7 +192,7 @@ class Kept:
 
     def _save(self) -> None:
         cost = {stage: asdict(cost) for stage, cost in self.cost.items()}
-        self.folder.write(MEASURED, {"rewards": self.rewards, "failed": self.failed, "cost": cost}, indent=None)
+        self.folder.write(MEASURED_FILE, {"rewards": self.rewards, "failed": self.failed, "cost": cost}, indent=None)
 
 
 def name_of(layers: Layers) -> str:

@@ -19,18 +19,19 @@ from autolayer.core.costs import Cost
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Progress
-from autolayer.measurement.estimate import ESTIMATOR, NUM_DRAWS, estimate
+from autolayer.core.statistics import Interval
+from autolayer.measurement.estimate import ESTIMATOR, NUM_BOOTSTRAP_DRAWS, estimate
 from autolayer.measurement.schedule import Schedule, rate_grid
-from autolayer.measurement.trials import MEASURED, Trials, name_of
+from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, name_of
 from autolayer.pipeline.result_builder import PACKAGES, standing_notes
 from autolayer.pipeline.setup import prepare
 from autolayer.pipeline.stages import Stages
-from autolayer.probes.run import ProbeReport
+from autolayer.probes.run_probes import ProbeReport
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import ArmGain, Contribution
 from autolayer.rollouts.evaluation import scale
 
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 def measure(
@@ -74,7 +75,7 @@ def measure(
         arms: list[Layers] = [*((layer,) for layer in movable(probed)), "full"]
         schedule = Schedule.of(stages.config, num_arms=len(arms), num_rates=len(grid))
         with stages.progress.stage("measure", schedule.total) as bar:
-            trials = Trials(stages, grid, schedule, bar)
+            trials = TrainingRuns(stages, grid, schedule, bar)
             base_I = trials.base("eval")
             chosen, rewards_A_S_I = zip(*map(trials.run, arms), strict=True)
             bar.advance(0, f"{len(arms)} arms, {len(schedule.seeds)} seeds")
@@ -98,11 +99,11 @@ def settings(config: Config | None, options: dict[str, Any], num_seeds: int | No
 
 def finished(stages: Stages) -> Contribution | None:
     """What an earlier run of the same command has written."""
-    found = stages.folder.read(contribution.NAME)
+    found = stages.folder.read(contribution.CONTRIBUTION_FILE)
     if found is None:
         return None if stages.bench.ranks.leads else stages.led_nowhere()
     if wrong := contribution.problems(found):
-        raise stages.folder.damaged(contribution.NAME, "; ".join(wrong[:3]))
+        raise stages.folder.damaged(contribution.CONTRIBUTION_FILE, "; ".join(wrong[:3]))
     return Contribution.from_dict(found)
 
 
@@ -128,13 +129,13 @@ def summarize(
     Raises:
         DataError: Full-parameter RL has not gained enough for a ratio.
     """
-    found = estimate(rewards_A_S_I - base_I, level=LEVEL, seed=stages.config.seed)
+    found = estimate(rewards_A_S_I - base_I, level=CONFIDENCE_LEVEL, seed=stages.config.seed)
     full = found.full
     if full.low <= 0:
         raise DataError(
             f"full-parameter RL gained {full.value:+.3f} [{full.low:+.3f}, {full.high:+.3f}]: not above 0, so "
             f"contributions cannot be measured; give more --steps, --num-seeds or --num-eval. All rewards are in "
-            f"{stages.folder / MEASURED}."
+            f"{stages.folder / MEASURED_FILE}."
         )
     gains_A_S = [tuple(map(float, gains_S)) for gains_S in found.gains_A_S]
     layers = movable(probed)
@@ -142,22 +143,28 @@ def summarize(
     return {
         "num_items": len(base_I),
         "base_score": float(base_I.mean()),
-        "full": ArmGain(learning_rate=chosen[-1], gains=gains_A_S[-1], **asdict(full)),
+        "full": _arm_gain(chosen[-1], gains_A_S[-1], full),
         "layers": {
-            layer: ArmGain(learning_rate=rate, gains=gains_S, **asdict(value))
+            layer: _arm_gain(rate, gains_S, value)
             for layer, rate, gains_S, value in zip(
                 layers, chosen[:-1], gains_A_S[:-1], found.contribution_L, strict=True
             )
         },
         "best_layers": tuple(layers[row] for row in found.best),
-        "level": LEVEL,
+        "level": CONFIDENCE_LEVEL,
         "seed_sd": found.seed_sd,
         "ceiling": found.ceiling,
-        "estimator": ESTIMATOR.format(num_draws=NUM_DRAWS),
+        "estimator": ESTIMATOR.format(num_draws=NUM_BOOTSTRAP_DRAWS),
         "rates": grid,
         "probes": {name: tuple(scores[place] for place in places) for name, scores in probed.scores.items()},
         "reliability": dict(probed.reliability),
     }
+
+
+def _arm_gain(learning_rate: float, gains_S: tuple[float, ...], interval: Interval) -> ArmGain:
+    return ArmGain(
+        learning_rate=learning_rate, gains=gains_S, value=interval.value, low=interval.low, high=interval.high
+    )
 
 
 def found_notes(
@@ -208,5 +215,5 @@ def keep(
     )
     values = result.to_dict()
     contribution.validate(values)
-    stages.folder.write(contribution.NAME, values)
+    stages.folder.write(contribution.CONTRIBUTION_FILE, values)
     return result

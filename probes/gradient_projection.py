@@ -2,7 +2,7 @@
 
 The gradient of a linear map's weights by one sequence is a sum over its tokens of outer products, input times output
 gradient. Projecting both sides on a few random directions keeps inner products (Johnson-Lindenstrauss) and never forms
-the gradient: a layer of any size takes `SIDE`^2 numbers for each of its maps and sequences (LoGra, arXiv 2405.13954).
+the gradient: a layer of any size takes `PROJECTION_DIM`^2 numbers per map and sequence (LoGra, arXiv 2405.13954).
 Norms, biases and experts kept as one 3-D tensor are left out: what is left of a layer there stands for the whole.
 """
 
@@ -18,19 +18,21 @@ from transformers.pytorch_utils import Conv1D
 
 from autolayer.models.layers import find_layers
 
-# B sequences, b of a micro-batch, T tokens, K = SIDE.
+# B sequences, b of a micro-batch, T tokens, K = PROJECTION_DIM.
 
-SIDE = 16
+PROJECTION_DIM = 16
 """Random directions on either side of a linear map."""
 
 
-class Sketcher:
+class GradientProjector:
     """Keeps one row of numbers for each layer and each sequence that a backward pass goes through.
 
     Two sketchers of equal layers and seed use the same directions, so their rows may be compared.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: tuple[int, ...], *, side: int = SIDE, seed: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: tuple[int, ...], *, side: int = PROJECTION_DIM, seed: int = 0
+    ) -> None:
         self._model, self._layers, self._side = model, layers, side
         self._generator = torch.Generator().manual_seed(seed)
         self._rows: dict[int, list[list[torch.Tensor]]] = {layer: [] for layer in layers}

@@ -1,0 +1,52 @@
+"""Learning rates that are fair to every layer: at equal distance from the base model, as far away as training goes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from autolayer.probes.context import ProbeContext
+
+STEPS_TO_DISTANCE = 10
+"""Adam steps in one direction after which a short run is `TARGET_DISTANCE` from the base. Of the values tried, the
+first steps of a race tell most about what layers are worth at this one (examples/RESULTS.md)."""
+RANDOM_WALK_FACTOR = 1.4
+"""Longer runs start slower, as a random walk would: they are to be `TARGET_DISTANCE` away after this many times the
+square root of their steps."""
+MAX_RATIO = 3.0
+"""A rate this many times the median layer's is taken for an error of measurement: few prompts make some, and a run that
+starts too fast destroys the policy while one that starts too slow only learns less. True ones go up to about 2.8."""
+
+
+def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
+    """Returns the learning rate at which `steps` Adam steps take the policy `TARGET_DISTANCE` from the base, by layer.
+
+    Adam's first steps are its rate times the gradient's sign, so the rate is the sign step at that distance over the
+    number of steps. A rate at equal distance for a very small step would be too high for early layers and too low for
+    late ones, since they differ in how the policy's movement grows with the step (probe `reach`); short runs at such
+    rates tell less (examples/RESULTS.md).
+
+    Args:
+        context: The shared batch and what is measured on it.
+        steps: Adam steps in one direction.
+
+    Returns:
+        Layer to learning rate; None for a layer that moves nothing.
+    """
+    rates = {layer: context.far(layer) / steps for layer in context.layers}
+    most = MAX_RATIO * statistics.median([rate for rate in rates.values() if rate] or [0.0])
+    return {layer: min(rate, most) if rate else None for layer, rate in rates.items()}
+
+
+def combined_rate(rates: Iterable[float]) -> float:
+    """Returns the rate at which layers trained together move the policy as far as each alone at its own rate.
+
+    Their movements add up like independent errors: 1 / rate^2 is the sum of the layers' 1 / rate^2.
+    """
+    return sum(rate**-2 for rate in rates) ** -0.5
+
+
+def steps_to_distance(total_steps: int) -> float:
+    """Returns the number of Adam steps after which a run of `total_steps` is to be `TARGET_DISTANCE` from the base."""
+    return max(STEPS_TO_DISTANCE, RANDOM_WALK_FACTOR * math.sqrt(total_steps))
