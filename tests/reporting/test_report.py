@@ -1,7 +1,8 @@
-"""What people read: verdicts, the terminal report at any width, report.html."""
+"""Reports for people: the headline, the terminal report at any width, report.html, and progress."""
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from dataclasses import replace
@@ -14,8 +15,9 @@ from rich.console import Console
 
 from autolayer.core.progress import Progress, Silent
 from autolayer.reporting.html import write_html
-from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost
-from autolayer.reporting.terminal import Report, verdict
+from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, SetRow, StageCost
+from autolayer.reporting.sentences import headline, layers_text
+from autolayer.reporting.terminal import Report
 
 
 def result(num_layers: int = 6, **changes: Any) -> PickResult:
@@ -60,8 +62,11 @@ def after_probe() -> PickResult:
     return result(status="incomplete", ranking=ranking, **dict.fromkeys(later))
 
 
+TRAINED = "Layer 3 of 6: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270)."
+
+
 def shown(value: PickResult, width: int = 80, **options: Any) -> str:
-    """The report as text; words that the terminal wrapped are joined again."""
+    """Returns the report as text."""
     stream = io.StringIO()
     Console(file=stream, width=width, highlight=False).print(Report(value, **options))
     return stream.getvalue()
@@ -70,22 +75,33 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (result(), "Layer 3 is the clear winner: it is the best with probability 0.90."),
-        (result(verdict="tied", best_layers=(4,), tied_layers=(2, 3, 4)),
-         "Layers 2, 3 and 4 cannot be told apart; layer 4 is taken because it trains fastest."),
-        (result(verdict="tied", best_layers=(3,), tied_layers=(3, 4)),
-         "Layers 3 and 4 cannot be told apart; layer 3 is taken."),
-        (result(verdict="tied"), "Layer 3 is taken: what any other choice could gain beyond it cannot matter."),
+        (result(), f"{TRAINED} The clear winner: the best with probability 0.90."),
+        (result(stop_reason="layer 3 is the only candidate"), f"{TRAINED} There was no other candidate."),
+        (result(verdict="tied", best_layers=(4,), trained_layers=(4,), tied_layers=(2, 3, 4)),
+         "Layer 4 of 6: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270). "
+         "No clear winner: layers 2 and 3 are as good within what was measured; layer 4 trains fastest."),
+        (result(verdict="tied", tied_layers=(3, 4)),
+         f"{TRAINED} No clear winner: layer 4 is as good within what was measured."),
+        (result(verdict="tied"), f"{TRAINED} No other choice could gain enough more to matter."),
+        (result(verdict="budget_spent", tied_layers=(0, 1, 2, 3, 5)),
+         f"{TRAINED} No clear winner: layers 0-2 and 5 are as good within what was measured."),
         (result(verdict="budget_spent"),
-         "No winner is clear; layer 3 is taken: it is the best with probability 0.90."),
-        (after_probe(), "Not finished: layer 3 is best so far, by prediction only."),
-        (AFTER_CALIBRATE, "Not finished: the base model has a training signal, no layer has been looked at yet."),
-        (replace(AFTER_CALIBRATE, status="ok", trained_layers=(1, 2)), "Layers 1 and 2 were trained."),
+         f"{TRAINED} No clear winner when the search ended: the best with probability 0.90."),
+        (result(trained_layers=None, gain=None, trained_score=None),
+         "Layer 3 of 6 is chosen and not trained yet. The clear winner: the best with probability 0.90."),
+        (result(best_layers=(1, 2), sets=[SetRow(layers=(1, 2), probability_best=0.4)], trained_layers=(1, 2)),
+         "Layers 1 and 2 of 6: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270). "
+         "The clear winner: the best with probability 0.40."),
+        (result(verdict=None, trained_layers=range(6)),
+         "All 6 layers: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270)."),
+        (after_probe(), "Not finished: layer 3 of 6 is best so far, by prediction only."),
+        (AFTER_CALIBRATE, "Not finished: the base model has a training signal, and no layer has been tried yet."),
         (replace(AFTER_CALIBRATE, status="no_signal", stop_reason="too hard."), "No training signal: too hard."),
     ],
 )  # fmt: skip
-def test_verdict(value: PickResult, sentence: str) -> None:
-    assert verdict(value) == sentence
+def test_headline(value: PickResult, sentence: str) -> None:
+    assert headline(value) == sentence
+    assert shown(value, width=300).splitlines()[0] == sentence
 
 
 def test_the_whole_report(tmp_path: Path) -> None:
@@ -94,11 +110,10 @@ def test_the_whole_report(tmp_path: Path) -> None:
     best = next(line for line in text.splitlines() if ">3" in line)
     assert "best, middle" in best and "0.90 [0.50, 1.30]" in best and "90%" in best and "██████████" in best
     assert all(name in text for name in ("random", "first", "middle", "last"))
-    assert "Score: 0.410 base -> 0.630 trained" in text
-    assert "Gain: +0.220, 95% interval +0.170 to +0.270 (paired, 256 items" in text
+    assert "The gain is paired over 256 items of the eval split" in text
     assert "Finding the layer cost 24% of one full training run." in text
     assert re.search(r"search +12\.3k +23\.0M +1 min 15 s", text)
-    assert "layer.safetensors  the trained layer" in text and "report.html" not in text
+    assert "layer.safetensors  the trained weights" in text and "report.html" not in text
     assert text.rstrip().endswith(f"Next: autolayer merge {tmp_path} --out {tmp_path / 'merged'}")
 
 
@@ -114,25 +129,16 @@ def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
     for value in (after_probe(), AFTER_CALIBRATE):
         text = shown(value, width=120, folder=tmp_path)
-        assert "Next: the same command goes on from here (without --until to the end)." in text
+        assert "Next: run the same command again (without --until) to go on from here." in text
         assert "nan" not in text.lower() and "None" not in text
 
 
-def test_what_was_evaluated_in_part_is_said_and_nothing_where_all_was(tmp_path: Path) -> None:
-    def page(value: PickResult) -> str:
-        return write_html(value, tmp_path / "report.html").read_text(encoding="utf-8")
-
-    whole = Rung(steps=4, learning_rate=1e-3, seed=0, gain=0.1, low=0.0, high=0.2)
-    part = replace(whole, gain=-0.3, num_items=32)
-    rows = [replace(row, rungs=(part if row.layer in (0, 5) else whole,)) for row in result().ranking or ()]
-    sentence = "clearly below the base or the best run before: layer 0 (32 items), layer 5 (32 items). Their measured"
-    for text in (shown(result(ranking=rows), width=300), page(result(ranking=rows))):
-        assert sentence in text
-    sets = [SetRow(layers=(1, 2), rungs=(replace(part, num_items=64),)), SetRow(layers=(3, 4), rungs=(whole,))]
-    assert "run before: layers 1 and 2 (64 items). Their" in shown(result(sets=sets), width=300)
-    unstopped = [replace(row, rungs=(whole,)) for row in rows]
-    for value in (result(), result(ranking=unstopped)):
-        assert "in part" not in shown(value) and "in part" not in page(value)
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [((), "No layer"), ((3,), "Layer 3"), ((4, 3), "Layers 3 and 4"), ((0, 1, 3, 4, 5, 7), "Layers 0, 1, 3-5 and 7")],
+)
+def test_layers_are_named_in_order_and_runs_as_ranges(layers: tuple[int, ...], text: str) -> None:
+    assert layers_text(layers) == text
 
 
 def test_long_rankings_are_cut_but_not_their_baselines() -> None:
@@ -143,9 +149,9 @@ def test_long_rankings_are_cut_but_not_their_baselines() -> None:
     assert "hidden" not in shown(result(36), show_all=True)
 
 
-def test_what_was_told_its_layers_ranks_none() -> None:
+def test_a_run_of_named_layers_has_no_ranking() -> None:
     told = shown(result(verdict=None, stop_reason=None, expected_regret=None))
-    assert "P(best)" not in told and "0.630 trained" in told
+    assert "P(best)" not in told and "0.410 -> 0.630" in told
     assert "P(best)" in shown(result()) and "P(best)" in shown(after_probe())
 
 
@@ -178,7 +184,7 @@ def test_ascii_terminals_get_ascii() -> None:
 
 
 class _Balanced(HTMLParser):
-    """Collects tags that are opened and never closed, where HTML wants them closed."""
+    """Checks that every opened tag is closed, except where HTML does not ask for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +205,7 @@ def test_html_is_one_quiet_file(value: PickResult, tmp_path: Path) -> None:
     parser.feed(page)
     assert parser.open == []
     assert not re.search(r"<script|https?://|src=|url\(|@import", page), "it must work offline"
-    assert f"<h1>{verdict(value)}</h1>" in page
+    assert f"<h1>{html.escape(headline(value))}</h1>" in page
     assert ("<svg" in page) == (value.ranking is not None)
     assert "nan" not in page and "None" not in page
 

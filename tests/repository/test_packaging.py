@@ -25,6 +25,7 @@ NEEDED = {
     "autolayer/cli/main.py",
     "autolayer/py.typed",
     "autolayer/reporting/contribution.schema.json",
+    "autolayer/reporting/report.html.jinja",
     "autolayer/reporting/result.schema.json",
     "autolayer/tasks/__init__.py",
     "autolayer/probes/__init__.py",

@@ -1,0 +1,146 @@
+"""The sentences of a report, made from a result alone: the terminal and report.html show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from autolayer.reporting.results import PickResult
+
+
+def headline(result: PickResult) -> str:
+    """Returns the answer in one or two sentences: the layer, what training it gained, and how sure the choice is."""
+    if result.status == "no_signal":
+        return f"No training signal: {result.stop_reason or 'the rewards of the base model do not vary.'}"
+    return " ".join(filter(None, (_answer(result), _confidence(result))))
+
+
+def _answer(result: PickResult) -> str:
+    if result.trained_layers is not None:
+        subject = _of_all(result, result.trained_layers)
+        if (gain := result.gain) is None or result.base_score is None or result.trained_score is None:
+            return f"{subject}: trained."
+        return (
+            f"{subject}: score {result.base_score:.3f} -> {result.trained_score:.3f} "
+            f"({gain.value:+.3f}, {gain.level:.0%} interval {gain.low:+.3f} to {gain.high:+.3f})."
+        )
+    if not result.best_layers:
+        return "Not finished: the base model has a training signal, and no layer has been tried yet."
+    subject = _of_all(result, result.best_layers)
+    verb = "is" if len(result.best_layers) == 1 else "are"
+    if result.verdict is not None:
+        return f"{subject} {verb} chosen and not trained yet."
+    measured = any(row.measured is not None for row in result.ranking or ())
+    return f"Not finished: {subject.lower()} {verb} best so far{'' if measured else ', by prediction only'}."
+
+
+def _confidence(result: PickResult) -> str:
+    """Returns how sure the choice is, or nothing where no layer was chosen."""
+    others = [layer for layer in result.tied_layers or () if layer not in (result.best_layers or ())]
+    probability = probability_best(result)
+    chance = "" if probability is None else f": the best with probability {probability:.2f}"
+    if result.verdict == "clear":
+        if "only candidate" in (result.stop_reason or ""):
+            return "There was no other candidate."
+        return f"The clear winner{chance}."
+    if result.verdict is None:
+        return ""
+    if not others:
+        if result.verdict == "tied":
+            return "No other choice could gain enough more to matter."
+        return f"No clear winner when the search ended{chance}."
+    named, verb = layers_text(others).lower(), "is" if len(others) == 1 else "are"
+    # Backward stops at the lowest trained layer, so the highest of equals trains fastest.
+    highest = result.verdict == "tied" and list(result.best_layers or ()) == [max(result.tied_layers or ())]
+    why = f"; layer {max(result.tied_layers or ())} trains fastest" if highest else ""
+    return f"No clear winner: {named} {verb} as good within what was measured{why}."
+
+
+def probability_best(result: PickResult) -> float | None:
+    """Returns the probability that the chosen layer, or set of layers, is the best, or None if it is unknown."""
+    best = tuple(result.best_layers or ())
+    for row in result.sets or ():
+        if tuple(row.layers) == best:
+            return row.probability_best
+    known = [row.probability_best for row in result.ranking or () if (row.layer,) == best]
+    return known[0] if known else None
+
+
+def found_by_search(result: PickResult) -> bool:
+    """Returns False for a run of `train`, where the user named the layers."""
+    return result.verdict is not None or result.trained_layers is None
+
+
+def detail_lines(result: PickResult) -> list[str]:
+    """Returns the lines below the headline: why the search stopped, how the scores were read, and what finding cost."""
+    lines = []
+    if result.stop_reason and result.status != "no_signal":
+        lines.append(f"Why the search stopped: {result.stop_reason.rstrip('.')}.")
+    if result.base_score is not None and result.trained_score is None:
+        lines.append(f"Score of the base model: {result.base_score:.3f}.")
+    if result.gain is not None:
+        lines.append(
+            f"The gain is paired over {result.gain.num_items} items of the eval split, which nothing else used."
+        )
+    return [*lines, *_suite_lines(result)]
+
+
+def cost_line(result: PickResult) -> str | None:
+    """Returns what finding the layer cost, as a share of one full training run, or None if nothing was spent."""
+    if not result.cost_share_of_full_run:
+        return None
+    what = "Finding the layer" if found_by_search(result) else "Finding the learning rate"
+    return f"{what} cost {result.cost_share_of_full_run:.0%} of one full training run."
+
+
+def _suite_lines(result: PickResult) -> list[str]:
+    """Returns a line for each evaluation set, and the values that the reward function logged."""
+    lines, suites = [], result.suites or {}
+    for name, suite in suites.items():
+        rates = f"cut off {suite.base_truncated:.0%} -> {suite.trained_truncated:.0%}"
+        if suite.base_well_formed is not None and suite.trained_well_formed is not None:
+            rates += f", look like an answer {suite.base_well_formed:.0%} -> {suite.trained_well_formed:.0%}"
+        if len(suites) == 1:  # its scores are in the headline
+            lines.append(f"Completions, base -> trained: {rates}")
+            continue
+        samples = f", {suite.samples} samples each" if suite.samples > 1 else ""
+        scores = f"{suite.base_score:.3f} -> {suite.trained_score:.3f}"
+        lines.append(f"  {name} ({suite.num_items} items{samples}): {scores}; {rates}")
+    if (logged := result.reward_metrics) is not None:
+        names = sorted({name for metrics in logged.values() for name, value in metrics.items() if value})
+        counts = [f"{name} {logged['base'].get(name, 0):.2g} -> {logged['trained'].get(name, 0):.2g}" for name in names]
+        lines += [f"Logged by the reward, base -> trained: {', '.join(counts)}"] if counts else []
+    return lines
+
+
+def legend(result: PickResult) -> str:
+    """Returns the line that explains the columns of the ranking."""
+    reference = {
+        "full": "1 is the gain of training all parameters",
+        "best": "1 is the gain of the best run of as many steps, taken as exact",
+        None: "no layer is measured yet",
+    }[result.contribution_reference]
+    return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Names layers, with runs of three or more as a range: 'Layer 3', 'Layers 0, 1 and 3-7'."""
+    ordered = sorted(layers)
+    runs: list[list[int]] = [[layer] for layer in ordered[:1]]
+    for before, layer in pairwise(ordered):
+        if layer == before + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    names: list[str] = []
+    for run in runs:
+        names += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run)
+    if not names:
+        return "No layer"
+    return f"Layer{'s' * (len(ordered) > 1)} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
+
+
+def _of_all(result: PickResult, layers: Sequence[int]) -> str:
+    if len(layers) == result.num_layers > 1:
+        return f"All {result.num_layers} layers"
+    return f"{layers_text(layers)} of {result.num_layers}"
