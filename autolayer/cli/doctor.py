@@ -145,10 +145,10 @@ def _plan(config: Config | None) -> Iterator[Check]:
     """What the run itself would be refused for, and whether it fits."""
     if config is None:
         return
-    from autolayer.pipeline.dry_run import dry_run
+    from autolayer.pipeline.dry_run import plan_run
 
     try:
-        plan = dry_run(config)
+        plan = plan_run(config)
     except AutolayerError as error:
         yield Check(name="run", state="bad", says=str(error))
         return
@@ -158,6 +158,6 @@ def _plan(config: Config | None) -> Iterator[Check]:
         parts = f"about {format_seconds(whole)} in one process, of which training {format_seconds(train)}"
         says = f"{parts}, to a factor of two or three"
         yield Check(name="time", state="good", says=says)
-    yield Check(name="memory", state="good" if plan.room.fits else "bad", says=plan.room.says)
+    yield Check(name="memory", state="good" if plan.memory.fits else "bad", says=plan.memory.sentence)
     if not plan.races:
         yield Check(name="search", state="note", says="the budget pays for no short runs: the probes decide alone")

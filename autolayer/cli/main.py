@@ -97,9 +97,9 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
     settings = _settings(ctx)
     if dry_run:
         with only_stderr(), Progress().stage("plan", None):
-            from autolayer.pipeline.dry_run import dry_run as make_plan
+            from autolayer.pipeline.dry_run import plan_run
 
-            plan = make_plan(settings)
+            plan = plan_run(settings)
         return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
     with only_stderr():
         from autolayer.pipeline.pick import pick
@@ -157,9 +157,9 @@ def measure(
     settings = _settings(ctx, measure={name: value for name, value in table.items() if value is not None})
     if dry_run:
         with only_stderr():
-            from autolayer.measurement import schedule
+            from autolayer.measurement.schedule import plan_measurement
 
-            plan = schedule.dry_run(settings)
+            plan = plan_measurement(settings)
         return _print(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
     with only_stderr():
         from autolayer.measurement.measure import measure as run

@@ -24,7 +24,7 @@ from autolayer.measurement.estimate import ESTIMATOR, NUM_BOOTSTRAP_DRAWS, estim
 from autolayer.measurement.schedule import Schedule, rate_grid
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, name_of
 from autolayer.pipeline.result_builder import PACKAGES, standing_notes
-from autolayer.pipeline.setup import prepare
+from autolayer.pipeline.setup import setup
 from autolayer.pipeline.stages import Stages
 from autolayer.probes.run_probes import ProbeReport
 from autolayer.reporting import contribution
@@ -61,7 +61,7 @@ def measure(
         found = autolayer.measure(model="tiny", task="math:arith", layers="0,3-5", num_seeds=2)
         print(found.values, found.full.value)
     """
-    with prepare(settings(config, options, num_seeds, rates), progress, verb="measure") as stages:
+    with setup(settings(config, options, num_seeds, rates), progress, verb="measure") as stages:
         if done := finished(stages):
             return done
         if (stages.config.num_eval or 0) < 2:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from autolayer.core.budget import BUDGET
 from autolayer.core.config import Config
 from autolayer.core.formatting import format_count
-from autolayer.pipeline import dry_run as planning
-from autolayer.pipeline.dry_run import DryRun
+from autolayer.pipeline.dry_run import plan_run
+from autolayer.pipeline.run_plan import RunPlan
 from autolayer.probes.run_probes import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def spread(low: float, high: float) -> tuple[float, ...]:
 class MeasurePlan:
     """`--dry-run` of measure."""
 
-    run: DryRun
+    run: RunPlan
     schedule: Schedule
     rates: tuple[float, ...] | None
     """None: the probes will make at most `schedule.num_rates` of them."""
@@ -138,13 +138,13 @@ class MeasurePlan:
         return table
 
 
-def dry_run(config: Config) -> MeasurePlan:
+def plan_measurement(config: Config) -> MeasurePlan:
     """Works out the plan from the model's configuration alone. Nothing is loaded or written.
 
     Raises:
         AutolayerError: What would also stop the run itself.
     """
-    run = planning.dry_run(replace(config, budget=config.budget or BUDGET), timed=False)
+    run = plan_run(replace(config, budget=config.budget or BUDGET), timed=False)
     rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.grid
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
     return MeasurePlan(run=run, schedule=schedule, rates=rates)

@@ -1,7 +1,8 @@
-"""Whether a run fits on its device, and how small its passes have to be: predicted before anything is loaded."""
+"""Predicts, before anything is loaded, whether a run fits on its device and how small its micro-batches have to be."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,93 +16,112 @@ from autolayer.models import lora
 from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import find_device
 from autolayer.models.memory_estimate import MicroBatchShape, probing_bytes, training_bytes
-from autolayer.pipeline.setup import engine_name
+from autolayer.pipeline.engine_choice import engine_name
 from autolayer.training import micro_batching
 
 USABLE = 0.9
-"""Of a device's memory: fragments and the libraries' own buffers take the rest."""
-
-
+"""Share of a device's memory that a run may plan with: fragments and the libraries' own buffers take the rest."""
 MOST_SHARDS = 1024
 """Processes up to which a forecast looks for the number that is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """What the device must hold, with passes made as small as they have to be, and what it has."""
+class MemoryFit:
+    """What the device must hold, with micro-batches as small as they have to be, and what it has."""
 
     device: str
     total: int
-    """Bytes of memory, without what vLLM takes where it generates."""
-    passing: MicroBatchShape
+    """Bytes of memory, without those that vLLM keeps throughout."""
+    micro_batches: MicroBatchShape
+    """How forward and backward passes are made."""
     probing: dict[str, int]
-    woken: int
-    """Bytes that vLLM takes when it wakes up, beside what training holds on to; 0 where it does not sleep."""
+    """Bytes during the shared backward pass of the probes, by purpose."""
     training: dict[str, int]
-    """Of the lowest candidate, which keeps most."""
+    """Bytes while the lowest candidate is trained, which keeps most, by purpose."""
+    engine_awake: int
+    """Bytes that a sleeping vLLM takes when it wakes up, beside what training keeps; 0 where it does not sleep."""
 
     @property
     def fits(self) -> bool:
-        held = sum(size for name, size in self.training.items() if name != "activations" and name != "working space")
-        if held + self.woken > self.total:
+        """Whether probing, training and generation each fit."""
+        held = sum(size for name, size in self.training.items() if name not in ("activations", "working space"))
+        if held + self.engine_awake > self.total:
             return False
         return max(sum(self.probing.values()), sum(self.training.values())) <= USABLE * self.total
 
     @property
-    def says(self) -> str:
-        """A sentence for the terminal."""
+    def sentence(self) -> str:
+        """Says whether the run fits, and if it does not, what to change."""
+        shape = self.micro_batches
         if not self.fits:
-            cure = "a device with more" if self.passing.shards > 1 else "a device with more, or several with --shard"
+            cure = "a device with more" if shape.shards > 1 else "a device with more, or several with --shard"
             return (
-                f"TOO LITTLE for one sequence of {self.passing.width} tokens: give a smaller --max-new-tokens, higher "
+                f"TOO LITTLE for one sequence of {shape.width} tokens: give a smaller --max-new-tokens, higher "
                 f"--layers, --adapter lora, or {cure}"
             )
-        how = ", activations recomputed" if self.passing.recompute else ""
-        where = f" in each of {self.passing.shards} processes" if self.passing.shards > 1 else ""
-        return f"fits{where}, with passes of {self.passing.tokens} tokens{how}"
+        how = ", activations recomputed" if shape.recompute else ""
+        where = f" in each of {shape.shards} processes" if shape.shards > 1 else ""
+        return f"fits{where}, with micro-batches of {shape.tokens} tokens{how}"
 
 
-def make_room(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> Room:
-    """How passes have to be made so that both the shared backward pass and the final training fit on the device.
+def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> MemoryFit:
+    """Finds the largest micro-batches with which both the shared backward pass and the final training fit.
 
     Args:
-        config: Resolved.
-        model: On the meta device.
-        candidates: What may be trained; the lowest keep most.
+        config: The resolved settings.
+        model: The model on the meta device.
+        candidates: The layers that may be trained; the lowest keep most.
         width: Tokens of the longest sequence.
+
+    Returns:
+        The first choice that fits, or else the smallest one.
     """
     device = find_device(config.device)
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
-    taken = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
-    total -= 0 if config.vllm.sleep else taken
+    engine_bytes = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
     lowest = "full" if config.boost is not None else candidates[: config.top_k]
     num_trained = _num_trained(config, model, lowest)
-    batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
-    choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.recompute)
-    shards = max(2, num_processes()) if config.shard else 1
-    while choice is not None:
-        passing = MicroBatchShape(
-            width=width, tokens=choice[0], recompute=choice[1], batch=batch, device=device.type, shards=shards
-        )
-        room = Room(
+
+    def fit(micro_batches: MicroBatchShape) -> MemoryFit:
+        return MemoryFit(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
-            total=total,
-            passing=passing,
-            woken=taken if config.vllm.sleep else 0,
-            probing=probing_bytes(model, candidates, passing),
-            training=training_bytes(model, lowest, passing, num_trained=num_trained, reference=config.beta > 0),
+            total=total if config.vllm.sleep else total - engine_bytes,
+            micro_batches=micro_batches,
+            probing=probing_bytes(model, candidates, micro_batches),
+            training=training_bytes(model, lowest, micro_batches, num_trained=num_trained, reference=config.beta > 0),
+            engine_awake=engine_bytes if config.vllm.sleep else 0,
         )
-        if room.fits:
+
+    found = None
+    for micro_batches in _choices(config, width, device.type):
+        found = fit(micro_batches)
+        if found.fits:
             break
-        choice = micro_batching.less(*choice, width)
-        if choice is None and config.shard and num_processes() < 2 and shards < MOST_SHARDS:
-            shards, choice = 2 * shards, (micro_batching.TOKENS, config.recompute)  # how many would do
-    return room
+    assert found is not None
+    return found
+
+
+def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShape]:
+    """Yields ways to make passes, from the fastest to the smallest; with --shard then over more processes."""
+    batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
+    shards = max(2, num_processes()) if config.shard else 1
+    more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast says how many would do
+    while True:
+        choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.recompute)
+        while choice is not None:
+            tokens, recompute = choice
+            yield MicroBatchShape(
+                width=width, tokens=tokens, recompute=recompute, batch=batch, device=device, shards=shards
+            )
+            choice = micro_batching.less(tokens, recompute, width)
+        if not more_shards or shards >= MOST_SHARDS:
+            return
+        shards *= 2
 
 
 def _num_trained(config: Config, model: Any, layers: Layers) -> int:
-    """Parameters that the final run trains."""
+    """Returns the number of parameters that the final run trains."""
     if config.adapter is None or layers == "full":
         return sum(p.numel() for p in layer_parameters(model, layers).values())
     maps = [model.get_submodule(name) for name in linear_module_names(model, layers)]

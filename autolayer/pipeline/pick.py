@@ -9,7 +9,7 @@ from autolayer.core.config import Config, from_dict
 from autolayer.core.errors import ConfigError, unknown
 from autolayer.core.progress import Progress
 from autolayer.pipeline.result_builder import Summary
-from autolayer.pipeline.setup import prepare
+from autolayer.pipeline.setup import setup
 from autolayer.probes.run_probes import joint_rate
 from autolayer.reporting.results import PickResult
 
@@ -39,7 +39,7 @@ def pick(
     """
     if until is not None and until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
-    with prepare(settings(config, options), progress) as stages:
+    with setup(settings(config, options), progress) as stages:
         if done := stages.finished():
             return done
         summary = Summary(stages)
@@ -81,7 +81,7 @@ def train_layer(config: Config | None = None, *, progress: Progress | None = Non
     Example:
         autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
     """
-    with prepare(settings(config, options), progress, verb="train") as stages:
+    with setup(settings(config, options), progress, verb="train") as stages:
         if done := stages.finished():
             return done
         summary = Summary(stages)

@@ -20,7 +20,7 @@ from rich.table import Table
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
-from autolayer.pipeline.setup import prepare
+from autolayer.pipeline.setup import setup
 from autolayer.training import checkpoints
 from autolayer.training.shared_pass import share_first_step
 
@@ -31,7 +31,7 @@ def rung(kind: str, options: argparse.Namespace) -> tuple[Cost, float, list[floa
     """What the rung is billed, its processor seconds (others may be at work here), and a fingerprint of every arm."""
     with tempfile.TemporaryDirectory() as scratch:
         config = Config(model=options.model, task=options.task, out=scratch + "/run", device="cpu")
-        with prepare(config) as stages:
+        with setup(config) as stages:
             bench = stages.bench
             bench.shares_first = kind != "nothing"
             bench.train(Arm(layers=(0,), learning_rate=1e-4, seed=5), 1)  # what is made once is made

@@ -45,7 +45,7 @@ from autolayer.core.budget import (
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.models.layers import find_layers, head_ratio
-from autolayer.pipeline.dry_run import dry_run
+from autolayer.pipeline.dry_run import plan_run
 from autolayer.search.ledger import Ledger
 from autolayer.search.race import first_batch
 from autolayer.search.records import Candidate, RaceConfig
@@ -146,7 +146,7 @@ def runs_table() -> Table:
             out = Path(scratch) / "run"
             config = Config(model=model, task=task, steps=40, prompts_per_step=8, budget=1.0, num_eval=16, out=str(out))
             result = autolayer.pick(config)
-            planned = dry_run(config)
+            planned = plan_run(config)
             assert result.best_layers is not None
             measured = {
                 name: cost_in(out / f"{file}.json") for name, file in (("calibrate", "calibration"), ("probe", "probe"))

@@ -274,7 +274,7 @@ def test_the_report_is_alone_on_stdout(call: Any, pipeline: Any) -> None:
 def test_dry_run_prints_the_plan_and_runs_nothing(call: Any, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = types.SimpleNamespace(render=lambda: "the plan", to_dict=lambda: {"steps": 3})
     fake: Any = types.ModuleType("autolayer.pipeline.dry_run")
-    fake.dry_run = lambda settings: plan if settings.model == "tiny" else None
+    fake.plan_run = lambda settings: plan if settings.model == "tiny" else None
     monkeypatch.setitem(sys.modules, "autolayer.pipeline.dry_run", fake)
     monkeypatch.setattr(importlib.import_module("autolayer"), "dryrun", fake, raising=False)
     assert call("pick", *TINY, "--dry-run")[:2] == (0, "the plan\n")

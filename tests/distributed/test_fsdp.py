@@ -19,8 +19,10 @@ from autolayer.core.errors import ConfigError
 from autolayer.distributed.process_group import Ranks
 from autolayer.models.loading import meta_model
 from autolayer.models.memory_estimate import MicroBatchShape, training_bytes
-from autolayer.pipeline.memory_fit import make_room
-from autolayer.pipeline.setup import check_beyond, engine_name, load
+from autolayer.pipeline.checks import check_options
+from autolayer.pipeline.engine_choice import engine_name
+from autolayer.pipeline.memory_fit import fit_memory
+from autolayer.pipeline.setup import load
 from autolayer.training import micro_batching
 
 PROGRAM = """
@@ -203,11 +205,11 @@ def test_what_shards_cannot_do_is_refused() -> None:
     config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), meta_model("tiny")
     with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
         load(config, Ranks(), torch.device("cpu"))
-    check_beyond(config, "pick", (2,), shape)
+    check_options(config, "pick", (2,), shape)
     with pytest.raises(ConfigError, match="trains all at once"):
-        check_beyond(config, "measure", (2,), shape)
+        check_options(config, "measure", (2,), shape)
     with pytest.raises(ConfigError, match="trains all at once"):
-        check_beyond(config, "train", "full", shape)
+        check_options(config, "train", "full", shape)
     assert engine_name(config, "cuda") == "transformers", "vLLM would hold the whole model beside it"
 
 
@@ -215,8 +217,8 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
     model = meta_model("tiny")
 
     def weights(shards: int, layers: tuple[int, ...]) -> int:
-        passing = MicroBatchShape(width=64, tokens=64, recompute=False, batch=1, shards=shards)
-        return training_bytes(model, layers, passing, num_trained=1)["weights"]
+        micro_batches = MicroBatchShape(width=64, tokens=64, recompute=False, batch=1, shards=shards)
+        return training_bytes(model, layers, micro_batches, num_trained=1)["weights"]
 
     block = sum(p.nbytes for p in model.model.layers[0].parameters())
     rest = weights(1, (2,)) - 8 * block
@@ -234,6 +236,6 @@ def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(micro_batching, "TOKENS", 64)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.7 * weights))
     config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
-    assert "or several with --shard" in make_room(replace(config, shard=False), model, (15,), 64).says
-    room = make_room(config, model, (15,), 64)
-    assert room.passing.shards == 8 and "in each of 8 processes" in room.says
+    assert "or several with --shard" in fit_memory(replace(config, shard=False), model, (15,), 64).sentence
+    memory = fit_memory(config, model, (15,), 64)
+    assert memory.micro_batches.shards == 8 and "in each of 8 processes" in memory.sentence

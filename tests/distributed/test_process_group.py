@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.distributed.process_group import Ranks
-from autolayer.pipeline.setup import check_share
+from autolayer.pipeline.checks import check_divisible
 from autolayer.rollouts.types import Rollouts
 
 
@@ -95,9 +95,9 @@ def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
-    check_share(Config(model="tiny", prompts_per_step=3, group_size=8), 6)
+    check_divisible(Config(model="tiny", prompts_per_step=3, group_size=8), 6)
     with pytest.raises(ConfigError, match="3 prompts x 8 completions cannot be divided among 5 processes"):
-        check_share(Config(model="tiny", prompts_per_step=3, group_size=8), 5)
+        check_divisible(Config(model="tiny", prompts_per_step=3, group_size=8), 5)
 
 
 def test_shares_are_consecutive_and_complete() -> None:

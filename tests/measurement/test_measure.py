@@ -164,7 +164,10 @@ def test_dry_run_counts_steps_and_writes_nothing(call: Any, tmp_path: Path) -> N
     assert code == 0 and not list(tmp_path.iterdir())
     total = 4 * (3 * 10 + 3 * 30 - 40 + 2 * 40)
     assert f"{total} steps: as many as {total / 40:.1f} full runs" in " ".join(out.split())
-    assert schedule.dry_run(config.Config(model="tiny", task="math:arith", learning_rate=1e-3)).num_full_runs == 27
+    assert (
+        schedule.plan_measurement(config.Config(model="tiny", task="math:arith", learning_rate=1e-3)).num_full_runs
+        == 27
+    )
 
 
 def test_the_table_of_a_toml_file_counts_unless_the_command_line_says_otherwise(call: Any, tmp_path: Path) -> None:

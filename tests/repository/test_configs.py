@@ -28,7 +28,7 @@ from autolayer.core.config import Config, GiGPOConfig, from_dict, read_toml
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, read_tokenizer
-from autolayer.pipeline.setup import resolve
+from autolayer.pipeline.open_fields import resolve
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks import Task, load_task

@@ -1,0 +1,108 @@
+"""Checks that refuse a run before its weights are loaded, which may take minutes."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from autolayer import tasks
+from autolayer.core.config import Config
+from autolayer.core.errors import ConfigError
+from autolayer.core.layer_set import Layers
+from autolayer.models.layers import find_layers, linear_module_names, parse_layers
+from autolayer.models.loading import EMBEDDED, check_name, meta_model, read_tokenizer
+from autolayer.models.quantization import check_installed
+from autolayer.pipeline.engine_choice import check_engine
+from autolayer.tasks.base import Task
+
+
+def check_names(config: Config) -> None:
+    """Refuses unknown models and tasks without importing anything heavy.
+
+    Raises:
+        AutolayerError: The model or the task does not exist.
+    """
+    check_name(config.model)
+    embedded = EMBEDDED.get(config.model)
+    tasks.check_name(config, embedded.forms if embedded else None)
+
+
+def check_before_loading(config: Config, verb: str) -> Task:
+    """Checks engine, layers and options against the model's configuration, and loads the task.
+
+    Args:
+        config: The user's settings.
+        verb: 'pick', 'train' or 'measure'.
+
+    Returns:
+        The task.
+
+    Raises:
+        AutolayerError: Something cannot work, such as unusable data or layers that do not exist.
+    """
+    check_engine(config.rollouts)
+    shape = meta_model(config.model)
+    candidates = parse_layers(config.layers, len(find_layers(shape)), config.model, allow_full=verb == "train")
+    check_options(config, verb, candidates, shape)
+    task = tasks.load_task(config, chat=read_tokenizer(config.model).chat_template is not None)
+    if config.algorithm == "gigpo" and task.environment is None:
+        raise ConfigError(
+            f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
+            "environment, such as agent:house, or --algorithm grpo."
+        )
+    return task
+
+
+def check_options(config: Config, verb: str, candidates: Layers, model: PreTrainedModel) -> None:
+    """Refuses options that this verb, or this number of layers, cannot use.
+
+    Args:
+        config: The user's settings.
+        verb: 'pick', 'train' or 'measure'.
+        candidates: The layers that --layers names.
+        model: The model on the meta device.
+
+    Raises:
+        ConfigError: An option belongs to another verb, or does not go with these layers.
+    """
+    num_layers = len(find_layers(model))
+    of_pick = [name for name, default in (("top_k", 1), ("boost", None)) if getattr(config, name) != default]
+    if verb == "measure" and config.adapter is not None:
+        of_pick.append("adapter")
+    if config.storage is not None:
+        of_pick.append("storage")
+    if verb != "pick" and of_pick:
+        names = " and ".join("--" + name.replace("_", "-") for name in of_pick)
+        raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if config.shard and (verb == "measure" or candidates == "full"):
+        raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
+    if config.frozen is not None:
+        if verb != "train":
+            raise ConfigError(f"--frozen belongs to `train`: `{verb}` looks at every layer as it is. Leave it out.")
+        if candidates == "full" or len(candidates) == num_layers:
+            raise ConfigError(f"--layers {config.layers} leaves no layer for --frozen {config.frozen}: leave one out.")
+        check_installed(config.frozen)
+    if candidates == "full" and config.learning_rate is None:
+        raise ConfigError(
+            "--layers full has no learning rate to start from, since probes score single layers: give --learning-rate."
+        )
+    if candidates != "full" and config.top_k > len(candidates):
+        raise ConfigError(f"--top-k {config.top_k} is more than the {len(candidates)} candidate layers: give fewer.")
+    adapted = range(num_layers) if candidates == "full" else candidates
+    if config.adapter is not None and not linear_module_names(model, adapted):
+        raise ConfigError(
+            f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
+        )
+
+
+def check_divisible(config: Config, num_processes: int) -> None:
+    """Refuses a training step that cannot be divided among the processes.
+
+    Raises:
+        ConfigError: The completions of a step are no multiple of the number of processes.
+    """
+    batch = (config.prompts_per_step or 0) * config.group_size
+    if batch % num_processes:
+        raise ConfigError(
+            f"{config.prompts_per_step} prompts x {config.group_size} completions cannot be divided among "
+            f"{num_processes} processes: give other --prompts-per-step, or start another number of processes."
+        )

@@ -1,0 +1,82 @@
+"""Which rollout engine a run uses, and whether that engine works here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+
+from autolayer.core.config import Config, is_server
+from autolayer.core.errors import ConfigError
+from autolayer.core.run_folder import RunFolder
+from autolayer.distributed.process_group import Ranks
+from autolayer.models.loading import LoadedModel, model_path
+from autolayer.rollouts import evaluation
+from autolayer.rollouts.engines.base import Engine
+from autolayer.rollouts.engines.hf import TransformersEngine
+from autolayer.rollouts.engines.vllm_local import VLLMEngine
+from autolayer.rollouts.engines.vllm_server import VLLMServerEngine, check_servers
+from autolayer.rollouts.types import encode_prompts
+from autolayer.training.workbench import Workbench
+
+
+def engine_name(config: Config, device_type: str) -> str:
+    """Returns the engine that generates: the one the user named, or with 'auto' the best one here.
+
+    Returns:
+        'transformers', 'vllm' or 'server'.
+    """
+    # Packed or sharded weights have no whole copy that vLLM could load beside the model.
+    only_copy = config.frozen is not None or config.shard
+    rollouts = "transformers" if only_copy and config.rollouts == "auto" else config.rollouts
+    if is_server(rollouts):
+        return "server"
+    if rollouts == "auto":
+        return "vllm" if device_type == "cuda" and importlib.util.find_spec("vllm") is not None else "transformers"
+    return rollouts
+
+
+def check_engine(name: str) -> None:
+    """Refuses a rollout engine that cannot work here.
+
+    Args:
+        name: The value of --rollouts.
+
+    Raises:
+        ConfigError: vLLM is not installed, or a server does not answer.
+    """
+    if is_server(name):
+        check_servers(name)
+    if name == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
+
+
+def engine_factory(config: Config, loaded: LoadedModel, folder: RunFolder, ranks: Ranks) -> Callable[..., Engine]:
+    """Returns the callable that makes the rollout engine of a workbench."""
+    name, path = engine_name(config, loaded.device.type), model_path(loaded.name)
+    if name == "transformers":
+        return TransformersEngine
+    if name == "server":
+        return partial(VLLMServerEngine, urls=config.rollouts, path=path, folder=folder.path, leads=ranks.leads)
+    return partial(VLLMEngine, path=path, settings=config.vllm, num_processes=ranks.num)
+
+
+def check_context(bench: Workbench) -> None:
+    """Refuses a server whose context is shorter than the task needs and than the model allows.
+
+    Raises:
+        ConfigError: The server would cut sequences off that the model itself would finish.
+    """
+    engine, task = bench.engine, bench.task
+    if engine.max_context >= engine.model_max_context:
+        return
+    rows = [row for split in task.splits.values() for row in split]
+    prompts = encode_prompts(bench.tokenizer, rows, dict(task.chat_template_kwargs))
+    decoding = evaluation.requests(task, "eval", 1, 0).decoding
+    longest = max(map(len, prompts)) + max(task.max_new_tokens, decoding.max_new_tokens if decoding else 0)
+    needed = engine.model_max_context if task.environment is not None else min(longest, engine.model_max_context)
+    if needed > engine.max_context:
+        raise ConfigError(
+            f"prompts with their completions are up to {needed} tokens, and the server holds {engine.max_context}: "
+            "start it with a larger --max-model-len, or give a smaller --max-new-tokens."
+        )

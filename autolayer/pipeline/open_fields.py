@@ -1,0 +1,43 @@
+"""Fills the fields that a user left open: from the packaged model's preset, then from the task, then from defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from autolayer.core.budget import BUDGET, default_budget
+from autolayer.core.config import Config
+from autolayer.models.loading import EMBEDDED
+from autolayer.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+STEPS, PROMPTS_PER_STEP = 400, 64
+"""Defaults where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
+NUM_EVAL = 512
+
+
+def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
+    """Returns the settings with every open field filled.
+
+    Args:
+        config: The user's settings.
+        task: The loaded task, with its token limit fitted to the model.
+        verb: 'pick', 'train' or 'measure'. Only `pick` has a budget that shrinks with the number of steps.
+    """
+    num_items = len(task.splits["eval"])
+    if (config.num_eval or 0) > num_items:
+        logger.warning("--num-eval %d: the eval split has only %d items, so all are used.", config.num_eval, num_items)
+    embedded = EMBEDDED.get(config.model)
+    values = {
+        "steps": STEPS,
+        "prompts_per_step": PROMPTS_PER_STEP,
+        "num_eval": task.num_eval or NUM_EVAL,
+        **(embedded.preset(config.task) if embedded else {}),
+        "max_new_tokens": task.max_new_tokens,
+    }
+    config = dataclasses.replace(config, **{name: v for name, v in values.items() if getattr(config, name) is None})
+    assert config.steps is not None and config.num_eval is not None
+    if config.budget is None:
+        config = dataclasses.replace(config, budget=default_budget(config.steps) if verb == "pick" else BUDGET)
+    return dataclasses.replace(config, num_eval=min(config.num_eval or num_items, num_items))
