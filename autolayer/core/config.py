@@ -1,7 +1,7 @@
 """Every setting, its default and its one line of explanation, in one place.
 
 `Config` holds what the command line shows; the tables (`TABLES`) hold the rest, reachable through `--config run.toml`.
-A field that is None is filled from the model's preset or the task (`prepare.resolve`), and the resolved values are
+A field that is None is filled from the model's preset or the task (`open_fields.resolve`), and the resolved values are
 written to the run folder.
 """
 
