@@ -9,13 +9,13 @@ fold in the making.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
 from autolayer.distributed.fsdp import computing
 from autolayer.models.layers import layer_parameters
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
-from autolayer.training.optimizer import GradientKeeper
 from autolayer.training.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
@@ -49,7 +49,8 @@ def streamed_gradient(
     parameters = computing(model, layers)
     for parameter in (*flagged, *parameters.values()):
         parameter.requires_grad_(True)
-    keeper = GradientKeeper(parameters)
+    gradients: dict[str, torch.Tensor] = {}
+    hooks = [p.register_post_accumulate_grad_hook(_mover(name, gradients)) for name, p in parameters.items()]
     try:
         with scoring(model, bench.engine.temperature), bench.keeping_little(layers):
             width = batch.input_ids.shape[1]
@@ -58,19 +59,32 @@ def streamed_gradient(
                 advantages = advantages_B[rows].to(log_probs_B.device, log_probs_B.dtype)
                 ((log_probs_B * advantages).sum() / len(batch.input_ids)).backward()
     finally:
-        keeper.close()
+        for hook in hooks:
+            hook.remove()
         for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(False)
             parameter.grad = None
     bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
     gradient: Gradient = {layer: {} for layer in layers}
     for name, layer in owner.items():
-        found = keeper.gradients.pop(name, None)
+        found = gradients.pop(name, None)
         if found is None:  # an expert that no token was routed to gets no gradient: it is zero
             found = torch.zeros_like(parameters[name], device="cpu")
         dtype = parameters[name].dtype
         gradient[layer][name] = found if dtype == torch.float16 else found.to(dtype)  # float16 ends at 65504
     return gradient
+
+
+def _mover(name: str, gradients: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], None]:
+    """Returns a hook that adds a parameter's gradient to the one on the host, in float32, and frees the device's."""
+
+    def move(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.to("cpu", torch.float32)
+        gradients[name] = gradients[name].add_(gradient) if name in gradients else gradient
+        parameter.grad = None
+
+    return move
 
 
 def inner(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:

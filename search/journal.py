@@ -251,8 +251,6 @@ def _inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequenc
         "base_select_rewards_I": [float(reward) for reward in base_I],
         "budget": asdict(config.budget),
         "eval_cost": asdict(config.eval_cost),
-        "first_rollouts": asdict(config.first_rollouts),
-        "first_own": asdict(config.first_own) if config.first_own else None,
         "step_costs": [asdict(config.step_cost(candidate.layers)) for candidate in candidates],
     }
 
@@ -266,8 +264,6 @@ def _adopt(config: RaceConfig, inputs: dict[str, Any]) -> RaceConfig:
         config,
         budget=Cost(**inputs["budget"]),
         eval_cost=Cost(**inputs["eval_cost"]),
-        first_rollouts=Cost(**inputs["first_rollouts"]),
-        first_own=Cost(**inputs["first_own"]) if inputs.get("first_own") else None,
         step_cost=lambda layers: costs[layers] if layers != "full" else config.step_cost(layers),
     )
 

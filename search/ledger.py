@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autolayer.core.arms import RungResult
@@ -67,48 +67,16 @@ class Ledger:
         failed = any(run.slot.layers == layers for run in self.failures)
         return failed and not self.slots(layers)
 
-    def planned(self, runs: Iterable[Run], before: Iterable[Run] = ()) -> Cost:
-        """What the configuration says that these runs cost, in this order, after those `before`."""
-        runs, before = tuple(runs), tuple(before)
-        total, sampled = Cost(), {run.slot.seed for run in before if run.from_step == 0}
-        for run in runs:
-            total += self._step_costs[run.slot.layers] * (run.to_step - run.from_step) + self.config.eval_cost
-            if run.from_step == 0 and run.slot.seed in sampled:
-                total -= self.config.first_rollouts
-            elif run.from_step == 0:
-                sampled.add(run.slot.seed)
-        return total if self.config.first_own is None else total - self._saved_passes(runs, before)
-
-    def _saved_passes(self, runs: tuple[Run, ...], before: tuple[Run, ...]) -> Cost:
-        """First steps of these runs that are made by the gradient of the first rung's layers, less the pass for it."""
-        earlier, later = ([run for run in part if self._is_fresh(run)] for part in (before, runs))
-        first = min((run.to_step for run in (*earlier, *later)), default=0)
-        made, shared = (
-            {run.slot.layers for run in part if run.to_step == first} for part in (earlier, (*earlier, *later))
-        )
-        own = (self._pass([run.slot.layers]) for run in later if run.slot.layers in shared)
-        return sum(own, Cost()) - (self._pass(shared) - self._pass(made))
-
-    def _is_fresh(self, run: Run) -> bool:
-        """Whether it takes its first step by the same rollouts as the first rung's arms."""
-        return run.from_step == 0 and run.slot.seed == self.config.seed
-
-    def _pass(self, sets: Collection[tuple[int, ...]]) -> Cost:
-        """One pass over the first step's rollouts with all these sets of layers trainable."""
-        if not sets or self.config.first_own is None:
-            return Cost()
-        lowest = min(sets)  # the backward pass goes down to it
-        further = len({layer for each in sets for layer in each}) / len(lowest) - 1
-        return self._step_costs[lowest] - self.config.first_rollouts + self.config.first_own * further
+    def planned(self, runs: Iterable[Run]) -> Cost:
+        """What the configuration says that these runs cost."""
+        steps = (self._step_costs[run.slot.layers] * (run.to_step - run.from_step) for run in runs)
+        return sum((step + self.config.eval_cost for step in steps), Cost())
 
     @property
     def spent(self) -> Cost:
         """What the runs cost; as planned where they failed or did not say."""
         told, silent = self._told
-        spent = sum((result.cost for result in told.values()), Cost()) + self.planned(silent, before=told)
-        return spent + sum(
-            (self.planned([run]) for run in self.failures), Cost()
-        )  # a failure leaves no rollouts behind
+        return sum((result.cost for result in told.values()), Cost()) + self.planned([*silent, *self.failures])
 
     @property
     def _told(self) -> tuple[dict[Run, RungResult], list[Run]]:
@@ -126,7 +94,7 @@ class Ledger:
         unseen = sum(1 - len(result.select_rewards_I) / self.num_items for result in told.values() if self.num_items)
         planned = self.planned(told) - self.config.eval_cost * unseen
         actual = sum((result.cost for result in told.values()), Cost())
-        total = self.planned(runs, before=self.results)
+        total = self.planned(runs)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
             layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),

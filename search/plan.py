@@ -92,11 +92,7 @@ def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost
     for index in range(start, len(rungs)):
         before = rungs[index - 1].step if index else 0
         total += (step_cost * (rungs[index].step - before) + config.eval_cost) * rungs[index].num_layers
-    if start:
-        return total
-    # What all arms but one of the first rung need not do again.
-    shared = config.first_rollouts if config.first_own is None else step_cost - config.first_own
-    return total - shared * (rungs[0].num_layers - 1)
+    return total
 
 
 def middle(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:

@@ -52,11 +52,6 @@ class RaceConfig:
     """Cost of one optimizer step, rollouts included."""
     eval_cost: Cost
     """Cost of scoring one arm on all `select` items."""
-    first_rollouts: Cost = Cost()
-    """Part of `step_cost` that only the first arm of a seed pays in its first step: the base model's completions."""
-    first_own: Cost | None = None
-    """Part of `step_cost` that each arm of the first rung adds to the one pass they share in their first step: weight
-    gradients of its layers. None where every arm makes a pass of its own."""
     regret: float = 0.05
     """Contribution one is ready to lose: below it the race stops as tied."""
     confidence: float = 0.95

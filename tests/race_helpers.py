@@ -8,7 +8,7 @@ import numpy as np
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.search.looks import next_look
-from autolayer.search.race import Racing, first_batch
+from autolayer.search.race import Racing
 from autolayer.search.rates import learning_rate
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 
@@ -36,14 +36,13 @@ def make_config(num_layers, budget_steps, **changes):
     return RaceConfig(**(fields | changes))
 
 
-def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts=()):
-    """Saturating curves; items keep most of their luck, so arms are paired. Scouts share their first pass.
+def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
+    """Saturating curves; items keep most of their luck, so arms are paired.
 
     With a rival, they may be stopped.
     """
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
-    payers: dict[int, str] = {}  # of the first rollouts, by seed
 
     def learned(step):
         return (1 - np.exp(-np.asarray(step) / config.total_steps / 0.15)) / (1 - np.exp(-1 / 0.15))
@@ -60,14 +59,6 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0, scouts
         while rival_I and (end := next_look(rewards_I[:seen], rival_I)) > seen:
             seen = end
         cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost * (seen / NUM_ITEMS)
-        pays = payers.setdefault(arm.seed, arm.key) == arm.key
-        if arm.step == 0 and not pays:
-            cost -= config.first_rollouts
-        if arm.step == 0 and arm.layers in scouts and arm.seed == config.seed:
-            cost -= config.step_cost(arm.layers) - config.first_rollouts
-            if pays:  # one pass down to the lowest layer
-                lowest = config.step_cost(min(scouts)) - config.first_rollouts
-                cost += lowest + config.first_own * (len(scouts) - 1)
         return RungResult(
             arm=replace(arm, step=to_step, checkpoint=f"arms/{arm.key}/{to_step}"),
             select_rewards_I=rewards_I[:seen],
@@ -99,7 +90,6 @@ def drive(config, candidates, run, base_I, fail=lambda each: None):
 
 def play(contribution_L, predicted_L, budget_steps, noise=0.3, sd=0.2, fail=lambda each: None, **changes):
     config, candidates = make_config(len(contribution_L), budget_steps, **changes), make_candidates(predicted_L, sd)
-    scouts = [each.slot.layers for each in first_batch(config, candidates)] if config.first_own else ()
-    run, base_I = make_runner(contribution_L, config, noise, seed=config.seed, scouts=scouts)
+    run, base_I = make_runner(contribution_L, config, noise, seed=config.seed)
     outcome, batches, answers = drive(config, candidates, run, base_I, fail)
     return outcome, batches, answers, config, candidates, base_I

@@ -86,10 +86,6 @@ class UnitCosts:
         """Rollouts and one update of these layers."""
         return self.generate + self.costs.train(self.tokens, layers)
 
-    def weigh(self, num_layers: int) -> Cost:
-        """Weight gradients of so many layers."""
-        return Cost(layer_tokens=self.tokens * num_layers)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
@@ -166,10 +162,7 @@ def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...])
     step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
     width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
     rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
-    # Arms share all of their first step but their own weight gradients; workers on other machines share nothing.
-    passes = Cost() if config.shard else step - units.generate - units.weigh(config.top_k)
-    shared = Cost() if config.storage else units.generate + passes
-    return rungs + items - shared * (config.prompts_per_step * (width - 1))
+    return rungs + items
 
 
 def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...], left: Cost) -> bool:
@@ -212,11 +205,10 @@ class ProbePrices:
         return self.units.walk(self.candidates, 1 + LINE_SIZES) * prompts
 
     def burst(self, prompts: int, steps: int) -> Cost:
-        """A burst of every candidate; the first step's rollouts are sampled once for all."""
-        units, num_layers = self.units, len(self.candidates)
-        run = units.step(self.candidates[:1]) * (steps * prompts)
-        run += units.generate_one * (prompts * units.group_size)
-        return run * num_layers - units.generate * (prompts * (num_layers - 1))
+        """A burst of every candidate."""
+        run = self.units.step(self.candidates[:1]) * (steps * prompts)
+        run += self.units.generate_one * (prompts * self.units.group_size)
+        return run * len(self.candidates)
 
     def all(self, plan: ProbePlan, sampled: int) -> Cost:
         """The whole stage, where calibration has sampled so many prompts of the shared batch already."""

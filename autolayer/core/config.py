@@ -33,7 +33,7 @@ MAX_SEED = 2**32 - 1
 class ProbeConfig:
     """How the cheap signals are measured."""
 
-    share: float = 0.35
+    share: float = 0.3
     """Share of the finding budget that the probes may spend, where the rest pays for a race; else they have it all."""
     num_folds: int = 3
     """Parts of the shared batch: a direction is taken on all but one and judged on that one."""

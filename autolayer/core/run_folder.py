@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ from autolayer.core.errors import RunFolderError
 CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")
 )
-FIRST = "first.json"
-"""Completions of the arms' first steps, and what their shared gradient has cost."""
 PATCH, REPORT = "layer.safetensors", "report.html"
 ADAPTER = "adapter"
 """Folder of what --adapter trained, in PEFT's format."""
@@ -180,11 +177,6 @@ class RunFolder:
         finally:
             temporary.unlink(missing_ok=True)
         return True
-
-    def free_bytes(self) -> int:
-        """Bytes free on the disk that holds (or will hold) the folder."""
-        existing = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
-        return shutil.disk_usage(existing).free
 
 
 def open_run(config: Config, verb: str = "pick") -> RunFolder:

@@ -88,9 +88,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         )
         make_engine = engine_factory(config, loaded, folder, ranks)
         bench = Workbench(
-            loaded, task, settings, folder, temperature=config.temperature, make_engine=make_engine, ranks=ranks,
-            shares_first=config.storage is None,
-        )  # fmt: skip
+            loaded, task, settings, folder, temperature=config.temperature, make_engine=make_engine, ranks=ranks
+        )
         check_context(bench)
         claimed = {"signature": _hash(signed)}
         if ranks.leads:

@@ -42,11 +42,10 @@ from autolayer.reporting.results import PickResult
 from autolayer.rollouts.evaluation import Evaluation
 from autolayer.rollouts.types import Rollouts
 from autolayer.search.looks import next_look
-from autolayer.search.race import first_batch
-from autolayer.search.records import TIME_IS_UP, Candidate, Outcome, RaceConfig
+from autolayer.search.records import Candidate, Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.search.turns import take_turn
-from autolayer.training import checkpoints, first_step, shared_pass
+from autolayer.training import checkpoints
 from autolayer.training.calibration import Calibration, calibrate, refuse
 from autolayer.training.workbench import Workbench
 
@@ -209,18 +208,13 @@ class Stages:
             budget=budget,
             step_cost=lambda layers: units.step(layers) * (config.prompts_per_step or 0),  # pyright: ignore
             eval_cost=units.generate_one * num_items,
-            # Workers on other machines share nothing.
-            first_rollouts=Cost() if config.storage else units.generate * (config.prompts_per_step or 0),
-            first_own=None if config.storage else units.weigh(config.top_k) * (config.prompts_per_step or 0),
             regret=config.regret,
             confidence=config.search.confidence,
             rate_span=config.search.rate_span,
             fixed_rate=config.learning_rate is not None,
         )
         with self.progress.stage("search", 1.0) as bar:
-            done, scouts = Cost(), [run.slot.layers for run in first_batch(race, candidates)]
-            if race.first_own is not None and not shared_pass.share_first_step(bench, scouts, config.seed):
-                race = replace(race, first_own=None)
+            done = Cost()
 
             def run(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
                 result = self._rung(arm, to_step, rival_I)
@@ -233,8 +227,6 @@ class Stages:
             storage = config.storage or f"sqlite:///{self.folder / 'study.db'}"
             deadline = self.started + search_seconds(config)
             outcome = run_search(race, candidates, base, run, storage=storage, deadline=deadline)
-            if TIME_IS_UP not in outcome.stop_reason:
-                first_step.forget_gradients(self.folder)
             bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
         return outcome, outcome.spent + outcome.ahead + base_cost
 
@@ -385,8 +377,6 @@ class Stages:
 
     def keep(self, result: PickResult, trained: Arm | None = None) -> PickResult:
         """Saves the trained layers, the report and the result; result.json comes last and says that all is there."""
-        if trained is not None:
-            first_step.forget_gradients(self.folder)  # which a deadline may have left
         if trained is not None and self.config.adapter is None:
             self._patch(trained).save(self.folder / run_folder.PATCH)
         elif trained is not None:

@@ -98,7 +98,7 @@ def note(folder: Path, arm: Arm, rewards: Sequence[Sequence[float]], paid: Cost)
 
 
 def paid_for(folder: Path, arm: Arm) -> Cost:
-    """What the search has paid for an arm up to its step: rollouts that arms share are paid by one of them."""
+    """What the search has paid for an arm up to its step."""
     paid = _history(folder, arm)["paid"].get(str(arm.step))
     return Cost(**paid) if paid else Cost()
 

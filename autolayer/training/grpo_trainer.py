@@ -36,7 +36,7 @@ from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.training.gigpo import step_advantages
 from autolayer.training.kl_reference import Reference
-from autolayer.training.optimizer import GradientKeeper, MasterAdamW
+from autolayer.training.optimizer import MasterAdamW
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.trainer.grpo_config import GRPOConfig  # noqa: E402  (reads the variable above)
@@ -52,7 +52,7 @@ eq. 9, GRPO's loss with an advantage for every step of an episode (gigpo.py). TR
 
 
 class LayerGRPOTrainer(GRPOTrainer):
-    """Trains whatever requires gradients for a number of steps, starting at `first_step` of the arm's run.
+    """Trains whatever requires gradients for a number of steps, starting at the arm's step.
 
     Args:
         rows: The prompts of these steps in order, `prompts_per_step` for each.
@@ -60,8 +60,6 @@ class LayerGRPOTrainer(GRPOTrainer):
             cut.
         beta: Weight of the KL term.
         reference: Of the KL term; needed when `beta` > 0.
-        first_rollouts: The first step's, where another arm that started from the same weights with the same prompts
-            and seeds has sampled them.
         on_rollouts: Called with every step's rollouts, of all processes, after they are rewarded.
         ranks: The processes that train together; the optimizer averages their gradients.
     """
@@ -80,10 +78,9 @@ class LayerGRPOTrainer(GRPOTrainer):
         gigpo: GiGPOConfig,
         beta: float,
         engine: Engine,
-        optimizer: MasterAdamW | GradientKeeper,
+        optimizer: MasterAdamW,
         micro_batch: int,
         reference: Reference | None,
-        first_rollouts: Rollouts | None = None,
         on_rollouts: Callable[[Rollouts], None],
         ranks: Ranks,
     ) -> None:
@@ -92,7 +89,6 @@ class LayerGRPOTrainer(GRPOTrainer):
         self.arm = arm
         self.engine = engine
         self.reference = reference
-        self.first_rollouts = first_rollouts
         self.on_rollouts = on_rollouts
         self.ranks = ranks
         self.group_size = group_size
@@ -166,14 +162,12 @@ class LayerGRPOTrainer(GRPOTrainer):
         first = self.ranks.index * len(prompts)
         # With several processes a group may lie across two of them; then only the advantages know of it.
         group_size = self.group_size if len(prompts) % self.group_size == 0 else 1
-        everyone = self.first_rollouts
-        if everyone is None or self.state.global_step > 0:
-            seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
-            started = time.perf_counter()
-            rows = [self.rows[int(prompt)] for prompt in prompts]
-            parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, 1)
-            everyone = Rollouts.joined(parts, self.group_size)
-            self.sampling_seconds += time.perf_counter() - started
+        seeds = [request_seed(self.arm.seed, "train", step, first + index) for index in range(len(prompts))]
+        started = time.perf_counter()
+        rows = [self.rows[int(prompt)] for prompt in prompts]
+        parts = sample_share(self.ranks, self.engine, self.task, rows, seeds, 1)
+        everyone = Rollouts.joined(parts, self.group_size)
+        self.sampling_seconds += time.perf_counter() - started
         self.pending = everyone.between(first, first + len(prompts), group_size)
         self.on_rollouts(everyone)
         masks = {} if self.task.environment is None else {"env_mask": self.pending.own_masks()}

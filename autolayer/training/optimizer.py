@@ -69,23 +69,8 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
-        self.average([m.grad for m in self.masters.values() if m.grad is not None])
-        self._update()
-
-    @torch.no_grad()
-    def step_by(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """A step by what `GradientKeeper` has kept, as if this had been gathered here; it is clipped here.
-
-        Args:
-            gradients: Those of every parameter that a backward pass would have reached, averaged over the processes; on
-                the device, and used up.
-        """
-        for name, gradient in gradients.items():
-            self.masters[name].grad = gradient
-        self._update()
-
-    def _update(self) -> None:
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
+        self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
         self.last_grad_norm = float(norm)
         if not math.isfinite(self.last_grad_norm):
@@ -127,50 +112,3 @@ class MasterAdamW(torch.optim.Optimizer):
                 }
                 if state:
                     self.inner.state[master] = state
-
-
-class GradientKeeper(torch.optim.Optimizer):
-    """Takes no step: keeps the gradient that a step would be made by, in float32 on the host.
-
-    For the parameters of many layers at once: each gradient leaves the device the moment it is complete, so the device
-    needs no room for them. They are added up over the micro-batches as `MasterAdamW` does, so that its step by this is
-    the step it would have made itself, bit for bit.
-
-    Args:
-        parameters: Full name -> parameter; all want a gradient.
-        average: Replaces gradients by their mean over all processes, in `step`.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
-    ) -> None:
-        super().__init__(list(parameters.values()), {"lr": 0.0})
-        self.named, self.average = dict(parameters), average
-        self.gradients: dict[str, torch.Tensor] = {}
-        """Of the parameters that a backward pass has reached."""
-        self._hooks = [p.register_post_accumulate_grad_hook(self._mover(name)) for name, p in self.named.items()]
-
-    def _mover(self, name: str) -> Callable[[torch.Tensor], None]:
-        def move(parameter: torch.Tensor) -> None:
-            assert parameter.grad is not None
-            gradient = parameter.grad.to("cpu", torch.float32)
-            held = self.gradients.get(name)
-            self.gradients[name] = gradient if held is None else held.add_(gradient)
-            parameter.grad = None
-
-        return move
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
-        for name in [name for name in self.named if name in self.gradients]:  # alike in every process
-            gradient = self.gradients[name].to(self.named[name].device)
-            self.average([gradient])
-            self.gradients[name] = gradient.cpu()
-
-    def close(self) -> None:
-        """Takes the gradient hooks off the parameters."""
-        for hook in self._hooks:
-            hook.remove()

@@ -18,11 +18,10 @@ from autolayer.distributed.fsdp import is_sharded, led
 from autolayer.models.layers import Trainable, train_only
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import Row
-from autolayer.training import checkpoints, first_step
-from autolayer.training.first_step import FirstStep
+from autolayer.training import checkpoints
 from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer, own_randomness, own_settings, quiet_trainer
 from autolayer.training.kl_reference import Reference
-from autolayer.training.optimizer import GradientKeeper, MasterAdamW
+from autolayer.training.optimizer import MasterAdamW
 
 if TYPE_CHECKING:
     from autolayer.training.workbench import Workbench
@@ -44,7 +43,6 @@ def train_segment(
     arm: Arm,
     to_step: int,
     prompts_per_step: int,
-    first: FirstStep | None,
     tell: Callable[[int, float], None] = lambda *_: None,
 ) -> Segment:
     """Trains an arm on from its checkpoint, in every process at once; the leading one saves the next one and pays.
@@ -54,7 +52,6 @@ def train_segment(
         arm: What to train, from which step.
         to_step: Optimizer steps done when this returns.
         prompts_per_step: Of all processes together.
-        first: What `first_step.find` has found.
         tell: Called with the number of steps done in this segment, and the mean reward of the last one.
     """
     started = time.perf_counter()
@@ -62,8 +59,6 @@ def train_segment(
     assert num_steps > 0, f"{arm} is not behind step {to_step}"
     rows = bench.train_rows(arm.seed, arm.step, num_steps, prompts_per_step)
     seen: list[Rollouts] = []
-    given = 0
-    """Steps made by a gradient that was there already."""
     sampling = 0.0
     with bench.weights(arm.layers, bench.arm_weights(arm)), prepared(bench, arm.layers) as freeze:
         parameters = bench.parameters(arm.layers)
@@ -84,29 +79,14 @@ def train_segment(
             if arm.checkpoint is not None:
                 tensors, before = checkpoints.read(bench.folder.path, arm)
                 optimizer.load_tensors(tensors)
-            if first is not None and first.kept:
-                optimizer.step_by(first_step.gradient(bench, arm, prompts_per_step, first))
-                seen.append(first.rollouts)
-                given = 1
-                after_step()
-            if num_steps > given:
-                trainer = make_trainer(
-                    bench,
-                    replace(arm, step=arm.step + given),
-                    rows[given * prompts_per_step :],
-                    num_steps - given,
-                    optimizer,
-                    seen.append,
-                    reference=reference_of(bench, arm.layers),
-                    first_rollouts=first.rollouts if first is not None and not given else None,
-                )
-                trainer.add_callback(EachStep(after_step))
-                trainer.train()
-                # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
-                freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
-                bench.effective += trainer.effective
+            trainer = make_trainer(bench, arm, rows, num_steps, optimizer, seen.append)
+            trainer.add_callback(EachStep(after_step))
+            trainer.train()
+            # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
+            freeze.expect_gradient, sampling = trainer.had_advantage, trainer.sampling_seconds
+            bench.effective += trainer.effective
         except torch.OutOfMemoryError:  # what was done is lost, and paid for
-            bench.charge(bench.cost_of_steps(seen[given:], arm.layers), time.perf_counter() - started)
+            bench.charge(bench.cost_of_steps(seen, arm.layers), time.perf_counter() - started)
             raise
         finally:
             optimizer.close()
@@ -115,26 +95,14 @@ def train_segment(
         advanced = replace(arm, step=to_step)
         advanced = replace(advanced, checkpoint=checkpoints.name_of(advanced))
         groups = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in seen]
-        alone = replace(bench.cost_of_steps(seen, arm.layers), seconds=time.perf_counter() - started)
+        cost = replace(bench.cost_of_steps(seen, arm.layers), seconds=time.perf_counter() - started)
         if not bench.ranks.leads:  # files and bills are the leader's
-            return Segment(arm=advanced, train_rewards_P=(), cost=alone)
-        cost = alone
-        if arm.step == 0 and bench.shares_first:
-            first = first or FirstStep(rollouts=seen[0])
-            if given:
-                cost -= bench.update_cost(first.rollouts, arm.layers)
-            if first.payer is None:
-                first = replace(first, payer=arm.key)
-                first_step.keep(bench.folder, arm, prompts_per_step, first)
-            if first.payer == arm.key:
-                cost += first.cost
-            else:
-                cost -= bench.generation_cost(first.rollouts)
+            return Segment(arm=advanced, train_rewards_P=(), cost=cost)
         bench.spent += cost
-        trained = sum((bench.update_cost(rollouts, arm.layers) for rollouts in seen[given:]), Cost())
-        bench.time_training(trained.layer_tokens, alone.seconds - sampling)
+        trained = sum((bench.update_cost(rollouts, arm.layers) for rollouts in seen), Cost())
+        bench.time_training(trained.layer_tokens, cost.seconds - sampling)
         checkpoints.note(bench.folder.path, arm, groups, cost)
-        checkpoints.write(bench.folder.path, advanced, optimizer.tensors(), before + alone)
+        checkpoints.write(bench.folder.path, advanced, optimizer.tensors(), before + cost)
     return Segment(arm=advanced, train_rewards_P=tuple(mean for step in groups for mean in step), cost=cost)
 
 
@@ -151,20 +119,18 @@ def prepared(bench: Workbench, layers: Layers) -> Iterator[Trainable]:
         yield freeze
 
 
-def reference_of(bench: Workbench, layers: Layers, *, moved: bool = True) -> Reference | None:
+def reference_of(bench: Workbench, layers: Layers) -> Reference | None:
     """Of the KL term, where there is one, while these layers are trained; in every process at once.
 
     Args:
         bench: With these layers whole.
         layers: What is trained.
-        moved: False where the policy stays the base itself.
     """
     if not bench.settings.beta:
         return None
     if is_sharded(bench.model):  # the leader may have tried before, alone
         bench.enters = led(bench.model, lambda: bench.enters)
-    parameters, base = (bench.parameters(layers), bench.base(layers)) if moved else ({}, {})
-    return Reference(bench.model, parameters, base, bench.shared_below(layers))
+    return Reference(bench.model, bench.parameters(layers), bench.base(layers), bench.shared_below(layers))
 
 
 def make_trainer(
@@ -172,11 +138,8 @@ def make_trainer(
     arm: Arm,
     rows: Sequence[Row],
     num_steps: int,
-    optimizer: MasterAdamW | GradientKeeper,
+    optimizer: MasterAdamW,
     on_rollouts: Callable[[Rollouts], None],
-    *,
-    reference: Reference | None,
-    first_rollouts: Rollouts | None = None,
 ) -> LayerGRPOTrainer:
     """The trainer of some steps of an arm, by the run's settings."""
     return LayerGRPOTrainer(
@@ -193,8 +156,7 @@ def make_trainer(
         engine=bench.engine,
         optimizer=optimizer,
         micro_batch=bench.passes.sequences(bench.longest),
-        reference=reference,
-        first_rollouts=first_rollouts,
+        reference=reference_of(bench, arm.layers),
         on_rollouts=on_rollouts,
         ranks=bench.ranks,
     )

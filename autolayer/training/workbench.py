@@ -35,7 +35,7 @@ from autolayer.rollouts.evaluation import Evaluation
 from autolayer.rollouts.sampler import in_order, sample, sample_share
 from autolayer.rollouts.types import Rollouts, encode_prompts
 from autolayer.tasks.base import Row, Task
-from autolayer.training import checkpoints, first_step
+from autolayer.training import checkpoints
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.micro_batching import Passes
 from autolayer.training.partial_forward import Boundary, any_batch, can_enter
@@ -70,11 +70,8 @@ class Workbench:
         temperature: float,
         make_engine: Callable[..., Engine] = TransformersEngine,
         ranks: Ranks | None = None,
-        shares_first: bool = True,
     ) -> None:
         self.ranks = ranks or Ranks()
-        self.shares_first = shares_first
-        """Whether arms of one seed share what they can of the first step, and one of them pays."""
         self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
@@ -294,7 +291,7 @@ class Workbench:
         prompts_per_step = prompts_per_step or self.settings.prompts_per_step
 
         def together() -> Segment:
-            what = (arm, to_step, prompts_per_step, first_step.find(self, arm, prompts_per_step))
+            what = (arm, to_step, prompts_per_step)
             self.ranks.order("train", train_segment, *what, self.passes.sizes)
             return self.in_every_process(train_segment, *what, tell)
 
@@ -321,13 +318,13 @@ class Workbench:
             return contextlib.nullcontext()
         return checkpoint_activations(self.model, 0 if layers == "full" else min(layers))
 
-    def train_rows(self, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
+    def train_rows(self, seed: int, start: int, num_steps: int, prompts_per_step: int) -> list[Row]:
         """The prompts of some steps: a new seeded order of the train split every epoch."""
-        wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
+        wanted = range(start * prompts_per_step, (start + num_steps) * prompts_per_step)
         return in_order(self.task.splits["train"], seed, wanted)
 
     def training_cost(self, arm: Arm) -> Cost:
-        """What all training steps of an arm cost, had it been trained alone."""
+        """What all training steps of an arm cost."""
         return Cost() if arm.checkpoint is None else checkpoints.read(self.folder.path, arm)[1]
 
     # Several processes

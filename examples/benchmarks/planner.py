@@ -2,12 +2,9 @@
 
     python examples/benchmarks/planner.py                # all tables, CPU: 4 minutes
     python examples/benchmarks/planner.py --only sizes   # seconds
-    python examples/benchmarks/planner.py --only rung    # seconds
 
 Sizes: shares of one full run of 400 steps x 64 prompts x 8 completions, 100-token prompts and 900-token completions;
 by default 10% of it.
-First rung: layer-tokens of the race's first rung, if every arm makes all of its first step, if they share its rollouts,
-and if they share its passes, too.
 Against runs: planned with the lengths that calibration measured, `--budget 1` and 40 steps; layer-tokens, generated
 tokens.
 """
@@ -17,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +36,11 @@ from autolayer.core.budget import (
     full_run,
     pays_for_race,
     plan_probes,
-    select_items,
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.pipeline.dry_run import plan_run
-from autolayer.search.ledger import Ledger
-from autolayer.search.race import first_batch
-from autolayer.search.records import Candidate, RaceConfig
 
 SHAPES: dict[str, Any] = {
     "Qwen3-8B": Qwen3Config(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
@@ -97,43 +89,6 @@ def sizes_table() -> Table:
                 table.add_row(
                     name, f"{budget:.0%}", kind.replace("_", " "), *(f"{s:.2%}" for s in (*shares, sum(shares)))
                 )
-    return table
-
-
-def rung_table() -> Table:
-    table = Table(box=MARKDOWN)
-    for name in (
-        "model",
-        "budget",
-        "arms@steps",
-        "nothing shared",
-        "rollouts shared",
-        "passes, too",
-        "saved by passes",
-    ):
-        table.add_column(name)
-    for name in SHAPES:
-        units = units_of(name)
-        for budget in (default_budget(400), 0.25):
-            config = Config(model=name, steps=400, prompts_per_step=64, budget=budget)
-            left = stages(config, units)[0]["search"]
-            candidates = [
-                Candidate(layers=(layer,), predicted=0.5, predicted_sd=0.2, learning_rate=1e-5)
-                for layer in range(units.costs.num_layers)
-            ]
-            race = RaceConfig(
-                seed=0, num_layers=units.costs.num_layers, total_steps=400, budget=left,
-                step_cost=lambda layers, units=units: units.step(layers) * 64,
-                eval_cost=units.generate_one * select_items(config),
-                first_rollouts=units.generate * 64, first_own=units.weigh(1) * 64,
-            )  # fmt: skip
-            scouts = first_batch(race, candidates)
-            kinds = (replace(race, first_rollouts=Cost(), first_own=None), replace(race, first_own=None), race)
-            costs = [Ledger(kind, candidates).planned(scouts).layer_tokens for kind in kinds]
-            shape = f"{len(scouts)}@{scouts[0].to_step}" if scouts else "none"
-            shown = [f"{cost / 1e9:.3f} G" for cost in costs] if scouts else ["-"] * 3
-            saved = f"{1 - costs[2] / costs[1]:.1%}" if scouts else "-"
-            table.add_row(name, f"{budget:.0%}", shape, *shown, saved)
     return table
 
 
@@ -195,11 +150,11 @@ def add(table: Table, run: str, stage: str, measured: Cost, planned: Cost, secon
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["sizes", "rung", "runs"])
+    parser.add_argument("--only", choices=["sizes", "runs"])
     only = parser.parse_args().only
     torch.set_num_threads(1)
     console = Console(width=140)
-    for name, table in {"sizes": sizes_table, "rung": rung_table, "runs": runs_table}.items():
+    for name, table in {"sizes": sizes_table, "runs": runs_table}.items():
         if only in (None, name):
             console.print(table())
 

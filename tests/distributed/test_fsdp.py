@@ -145,21 +145,7 @@ def test_what_the_leader_did_alone_does_not_take_it_out_of_step(tmp_path: Path) 
 def test_processes_with_shards_pick_what_one_picks(tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation, all from shards."""
     for count, extra in ((1, ()), (2, ("--shard",))):
-        # With a storage no first step is shared, which shards would not do either: the same plans then.
-        storage = ("--storage", f"sqlite:///{tmp_path / f'study-{count}.db'}")
-        command = (
-            "pick",
-            *SHORT,
-            "--budget",
-            "4",
-            "--beta",
-            "0.02",
-            *extra,
-            *storage,
-            "--out",
-            f"run-{count}",
-            "--json",
-        )
+        command = ("pick", *SHORT, "--budget", "4", "--beta", "0.02", *extra, "--out", f"run-{count}", "--json")
         done = launch(count, *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / f"run-{count}" / "result.json").read_text()) for count in (1, 2))

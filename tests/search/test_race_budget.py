@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from race_helpers import NUM_ITEMS, drive, make_candidates, make_config, make_runner, play
 
-from autolayer.core.arms import Arm, RungResult
+from autolayer.core.arms import Arm
 from autolayer.core.budget import scout_steps
 from autolayer.core.costs import Cost
 from autolayer.core.errors import ConfigError
 from autolayer.search.ledger import Ledger
 from autolayer.search.plan import LADDER_SHARE, Rung, ladder_cost, middle, plan
-from autolayer.search.records import Run, Slot
 
 
 @pytest.mark.parametrize("case", range(40))
@@ -23,12 +22,9 @@ def test_never_exceeds_the_budget_in_either_component(case):
     total = int(rng.choice([10, 60, 400]))
     budget_steps = float(rng.choice([0, 0.5, 2, 7, 15, 70, 250, 1500]))
     budget = Cost(generated_tokens=100 * budget_steps * rng.uniform(0.2, 5), layer_tokens=1000 * budget_steps)
-    shared = Cost(generated_tokens=100.0, layer_tokens=200.0) if case % 2 else Cost()
-    own = Cost(layer_tokens=15.0) if case % 4 == 3 else None
     contribution_L, predicted_L = rng.normal(0.7, 0.25, num_layers), rng.normal(0.7, 0.2, num_layers)
     outcome, batches, answers, config, candidates, _ = play(
         contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999,
-        first_rollouts=shared, first_own=own,
     )  # fmt: skip
     assert outcome.spent.fits(budget * (1 + 1e-9))
     assert plan(config, candidates).planned_cost.fits(budget)
@@ -97,58 +93,6 @@ def test_a_first_rung_of_dear_layers_stays_within_the_budget():
     for budget_steps in np.arange(0.5, 12, 0.5):
         outcome, *_, config, _, _ = play(np.full(28, 0.7), predicted_L, budget_steps)
         assert outcome.spent.fits(config.budget)
-
-
-def test_a_failed_run_leaves_no_rollouts_for_the_others():
-    shared = Cost(generated_tokens=60.0, layer_tokens=300.0)
-    config, candidates = make_config(6, 100, first_rollouts=shared), make_candidates(np.full(6, 0.7))
-    ledger = Ledger(config, candidates)
-    first, second, third = (Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (1, 2, 3))
-    one, two, three = (config.step_cost((i,)) * 2 + config.eval_cost for i in (1, 2, 3))
-    assert ledger.cost([first, second, third]) == one + two + three - shared * 2
-    ledger.add([first], {first: "diverged"})
-    assert ledger.spent == one and ledger.cost([second, third]) == two + three - shared
-    result = RungResult(
-        arm=Arm(layers=(2,), learning_rate=1e-4, seed=0, step=2), select_rewards_I=(0.0,), train_rewards_P=(), cost=two
-    )
-    ledger.add([second], {second: result})
-    assert ledger.spent == one + two and ledger.cost([third]) == three - shared
-    other = Run(slot=Slot(layers=(3,), seed=1), from_step=0, to_step=2)  # other prompts
-    on = Run(slot=second.slot, from_step=2, to_step=4)
-    assert ledger.cost([other]) == three and ledger.cost([on]) == two
-
-
-def test_the_first_rung_pays_for_one_pass_and_later_rates_of_its_layers_for_none():
-    shared, own = Cost(generated_tokens=60.0, layer_tokens=300.0), Cost(layer_tokens=15.0)
-    config = make_config(6, 100, first_rollouts=shared, first_own=own)
-    ledger = Ledger(config, make_candidates(np.full(6, 0.7)))
-    scouts = [Run(slot=Slot(layers=(i,), seed=0), from_step=0, to_step=2) for i in (3, 1, 2)]
-    rate = Run(slot=Slot(layers=(2,), rate_index=1, seed=0), from_step=0, to_step=4)
-    joins = Run(slot=Slot(layers=(4,), seed=0), from_step=0, to_step=4)
-    fresh = Run(slot=Slot(layers=(2,), seed=1), from_step=0, to_step=4)
-    steps = {layer: config.step_cost((layer,)) for layer in range(6)}
-    # One step of the lowest layer, and what two more layers add to it; then a step each by themselves.
-    first = steps[1] + own * 2 + steps[1] + steps[2] + steps[3] + config.eval_cost * 3
-    close(ledger.planned(scouts), first)
-    close(ledger.planned(scouts[:1]), steps[3] * 2 + config.eval_cost)
-    close(ledger.planned(scouts[1:], before=scouts[:1]), first - steps[3] * 2 - config.eval_cost)
-    close(ledger.planned([rate], before=scouts), steps[2] * 3 + config.eval_cost)
-    close(ledger.planned([joins], before=scouts), steps[4] * 4 - shared + config.eval_cost)
-    close(ledger.planned([fresh], before=scouts), steps[2] * 4 + config.eval_cost)
-    everything = steps[2] * 7 + steps[4] * 4 - shared + config.eval_cost * 3 + first
-    close(ledger.planned([*scouts, rate, joins, fresh]), everything)
-    # Sets overlap, and each layer's gradient is made once.
-    pair = make_config(6, 100, first_rollouts=shared, first_own=own * 2)
-    sets = [
-        replace(each, layers=layers) for each, layers in zip(make_candidates(np.ones(2)), ((0, 1), (1, 2)), strict=True)
-    ]
-    runs = [Run(slot=Slot(layers=each.layers, seed=0), from_step=0, to_step=1) for each in sets]
-    close(Ledger(pair, sets).planned(runs), steps[0] + own + config.eval_cost * 2)
-
-
-def close(found, expected):
-    assert found.generated_tokens == pytest.approx(expected.generated_tokens)
-    assert found.layer_tokens == pytest.approx(expected.layer_tokens)
 
 
 @pytest.mark.parametrize("budget_steps", [12, 20, 30, 60, 200])

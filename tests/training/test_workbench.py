@@ -143,27 +143,6 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
     before.check()
 
 
-def test_arms_of_one_seed_share_the_base_models_first_rollouts_and_nothing_else(tmp_path: Path) -> None:
-    arm = Arm(layers=(2,), learning_rate=LR, seed=1)
-    alone, shared = (make_bench(build_model("qwen3"), tmp_path / name) for name in ("alone", "shared"))
-    expected = alone.train(arm, 3)
-    shared.train(Arm(layers=(0,), learning_rate=10 * LR, seed=1), 2)
-    tokens = shared.engine.tokens
-    found = shared.train(arm, 3)
-    assert_equal(_state(shared, found.arm), _state(alone, expected.arm))
-    assert found.train_rewards_P == expected.train_rewards_P
-    saved = expected.cost.generated_tokens - found.cost.generated_tokens
-    assert saved > 0 and found.cost.generated_tokens == shared.engine.tokens - tokens
-    prompt_tokens = 4 * sum(len(row["prompt"]) for row in shared.train_rows(1, 0, 1, 4))
-    sampled = shared.costs.forward(prompt_tokens + saved).layer_tokens
-    assert expected.cost.layer_tokens - found.cost.layer_tokens == pytest.approx(sampled)
-    again = make_bench(build_model("qwen3"), tmp_path / "shared")  # another process, the same run folder
-    assert again.train(replace(arm, layers=(1,)), 1).cost.generated_tokens == again.engine.tokens == 0
-    for other in (replace(arm, seed=2), found.arm):  # other prompts, or other weights
-        tokens = shared.engine.tokens
-        assert shared.train(other, other.step + 1).cost.generated_tokens == shared.engine.tokens - tokens > 0
-
-
 @pytest.mark.parametrize("layers", [(1,), "full"], ids=str)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("call", [1, 2])
