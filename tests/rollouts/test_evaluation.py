@@ -23,7 +23,6 @@ from autolayer.reporting.html import write_html
 from autolayer.reporting.results import from_dict
 from autolayer.reporting.terminal import Report
 from autolayer.rollouts import evaluation
-from autolayer.rollouts.engines.top_k_top_p import mask_tail
 from autolayer.rollouts.evaluation import Evaluation, items, requests, scale, suite_scores
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import Rollouts, request_seed
@@ -198,18 +197,6 @@ def kept_by_definition(logits: list[float], top_k: int, top_p: float) -> set[int
         if held >= top_p:
             return kept
     return kept
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 3, 20, 99])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.93, 1.0])
-def test_the_tail_is_cut_by_its_definition(top_k: int, top_p: float) -> None:
-    logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
-    logits[:10] = logits[:10].round()  # ties
-    masked = mask_tail(logits, top_k=top_k, top_p=top_p)
-    for row, found in zip(logits.tolist(), masked, strict=True):
-        assert set(torch.isfinite(found).nonzero().flatten().tolist()) == kept_by_definition(row, top_k, top_p)
-    finite = torch.isfinite(masked)
-    assert torch.equal(masked[finite], logits[finite])
 
 
 def test_samples_follow_the_cut_distribution(tiny_model: Any, tmp_path: Path) -> None:

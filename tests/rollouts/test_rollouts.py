@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
 from autolayer.rollouts.engines.base import Completion, end_of_turn_id, think_prefix, truncate_at_stop
-from autolayer.rollouts.engines.hf import TransformersEngine
+from autolayer.rollouts.engines.hf import GumbelNoise, TransformersEngine, noise_tokens
 from autolayer.rollouts.types import Rollouts, encode_prompts, request_seed
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 
@@ -92,6 +92,16 @@ def test_one_prompt_with_different_seeds_gives_different_completions() -> None:
     engine = _engine(build_model("qwen3"))
     completions = engine.generate(_ids(["1+1="]) * 8, [request_seed("group", i) for i in range(8)])
     assert len(set(map(tuple, completions))) == 8
+
+
+def test_noise_drawn_in_blocks_is_each_generators_own_sequence_of_draws() -> None:
+    noise, vocabulary = GumbelNoise([3, 4], torch.device("cpu")), 50
+    assert noise_tokens(vocabulary) > 1 and noise_tokens(10**7) == 1
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    for _ in range(3 * noise_tokens(vocabulary) - 1):
+        logits = torch.randn(2, vocabulary)
+        rows = [-torch.empty(vocabulary).exponential_(generator=generator).log() for generator in generators]
+        assert torch.equal(noise(torch.empty(0), logits), logits + torch.stack(rows))
 
 
 def test_generating_uses_and_leaves_nothing_of_the_global_random_state() -> None:

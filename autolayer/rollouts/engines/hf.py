@@ -1,7 +1,7 @@
-"""Rollouts by transformers' `generate`, from the very model that is trained.
+"""Rollouts by transformers' `generate`, with the model that is trained.
 
-Sampling adds one request's own Gumbel noise to the logits and takes the largest (the Gumbel-max trick), which is exact
-sampling at the given temperature.
+Sampling adds Gumbel noise of each request's own to the logits and takes the largest (the Gumbel-max trick), which is
+exact sampling at the given temperature and couples two policies better than inverting their cumulative distributions.
 """
 
 from __future__ import annotations
@@ -12,42 +12,63 @@ from typing import Any, cast
 
 import psutil
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from autolayer.rollouts.engines.base import Completion, Engine
-from autolayer.rollouts.engines.top_k_top_p import mask_tail
+
+MAX_NOISE_TOKENS = 8
+"""Tokens whose noise is drawn in one call for a request."""
+MAX_NOISE_ENTRIES = 1 << 20
+"""Entries of noise that are drawn in one call for a request: 4 MB of float32."""
 
 
 class TransformersEngine(Engine):
-    """Always in step with the weights, no second copy."""
+    """Generates with the trained model itself: it needs no second copy and no weight sync."""
 
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
         completions = [Completion() for _ in prompt_ids]
         longest = max(map(len, prompt_ids), default=0) + self.max_new_tokens
-        at_once = min(self.max_sequences, max_cached_sequences(self.model, longest))
+        batch_size = min(self.max_sequences, max_cached_sequences(self.model, longest))
         for limit in sorted(set(limits), reverse=True):
-            wanted = [index for index, own in enumerate(limits) if own == limit]
-            for some in (wanted[start : start + at_once] for start in range(0, len(wanted), at_once)):
-                written = self._batch([prompt_ids[i] for i in some], [seeds[i] for i in some], limit, ends)
-                for index, ids in zip(some, written, strict=True):
+            indices = [index for index, own_limit in enumerate(limits) if own_limit == limit]
+            for batch in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size)):
+                sampled = self._sample_batch([prompt_ids[i] for i in batch], [seeds[i] for i in batch], limit, ends)
+                for index, ids in zip(batch, sampled, strict=True):
                     completions[index] = Completion(ids)
         return completions
 
-    def _batch(self, prompt_ids: list[list[int]], seeds: Sequence[int], limit: int, ends: set[int]) -> list[list[int]]:
+    def _sample_batch(
+        self, prompt_ids: list[list[int]], seeds: Sequence[int], limit: int, ends: set[int]
+    ) -> list[list[int]]:
         device = self.model.device
         width = max(map(len, prompt_ids))
         pad = self.pad_token_id
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
-        noise = LogitsProcessorList([_GumbelNoise(seeds, self.temperature, device, self.top_k, self.top_p)])
-        with _generation_mode(self.model, self._settings(limit, ends)), torch.no_grad():
-            output = cast(Any, self.model).generate(input_ids=input_ids, attention_mask=mask, logits_processor=noise)
+        processors = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        if self.top_k:
+            processors.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            processors.append(TopPLogitsWarper(self.top_p))
+        processors.append(GumbelNoise(seeds, device))
+        with _generation_mode(self.model, self._generation_config(limit, ends)), torch.no_grad():
+            output = cast(Any, self.model).generate(
+                input_ids=input_ids, attention_mask=mask, logits_processor=processors
+            )
         return [_until_end(ids, ends) for ids in output[:, width:].tolist()]  # pyright: ignore
 
-    def _settings(self, limit: int, ends: set[int]) -> GenerationConfig:
-        """Every field that a model's own generation config could change is set: RL samples from the policy itself."""
+    def _generation_config(self, limit: int, ends: set[int]) -> GenerationConfig:
+        """Returns a config that sets every field a model's own config could change: RL samples from the policy."""
         return GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,
@@ -61,53 +82,78 @@ class TransformersEngine(Engine):
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    """Cuts the padding after the first token that ends a completion, which stays."""
+    """Returns the tokens up to and including the first that ends a completion, without the padding after it."""
     for position, token in enumerate(ids):
         if token in ends:
             return ids[: position + 1]
     return ids
 
 
+class GumbelNoise(LogitsProcessor):
+    """Adds noise to logits so that the largest of a row is a sample of its softmax.
+
+    Every request has a generator of its own, so its tokens do not depend on what else is in the batch. The generators
+    fill a table of `noise_tokens` steps at a time, and a step then costs one addition for all rows.
+
+    Args:
+        seeds: One seed for each row.
+        device: The logits' device.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.device, self.step = device, 0
+        self.noise_B_N_V: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Returns logits plus noise, shape (B, V)."""
+        vocabulary = scores.shape[-1]
+        if self.noise_B_N_V is None:
+            self.noise_B_N_V = torch.empty(
+                len(scores), noise_tokens(vocabulary), vocabulary, dtype=torch.float32, device=self.device
+            )
+        index = self.step % self.noise_B_N_V.shape[1]
+        if index == 0:
+            for rows, generator in zip(self.noise_B_N_V, self.generators, strict=True):
+                rows.exponential_(generator=generator)
+            self.noise_B_N_V.log_().neg_()
+        self.step += 1
+        return scores.float() + self.noise_B_N_V[:, index]
+
+
+def noise_tokens(vocabulary: int) -> int:
+    """Returns for how many tokens noise is drawn at once; it depends on nothing else, or a batch would change draws."""
+    return max(1, min(MAX_NOISE_TOKENS, MAX_NOISE_ENTRIES // vocabulary))
+
+
 def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
-    """How many sequences of this length the key-value cache can hold in half of the free memory."""
+    """Returns how many sequences of a length fit in half of the free memory, with their keys, values and noise."""
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    return max(1, int(free / 2 / (cache_bytes_per_token(model) * num_tokens)))
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    noise_bytes = 4 * noise_tokens(vocabulary) * vocabulary
+    return max(1, int(free / 2 / (cache_bytes_per_token(model) * num_tokens + noise_bytes)))
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Of the keys and values of one token."""
+    """Returns the bytes that the keys and values of one token take in all layers."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
 
 
-class _GumbelNoise(LogitsProcessor):
-    """Logits over temperature, without their tail, plus each request's own noise: the largest is a sample."""
-
-    def __init__(
-        self, seeds: Sequence[int], temperature: float, device: torch.device, top_k: int = 0, top_p: float = 1.0
-    ) -> None:
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        logits = mask_tail(scores.float() / self.temperature, top_k=self.top_k, top_p=self.top_p)
-        return logits - noise.log_()
-
-
 @contextlib.contextmanager
 def _generation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Evaluation mode and our generation config; `generate` fills whatever is unset from the model's own."""
-    training, own = model.training, model.generation_config
+    """Puts a model into evaluation mode with our generation config, and restores both on leaving.
+
+    `generate` takes what a config leaves unset from the model's own, so the model's own has to be replaced.
+    """
+    training, own_config = model.training, model.generation_config
     try:
         model.eval()
         model.generation_config = config
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = own_config
         model.train(training)
