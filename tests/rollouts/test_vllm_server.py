@@ -159,7 +159,7 @@ def test_processes_that_follow_know_which_weights_have_to_be_there(base: Path, s
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
-        (wrong("/reset_prefix_cache", {"success": False}), "keeps what it has computed with other weights"),
+        (wrong("/reset_prefix_cache", {"success": False}), "could not clear its prefix cache"),
         (wrong("/collective_rpc", b""), "did not load"),
     ],
 )

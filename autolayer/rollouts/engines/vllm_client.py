@@ -1,62 +1,73 @@
-"""Asking a vLLM server over HTTP: every way in which that can fail becomes one exception with a short reason."""
+"""HTTP client of one vLLM server. Every way in which a request can fail becomes a `ServerError` with a short reason.
+
+This file and vllm_local.py are the only ones that know vLLM's development endpoints and private methods.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
+
+import httpx2
 
 from autolayer.rollouts.engines.base import Completion
 
-SHORT, LONG = 60.0, 3600.0
-"""Seconds without an answer: of a question, and of work (loading a model, a completion that waits for its turn)."""
+SHORT_TIMEOUT, LONG_TIMEOUT = 60.0, 3600.0
+"""Seconds without an answer: to a question, and to work (loading a model, a completion that waits for its turn)."""
 
 
 class ServerError(Exception):
-    """A server does not answer, or its answer is none."""
+    """A server does not answer, or does not answer as vLLM does."""
 
 
-@dataclass(frozen=True)
 class VLLMClient:
-    """One server, with vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1)."""
+    """Client of one server, with vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1).
 
-    url: str
+    Args:
+        url: The server's address, without `/v1`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx2.Client(
+            trust_env=False,  # a cluster's proxy leads outside
+            # A connection for each request: a kept one may be closed by the server while the next request is sent.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        )
 
     def model(self) -> dict[str, Any]:
-        """What it serves: 'id' and 'max_model_len'."""
-        with _read("/v1/models"):
-            found = self._ask("/v1/models", None, SHORT)["data"][0]
+        """Returns what the server serves: 'id' and 'max_model_len'."""
+        with _reading("/v1/models"):
+            found = self._request("/v1/models")["data"][0]
             return {"id": str(found["id"]), "max_model_len": int(found["max_model_len"])}
 
     def settings(self) -> dict[str, Any]:
-        """Of the model, as the server was started: 'dtype', 'logprobs_mode', ..."""
-        with _read("/server_info"):
-            return dict(self._ask("/server_info?config_format=json", None, SHORT)["vllm_config"]["model_config"])
+        """Returns the model settings that the server was started with: 'dtype', 'logprobs_mode', ..."""
+        with _reading("/server_info"):
+            return dict(self._request("/server_info?config_format=json")["vllm_config"]["model_config"])
 
     def load(self, path: str, version: str) -> None:
-        """Reads the weights in a folder, forgets what was computed with those before, and notes their version."""
-        # Whoever looks in between, or after a failure, finds neither the version before nor this one.
-        self._ask("/update_weight_version", {"new_version": f"loading {version}"}, SHORT)
-        self._ask("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}}, LONG)
-        with _read("/reset_prefix_cache"):
-            reset = self._ask("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {}, SHORT)
+        """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights."""
+        # Whoever asks in between, or after a failure, gets neither the version before nor this one.
+        self._request("/update_weight_version", {"new_version": f"loading {version}"})
+        rpc = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+        self._request("/collective_rpc", rpc, timeout=LONG_TIMEOUT)
+        with _reading("/reset_prefix_cache"):
+            reset = self._request("/reset_prefix_cache?reset_running_requests=true&reset_external=true", {})
             if not reset["success"]:
-                raise ServerError("it keeps what it has computed with other weights")
-        self._ask("/update_weight_version", {"new_version": version}, SHORT)
+                raise ServerError("it could not clear its prefix cache after a weight update")
+        self._request("/update_weight_version", {"new_version": version})
 
     def version(self) -> str:
-        """What `load` has noted last, by whomever; 'default' after a start."""
-        with _read("/weight_info"):
-            return str(self._ask("/weight_info", None, SHORT)["weight_version"])
+        """Returns the version that the last `load` of any client set; 'default' after a start."""
+        with _reading("/weight_info"):
+            return str(self._request("/weight_info")["weight_version"])
 
     def complete(self, request: dict[str, Any]) -> Completion:
-        """One completion of token ids, with its log-probabilities."""
-        with _read("/v1/completions"):
-            (choice,) = self._ask("/v1/completions", request, LONG)["choices"]
+        """Returns one completion as token ids with their log-probabilities."""
+        with _reading("/v1/completions"):
+            (choice,) = self._request("/v1/completions", request, timeout=LONG_TIMEOUT)["choices"]
             if choice["finish_reason"] not in ("stop", "length"):
                 raise ServerError(f"a completion ended by {choice['finish_reason']}")
             ids, log_probs = list(choice["token_ids"]), [float(p) for p in choice["logprobs"]["token_logprobs"]]
@@ -64,36 +75,29 @@ class VLLMClient:
                 raise ServerError(f"{len(ids)} tokens came with {len(log_probs)} log-probabilities")
             return Completion(ids, log_probs)
 
-    def _ask(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        """Posts a body, or gets where there is none."""
-        data = None if body is None else json.dumps(body).encode()
-        # A cluster's proxy leads outside.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    def _request(self, path: str, body: dict[str, Any] | None = None, *, timeout: float = SHORT_TIMEOUT) -> Any:
+        """Sends a POST request with a body, or a GET request without one, and returns the JSON of the answer."""
         try:
-            request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-            with opener.open(request, timeout=timeout) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            said = ""
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                said = error.read().decode(errors="replace").strip()
-            with contextlib.suppress(ValueError, LookupError, TypeError):
-                said = json.loads(said)["error"]["message"]
-            hint = "; VLLM_SERVER_DEV_MODE=1 is not set" if error.code == 404 and "/v1/" not in path else ""
-            raise ServerError(" ".join([f"{error.code} {error.reason}", *said.splitlines()[:1]]) + hint) from None
-        except urllib.error.URLError as error:
-            raise ServerError(str(error.reason)) from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            method = "GET" if body is None else "POST"
+            response = self._http.request(method, self.url + path, json=body, timeout=timeout)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ServerError(f"{type(error).__name__}: {error}") from None
-        if not text:
+        if not response.is_success:
+            message = response.text.strip()
+            with contextlib.suppress(ValueError, LookupError, TypeError):
+                message = str(response.json()["error"]["message"])
+            status = f"{response.status_code} {response.reason_phrase}"
+            hint = "; VLLM_SERVER_DEV_MODE=1 is not set" if response.status_code == 404 and "/v1/" not in path else ""
+            raise ServerError(" ".join([status, *message.splitlines()[:1]]) + hint)
+        if not response.content:
             return None
-        with _read(path.partition("?")[0]):
-            return json.loads(text)
+        with _reading(path.partition("?")[0]):
+            return response.json()
 
 
 @contextlib.contextmanager
-def _read(path: str) -> Any:
-    """What does not look like vLLM's answer is none."""
+def _reading(path: str) -> Iterator[None]:
+    """Raises `ServerError` for an answer that does not have the form of vLLM's."""
     try:
         yield
     except (LookupError, TypeError, ValueError) as error:
