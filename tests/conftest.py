@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 SANDBOXES = [name for name in ("bwrap", "unshare") if shutil.which(name)] or ["any"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` stays within a quarter of an hour."""
-    if "AUTOLAYER_SERVICES" in os.environ:
-        return
-    for item in items:
-        if item.get_closest_marker("minutes"):
-            item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     import torch

@@ -229,6 +229,7 @@ def test_largest() -> None:
     assert [largest(square, Cost(layer_tokens=n), 5) for n in (0, 1, 8, 9, 24, 1000)] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.dtype, tmp_path: Path) -> None:
     names, layers = ("train", "probe", "select", "eval"), (1, 3)

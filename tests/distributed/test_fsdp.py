@@ -90,6 +90,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_pass_holds_one_block_at_a_time_and_says_what_the_whole_model_says(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     done = launch(2, cwd=tmp_path, program=("program.py",))
@@ -134,14 +135,14 @@ ranks.leave()
 """
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_what_the_leader_did_alone_does_not_take_it_out_of_step(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n{ALONE}")
     done = launch(2, cwd=tmp_path, program=("alone.py",))
     assert done.returncode == 0 and done.stdout.strip() == "2", done.stderr[-3000:]
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_processes_with_shards_pick_what_one_picks(tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation, all from shards."""
     for count, extra in ((1, ()), (2, ("--shard",))):
@@ -158,7 +159,7 @@ def test_processes_with_shards_pick_what_one_picks(tmp_path: Path) -> None:
     same_movement(*(load_file(tmp_path / f"run-{count}" / "layer.safetensors") for count in (2, 1)))
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_training_from_shards_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """With a reference, recomputed, two layers; stopped by a reward that fails in the middle, in one sentence."""
     (tmp_path / "reward.py").write_text(
@@ -213,6 +214,7 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
     assert weights(4, (2, 3)) == rest + 2 * block + 4 * block
 
 
+@pytest.mark.slow
 def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = Qwen3ForCausalLM(

@@ -16,7 +16,7 @@ from autolayer.pipeline.checks import check_divisible
 from autolayer.rollouts.types import Rollouts
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [2, 3])
 def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation; a step's groups lie across processes where there are 3."""
@@ -35,7 +35,7 @@ def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> Non
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("many", "one")))
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(tmp_path: Path) -> None:
     kinds = {"full": ("--layers", "full"), "lora": ("--layers", "2", "--adapter", "lora")}
     for name, kind in kinds.items():
@@ -49,6 +49,7 @@ def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(tmp
         same_movement(tensors, wanted)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(
         "import os\n\ndef score(completions, **_):\n    assert os.environ['RANK'] == '0', 'broken here'\n"
@@ -78,7 +79,7 @@ cli.main(sys.argv[1:])
 """
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
 def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
     kind: str, who: str, tmp_path: Path

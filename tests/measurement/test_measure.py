@@ -31,6 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contribution, Pa
     return autolayer.measure(**SHORT, out=str(out)), out
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_trained(measured: tuple[Contribution, Path]) -> None:
     found, out = measured
     values = json.loads((out / contribution.CONTRIBUTION_FILE).read_text())
@@ -67,7 +68,6 @@ def test_another_number_of_seeds_is_another_configuration(measured: tuple[Contri
         autolayer.measure(**{**SHORT, "num_seeds": 3}, out=str(measured[1]))
 
 
-@pytest.mark.minutes
 @pytest.mark.slow
 def test_interrupted_in_a_real_run_the_same_numbers_come_out(
     measured: tuple[Contribution, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ SOLVED = {
 """The bases of examples/every_task.py, in examples/RESULTS.md."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task_name"), SOLVED)
 def test_a_packaged_model_can_do_its_tasks_a_little(name: str, task_name: str) -> None:
     """From 20% to 60%: so that RL has something to find, and something to win."""
@@ -42,7 +43,6 @@ def test_all_models_together_are_small() -> None:
     assert sum(path.stat().st_size for path in files) < 8_000_000
 
 
-@pytest.mark.minutes
 @pytest.mark.slow
 def test_probes_and_search_work_over_several_turns(tmp_path: Path) -> None:
     result = autolayer.pick(

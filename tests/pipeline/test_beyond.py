@@ -162,7 +162,7 @@ def test_verbs_refuse_what_they_would_ignore(verb: str, options: dict[str, Any],
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_sets_race_and_the_winner_is_trained(tmp_path: Path) -> None:
     result = autolayer.pick(**SHORT, top_k=2, budget=2.0, out=str(tmp_path))
     assert result.sets is not None and 2 <= len(result.sets) <= 5
@@ -192,7 +192,6 @@ def test_an_adapter_run_from_start_to_merge(tmp_path: Path, capsys: pytest.Captu
     assert changed and all(f".layers.{layer}." in name for name in changed)
 
 
-@pytest.mark.minutes
 @pytest.mark.slow
 def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
     options = {**SHORT, "adapter": "lora", "layers": "6-7", "budget": 2.0}
@@ -205,7 +204,7 @@ def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_boost_trains_everything(tmp_path: Path) -> None:
     result = autolayer.pick(**SHORT, boost=2.0, out=str(tmp_path))
     assert len(result.best_layers or ()) == 1 and result.trained_layers == tuple(range(8))

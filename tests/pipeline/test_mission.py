@@ -148,10 +148,9 @@ def test_the_same_command_again_only_reads_the_result(home: Home, picked: Any) -
     assert done.stdout == file.read_text() and file.stat().st_mtime_ns == before
 
 
-@pytest.mark.minutes
 def test_without_thinking_the_answers_go_through_math_verify(home: Home) -> None:
     r"""There the model writes \boxed{\frac{14}{2}}, which no comparison of texts or numbers takes for 7."""
-    done = home.run(*MISSION, *SMALL, "--steps", "20", "--budget", "1", "--no-thinking", "--json")
+    done = home.run(*MISSION, *SMALL, "--steps", "20", "--no-thinking", "--until", "calibrate", "--json")
     assert done.returncode == 0, done.stderr
     (out,) = (home.work / "runs").iterdir()
     result = home.result(f"runs/{out.name}")

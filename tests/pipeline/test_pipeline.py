@@ -107,7 +107,7 @@ def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
     assert set(result.cost) == {"calibrate", "probe", "search", "train"}
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_same_command_and_seed_in_a_new_folder_decides_the_same(run: tuple[PickResult, Path], tmp_path: Path):
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
@@ -121,7 +121,7 @@ def test_a_finished_run_is_read_not_repeated(run: tuple[PickResult, Path], monke
     assert short_pick(run[1]) == results.from_dict(run[0].to_dict())
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: Path):
     for until, known in (("calibrate", "cost"), ("probe", "probes"), ("search", "verdict")):
         part = short_pick(tmp_path / "b", until=until)
@@ -130,7 +130,7 @@ def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: 
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [3, 7])
 def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +159,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
 
 
+@pytest.mark.slow
 def test_finding_costs_at_most_the_budget(tmp_path: Path):
     for budget in (0.25, 0.5, 1.0):
         result = short_pick(tmp_path / str(budget), budget=budget, until="search")

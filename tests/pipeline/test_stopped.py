@@ -76,7 +76,7 @@ def stored(out: Path) -> list[dict[str, Any]]:
     return [trial.user_attrs["result"] for trial in trials if "result" in trial.user_attrs]
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_arms_that_collapse_are_stopped_after_a_quarter(run: tuple[PickResult, Path]) -> None:
     result, out = run
     found = stored(out)
@@ -94,7 +94,7 @@ def test_arms_that_collapse_are_stopped_after_a_quarter(run: tuple[PickResult, P
     assert len(rungs) == len(found) and {rung.num_items for rung in rungs} == {32}
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_a_race_with_stopped_arms_is_taken_up_as_it_was(
     run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_noise_that_fits_by_chance_is_not_believed() -> None:
 # Predicting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "num_bases"), [(0.1, 8), (0.3, 8), (0.1, 20)])
 def test_four_of_five_contributions_of_a_new_base_lie_in_their_interval(noise: float, num_bases: int) -> None:
     inside = []

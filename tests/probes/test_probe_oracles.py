@@ -92,6 +92,7 @@ def _small_reward(prompts: list, completion_ids: list[list[int]], **_: Any) -> l
     return [float(ids[0] in (2, 3, 5)) + 0.5 * (len(ids) == 2 and ids[1] > 4) for ids in completion_ids]
 
 
+@pytest.mark.slow
 def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path: Path) -> None:
     vocabulary, group = 8, 3000
     model = build_model("qwen3", num_layers=2, hidden=16, vocab_size=vocabulary, initializer_range=0.3)

@@ -160,7 +160,7 @@ def test_stored_results_are_contributions_worth_having(path: Path) -> None:
     assert list(found.layers) == list(parse_layers(ENVIRONMENTS[path.stem].layers, found.num_layers, path.stem))
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_the_tables_are_made_from_the_stored_results() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(FOLDER / "table.py"), "--json"]

@@ -85,7 +85,7 @@ def test_sdist_holds_sources_and_license(artifacts: dict[str, Path]) -> None:
     assert {"pyproject.toml", "LICENSE", "README.md", "probes/__init__.py", "search/__init__.py"} <= names
 
 
-@pytest.fixture(scope="module", params=["wheel", pytest.param("wheel from sdist", marks=pytest.mark.minutes)])
+@pytest.fixture(scope="module", params=["wheel", pytest.param("wheel from sdist", marks=pytest.mark.slow)])
 def installed(request: pytest.FixtureRequest, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """The bin folder of a bare environment that holds the artifact, and sees this one's other packages."""
     venv = tmp_path_factory.mktemp("venv")
@@ -117,7 +117,7 @@ def test_the_console_script_answers(installed: Path, tmp_path: Path) -> None:
     assert "math:arith" in _run(installed / "autolayer", "tasks", cwd=tmp_path)
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_pick_runs_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     task = ("--model", "tiny", "--task", "math:arith")
     out = _run(installed / "autolayer", "pick", *task, *QUICK, "--out", "run", "--json", cwd=tmp_path)

@@ -51,15 +51,11 @@ def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
     "command",
     [
         "examples/own_trainer.py --steps 3",
-        pytest.param(
-            "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every", marks=pytest.mark.minutes
-        ),
+        "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every",
         "examples/every_task.py --only nothing",
         "examples/benchmarks/help_time.py",
         "examples/benchmarks/race_simulation.py --studies 2",
-        pytest.param(
-            "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny", marks=pytest.mark.minutes
-        ),
+        "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny",
     ],
 )
 def test_every_example_runs(command: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def oracle(walker: Walker) -> str:
     return "R" if short_way(walker.place, wanted) == 1 else "L"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_one_who_knows_the_way_always_arrives(name: str) -> None:
     task = layerbench_tasks.make(name)

@@ -210,7 +210,7 @@ def options(base: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_a_served_run_finds_what_another_finds_and_goes_on_after_the_server_died(
     base: Path, stub: Stub, options: dict[str, Any]
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_served_run_finds_what_another_finds_and_goes_on_after_the_server_died
     assert found.trained_score == pytest.approx(expected.trained_score, abs=0.05)
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 def test_a_server_follows_a_policy_in_shards(base: Path, stub: Stub, options: dict[str, Any]) -> None:
     """One of two processes sends each changed layer, whole, and the base again when the layer is in shards again."""
     expected = autolayer.pick(**options, rollouts=stub.url, out=str(base.parent / "whole"))

@@ -1,4 +1,4 @@
-"""Four workers on a real PostgreSQL server, two of them killed. Run: make test-services"""
+"""Four workers on a real PostgreSQL server, two of them killed. Run: make test-postgres"""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from safetensors.torch import load_file
 
 from autolayer.search.journal import quiet
 
-if "AUTOLAYER_SERVICES" in os.environ:
+if "AUTOLAYER_ENGINES" in os.environ:
     import pg8000  # pyright: ignore[reportMissingImports, reportMissingModuleSource]  # noqa: F401
 else:
-    pytest.importorskip("pg8000", reason="needs a server: make test-services")
-    pytest.skip("needs a server: make test-services", allow_module_level=True)
+    pytest.skip("needs a server: make test-postgres", allow_module_level=True)
 
 COMMAND = (
     "pick", "--model", "tiny", "--task", "math:arith", "--steps", "60", "--prompts-per-step", "8", "--num-eval", "200",

@@ -109,6 +109,7 @@ def test_a_finished_search_runs_nothing_again(whole):
     assert sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials_of(folder)) == 1
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(whole, tmp_path, empty):
     _, made, outcome = whole
     for crash in (
@@ -127,6 +128,7 @@ def test_interrupted_anywhere_it_ends_as_if_it_had_not_been(whole, tmp_path, emp
         assert sorted(first.made + second.made) == sorted(made), "a run was made twice or not at all"
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_only_the_run_it_was_at(whole, folder):
     _, made, outcome = whole
     script = (
@@ -163,6 +165,7 @@ def test_best_trial_is_the_winner_and_curves_are_whole(whole):
     assert study.user_attrs["verdict"] == outcome.verdict
 
 
+@pytest.mark.slow
 def test_the_stock_command_line_opens_it(whole):
     folder, _, outcome = whole
     storage = f"sqlite:///{folder}/study.db"
@@ -206,6 +209,7 @@ def test_after_total_failure_the_next_call_tries_again(whole, folder):
     assert search(folder, Runner()) == whole[2]
 
 
+@pytest.mark.slow
 def test_workers_share_the_runs_and_agree(whole, folder):
     _, made, outcome = whole
     workers = [Runner(seconds=0.05) for _ in range(3)]
@@ -266,6 +270,7 @@ def test_what_is_not_the_arms_fault_ends_the_search_and_loses_nothing(whole, fol
     assert search(folder, Runner()) == whole[2]
 
 
+@pytest.mark.slow
 def test_two_configurations_do_not_share_a_storage(whole, folder):
     search(folder, Runner())
     with pytest.raises(RunFolderError, match="another signature"):

@@ -42,6 +42,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_one_works_and_the_others_wait(tmp_path: Path) -> None:
     workers = [start(tmp_path, 1.0) for _ in range(3)]
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
@@ -49,6 +50,7 @@ def test_one_works_and_the_others_wait(tmp_path: Path) -> None:
     take_turn(f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists)  # nothing left to do
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_has_begun_is_taken_over(tmp_path: Path) -> None:
     slow = start(tmp_path, 600)
     wait_for(tmp_path / "begun")

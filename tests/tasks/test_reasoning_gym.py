@@ -49,6 +49,7 @@ def test_a_data_set_is_a_task(name: str) -> None:
     assert not task.is_well_formed("1\nQuestion: next? <answer>1</answer>"), "that answers another question"
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process() -> None:
     code = (
         "from autolayer.core.config import Config; from autolayer.tasks import load_task\n"

@@ -169,7 +169,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.minutes
 @pytest.mark.slow
 def test_two_processes_find_the_advantages_of_one(tmp_path: Path) -> None:
     """Sampling, rewarding and comparing for real, over gloo; episodes of unequal lengths, a group across both."""

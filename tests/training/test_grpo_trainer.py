@@ -77,6 +77,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "layers"), [("grpo", (2,)), ("dr_grpo", (0, 3)), ("grpo", "full")])
 def test_kl_by_swapping_in_the_base_equals_stock_trl_with_a_second_model(
     algorithm: str, layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

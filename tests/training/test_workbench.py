@@ -106,6 +106,7 @@ def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -
     assert_equal(_state(bench, again.arm), _state(other, other.train(start, 4).arm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [((1,),), ((2,),), ((0, 1), (1, 3)), ("full",)], ids=str)
 @pytest.mark.parametrize("beta", [0.0, 0.2])
 def test_arms_trained_before_change_nothing_for_the_next_one(
