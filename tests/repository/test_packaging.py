@@ -85,14 +85,14 @@ def test_sdist_holds_sources_and_license(artifacts: dict[str, Path]) -> None:
     assert {"pyproject.toml", "LICENSE", "README.md", "probes/__init__.py", "search/__init__.py"} <= names
 
 
-@pytest.fixture(scope="module", params=["wheel", pytest.param("wheel from sdist", marks=pytest.mark.slow)])
-def installed(request: pytest.FixtureRequest, artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="module")
+def installed(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     """The bin folder of a bare environment that holds the artifact, and sees this one's other packages."""
     venv = tmp_path_factory.mktemp("venv")
     _python("-m", "venv", "--without-pip", venv, cwd=venv)
     scripts = venv / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / Path(sys.executable).name
-    install = ("--no-index", "--no-deps", "--quiet", artifacts[request.param])
+    install = ("--no-index", "--no-deps", "--quiet", artifacts["wheel from sdist"])
     _python("-m", "pip", "--python", python, "install", *install, cwd=venv)
     # Packages of this environment come second on the path, and .pth files among them (an editable autolayer) are not
     # followed: only the artifact can be what is imported.
