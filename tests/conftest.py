@@ -10,7 +10,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from autolayer.tasks.code.sandbox import Sandbox
-
-SANDBOXES = [name for name in ("bwrap", "unshare") if shutil.which(name)] or ["any"]
+    from autolayer.tasks.code.sandbox.pool import Sandbox
 
 
 @pytest.fixture(autouse=True)
@@ -47,27 +44,26 @@ def tiny_model():
     return build_model("qwen3")
 
 
-@pytest.fixture(scope="module", params=SANDBOXES)
-def box(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    """A sandbox of each kind that this machine should have."""
-    from autolayer.tasks.code import launch
-    from autolayer.tasks.code.opening import trial
-    from autolayer.tasks.code.sandbox import Sandbox
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    """The sandbox that this machine should have."""
+    from autolayer.tasks.code.sandbox.launch import bubblewrap
+    from autolayer.tasks.code.sandbox.opening import missing_sandbox
+    from autolayer.tasks.code.sandbox.pool import Sandbox
 
-    problem = "neither bwrap nor unshare is there"
-    for launcher in launch.sandboxes():
-        if launcher.name == request.param and (problem := trial(launcher) or "") == "":
-            opened = Sandbox(launcher, 2)
-            yield opened
-            return opened.close()
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no attack was tried: {request.param}: {problem}")
+    problem, launcher = missing_sandbox(), bubblewrap()
+    if launcher is None or problem is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no attack was tried: {problem}")
+    opened = Sandbox(launcher, 2)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
 def no_box() -> Iterator[Sandbox]:
     """No sandbox at all, as --allow-unsandboxed has it."""
-    from autolayer.tasks.code import launch
-    from autolayer.tasks.code.sandbox import Sandbox
+    from autolayer.tasks.code.sandbox import launch
+    from autolayer.tasks.code.sandbox.pool import Sandbox
 
     opened = Sandbox(launch.bare(), 1)
     yield opened
@@ -78,7 +74,7 @@ def no_box() -> Iterator[Sandbox]:
 def _sandbox() -> None:
     """For tests that run programs by the sandbox that the code tasks open themselves."""
     from autolayer.core.errors import SandboxError
-    from autolayer.tasks.code import opening
+    from autolayer.tasks.code.sandbox import opening
 
     try:
         opening.open_sandbox()

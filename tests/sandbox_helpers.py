@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from autolayer.tasks.code.jobs import Calls
-from autolayer.tasks.code.limits import Limits
-from autolayer.tasks.code.sandbox import Sandbox
+from autolayer.tasks.code.sandbox.jobs import Calls, Limits
+from autolayer.tasks.code.sandbox.pool import Sandbox
 
 QUICK, SHORT = Limits(seconds=1, wall_seconds=3), Limits(seconds=1, wall_seconds=1.2)
 LIVES = [Calls(program="f = lambda: 1", calls=[("f", [])])]

@@ -129,16 +129,11 @@ def _disk() -> Check:
 
 
 def _sandbox() -> Check:
-    from autolayer.tasks.code import launch
-    from autolayer.tasks.code.opening import trial
+    from autolayer.tasks.code.sandbox.opening import missing_sandbox
 
-    problems = []
-    for launcher in launch.sandboxes():
-        if (problem := trial(launcher)) is None:
-            return Check(name="sandbox", state="good", says=f"{launcher.name}, for tasks that run programs")
-        problems.append(f"{launcher.name} ({problem})")
-    says = f"none works ({'; '.join(problems) or 'neither bwrap nor unshare is there'}): --task code needs one"
-    return Check(name="sandbox", state="note", says=says)
+    if problem := missing_sandbox():
+        return Check(name="sandbox", state="note", says=f"none ({problem}): --task code needs one")
+    return Check(name="sandbox", state="good", says="bubblewrap, for tasks that run programs")
 
 
 def _plan(config: Config | None) -> Iterator[Check]:

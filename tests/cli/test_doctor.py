@@ -13,7 +13,7 @@ import pytest
 from autolayer.cli import doctor
 from autolayer.cli.main import main
 from autolayer.core.config import Config
-from autolayer.tasks.code import opening
+from autolayer.tasks.code.sandbox import opening
 
 
 def states(found: doctor.Diagnosis) -> dict[str, str]:

@@ -22,9 +22,8 @@ import pytest
 from sandbox_helpers import LIVES, QUICK, SHORT, assert_alive
 
 from autolayer.tasks.code.code_task import SMALL
-from autolayer.tasks.code.jobs import Calls, Judged, Script
-from autolayer.tasks.code.limits import Limits, Outcome
-from autolayer.tasks.code.sandbox import Sandbox
+from autolayer.tasks.code.sandbox.jobs import Calls, Judged, Limits, Outcome, Script
+from autolayer.tasks.code.sandbox.pool import Sandbox
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Windows, which is refused")
 
@@ -311,13 +310,13 @@ def leave():
 def test_a_daemon_does_not_outlive_its_program(box: Sandbox) -> None:
     fresh = Sandbox(box.launcher, 1)
     assert fresh.run([Calls(program=DAEMON, calls=[("leave", [])])])[0].values == (True,)
-    worker = fresh._workers.get()
-    fresh._workers.put(worker)
-    assert worker is not None
+    server = fresh._servers.get()
+    fresh._servers.put(server)
+    assert server is not None
     deadline = time.monotonic() + 5
-    while len(left := psutil.Process(worker._process.pid).children(recursive=True)) > 1 and time.monotonic() < deadline:
+    while len(left := psutil.Process(server._process.pid).children(recursive=True)) > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(left) == 1, "the zygote"
+    assert len(left) == 1, "the fork server"
     fresh.close()
     left[0].wait(5)
 

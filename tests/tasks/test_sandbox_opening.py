@@ -14,10 +14,10 @@ import pytest
 from sandbox_helpers import LIVES
 
 from autolayer.core.errors import SandboxError
-from autolayer.tasks.code import launch, opening, sandbox
-from autolayer.tasks.code.limits import Limits
-from autolayer.tasks.code.opening import open_sandbox
-from autolayer.tasks.code.sandbox import Sandbox
+from autolayer.tasks.code.sandbox import launch, opening, pool
+from autolayer.tasks.code.sandbox.jobs import Limits
+from autolayer.tasks.code.sandbox.opening import open_sandbox
+from autolayer.tasks.code.sandbox.pool import Sandbox
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Windows, which is refused")
 
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Window
 def test_a_sandbox_that_dies_is_an_error_and_no_zero(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Sandbox(box.launcher, 1)
     fresh.run(LIVES)
-    worker = fresh._workers.get()
-    assert worker is not None
-    worker._kill()
-    fresh._workers.put(worker)
+    server = fresh._servers.get()
+    assert server is not None
+    server.kill()
+    fresh._servers.put(server)
     assert fresh.run(LIVES)[0].values == (1,), "once may have been an accident"
-    monkeypatch.setattr(sandbox, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "GRACE_SECONDS", 0.0)
     with pytest.raises(SandboxError, match="failed twice.*no answer in"):
         fresh.run(LIVES, Limits(wall_seconds=0.0))
     fresh.close()
@@ -42,19 +42,26 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_nothing_open")
-def test_without_a_sandbox_it_is_refused_with_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = launch.Launcher("bwrap", (sys.executable, "-c", "import sys; sys.exit('no namespaces for you')"))
-    missing = launch.Launcher("unshare", ("/nonexistent/unshare",))
-    monkeypatch.setattr(launch, "sandboxes", lambda: [broken, missing])
-    with pytest.raises(SandboxError) as caught:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((sys.executable, "-c", "import sys; sys.exit('no namespaces for you')"), "no namespaces for you"),
+        (("/nonexistent/bwrap",), "No such file"),
+        (None, "bubblewrap is not installed"),
+    ],
+)
+def test_without_a_sandbox_it_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...] | None, words: str
+) -> None:
+    launcher = None if command is None else launch.Launcher(command, is_sandbox=True)
+    monkeypatch.setattr(launch, "bubblewrap", lambda: launcher)
+    with pytest.raises(SandboxError, match=f"{words}.*--allow-unsandboxed"):
         open_sandbox()
-    for words in ("bwrap (no namespaces for you)", "unshare (", "No such file", "--allow-unsandboxed"):
-        assert words in str(caught.value)
 
 
 @pytest.mark.usefixtures("_nothing_open")
 def test_a_launcher_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "sandboxes", lambda: [launch.Launcher("unshare", launch.bare().command)])
+    monkeypatch.setattr(launch, "bubblewrap", launch.bare)
     with pytest.raises(SandboxError, match="was not shut in"):
         open_sandbox()
 
@@ -63,7 +70,7 @@ def test_a_launcher_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.Mon
 def test_it_runs_unsandboxed_only_where_that_is_allowed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "sandboxes", list)
+    monkeypatch.setattr(launch, "bubblewrap", lambda: None)
     opened = open_sandbox(allow_unsandboxed=True)
     assert not opened.launcher.is_sandbox and opened.run(LIVES)[0].values == (1,)
     open_sandbox(allow_unsandboxed=True)
@@ -93,10 +100,9 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
         pytest.skip("an ordinary account cannot reach this Python")
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from autolayer.tasks.code import jobs, launch, opening, sandbox\n"
-        "(launcher,) = [l for l in launch.sandboxes() if l.name == sys.argv[2]]\n"
-        "problem = opening.trial(launcher)\n"
-        "box = sandbox.Sandbox(launcher, 1)\n"
+        "from autolayer.tasks.code.sandbox import jobs, launch, opening, pool\n"
+        "problem = opening.missing_sandbox()\n"
+        "box = pool.Sandbox(launch.bubblewrap(), 1)\n"
         "bomb = 'import os, time\\ndef f(n=0):\\n    try:\\n        while n < 99:\\n            n += 1\\n"
         "            if os.fork() == 0: time.sleep(9)\\n    except OSError: pass\\n    return n'\n"
         "done = box.run([jobs.Calls(program=bomb, calls=[('f', [])])]); box.close()\n"
@@ -104,10 +110,10 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        shutil.copytree(launch.HERE.parents[1], Path(folder, "autolayer"), ignore=shutil.ignore_patterns("data"))
+        shutil.copytree(launch.HERE.parents[2], Path(folder, "autolayer"), ignore=shutil.ignore_patterns("data"))
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         done = subprocess.run(
-            [python, "-B", "-c", code, folder, box.launcher.name],
+            [python, "-B", "-c", code, folder],
             user=12345, group=12345, extra_groups=[], cwd="/", capture_output=True, text=True,
         )  # fmt: skip
     if "unshare failed" in done.stdout or "No permissions to create new namespace" in done.stdout:

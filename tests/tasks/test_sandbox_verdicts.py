@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from sandbox_helpers import QUICK, assert_alive
 
-from autolayer.tasks.code import sandbox
-from autolayer.tasks.code.jobs import Calls, Judged, Script
-from autolayer.tasks.code.limits import Failed
-from autolayer.tasks.code.sandbox import Sandbox
+from autolayer.tasks.code.sandbox import pool
+from autolayer.tasks.code.sandbox.jobs import Calls, Judged, Script
+from autolayer.tasks.code.sandbox.pool import Sandbox
+from autolayer.tasks.code.sandbox.protocol import Failed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Windows, which is refused")
 
@@ -139,8 +139,8 @@ PAYLOADS = (None, 5, -1.5, "x", "zz", [], [1], [[1, 2]], [[[], 1]], {}, {"a": 1}
 
 def test_whatever_a_program_forges_is_its_own_loss(box: Sandbox) -> None:
     """Lines on the answer pipe that no encoder wrote: no error here, and the next programs' answers are their own."""
-    lines = [json.dumps({"value": [kind, payload]}) for kind in KINDS for payload in PAYLOADS]
-    lines += ["", "{", "[]", "null", '{"value": }', '{"error": {}}', '{"error": 3}', '{"value": [[[[]]]]}']
+    lines = [json.dumps([kind, payload]) for kind in KINDS for payload in PAYLOADS]
+    lines += ["", "{", "[]", "null", '{"value": }', '["failed", {}]', '{"error": 3}', "[[[[]]]]"]
     forge = [f"import os\nos.write(3, {line.encode()!r} + b'\\n')\ndef f(x): return x" for line in lines]
     honest = [f"def f(x): return x * {index}" for index in range(len(lines))]
     jobs = [
@@ -157,7 +157,7 @@ def test_an_error_of_ours_in_the_middle_of_a_batch_shifts_no_answers(
 ) -> None:
     jobs = [Calls(program=f"def f(): return {index}", calls=[("f", [])]) for index in range(8)]
     with monkeypatch.context() as patched:
-        patched.setattr(sandbox, "outcome_of", lambda *_: 1 / 0)
+        patched.setattr(pool, "_outcome", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             box.run(jobs)
     assert [outcome.values for outcome in box.run(jobs)] == [(index,) for index in range(8)]
@@ -166,7 +166,7 @@ def test_an_error_of_ours_in_the_middle_of_a_batch_shifts_no_answers(
 def test_integers_with_equal_hashes_cost_the_program_and_not_us(box: Sandbox) -> None:
     """A set of them takes time that grows with the square, here in a process that no limit watches."""
     items = ", ".join(str(index * (2**61 - 1)) for index in range(5_000))
-    forge = f'import os\nos.write(3, b\'{{"value": ["set", [{items}]]}}\\n\')\nos._exit(0)'
+    forge = f"import os\nos.write(3, b'[\"set\", [{items}]]\\n')\nos._exit(0)"
     (outcome,) = box.run([Calls(program=forge, calls=[("f", [])])])
     assert outcome.values == ()
 
@@ -191,7 +191,7 @@ FORGERIES = {
     "        text = str(o.get('TESTS')) if type(o) is dict and 'TESTS' in o else ''\n"
     "        if m := re.search(rf'f\\({x}\\)[ ,=]+(\\d+)', text): return int(m[1])",
     "report on every descriptor": "import os\nfor i in range(1, 30):\n"
-    "    for text in (b'[true, true, true, true]', b'{\"value\": true}\\n', b'all passed\\n'):\n"
+    "    for text in (b'[true, true, true, true]', b'true\\n', b'all passed\\n'):\n"
     "        try: os.write(i, text)\n        except OSError: pass\nos._exit(0)",
 }  # fmt: skip
 TESTS = [
@@ -231,7 +231,7 @@ def _fooled(name: str) -> str:
 
 def test_values_must_have_the_right_type_and_number(box: Sandbox) -> None:
     jobs = [
-        Calls(program="import os\nos.write(3, b'{\"value\": 1}\\n' * 9)\nf = lambda x: 7", calls=[("f", [1])] * 2),
+        Calls(program="import os\nos.write(3, b'1\\n' * 9)\nf = lambda x: 7", calls=[("f", [1])] * 2),
         Calls(program="import os\nos.write(3, b'no json\\n')\nf = lambda x: 7", calls=[("f", [1])]),
         Calls(program="import os\nos.write(3, b'[' * 10**6 + b'\\n')\nf = lambda x: 7", calls=[("f", [1])]),
     ]

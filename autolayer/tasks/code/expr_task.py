@@ -7,9 +7,8 @@ from typing import Any
 
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.code import expr
-from autolayer.tasks.code.jobs import Calls
-from autolayer.tasks.code.limits import Limits
-from autolayer.tasks.code.opening import open_sandbox
+from autolayer.tasks.code.sandbox.jobs import Calls, Limits
+from autolayer.tasks.code.sandbox.opening import open_sandbox
 from autolayer.tasks.rewards import text_of
 
 SIZES = {"train": 2048, "probe": 256, "select": 256, "eval": 512}

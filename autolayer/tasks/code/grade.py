@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autolayer.tasks.code.jobs import Calls, Judged, Script
-from autolayer.tasks.code.limits import Limits, Outcome
 from autolayer.tasks.code.problems import Problem
-from autolayer.tasks.code.sandbox import Sandbox
+from autolayer.tasks.code.sandbox.jobs import Calls, Judged, Limits, Outcome, Script
+from autolayer.tasks.code.sandbox.pool import Sandbox
 
 LIMITS = Limits(seconds=6, wall_seconds=15)
 TOLERANCE = 1e-6  # of decimal fractions in an output

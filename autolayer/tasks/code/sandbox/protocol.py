@@ -1,66 +1,58 @@
-"""What crosses the wall of the sandbox: frames of bytes, and plain Python values as JSON.
+"""The protocol between the host and the sandbox: jobs as frames, and plain Python values as lines of JSON.
 
-A value comes out as data and is built anew from it, so nothing that the code under test defined (an `__eq__` that is
-always true, a subclass of int) reaches whoever compares. Runs on both sides of the wall. Standard library only.
+A value leaves the sandbox as data and is built anew from it. Nothing that the program defined, such as a subclass of
+int whose `__eq__` is always true, reaches the code that compares. This module runs on both sides and imports only the
+standard library.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 100
 MAX_ITEMS = 100_000  # taken from an iterator, which may have no end
-BIG = 1 << 1024  # from here on an integer travels in hexadecimal: Python refuses to read long decimal ones
+_LARGE = 1 << 1024  # from here on an integer travels in hexadecimal: Python refuses to read long decimal ones
 
 
+@dataclass(frozen=True, eq=False)
 class Opaque:
-    """Stands for a value that is no plain data; equal to nothing but itself."""
+    """Stands for a value that is not plain data. It is equal to nothing but itself."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def __repr__(self) -> str:
-        return f"<{self.kind}>"
+    kind: str
 
 
-def send(descriptor: int, payload: bytes) -> None:
-    """Writes one frame: four bytes of length, then the payload."""
-    data = memoryview(struct.pack(">I", len(payload)) + payload)
-    while data:
-        data = data[os.write(descriptor, data) :]
+@dataclass(frozen=True)
+class Failed:
+    """Stands for the value of a call that raised an exception."""
 
-
-def receive(descriptor: int) -> bytes | None:
-    """One frame, reading not a byte beyond it; None where the stream has ended."""
-    header = _exactly(descriptor, 4)
-    return None if header is None else _exactly(descriptor, struct.unpack(">I", header)[0])
+    error: str
+    """Name of the exception's class."""
 
 
 def encode(value: Any) -> str:
-    """A value as one line of JSON."""
+    """Returns a value as one line of JSON."""
     return json.dumps(_tagged(value, 0))
 
 
 def decode(text: str | bytes, *, max_hashed: int | None = None) -> Any:
-    """The value of a line that `encode` made, or somebody who forged it.
+    """Returns the value of a line that `encode` made, or that a program forged.
 
     Args:
         text: The line.
-        max_hashed: Items of a set or dictionary, at the most, where the line is not to be trusted: integers can be
-            chosen whose hashes are all equal, and then a set of them takes time that grows with the square.
+        max_hashed: The largest set or dictionary to accept from a line that is not trusted. A program can choose
+            integers whose hashes are all equal, and building a set of them takes quadratic time.
 
     Raises:
-        ValueError: It is no such line.
+        ValueError: It is not such a line.
     """
     try:
         return _untagged(json.loads(text), max_hashed)
     except Exception as error:  # forged bytes may fail in any way
-        raise ValueError(f"no encoded value: {type(error).__name__}") from None
+        raise ValueError(f"not an encoded value: {type(error).__name__}") from None
 
 
 def _tagged(value: Any, depth: int) -> Any:
@@ -69,11 +61,13 @@ def _tagged(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return ["int", hex(value)] if abs(value) >= BIG else int(value)
+        return ["int", hex(value)] if abs(value) >= _LARGE else int(value)
     if isinstance(value, (float, str)):
         return float(value) if isinstance(value, float) else str(value)
     if isinstance(value, complex):
         return ["complex", [value.real, value.imag]]
+    if isinstance(value, Failed):
+        return ["failed", value.error]
     if isinstance(value, (bytes, bytearray)):
         return ["bytes", bytes(value).decode("latin-1")]
     if isinstance(value, range):
@@ -94,11 +88,9 @@ _BUILD: dict[str, Any] = {
     "bytes": lambda text: text.encode("latin-1"),
     "range": lambda parts: range(*map(int, parts)),
     "opaque": lambda kind: Opaque(str(kind)[:100]),
+    "failed": lambda error: Failed(str(error)[:100]),
 }
-_BUILD_FROM_ITEMS: dict[str, Any] = {
-    "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter,
-}  # fmt: skip
-_HASHED = ("set", "frozenset", "dict")
+_BUILD_FROM_ITEMS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "iterator": iter, "dict": dict}
 
 
 def _untagged(data: Any, max_hashed: int | None) -> Any:
@@ -109,19 +101,8 @@ def _untagged(data: Any, max_hashed: int | None) -> Any:
     kind, payload = data
     if kind in _BUILD:
         return _BUILD[kind](payload)
-    if kind in _HASHED and max_hashed is not None and len(payload) > max_hashed:
+    if kind in ("set", "frozenset", "dict") and max_hashed is not None and len(payload) > max_hashed:
         raise ValueError(f"a {kind} of {len(payload)} items")
     if kind == "dict":
-        return {_untagged(key, max_hashed): _untagged(item, max_hashed) for key, item in payload}
+        payload = [["tuple", pair] for pair in payload]
     return _BUILD_FROM_ITEMS[kind]([_untagged(item, max_hashed) for item in payload])
-
-
-def _exactly(descriptor: int, num: int) -> bytes | None:
-    parts = []
-    while num:
-        part = os.read(descriptor, min(num, 1 << 20))
-        if not part:
-            return None
-        parts.append(part)
-        num -= len(part)
-    return b"".join(parts)

@@ -1,25 +1,26 @@
-"""The last steps before code under test runs: no capabilities, no way to new ones, few system calls, small limits.
+"""Inside the sandbox: the last steps before a program runs, which take every right from its process.
 
-The filter of system calls closes what namespaces and limits leave open: sockets that no network namespace covers
-(vsock), keyrings, memory that counts for nobody (memfd, System V), new namespaces with capabilities of their own.
-Linux on x86-64 and aarch64. Standard library only: it runs inside the sandbox.
+The filter of system calls closes what namespaces and resource limits leave open: sockets that no network namespace
+covers (vsock), keyrings, memory that no limit counts (memfd, System V), new namespaces with capabilities of their own.
+It is known for Linux on x86-64 and aarch64. Only the standard library can be imported here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-FIRST_UID = 1_000_000_000  # of the accounts that jobs run under where the sandbox was started by root
-NOBODY = 65534
+SANDBOX_PROCESSES = 3  # fork server, judge and child, if all belong to one account
 
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# x86-64 and aarch64 number; calls that are newer have the same number everywhere.
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# Numbers on x86-64 and aarch64. Newer calls have the same number everywhere.
 _DENIED = {
     "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "memfd_create": (319, 279), "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
@@ -34,54 +35,65 @@ _DENIED = {
 }  # fmt: skip
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
 _NEW_NAMESPACES = 0x7E020000  # the CLONE_NEW... bits
-
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
-_MEGABYTE = 1 << 20
 
 
-def limit(limits: Mapping[str, Any], others: int) -> None:
-    """Sets the limits of this process, which it cannot raise again.
+def write(descriptor: int, text: bytes) -> None:
+    """Writes all of the bytes to a descriptor."""
+    data = memoryview(text)
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def keep_only(descriptors: Sequence[int]) -> None:
+    """Makes these the descriptors 0, 1, 2, ... of the process, and closes all others."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for descriptor in descriptors]
+    for number, descriptor in enumerate(high):
+        os.dup2(descriptor, number)
+    os.closerange(len(high), min(os.sysconf("SC_OPEN_MAX"), 1 << 16))
+
+
+def lock_up(mode: str, limits: dict[str, Any]) -> None:
+    """Sets the limits of this process, which it cannot raise again, and gives up every privilege.
 
     Args:
-        limits: As in `limits.Limits`.
-        others: Processes of the sandbox itself that count towards the number of processes.
+        mode: As in `fork_server.main`. 'bare' sets limits only.
+        limits: The fields of `jobs.Limits`.
+
+    Raises:
+        OSError: The kernel or the machine does not support it, so that nothing runs with more rights.
     """
-    seconds = max(1, round(limits["seconds"]))
+    os.setsid()
+    # Without a sandbox all processes of the account count, so that any limit would be wrong.
+    others = {"bare": 1 << 20, "root": 0, "user": SANDBOX_PROCESSES}[mode]
     wanted = {
-        "RLIMIT_CPU": seconds,
+        "RLIMIT_CPU": max(1, round(limits["seconds"])),
         "RLIMIT_AS": limits["memory"],
         "RLIMIT_FSIZE": limits["file_size"],
         "RLIMIT_NOFILE": limits["open_files"],
         "RLIMIT_NPROC": limits["processes"] + others,
-        "RLIMIT_STACK": 64 * _MEGABYTE,
+        "RLIMIT_STACK": 1 << 26,
         "RLIMIT_CORE": 0,
     }
     for name, value in wanted.items():
         kind = getattr(resource, name)
-        _, hard = resource.getrlimit(kind)
+        hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
+        with contextlib.suppress(*((ValueError, OSError) if mode == "bare" else ())):  # macOS has some in name only
             resource.setrlimit(kind, (value, value))
-        except (ValueError, OSError):
-            if limits["sandboxed"]:
-                raise
-            # macOS has some of them in name only: without a sandbox, the others have to do.
+    if mode != "bare":
+        _drop_privileges(is_root=mode == "root")
 
 
-def drop_privileges(real_root: bool) -> None:
-    """Gives up every right to manage anything. What cannot be given up raises, so that nothing runs with it.
-
-    Args:
-        real_root: Whether our uid 0 is root outside too, which is exempt from the limit on processes.
-
-    Raises:
-        OSError: The kernel or the machine does not support it.
-    """
+def _drop_privileges(is_root: bool) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in range(64):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if real_root:
-        _become(FIRST_UID + int.from_bytes(os.urandom(3), "big"))
+    if is_root:  # it is exempt from the limit on processes
+        uid = 30_000 + int.from_bytes(os.urandom(2), "big") // 2  # rootless containers know accounts below 65536 only
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     _check(libc.capset(header, nothing), "capset")
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
@@ -91,30 +103,24 @@ def drop_privileges(real_root: bool) -> None:
     _check(libc.prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0), "seccomp")
 
 
-def _become(uid: int) -> None:
-    os.setgroups([])
-    try:
-        os.setresgid(uid, uid, uid)
-    except OSError:  # a container that knows few accounts
-        uid = NOBODY
-        os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-
-
 def _filter(machine: str) -> bytes:
-    """The filter in the kernel's BPF: denied calls fail with EPERM, clone3 with ENOSYS so that libc uses clone."""
-    if machine not in ARCHITECTURES:
+    """Returns the filter in the kernel's BPF: denied calls fail with EPERM, clone3 with ENOSYS so that libc uses clone.
+
+    Raises:
+        OSError: The numbers of the system calls are not known for this machine.
+    """
+    if machine not in _ARCHITECTURES:
         raise OSError(f"there is no filter of system calls for {machine}")
-    column = list(ARCHITECTURES).index(machine)
+    column = list(_ARCHITECTURES).index(machine)
     denied = [numbers[column] for numbers in _DENIED.values()]
     load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, not_permitted, not_there = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-    code = [(load, 0, 0, 4), (equal, 1, 0, ARCHITECTURES[machine]), (end, 0, 0, kill), (load, 0, 0, 0)]
-    # Each test jumps to its verdict, which stands right behind it.
+    code = [(load, 0, 0, 4), (equal, 1, 0, _ARCHITECTURES[machine]), (end, 0, 0, kill), (load, 0, 0, 0)]
+    # Each test jumps to its verdict, which stands right behind it. Numbers from 0x40000000 are those of x32.
     for test, number in [(at_least, 0x40000000), *((equal, number) for number in denied)]:
         code += [(test, 0, 1, number), (end, 0, 0, not_permitted)]
     code += [(equal, 0, 1, _CLONE3), (end, 0, 0, not_there)]
-    # Limits of another process, and new namespaces, are told by the first argument.
+    # The first argument shows limits of another process and new namespaces.
     code += [(equal, 0, 4, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 0, 1, 0)]
     code += [(end, 0, 0, allow), (end, 0, 0, not_permitted)]
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES)]

@@ -1,0 +1,80 @@
+"""The records of the sandbox: the jobs that it runs, the limits that they run under, and what comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a job may use. The kernel enforces it for each process, or for the whole job where a field says so."""
+
+    seconds: float = 6.0
+    """CPU time, rounded to whole seconds and at least one."""
+    wall_seconds: float = 15.0
+    """Time for the whole job. Larger than `seconds`, so that a busy machine does not fail a good program."""
+    memory: int = 512 * _MEGABYTE
+    """Address space in bytes. A job may use `processes` times as much."""
+    processes: int = 4
+    """Processes and threads of the whole job."""
+    output: int = 4 * _MEGABYTE
+    """Bytes that a script may print, or that a program may return."""
+    file_size: int = 8 * _MEGABYTE
+    scratch: int = 16 * _MEGABYTE
+    """Bytes in the scratch folder, which is in memory."""
+    files: int = 256
+    """Files and folders in the scratch folder."""
+    open_files: int = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """A program, and calls of its functions."""
+
+    program: str
+    calls: Sequence[tuple[str, Sequence[Any]]]
+    """Name of the function and its arguments, which must be plain data."""
+    prelude: str = ""
+    """Code that runs before the program. The names it defines can be used, but do not count as the program's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A program that reads standard input and prints."""
+
+    program: str
+    stdin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A program, and tests of it that are Python themselves."""
+
+    program: str
+    tests: Sequence[str]
+    functions: Sequence[str]
+    """Names that the tests use and the program defines."""
+    setup: str = ""
+    """Code that runs before the tests, where the program cannot see it."""
+    run_all: bool = False
+    """Whether the remaining tests run after one has failed."""
+
+
+Job = Calls | Script | Judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one job."""
+
+    reason: str
+    """'ok', or what ended the program: 'error' (it raised an exception), 'timeout', 'memory', 'output' or 'crash'."""
+    values: tuple[Any, ...] = ()
+    """What each call returned: plain data, or a `protocol.Failed`. Fewer than the calls if the program ended early."""
+    stdout: str = ""
+    passed: tuple[bool, ...] = ()
+    """Whether each test passed. Fewer than the tests if the first failure ended them."""
