@@ -7,14 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autolayer.comparison.compare import compare
+    from autolayer.core.config import Config
+    from autolayer.core.errors import (
+        AutolayerError,
+        ConfigError,
+        DataError,
+        EngineError,
+        EpisodeError,
+        LayerError,
+        ModelError,
+        NoSignalError,
+        PatchError,
+        RanksError,
+        RewardError,
+        RunFolderError,
+        SandboxError,
+        TrainingError,
+        UnknownNameError,
+    )
     from autolayer.measurement.measure import measure
     from autolayer.models.layers import train_only
-    from autolayer.models.patch import load_patch
+    from autolayer.models.patch import LayerPatch, load_patch
     from autolayer.pipeline.pick import pick, train_layer
+    from autolayer.reporting.contribution import Contribution
+    from autolayer.reporting.results import PickResult
+    from autolayer.tasks.base import Task
 
 __version__ = "0.1.0"
-__all__ = ["compare", "load_patch", "measure", "pick", "train_layer", "train_only"]
-
+_ERRORS = (
+    "AutolayerError", "ConfigError", "DataError", "EngineError", "EpisodeError", "LayerError", "ModelError",
+    "NoSignalError", "PatchError", "RanksError", "RewardError", "RunFolderError", "SandboxError", "TrainingError",
+    "UnknownNameError",
+)  # fmt: skip
 _HOMES = {
     "compare": "autolayer.comparison.compare",
     "load_patch": "autolayer.models.patch",
@@ -22,11 +46,50 @@ _HOMES = {
     "pick": "autolayer.pipeline.pick",
     "train_layer": "autolayer.pipeline.pick",
     "train_only": "autolayer.models.layers",
+    "Config": "autolayer.core.config",
+    "Contribution": "autolayer.reporting.contribution",
+    "LayerPatch": "autolayer.models.patch",
+    "PickResult": "autolayer.reporting.results",
+    "Task": "autolayer.tasks.base",
+    **dict.fromkeys(_ERRORS, "autolayer.core.errors"),
 }
+
+__all__ = [
+    "AutolayerError",
+    "Config",
+    "ConfigError",
+    "Contribution",
+    "DataError",
+    "EngineError",
+    "EpisodeError",
+    "LayerError",
+    "LayerPatch",
+    "ModelError",
+    "NoSignalError",
+    "PatchError",
+    "PickResult",
+    "RanksError",
+    "RewardError",
+    "RunFolderError",
+    "SandboxError",
+    "Task",
+    "TrainingError",
+    "UnknownNameError",
+    "compare",
+    "load_patch",
+    "measure",
+    "pick",
+    "train_layer",
+    "train_only",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a verb when it is first used: `import autolayer` must stay free of torch."""
+    """Imports a name when it is first used (PEP 562), so that `import autolayer` loads nothing heavy."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'autolayer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -19,19 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 import autolayer
-from autolayer.core.config import from_dict
-from autolayer.core.progress import Progress
+from autolayer.cli.progress import TerminalProgress
+from autolayer.core.config import Algorithm, Config
 from autolayer.reporting.results import PickResult
 
 MODELS = ("tiny", "tiny-qwen2")
-ALGORITHMS = {
+ALGORITHMS: dict[str, tuple[Algorithm, ...]] = {
     "math:arith": ("grpo", "dr_grpo"),
     "code:expr": ("grpo", "dr_grpo"),
     "agent:house": ("grpo", "dr_grpo", "gigpo"),
 }
 
 
-def runs(only: str) -> Iterator[tuple[str, str, str]]:
+def runs(only: str) -> Iterator[tuple[str, str, Algorithm]]:
     """Model, task and algorithm of every run."""
     for model in MODELS:
         for task, algorithms in ALGORITHMS.items():
@@ -69,8 +69,8 @@ def main() -> None:
         folder = options.out / f"{model}-{task.replace(':', '-')}-{algorithm}-{options.seed}"
         print(f"{model} {task} {algorithm}", flush=True)
         result = autolayer.pick(
-            from_dict({"model": model, "task": task, "algorithm": algorithm, "seed": options.seed, "out": str(folder)}),
-            progress=Progress(),
+            Config(model=model, task=task, algorithm=algorithm, seed=options.seed, out=folder),
+            progress=TerminalProgress(),
         )
         table.add_row(*row(result))
     Console(width=160).print(table)

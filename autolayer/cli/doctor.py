@@ -1,4 +1,4 @@
-"""`autolayer doctor`: what this machine can do, before a run finds out half-way, and what to change."""
+"""`autolayer doctor`: finds out what this machine can do before a run does, and says what to change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError
 from autolayer.core.formatting import format_bytes, format_seconds
 from autolayer.pipeline.result_builder import PACKAGES
@@ -19,26 +19,28 @@ from autolayer.pipeline.result_builder import PACKAGES
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from autolayer.core.config import Config
+
 TESTED = {"torch": "2.13", "transformers": "5.23", "trl": "1.16", "peft": "0.21", "optuna": "5.0", "vllm": "0.30"}
-"""What the tests run with (constraints.txt); of TRL no other minor version works."""
+"""Versions that the tests run with (constraints.txt). No other minor version of TRL works."""
 NEEDED_DISK = 5 << 30
-"""Bytes in the current folder below which a run of a large model may not finish: checkpoints of the raced layers."""
+"""Free bytes below which a run of a large model may not finish: it keeps checkpoints of the raced layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     name: str
     state: Literal["good", "note", "bad"]
-    """bad: a run of this kind cannot work."""
+    """bad means that a run of this kind cannot work."""
     says: str
-    """What was found, and what to do where it is not good."""
+    """The finding, and what to do if it is not good."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """All of them."""
+    """The result of all checks."""
 
     checks: tuple[Check, ...]
 
@@ -47,11 +49,11 @@ class Diagnosis:
         return all(check.state != "bad" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for --json."""
+        """Returns plain values, for --json."""
         return {"is_well": self.is_well, **asdict(self)}
 
     def render(self) -> RenderableType:
-        """A table for the terminal."""
+        """Returns a table for the terminal."""
         from rich.table import Table
 
         table = Table(box=None, show_header=False, pad_edge=False)
@@ -61,9 +63,14 @@ class Diagnosis:
         return table
 
 
-def diagnose(config: Config | None) -> Diagnosis:
-    """Looks at Python, packages, devices, disk and sandbox, and with a configuration at the model and the plan."""
-    return Diagnosis(checks=(*_packages(), *_device(config), *_engine(), _disk(), _sandbox(), *_plan(config)))
+def diagnose(config: Config | None, folder: Path = Path(".")) -> Diagnosis:
+    """Checks Python, packages, devices, disk and sandbox, and with a configuration the model and the plan.
+
+    Args:
+        config: Settings of the run that is planned, or None.
+        folder: Folder that the run writes to; its disk is checked.
+    """
+    return Diagnosis(checks=(*_packages(), *_device(config), *_engine(), _disk(folder), _sandbox(), *_plan(config)))
 
 
 def _packages() -> Iterator[Check]:
@@ -120,9 +127,10 @@ def _engine() -> Iterator[Check]:
         yield Check(name="rollouts", state="good", says="vllm")
 
 
-def _disk() -> Check:
-    free = shutil.disk_usage(".").free
-    says = f"{format_bytes(free)} free here"
+def _disk(folder: Path) -> Check:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    says = f"{format_bytes(free)} free at {existing}"
     if free < NEEDED_DISK:
         return Check(name="disk", state="note", says=f"{says}: little for a large model; give --out on another disk")
     return Check(name="disk", state="good", says=says)
@@ -137,7 +145,7 @@ def _sandbox() -> Check:
 
 
 def _plan(config: Config | None) -> Iterator[Check]:
-    """What the run itself would be refused for, and whether it fits."""
+    """Checks what would refuse the run, and whether it fits."""
     if config is None:
         return
     from autolayer.pipeline.dry_run import plan_run

@@ -18,7 +18,7 @@ class ConfigError(AutolayerError, ValueError):
     """An option, or a combination of options, cannot work."""
 
 
-class UnknownNameError(AutolayerError, ValueError):
+class UnknownNameError(ConfigError):
     """A model, task, algorithm or probe that does not exist. Built by `unknown()`."""
 
 
@@ -80,7 +80,17 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
         hint: How to bring one's own, as a full sentence.
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
-    text = f"unknown {kind} '{name}'.{guess} Known {kind}s: {', '.join(names)}."
+    text = f"unknown {kind} '{name}'.{did_you_mean(name, names)} Known {kind}s: {', '.join(names)}."
     return UnknownNameError(f"{text} {hint}".rstrip())
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns a sentence with the nearest known name and a space before it, or an empty text."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def one_of(names: Iterable[object]) -> str:
+    """Returns names as a choice: 'grpo, dr_grpo or gigpo'."""
+    *names, last = map(str, names)
+    return f"{', '.join(names)} or {last}" if names else last

@@ -1,8 +1,114 @@
-"""The type that names which layers are trained."""
+"""Sets of layers: the type, how a user writes them, and the indices they stand for in a model."""
 
 from __future__ import annotations
 
-from typing import Literal
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from autolayer.core.errors import LayerError
 
 Layers = tuple[int, ...] | Literal["full"]
 """A sorted set of block indices, or every parameter of the model (the full-parameter reference)."""
+LayersLike = int | str | Sequence[int]
+"""A set of layers as a user gives it: 16, "10-14", "8,16", [8, 16], range(10, 15); negatives count from the end."""
+
+_HOW = "give 16, 10-14 or 8,16 (-1 is the last one)"
+
+
+class Span(NamedTuple):
+    """Consecutive layers, both ends included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def layers_text(layers: LayersLike) -> str:
+    """Returns a set of layers as text in its shortest form, or "full": [8, 16] is "8,16", range(10, 15) is "10-14".
+
+    Raises:
+        LayerError: It is no set of layers.
+    """
+    if layers == "full":
+        return "full"
+    spans = _spans(layers)
+    if all(span.first >= 0 for span in spans):  # negatives have no place until the number of layers is known
+        merged: list[Span] = []
+        for span in sorted(spans):
+            if merged and span.first <= merged[-1].last + 1:
+                span = Span(merged[-1].first, max(merged.pop().last, span.last))
+            merged.append(span)
+        spans = merged
+    return ",".join(map(str, spans))
+
+
+def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *, allow_full: bool = False) -> Layers:
+    """Returns the indices that a set of layers stands for in one model.
+
+    Args:
+        layers: The set, in any form of `LayersLike`; None for all layers; "full" for every parameter.
+        num_layers: Number of blocks of the model.
+        model_name: Name of the model, for the error.
+        allow_full: Accept "full".
+
+    Returns:
+        Sorted, unique, non-negative indices, or "full".
+
+    Raises:
+        LayerError: The set cannot be read, or the model has no such block.
+    """
+    if layers is None:
+        return tuple(range(num_layers))
+    if layers == "full":
+        if not allow_full:
+            raise LayerError("'full' is no layer but every parameter at once: give layers, such as 16, 10-14 or 8,16.")
+        return "full"
+    spans = _spans(layers)
+    for index in (index for span in spans for index in span):
+        if not -num_layers <= index < num_layers:
+            raise LayerError(
+                f"layer {index} does not exist: {model_name} has {num_layers} blocks "
+                f"(0..{num_layers - 1}, or {-num_layers}..-1)."
+            )
+    chosen: set[int] = set()
+    for span in (Span(span.first % num_layers, span.last % num_layers) for span in spans):
+        if span.first > span.last:
+            raise _empty(layers, span)
+        chosen.update(range(span.first, span.last + 1))
+    return tuple(sorted(chosen))
+
+
+def _spans(layers: Any) -> list[Span]:
+    if isinstance(layers, str):
+        spans = [_span_of_text(part, layers) for part in layers.split(",")]
+    else:
+        indices = layers if isinstance(layers, Iterable) else [layers]
+        spans = [Span(index, index) for index in (_index(each, layers) for each in indices)]
+    if not spans:
+        raise LayerError("no layer given: give at least one, such as 16, 10-14 or 8,16.")
+    for span in spans:
+        if (span.first < 0) == (span.last < 0) and span.first > span.last:
+            raise _empty(layers, span)
+    return spans
+
+
+def _span_of_text(part: str, layers: str) -> Span:
+    match = re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(-?\d+))?\s*", part)
+    if match is None:
+        raise LayerError(f"layers {layers!r} cannot be read: {_HOW}.")
+    return Span(int(match[1]), int(match[2] or match[1]))
+
+
+def _index(value: Any, layers: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise LayerError(f"layers {layers!r} cannot be read: {_HOW}.")
+    return operator.index(value)
+
+
+def _empty(layers: Any, span: Span) -> LayerError:
+    swapped = f"{span.last}-{span.first}"
+    return LayerError(f"layers {layers!r} cannot be read: the range {span} is empty; give {swapped}.")

@@ -14,12 +14,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from autolayer.core.config import Config
 from autolayer.core.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from autolayer.core.config import Config
 
 CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from autolayer.core.errors import ConfigError, RanksError
-from autolayer.core.progress import num_processes
+from autolayer.core.launch import num_processes
 
 PATIENCE = timedelta(days=30)
 """Followers wait while the leader probes, judges or decides."""
@@ -85,7 +85,7 @@ class Ranks:
         what = type(error).__name__ + (f": {str(error).splitlines()[0]}" if str(error) else "")
         cure = "the same command goes on"
         if "OutOfMemory" in what:
-            cure = "give --recompute, a smaller --max-new-tokens, or higher --layers, and it goes on"
+            cure = "give --activation-checkpointing, a smaller --max-new-tokens, or higher --layers, and it goes on"
         return RanksError(
             f"process {self.index} of {self.num} stopped in the middle of a step ({what}), so all of them do: {cure}."
         )

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from autolayer.core.config import Config, from_dict
+from autolayer.core.config import Config, Options, config_of, with_options
 from autolayer.core.costs import Cost
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.core.layer_set import Layers
@@ -34,22 +34,24 @@ from autolayer.rollouts.evaluation import scale
 CONFIDENCE_LEVEL = 0.95
 
 
+@with_options
 def measure(
     config: Config | None = None,
     *,
     num_seeds: int | None = None,
-    rates: str | None = None,
+    rates: str | Sequence[float] | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Contribution:
     """Measures the contribution of every layer (or of `layers`), and the full-parameter gain it is a share of.
 
     Args:
-        config: The settings; or give them as keywords, named like the command's options.
+        config: The settings of the run.
         num_seeds: Training seeds of every arm; default 3.
-        rates: Learning rates that every arm is tried at, such as "1e-4,3e-4,1e-3"; default: a grid made from the
+        rates: Learning rates that every arm is tried at, such as [1e-4, 3e-4, 1e-3]; default: a grid made from the
             probes.
-        progress: Where to show progress; default: nowhere.
+        progress: Shows progress; default: nothing is shown.
+        options: The settings as keyword arguments instead of a `config`.
 
     Returns:
         What was measured. The run folder holds it as contribution.json; the same call resumes.
@@ -61,7 +63,9 @@ def measure(
         found = autolayer.measure(model="tiny", task="math:arith", layers="0,3-5", num_seeds=2)
         print(found.values, found.full.value)
     """
-    with setup(settings(config, options, num_seeds, rates), progress, verb="measure") as stages:
+    table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
+    given = {**options, **({"measure": table} if table else {})}
+    with setup(config_of(config, given), progress, verb="measure") as stages:
         if done := finished(stages):
             return done
         if (stages.config.num_eval or 0) < 2:
@@ -86,15 +90,6 @@ def measure(
         notes = (*standing_notes(stages), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
         return keep(stages, schedule.seeds, found, notes, costs)
-
-
-def settings(config: Config | None, options: dict[str, Any], num_seeds: int | None, rates: str | None) -> Config:
-    """The configuration as an object or as keywords, not as a mixture."""
-    table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
-    given = {**options, **({"measure": table} if table else {})}
-    if config is not None and given:
-        raise ConfigError(f"got a config and also {', '.join((*options, *table))}: give one or the other.")
-    return config or from_dict(given)
 
 
 def finished(stages: Stages) -> Contribution | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from autolayer.core.budget import BUDGET
@@ -72,8 +72,8 @@ def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[flo
     """
     if config.learning_rate is not None:
         return (config.learning_rate,)
-    if config.measure.grid is not None:
-        return config.measure.grid
+    if config.measure.rates is not None:
+        return config.measure.rates
     known = [rate for rate in probed.learning_rates if rate is not None]
     # The layers that were not probed would move the policy as much as those that were.
     low = joint_rate(probed) * (len(known) / num_layers) ** 0.5
@@ -144,8 +144,8 @@ def plan_measurement(config: Config) -> MeasurePlan:
     Raises:
         AutolayerError: What would also stop the run itself.
     """
-    run = plan_run(replace(config, budget=config.budget or BUDGET), timed=False)
-    rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.grid
+    run = plan_run(config.replace(budget=config.budget or BUDGET), timed=False)
+    rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.rates
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
     return MeasurePlan(run=run, schedule=schedule, rates=rates)
 

@@ -6,7 +6,6 @@ particular architecture. Left out: quantized weights, which cannot be trained.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from autolayer.core.errors import LayerError, ModelError
-from autolayer.core.layer_set import Layers
+from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.fp32 import fp32_block, restore_forward
 from autolayer.models.freeze_check import FreezeCheck
 from autolayer.models.lora import adapter_parameters
@@ -43,54 +42,6 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
         f"no list of decoder blocks in {type(model).__name__}: layers can only be chosen in a decoder of the "
         "transformers library; give the unwrapped AutoModelForCausalLM."
     )
-
-
-def parse_layers(
-    text: str | int | Sequence[int] | None, num_layers: int, model_name: str, *, allow_full: bool = False
-) -> Layers:
-    """Reads a set of layers.
-
-    Args:
-        text: `16`, `"10-14"`, `"8,16"`, `"-1"`, `[8, 16]`; None for all layers; `"full"` for every parameter.
-        num_layers: Number of blocks.
-        model_name: For the error.
-        allow_full: Whether "full" makes sense here.
-
-    Returns:
-        Sorted, unique, non-negative indices, or "full".
-
-    Raises:
-        LayerError: It cannot be read, or the model has no such block.
-    """
-    if text is None:
-        return tuple(range(num_layers))
-    if text == "full":
-        if not allow_full:
-            raise LayerError(
-                "'full' is no layer: it is every parameter at once; give layers, such as 16, 10-14 or 8,16."
-            )
-        return "full"
-    ranges: list[tuple[int, int]] = []
-    for part in text.split(",") if isinstance(text, str) else [text] if isinstance(text, int) else text:
-        match = re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(-?\d+))?\s*", str(part))
-        if match is None or isinstance(part, bool):
-            raise LayerError(f"layers {text!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one).")
-        ranges.append((int(match[1]), int(match[2] or match[1])))
-    if not ranges:
-        raise LayerError("no layer given: give at least one, such as 16, 10-14 or 8,16.")
-    for index in (index for pair in ranges for index in pair):
-        if not -num_layers <= index < num_layers:
-            raise LayerError(
-                f"layer {index} does not exist: {model_name} has {num_layers} blocks "
-                f"(0..{num_layers - 1}, or {-num_layers}..-1)."
-            )
-    chosen: set[int] = set()
-    for first, last in ranges:
-        first, last = first % num_layers, last % num_layers
-        if first > last:
-            raise LayerError(f"layers {text!r} cannot be read: the range {first}-{last} is empty; give {last}-{first}.")
-        chosen.update(range(first, last + 1))
-    return tuple(sorted(chosen))
 
 
 def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter]:

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autolayer.core.errors import LayerError, PatchError
-from autolayer.core.layer_set import Layers
-from autolayer.models.layers import find_layers, layer_parameters, parse_layers
+from autolayer.core.layer_set import Layers, parse_layers
+from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import load_model, quiet_transformers, read_tokenizer, weight_hash
 from autolayer.models.lora import ABOUT
 from autolayer.models.permissions import follow_umask

@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from autolayer.core.config import Config
+from autolayer.core.launch import num_processes
 from autolayer.core.layer_set import Layers
-from autolayer.core.progress import num_processes
 from autolayer.models import lora
 from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import find_device
@@ -108,7 +108,7 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
     shards = max(2, num_processes()) if config.shard else 1
     more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast says how many would do
     while True:
-        choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.recompute)
+        choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.activation_checkpointing)
         while choice is not None:
             tokens, recompute = choice
             yield MicroBatchShape(

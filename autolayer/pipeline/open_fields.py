@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 from autolayer.core.budget import BUDGET, default_budget
@@ -36,8 +35,8 @@ def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
         **(embedded.preset(config.task) if embedded else {}),
         "max_new_tokens": task.max_new_tokens,
     }
-    config = dataclasses.replace(config, **{name: v for name, v in values.items() if getattr(config, name) is None})
+    config = config.replace(**{name: v for name, v in values.items() if getattr(config, name) is None})
     assert config.steps is not None and config.num_eval is not None
     if config.budget is None:
-        config = dataclasses.replace(config, budget=default_budget(config.steps) if verb == "pick" else BUDGET)
-    return dataclasses.replace(config, num_eval=min(config.num_eval or num_items, num_items))
+        config = config.replace(budget=default_budget(config.steps) if verb == "pick" else BUDGET)
+    return config.replace(num_eval=min(config.num_eval or num_items, num_items))

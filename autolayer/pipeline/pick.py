@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, Unpack, get_args
 
 from autolayer.core.arms import Arm
-from autolayer.core.config import Config, from_dict
-from autolayer.core.errors import ConfigError, unknown
+from autolayer.core.config import Config, Options, config_of, with_options
+from autolayer.core.errors import unknown
 from autolayer.core.progress import Progress
 from autolayer.pipeline.result_builder import Summary
 from autolayer.pipeline.setup import setup
@@ -16,15 +16,21 @@ from autolayer.reporting.results import PickResult
 Until = Literal["calibrate", "probe", "search"]
 
 
+@with_options
 def pick(
-    config: Config | None = None, *, until: Until | None = None, progress: Progress | None = None, **options: Any
+    config: Config | None = None,
+    *,
+    until: Until | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> PickResult:
     """Finds the layer that RL improves most, and trains it.
 
     Args:
-        config: The settings; or give them as keywords, named like the command's options.
+        config: The settings of the run.
         until: Stop after this stage; the same call without it goes on from there.
-        progress: Where to show progress; default: nowhere.
+        progress: Shows progress; default: nothing is shown.
+        options: The settings as keyword arguments instead of a `config`.
 
     Returns:
         What was found. The run folder holds it as result.json, and the trained layer as layer.safetensors.
@@ -39,7 +45,7 @@ def pick(
     """
     if until is not None and until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
-    with setup(settings(config, options), progress) as stages:
+    with setup(config_of(config, options), progress) as stages:
         if done := stages.finished():
             return done
         summary = Summary(stages)
@@ -63,25 +69,29 @@ def pick(
         return stages.finish(train)
 
 
-def settings(config: Config | None, options: dict[str, Any]) -> Config:
-    """The configuration as an object or as keywords, not as a mixture."""
-    if config is not None and options:
-        raise ConfigError(f"got a config and also {', '.join(options)}: give one or the other.")
-    return config or from_dict(options)
-
-
-def train_layer(config: Config | None = None, *, progress: Progress | None = None, **options: Any) -> PickResult:
+@with_options
+def train_layer(
+    config: Config | None = None, *, progress: Progress | None = None, **options: Unpack[Options]
+) -> PickResult:
     """Trains the layers that `layers` names, without searching; "full" trains all parameters.
 
-    Without a `learning_rate` the starting rate that the probes give is taken.
+    Without a `learning_rate` it takes the starting rate that the probes give.
+
+    Args:
+        config: The settings of the run.
+        progress: Shows progress; default: nothing is shown.
+        options: The settings as keyword arguments instead of a `config`.
+
+    Returns:
+        The scores before and after. The run folder holds the trained layers as layer.safetensors.
 
     Raises:
-        AutolayerError: As `pick`.
+        AutolayerError: Something in the settings, the model, the data or the reward cannot work.
 
     Example:
         autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
     """
-    with setup(settings(config, options), progress, verb="train") as stages:
+    with setup(config_of(config, options), progress, verb="train") as stages:
         if done := stages.finished():
             return done
         summary = Summary(stages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -14,11 +13,13 @@ import torch
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, RunFolderError
-from autolayer.core.progress import Progress, Silent, processes_here
+from autolayer.core.launch import processes_here
+from autolayer.core.layer_set import parse_layers
+from autolayer.core.progress import Progress
 from autolayer.core.run_folder import PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import Ranks, attempt, check_device, joined
-from autolayer.models.layers import layer_parameters, parse_layers
+from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel, find_device, load_model, max_positions
 from autolayer.models.patch import check_disk_space
 from autolayer.models.quantization import quantize_frozen
@@ -53,11 +54,11 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     check_names(config)
     check_device(config.device)
     ranks = joined(on_cpu=config.device == "cpu")
-    progress = progress if progress and ranks.leads else Silent()
+    progress = progress if progress and ranks.leads else Progress()
     with ExitStack() as stack:
         with progress.stage("load", None):
             task = check_before_loading(config, verb)
-            config = dataclasses.replace(config, device=stack.enter_context(only_visible(config.device)))
+            config = config.replace(device=stack.enter_context(only_visible(config.device)))
             device = find_device(config.device)
             loaded = load(config, ranks, device)
         folder = open_run(config, verb)
@@ -84,7 +85,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             group_size=config.group_size,
             beta=config.beta,
             gigpo=config.gigpo,
-            recompute=config.recompute,
+            recompute=config.activation_checkpointing,
         )
         make_engine = engine_factory(config, loaded, folder, ranks)
         bench = Workbench(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from autolayer.core.errors import ConfigError
-from autolayer.core.progress import num_processes
+from autolayer.core.launch import num_processes
 from autolayer.models.loading import find_device
 
 

@@ -242,7 +242,7 @@ def main() -> None:
         cases = {
             "floor: forward and autograd.grad": floor(model, rollouts, middle),
             f"autolayer, layer {middle}": ours(model, tokenizer, task, rollouts, middle, scratch),
-            f"autolayer, layer {middle}, --recompute": ours(
+            f"autolayer, layer {middle}, --activation-checkpointing": ours(
                 model, tokenizer, task, rollouts, middle, scratch / "again", recompute=True
             ),
             f"autolayer, layer {middle}, --beta": ours(

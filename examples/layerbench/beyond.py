@@ -23,7 +23,7 @@ from run import SEEDS, build, check, keep, load
 from table import markdown, number
 
 import autolayer
-from autolayer.core.config import from_dict
+from autolayer.core.config import Config
 from autolayer.reporting.contribution import Contribution
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ def run(environment: Environment, work: Path) -> None:
         for seed in SEEDS:
             out = work / "beyond" / f"{environment.name}.{name.replace(' ', '-')}.{seed}"
             values = {**environment.options(work / "bases", seed), **options, "out": str(out)}
-            result = autolayer.pick(from_dict(values))
+            result = autolayer.pick(Config(**values))
             assert result.gain is not None
             found.setdefault(name, []).append({
                 "best_layers": result.best_layers, "gain": result.gain.value, "learning_rate": result.learning_rate,

@@ -25,7 +25,7 @@ from run import load
 
 from autolayer.comparison.metrics import regret, spearman
 from autolayer.core.arms import Arm
-from autolayer.core.config import from_dict
+from autolayer.core.config import Config
 from autolayer.pipeline.setup import setup
 from autolayer.reporting.contribution import Contribution
 
@@ -41,7 +41,7 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text())
     out = work / "bursts" / environment.name
-    with setup(from_dict({**environment.options(work / "bases", SEED), "out": str(out)})) as stages:
+    with setup(Config(**environment.options(work / "bases", SEED), out=out)) as stages:
         bench, (probed, _) = stages.bench, stages.probe(stages.calibrate()[0])
         base = bench.evaluate("select", NUM_ITEMS, seed=SEED)
         found: dict[str, Any] = {"base": base, "layers": probed.layers, "predicted": probed.predicted, "runs": {}}

@@ -25,7 +25,7 @@ from run import load
 
 from autolayer.comparison.metrics import spearman
 from autolayer.core.budget import ProbePlan
-from autolayer.core.config import from_dict
+from autolayer.core.config import Config
 from autolayer.pipeline.setup import setup
 from autolayer.probes.context import ProbeContext, make_fold
 from autolayer.probes.run_probes import shared_batch
@@ -56,7 +56,7 @@ def log_ratios(environment: Environment, bases: Path) -> np.ndarray:
     """Shape (L, S, B)."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        setup(from_dict({**environment.options(bases), "out": f"{scratch}/run"})) as stages,
+        setup(Config(**environment.options(bases), out=f"{scratch}/run")) as stages,
     ):
         bench, layers = stages.bench, stages.candidates
         _, rollouts = calibrate(bench, PROMPTS, 0)

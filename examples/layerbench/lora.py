@@ -15,7 +15,7 @@ import numpy as np
 from environments import RATES, Environment
 
 from autolayer.core.arms import Arm
-from autolayer.core.config import from_dict
+from autolayer.core.config import Config
 from autolayer.core.errors import TrainingError
 from autolayer.models import lora
 from autolayer.pipeline.setup import setup
@@ -24,7 +24,7 @@ from autolayer.pipeline.setup import setup
 def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
     """Gain over the base on the `eval` items for each seed, and the rate that was chosen."""
     with tempfile.TemporaryDirectory() as scratch:
-        config = from_dict({**environment.options(bases), "out": f"{scratch}/run"})
+        config = Config(**environment.options(bases), out=f"{scratch}/run")
         with setup(config) as stages:
             bench, num_eval, steps = stages.bench, stages.config.num_eval or 0, environment.steps
             base_I = np.array(bench.evaluate("eval", num_eval, seed=0))

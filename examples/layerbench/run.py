@@ -26,7 +26,7 @@ from environments import ENVIRONMENTS, HERE, RATES, Environment
 from lora import gains
 
 import autolayer
-from autolayer.core.config import from_dict
+from autolayer.core.config import Config
 from autolayer.core.run_folder import PROBE
 from autolayer.models.loading import load_model
 from autolayer.probes.known import KnownEnvironment, of_contribution, packaged, save
@@ -61,7 +61,7 @@ def probe(environment: Environment, work: Path) -> None:
     probings = []
     for seed in SEEDS:
         out = work / "probe" / f"{environment.name}.{seed}"
-        autolayer.pick(from_dict({**environment.options(work / "bases", seed), "out": str(out)}), until="probe")
+        autolayer.pick(Config(**environment.options(work / "bases", seed), out=out), until="probe")
         report = json.loads((out / PROBE).read_text())
         probings.append({"scores": report["scores"], "reliability": report["reliability"]})
     keep(environment, probings=probings)
@@ -75,7 +75,7 @@ def pick(environment: Environment, work: Path) -> None:
         for seed in SEEDS:
             out = work / "pick" / f"{environment.name}.{budget:g}.{seed}"
             options = {**environment.options(work / "bases", seed), "budget": budget, "out": str(out)}
-            result = autolayer.pick(from_dict(options), until=None if budget == DEFAULT_BUDGET else "search")
+            result = autolayer.pick(Config(**options), until=None if budget == DEFAULT_BUDGET else "search")
             ranking = [
                 {name: getattr(row, name) for name in ("layer", "predicted", "predicted_low", "predicted_high",
                                                        "measured", "measured_steps", "probability_best")}

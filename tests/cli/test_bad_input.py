@@ -145,9 +145,9 @@ def test_what_cannot_work_is_refused_before_the_weights_are_read(
 
 def test_a_table_of_settings_is_checked(refused: Refused, qwen: str, tmp_path: Path) -> None:
     for text, part in [
-        ("[probe]\nnum_folds = 0", "[probe] num_folds = 0 cannot work: give at least 2"),
+        ("[probe]\nnum_folds = 0", "[probe] num_folds = 0 cannot work: give a whole number of at least 2"),
         ("[probe]\nshare = 0.0", "[probe] share = 0.0 cannot work"),
-        ("[search]\nconfidence = 1.0", "[search] confidence = 1.0 cannot work: give a number between 0 and 1"),
+        ("[search]\nconfidence = 1.0", "[search] confidence = 1.0 cannot work: give a number above 0 and below 1"),
         ("[gigpo]\nomegaa = 1.0", "unknown [gigpo] setting 'omegaa'. Did you mean 'omega'?"),
     ]:
         (tmp_path / "run.toml").write_text(text + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -16,8 +15,8 @@ import click
 import pytest
 from result_helpers import finished
 
-from autolayer.cli.main import cli, main, pick
-from autolayer.cli.options import field_docs
+from autolayer.cli.commands import cli
+from autolayer.cli.main import main
 from autolayer.core import config
 from autolayer.core.errors import NoSignalError
 from autolayer.core.run_folder import PATCH, RESULT, RunFolder
@@ -97,15 +96,17 @@ def test_help_ends_with_examples_that_parse(call: Any, command: str) -> None:
 
 
 def test_help_says_for_every_option_what_config_says() -> None:
-    records = {option.name: option.get_help_record(click.Context(pick)) for option in pick.params}
-    documented = field_docs()
-    for field in dataclasses.fields(config.Config):
-        if field.name in config.TABLES:
+    pick = cli.commands["pick"]
+    context = click.Context(pick)
+    records = {option.name: option.get_help_record(context) for option in pick.get_params(context)}
+    for name, field in config.Config.model_fields.items():
+        if name in config.TABLES:
             continue
-        record = records[field.name]
-        assert record is not None and record[1].startswith(documented[field.name])
-        if field.default not in (None, dataclasses.MISSING):
-            assert f"[default: {field.default}]" in record[1]
+        record = records[name]
+        assert record is not None and field.description and record[1].startswith(" ".join(field.description.split()))
+        if not field.is_required() and not isinstance(field.default, bool | None):
+            shown = f"{field.default:g}" if isinstance(field.default, float) else field.default
+            assert f"[default: {shown}]" in record[1]
 
 
 def test_version(call: Any) -> None:
@@ -134,7 +135,10 @@ def test_tasks_lists_every_task(call: Any) -> None:
             ["unknown task 'math:arit'", "Did you mean 'math:arith'?"],
         ),
         (["pick", "--model", "tiny", "--task", "math"], ["--task math:arith"]),
-        (["pick", *TINY, "--algorithm", "gropo"], ["Did you mean 'grpo'?"]),
+        (
+            ["pick", *TINY, "--algorithm", "gropo"],
+            ["--algorithm 'gropo' cannot work: give grpo, dr_grpo or gigpo", "Did you mean 'grpo'?"],
+        ),
         (["pick", *TINY, "--steps", "ten"], ["--steps", "'ten' is not a valid integer"]),
         (["pick", *TINY, "--steps", "0"], ["--steps 0 cannot work"]),
         (["pick", *TINY, "--budget", "nan"], ["--budget nan cannot work"]),
@@ -276,7 +280,6 @@ def test_dry_run_prints_the_plan_and_runs_nothing(call: Any, pipeline: Any, monk
     fake: Any = types.ModuleType("autolayer.pipeline.dry_run")
     fake.plan_run = lambda settings: plan if settings.model == "tiny" else None
     monkeypatch.setitem(sys.modules, "autolayer.pipeline.dry_run", fake)
-    monkeypatch.setattr(importlib.import_module("autolayer"), "dryrun", fake, raising=False)
     assert call("pick", *TINY, "--dry-run")[:2] == (0, "the plan\n")
     assert json.loads(call("pick", *TINY, "--dry-run", "--json")[1]) == {"steps": 3}
     assert pipeline.calls == []
@@ -308,7 +311,7 @@ def test_merge_takes_the_base_from_the_patch(
     fake.load_patch = lambda _: types.SimpleNamespace(base="the base")
     fake.merge = lambda base_name, path, out: Path(f"{base_name}|{path}|{out}")
     monkeypatch.setitem(sys.modules, "autolayer.models.patch", fake)
-    monkeypatch.setattr(importlib.import_module("autolayer"), "patch", fake, raising=False)
+    monkeypatch.setattr(importlib.import_module("autolayer.models"), "patch", fake, raising=False)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PATCH).touch()
     for source in ("run", f"run/{PATCH}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +57,18 @@ def test_a_full_disk_and_a_missing_sandbox_are_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(opening, "trial", lambda _: "no namespaces")
     found = doctor.diagnose(None)
     assert states(found)["disk"] == states(found)["sandbox"] == "note" and found.is_well
+
+
+def test_the_disk_of_the_run_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        seen.append(folder)
+        return SimpleNamespace(free=1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert run("--out", str(tmp_path / "not" / "yet" / "there")) == 0
+    assert seen == [tmp_path]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from launch_helpers import SHORT, close, launch, same_movement
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from autolayer.core.config import Config, from_dict
+from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.distributed.process_group import Ranks
 from autolayer.models.loading import meta_model
@@ -171,7 +172,8 @@ def test_training_from_shards_goes_on_where_it_was_stopped(tmp_path: Path) -> No
     rows = "".join(json.dumps({"prompt": f"{a}+{b}="}) + "\n" for a in range(20) for b in range(20))
     (tmp_path / "sums.jsonl").write_text(rows)
     command = ("train", "--model", "tiny", "--data", "sums.jsonl", "--reward", "reward.py:score", "--layers", "2,5",
-               "--learning-rate", "1e-3", "--beta", "0.02", "--recompute", "--steps", "28", "--prompts-per-step", "4",
+               "--learning-rate", "1e-3", "--beta", "0.02", "--activation-checkpointing",
+               "--steps", "28", "--prompts-per-step", "4",
                "--group-size", "4", "--max-new-tokens", "4", "--num-eval", "20", "--device", "cpu")  # fmt: skip
     first = launch(2, *command, "--shard", "--out", "two", cwd=tmp_path)
     assert first.returncode != 0 and first.stderr.count("autolayer: error: ") == 1, first.stderr[-3000:]
@@ -188,7 +190,7 @@ def test_what_shards_cannot_do_is_refused() -> None:
         ({"adapter": "lora"}, "leave it or them out"), ({"frozen": "4bit"}, "leave it or them out"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=reason):
-            from_dict({"model": "tiny", "shard": True, **options})
+            Config(model="tiny", shard=True, **cast(Any, options))
     config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), meta_model("tiny")
     with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
         load(config, Ranks(), torch.device("cpu"))

@@ -90,7 +90,7 @@ def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
     done = launch(2, *command, cwd=tmp_path, program=("breaking.py", kind, who))
     assert done.returncode != 0 and done.stderr.count("stopped in the middle of a step") == 1, done.stderr[-2000:]
     assert f"autolayer: error: process {who} of 2 stopped in the middle of a step" in done.stderr
-    assert ("give --recompute" in done.stderr) == (kind == "memory")
+    assert ("give --activation-checkpointing" in done.stderr) == (kind == "memory")
     again = launch(2, *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
 

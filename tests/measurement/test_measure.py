@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ from autolayer.reporting import contribution
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.workbench import Workbench
 
-SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "layers": "0,7", "steps": 12, "prompts_per_step": 8,
+SHORT: Any = {"model": "tiny", "task": "math:arith", "layers": "0,7", "steps": 12, "prompts_per_step": 8,
                          "num_eval": 256, "device": "cpu", "num_seeds": 2, "rates": "6e-4,2e-3"}  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_a_finished_measurement_is_read_not_repeated(
 
 def test_another_number_of_seeds_is_another_configuration(measured: tuple[Contribution, Path]) -> None:
     with pytest.raises(RunFolderError, match="num_seeds"):
-        autolayer.measure(**{**SHORT, "num_seeds": 3}, out=str(measured[1]))
+        autolayer.measure(**cast(Any, {**SHORT, "num_seeds": 3}), out=str(measured[1]))
 
 
 @pytest.mark.slow
@@ -177,8 +177,8 @@ def test_the_table_of_a_toml_file_counts_unless_the_command_line_says_otherwise(
 
 
 def test_only_measure_minds_the_table() -> None:
-    plain = config.from_dict({"model": "tiny"})
-    more = config.from_dict({"model": "tiny", "measure": {"num_seeds": 4}})
+    plain = config.Config(model="tiny")
+    more = config.Config(model="tiny", measure={"num_seeds": 4})
     assert plain.signature != more.signature
     with pytest.raises(ConfigError, match="also steps, num_seeds"):
         autolayer.measure(plain, steps=3, num_seeds=2)

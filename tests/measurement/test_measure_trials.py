@@ -194,5 +194,5 @@ def test_the_default_grid_holds_the_starting_rates_of_everything_it_is_for(num_l
     assert list(grid) == sorted(grid) and MIN_RATES <= len(grid) <= MAX_RATES
     assert grid[0] < full and grid[-1] > 1e-3
     assert rate_grid(config.Config(model="tiny", learning_rate=5e-4), probed, num_layers) == (5e-4,)
-    named = config.Config(model="tiny", measure=config.MeasureConfig(rates="2e-3,1e-3"))
+    named = config.Config(model="tiny", measure={"rates": "2e-3,1e-3"})
     assert sorted(rate_grid(named, probed, num_layers)) == [1e-3, 2e-3]

@@ -8,7 +8,8 @@ from layer_helpers import HIDDEN, block_size
 from tiny_models import ARCHITECTURES, VOCABULARY, build_model
 
 from autolayer.core.errors import LayerError, ModelError
-from autolayer.models.layers import find_layers, head_ratio, layer_parameters, parse_layers
+from autolayer.core.layer_set import parse_layers
+from autolayer.models.layers import find_layers, head_ratio, layer_parameters
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mixtral"])

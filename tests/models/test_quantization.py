@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_only_a_named_layer_can_be_trained_so() -> None:
         with pytest.raises(ConfigError, match="belongs to `train`|leaves no layer"):
             verb(model="tiny", task="math:arith", frozen="8bit", layers=layers, learning_rate=1e-3, device="cpu")
     with pytest.raises(ValueError, match="Did you mean '8bit'"):
-        autolayer.train_layer(model="tiny", task="math:arith", layers="2", frozen="8bits")
+        autolayer.train_layer(model="tiny", task="math:arith", layers="2", **cast(Any, {"frozen": "8bits"}))
     with pytest.raises(ConfigError, match="would sample from the model as it was"):
         autolayer.train_layer(model="tiny", task="math:arith", frozen="8bit", layers="2", rollouts="vllm")
 
@@ -128,7 +129,7 @@ def test_it_goes_with_everything_that_train_does(frozen: str, tmp_path: Path) ->
     """A rate from the probes, a reference, adapters and recomputation, cut in two and gone on with."""
     options = {
         "model": "tiny", "task": "math:arith", "layers": "2", "steps": 3, "prompts_per_step": 4, "num_eval": 32,
-        "device": "cpu", "frozen": frozen, "beta": 0.02, "adapter": "lora", "recompute": True,
+        "device": "cpu", "frozen": frozen, "beta": 0.02, "adapter": "lora", "activation_checkpointing": True,
     }  # fmt: skip
     whole = autolayer.train_layer(**options, out=str(tmp_path / "whole"))
     (tmp_path / "whole" / "result.json").unlink()

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from autolayer.core.progress import Progress, Silent
+from autolayer.cli.progress import TerminalProgress
+from autolayer.core.progress import Progress
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, SetRow, StageCost
 from autolayer.reporting.sentences import headline, layers_text
@@ -217,7 +218,7 @@ def test_html_escapes_names(tmp_path: Path) -> None:
 
 def test_progress_without_a_terminal_is_plain_and_rare() -> None:
     stream = io.StringIO()
-    with Progress(stream=stream).stage("calibrate", total=100) as stage:
+    with TerminalProgress(stream=stream).stage("calibrate", total=100) as stage:
         for _ in range(100):
             stage.advance(note="pass rate 41%")
     assert re.fullmatch(r"calibrate  done in \d\.\d s: pass rate 41%\n", stream.getvalue())
@@ -225,7 +226,7 @@ def test_progress_without_a_terminal_is_plain_and_rare() -> None:
 
 def test_progress_lines_tell_share_and_time_left() -> None:
     stream = io.StringIO()
-    with Progress(stream=stream, every=0).stage("search", total=4) as stage:
+    with TerminalProgress(stream=stream, every=0).stage("search", total=4) as stage:
         stage.advance(note="layer 3 leads")
     assert re.match(r"search  25% after \S+ s, about \S+ s left: layer 3 leads\n", stream.getvalue())
 
@@ -237,7 +238,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_on_a_terminal_leaves_one_line_per_stage() -> None:
     stream = _Terminal()
-    progress = Progress(stream=stream)
+    progress = TerminalProgress(stream=stream)
     with progress.stage("search", total=2) as outer, progress.stage("rung", total=None) as inner:
         inner.advance(note="step 8")
         outer.advance(1)
@@ -247,13 +248,13 @@ def test_progress_on_a_terminal_leaves_one_line_per_stage() -> None:
 
 def test_a_failing_stage_is_not_called_done() -> None:
     stream = io.StringIO()
-    with pytest.raises(KeyError), Progress(stream=stream).stage("probe"):
+    with pytest.raises(KeyError), TerminalProgress(stream=stream).stage("probe"):
         raise KeyError
     assert "probe  stopped after" in stream.getvalue()
 
 
 def test_silent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    with Silent().stage("probe", total=3) as stage:
+    with Progress().stage("probe", total=3) as stage:
         stage.advance(1, note="x")
     assert stage.completed == 1
     assert capfd.readouterr() == ("", "")

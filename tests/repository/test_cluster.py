@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import yaml
 
-from autolayer.cli.main import cli
+from autolayer.cli.commands import cli
 from autolayer.rollouts.engines.vllm_server import START
 
 FOLDER = Path(__file__).parents[2] / "examples" / "cluster"

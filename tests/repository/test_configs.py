@@ -99,7 +99,7 @@ def stand_in(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
         folder_of(folder, TRAINING[name], TRAINING_ROWS[name])
         for suite, rows in SUITE_ROWS.items():
             folder_of(folder, SUITES[suite], rows)
-    return dataclasses.replace(config, data=str(folder))
+    return config.replace(data=str(folder))
 
 
 class Paying(alfworld.AlfredGame):
@@ -289,6 +289,4 @@ def test_a_limit_that_leaves_nothing_is_refused(
         Config(model="m", max_prompt_tokens=0)
     config = stand_in(config_of("qwen2.5-3b-alfworld"), tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="'agent:alfworld' reads grows turn by turn"):
-        apply_length_limits(
-            dataclasses.replace(config, max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None
-        )
+        apply_length_limits(config.replace(max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None)

@@ -115,12 +115,18 @@ def test_a_room_is_free_of_torch(room: str) -> None:
 
 
 def test_import_autolayer_loads_nothing_heavy() -> None:
-    assert loaded("import autolayer") & {"torch", "transformers", "numpy", "click", "rich", "probes", "search"} == set()
+    heavy = {"torch", "transformers", "numpy", "pydantic", "click", "rich", "probes", "search"}
+    assert loaded("import autolayer") & heavy == set()
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(autolayer.__all__) == set(autolayer._HOMES) <= set(dir(autolayer))
+    assert all(getattr(autolayer, name).__name__ == name for name in autolayer.__all__)
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys; from autolayer.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
-    assert loaded(code) & {"torch", "transformers", "numpy", "optuna", "rich", "jsonschema"} == set()
+    assert loaded(code) & {"torch", "transformers", "numpy", "optuna", "rich", "pydantic"} == set()
 
 
 def test_one_copy_of_probes_and_search() -> None:

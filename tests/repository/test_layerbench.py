@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autolayer.models.layers import parse_layers
+from autolayer.core.layer_set import parse_layers
 from autolayer.models.loading import load_model
 from autolayer.probes.known import packaged
 from autolayer.reporting.contribution import Contribution

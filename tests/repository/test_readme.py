@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import autolayer
-from autolayer.cli.main import cli
+from autolayer.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

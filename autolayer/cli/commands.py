@@ -1,0 +1,288 @@
+"""The verbs of the command line: options in, one library call, report out.
+
+What can be checked cheaply is checked before torch is imported, so a mistyped name is answered at once. The library is
+imported inside the commands for the same reason.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autolayer import __version__
+from autolayer.cli.options import ConfigCommand, read_config
+from autolayer.cli.output import only_stderr, print_found, print_result
+from autolayer.cli.progress import TerminalProgress
+from autolayer.core.errors import ConfigError, RunFolderError, unknown
+from autolayer.core.run_folder import ADAPTER, CALIBRATION, PATCH, RESULT, RunFolder
+
+if TYPE_CHECKING:
+    from autolayer.pipeline.pick import Until
+
+HELP = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+
+
+class Commands(click.Group):
+    """The commands, listed in the order in which they are used; a mistyped one is answered with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in self.commands.items()])
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout, all else on stderr.")
+debug_option = click.option("--debug", is_flag=True, is_eager=True, expose_value=False, help="Show tracebacks.",
+                            callback=lambda ctx, _, value: ctx.ensure_object(dict).update(debug=value))  # fmt: skip
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings=HELP)
+@click.version_option(__version__, message="autolayer %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Finds the transformer layer that RL post-training improves most, and trains it.
+
+    \b
+    Start here (minutes on a laptop, nothing is downloaded):
+      autolayer pick --model tiny --task math:arith
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command(
+    cls=ConfigCommand,
+    epilog="""Where no default is shown, the model's preset or the task decides; --dry-run shows the values.
+
+    \b
+    Examples:
+      autolayer pick --model tiny --task math:arith
+      autolayer pick --model Qwen/Qwen3-8B --task math --dry-run
+      autolayer pick --model ./my-model --data prompts.jsonl --reward reward.py:score
+      autolayer pick --model tiny --task math:arith --until probe --json
+    """,
+)
+@click.option("--until", type=click.Choice(["calibrate", "probe", "search"]), help="Stop after this stage.")
+@click.option("--dry-run", is_flag=True, help="Print plan, cost, time and memory, and stop.")
+@json_option
+@debug_option
+@click.pass_context
+def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, **_: Any) -> None:
+    """Find the layer that RL improves most, and train it.
+
+    Runs calibrate, probe, search and train. The same command resumes a run that was interrupted.
+    """
+    config = read_config(ctx)
+    if dry_run:
+        with only_stderr(), TerminalProgress().stage("plan", None):
+            from autolayer.pipeline.dry_run import plan_run
+
+            plan = plan_run(config)
+        return print_found(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+    with only_stderr():
+        from autolayer.pipeline.pick import pick
+
+        result = pick(config, until=until, progress=TerminalProgress())
+    print_result(result, Path(config.out or ""), as_json)
+
+
+@cli.command(
+    cls=ConfigCommand,
+    leave_out=("budget", "regret", "storage", "top_k", "boost"),  # they steer a search
+    epilog="""\b
+    Examples:
+      autolayer train --model tiny --task math:arith --layers 2
+      autolayer train --model Qwen/Qwen3-8B --task math --layers 16-18 --learning-rate 3e-6
+    """,
+)
+@json_option
+@debug_option
+@click.pass_context
+def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
+    """Train the layers you name, without searching."""
+    config = read_config(ctx)
+    if config.layers is None:
+        raise ConfigError("--layers is missing: name what is trained (16, 10-14 or 8,16), or let `pick` find it.")
+    with only_stderr():
+        from autolayer.pipeline.pick import train_layer
+
+        result = train_layer(config, progress=TerminalProgress())
+    print_result(result, Path(config.out or ""), as_json)
+
+
+@cli.command(
+    cls=ConfigCommand,
+    leave_out=("regret", "storage", "hours", "top_k", "boost", "adapter"),  # they steer a search
+    epilog="""\b
+    Examples:
+      autolayer measure --model tiny --task math:arith
+      autolayer measure --model tiny --task math:arith --layers 0,3-5 --num-seeds 2 --rates 1e-3,3e-3
+      autolayer measure --model Qwen/Qwen3-8B --task math --dry-run
+    """,
+)
+@click.option("--num-seeds", type=click.INT, metavar="N", help="Training seeds of every arm.  [default: 3]")
+@click.option(
+    "--rates", metavar="auto|A,B,C", help="Learning rates tried for every arm.  [default: made from the probes]"
+)
+@click.option("--dry-run", is_flag=True, help="Print the number of runs and steps, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print contribution.json on stdout, all else on stderr.")
+@debug_option
+@click.pass_context
+def measure(
+    ctx: click.Context, num_seeds: int | None, rates: str | None, dry_run: bool, as_json: bool, **_: Any
+) -> None:
+    """Measure every layer's contribution, by training each one.
+
+    This is the truth that `pick` predicts for a small part of its cost: (layers + 1) x seeds full runs, and the short
+    ones that choose every arm's learning rate. The same command resumes a run that was interrupted.
+    """
+    given = {"num_seeds": num_seeds, "rates": rates}
+    config = read_config(ctx, measure={name: value for name, value in given.items() if value is not None})
+    if dry_run:
+        with only_stderr():
+            from autolayer.measurement.schedule import plan_measurement
+
+            plan = plan_measurement(config)
+        return print_found(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+    with only_stderr():
+        from autolayer.measurement.measure import measure as run
+
+        found = run(config, progress=TerminalProgress())
+    print_found(json.dumps(found.to_dict(), indent=1), found.render(Path(config.out or "")), as_json)
+
+
+@cli.command(
+    epilog="""\b
+    Examples:
+      autolayer compare runs/demo-seed-0 runs/measure-tiny
+      autolayer compare runs/qwen3-1.7b published:qwen3-1.7b --out comparison
+      autolayer compare predicted.csv first/contribution.json second/contribution.json third/contribution.json --json
+    """
+)
+@click.argument("predicted")
+@click.argument("measured", nargs=-1, required=True)
+@click.option("--out", metavar="FOLDER", help="Also write comparison.json and the figure by depth (PNG and SVG) here.")
+@click.option("--json", "as_json", is_flag=True, help="Print comparison.json on stdout, all else on stderr.")
+@debug_option
+def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json: bool) -> None:
+    """Judge predicted contribution by measured contribution.
+
+    The judgement stands beside the noise ceiling and every baseline. PREDICTED is a run folder of `pick`, its
+    result.json, a contribution.json (its probes, and its values for another task), or a CSV with the columns
+    layer,predicted[,low,high]. MEASURED are run folders of `measure`, contribution.json files, CSVs with the columns
+    layer,contribution, or published:qwen3-1.7b.
+    """
+    with only_stderr():
+        from autolayer.comparison.compare import compare as run
+        from autolayer.comparison.comparison_report import ComparisonReport
+
+        found = run(predicted, *measured, out=out)
+    print_found(found.to_json(), ComparisonReport(found, folder=out), as_json)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")
+@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the one-file report here.")
+@json_option
+@debug_option
+def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
+    """Show the result of a run again."""
+    from autolayer.reporting.html import write_html
+    from autolayer.reporting.results import from_dict
+
+    folder = RunFolder(run_folder)
+    values = folder.read(RESULT)
+    if values is None:
+        raise RunFolderError(_why_no_result(folder))
+    result = from_dict(values)
+    if html is not None:
+        if html.is_dir() or any(folder.is_file() for folder in html.parents):
+            raise ConfigError(f"--html {html} cannot be written: give the path of a file, such as report.html.")
+        try:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            write_html(result, html)
+        except OSError as error:
+            raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give another path.") from None
+        click.echo(f"wrote {html}", err=True)
+    print_result(result, run_folder, as_json, show_all)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer merge runs/demo-seed-0 --out merged\n"
+             "  autolayer merge layer.safetensors --model ./copy-of-the-base --out merged")  # fmt: skip
+@click.argument("source", metavar="RUN_FOLDER_OR_PATCH", type=click.Path(path_type=Path))
+@click.option("--model", metavar="NAME", help="Base model, if it is not where the patch says.")
+@click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@debug_option
+def merge(source: Path, model: str | None, out: Path) -> None:
+    """Write a complete Hugging Face checkpoint with the trained layer."""
+    path = source / PATCH if source.is_dir() else source
+    if (source / ADAPTER).is_dir():
+        path = source / ADAPTER
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: give a run folder whose training has finished, or a patch file.")
+    with only_stderr():
+        from autolayer.models import patch
+
+        base = patch.read_adapter_info(path)["base"] if path.is_dir() else patch.load_patch(path).base
+        written = patch.merge(model or base, path, out)
+    click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
+
+
+@cli.command()
+@debug_option
+def tasks() -> None:
+    """List the built-in tasks."""
+    from autolayer.tasks import FAMILIES, TASKS
+
+    shown = {**TASKS, **{f"{prefix}NAME": family for prefix, family in FAMILIES.items()}}
+    width = max(map(len, shown))
+    for name, task in shown.items():
+        click.echo(f"{name:{width}}  {task.description}")
+    click.echo("\nYour own: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
+
+
+@cli.command(
+    cls=ConfigCommand,
+    needs_model=False,
+    epilog="\b\nExamples:\n  autolayer doctor\n  autolayer doctor --model Qwen/Qwen3-8B --task math",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was found on stdout as JSON.")
+@debug_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
+    """Say what this machine can do and, with --model, whether a run fits.
+
+    Leaves with exit code 2 if something is missing without which nothing works.
+    """
+    given = ctx.params["model"] is not None or ctx.params["toml"] is not None
+    config = read_config(ctx) if given else None
+    with only_stderr():
+        from autolayer.cli.doctor import diagnose
+
+        found = diagnose(config, folder=Path((config.out if config else ctx.params["out"]) or "."))
+    print_found(json.dumps(found.to_dict(), indent=1), found.render(), as_json)
+    if not found.is_well:
+        ctx.exit(2)
+
+
+def _why_no_result(folder: RunFolder) -> str:
+    from autolayer.reporting.contribution import CONTRIBUTION_FILE
+
+    if (folder / CONTRIBUTION_FILE).is_file():
+        return f"{folder.path} is a run of `measure`: repeat its command to see it, or `compare` a prediction with it."
+    if (calibration := folder.read(CALIBRATION)) is None:
+        return f"{folder.path} has no {RESULT}: give the folder of a run, or repeat its command to finish it."
+    if calibration.get("status") == "no_signal":
+        return f"{folder.path} found no training signal: {calibration.get('message') or 'see ' + CALIBRATION}"
+    return f"{folder.path} is not finished: repeat the command that made it, and it goes on."

@@ -1,0 +1,92 @@
+"""The tables of a --config file: settings that few runs change, grouped by the part of the run that reads them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import annotated_types
+from pydantic import BeforeValidator
+
+from autolayer.core.errors import ConfigError
+from autolayer.core.settings import Count, NonNegative, OpenShare, Positive, Settings, Share
+
+
+def _rates(value: Any) -> tuple[float, ...] | None:
+    """Reads learning rates given as text or numbers; None and 'auto' stand for a grid made from the probes."""
+    if value is None or value == "auto":
+        return None
+    try:
+        rates = tuple(sorted({float(rate) for rate in (value.split(",") if isinstance(value, str) else value)}))
+    except (TypeError, ValueError):
+        rates = ()
+    if not rates or not 0 < rates[0] <= rates[-1] < float("inf"):
+        raise ConfigError(
+            f"--rates {value!r} cannot be read: give learning rates above 0, such as 1e-4,3e-4,1e-3, or auto."
+        )
+    return rates
+
+
+class ProbeConfig(Settings):
+    """How the probes measure."""
+
+    table: ClassVar[str | None] = "probe"
+
+    share: Share = 0.3
+    """Share of the finding budget that the probes may spend when a race follows. Without a race they may spend all."""
+    num_folds: Annotated[int, annotated_types.Ge(2)] = 3
+    """Parts of the shared batch: a direction is taken on all but one of them and judged on that one."""
+    num_prompts: Count = 64
+    """Largest number of prompts in each fold; a small budget takes fewer."""
+    burst_steps: Annotated[int, annotated_types.Ge(0)] | None = None
+    """Largest number of optimizer steps per layer of the rl_burst probe; 0 leaves the probe out. Default: 2, or 0 when
+    the budget pays for a race, because its first rung is such a burst."""
+
+
+class SearchConfig(Settings):
+    """How the race confirms the prediction."""
+
+    table: ClassVar[str | None] = "search"
+
+    num_select: Count = 256
+    """Items of the `select` split on which every rung compares its arms."""
+    rate_span: Annotated[float, annotated_types.Ge(1)] = 4.0
+    """A layer's learning rate is searched between the starting rate divided and multiplied by this."""
+    confidence: OpenShare = 0.95
+    """The leader is clear when it is best with at least this probability."""
+
+
+class MeasureConfig(Settings):
+    """How `measure` finds the contribution of every layer."""
+
+    table: ClassVar[str | None] = "measure"
+
+    num_seeds: Count = 3
+    """Training seeds of every arm: the run's seed and the ones after it."""
+    rates: Annotated[tuple[Positive, ...] | None, BeforeValidator(_rates)] = None
+    """Learning rates that every arm is tried at, such as 1e-4,3e-4,1e-3. Default: a grid made from the probes."""
+
+
+class GiGPOConfig(Settings):
+    """How GiGPO (arXiv 2505.10978) weighs the steps of an episode."""
+
+    table: ClassVar[str | None] = "gigpo"
+
+    omega: NonNegative = 1.0
+    """Weight of the advantages among equal states, relative to those among episodes."""
+    gamma: Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)] = 0.95
+    """Discount of a later step's reward."""
+    normalize: Literal["std", "none"] = "std"
+    """std divides advantages by the standard deviation of the rewards that are compared; none does not."""
+    similarity: Share | None = None
+    """Share of two states' text that must agree for them to count as equal (difflib's ratio). Default: all of it."""
+
+
+class VLLMConfig(Settings):
+    """How much of the device vLLM takes beside the training."""
+
+    table: ClassVar[str | None] = "vllm"
+
+    memory_share: OpenShare = 0.5
+    """Share of the device's memory for a second copy of the weights and the cache of many sequences."""
+    sleep: bool = False
+    """Give all of that memory back while the policy trains (CUDA only; the weights wait in host memory)."""

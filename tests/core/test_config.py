@@ -1,0 +1,111 @@
+"""The settings: bad values are refused in sentences, and the verbs' keywords are the fields of `Config`."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+
+import autolayer
+from autolayer.core.config import TABLES, Config, Options
+from autolayer.core.config_tables import ProbeConfig
+from autolayer.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": "40"}, "--steps '40' cannot work: give a whole number above 0."),
+        ({"steps": True}, "--steps True cannot work: give a whole number above 0."),
+        ({"temperature": "warm"}, "--temperature 'warm' cannot work: give a number above 0."),
+        ({"budget": float("nan")}, "--budget nan cannot work: give a finite number above 0."),
+        ({"shard": 1}, "--shard 1 cannot work: give true or false."),
+        ({"task": 3}, "--task 3 cannot work: give a text."),
+        ({"group_size": 1}, "--group-size 1 cannot work: give a whole number of at least 2."),
+        ({"algorithm": "gropo"}, "--algorithm 'gropo' cannot work: give grpo, dr_grpo or gigpo. Did you mean 'grpo'?"),
+        ({"rollouts": "vlm"}, "--rollouts 'vlm' cannot work: give auto, transformers, vllm, or http://HOST:PORT"),
+        ({"layers": "5-3"}, "the range 5-3 is empty; give 3-5."),
+        ({"layers": 1.5}, "layers 1.5 cannot be read: give 16, 10-14 or 8,16"),
+        ({"modle": "m"}, "unknown setting 'modle'. Did you mean 'model'? Known settings: model, task,"),
+        ({"probe": 3}, "--probe 3 cannot work: give a table."),
+        ({"probe": {"share": 2}}, "[probe] share = 2 cannot work: give a number above 0 and up to 1."),
+        ({"gigpo": {"omegaa": 1.0}}, "unknown [gigpo] setting 'omegaa'. Did you mean 'omega'?"),
+        ({"measure": {"rates": "fast"}}, "--rates 'fast' cannot be read: give learning rates above 0"),
+        ({"learning_rate": 1e-3, "measure": {"rates": [1e-3]}}, "exclude each other: give one."),
+    ],
+)
+def test_a_bad_value_is_refused_in_a_sentence(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config(model="m", **settings)
+    assert sentence in str(error.value)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    settings: Any = {"steps": 0, "seed": -1, "searh": {}, "probe": {"num_folds": 1}}
+    with pytest.raises(ConfigError) as error:
+        Config(model="m", **settings)
+    for part in ("--steps 0", "--seed -1", "'searh'. Did you mean 'search'?", "[probe] num_folds = 1"):
+        assert part in str(error.value)
+
+
+def test_a_model_is_needed() -> None:
+    for settings in ({}, {"model": None}):
+        with pytest.raises(ConfigError, match="--model is missing: give 'tiny'"):
+            Config(**settings)
+
+
+def test_what_serves_as_a_value(tmp_path: Path) -> None:
+    config = Config(model=tmp_path, temperature=1, learning_rate="auto", probe={"share": 1}, out=tmp_path)
+    assert config.model == config.out == str(tmp_path) and isinstance(config.temperature, float)
+    assert config.learning_rate is None and config.probe == ProbeConfig(share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [(16, "16"), ([8, 16], "8,16"), (range(10, 15), "10-14"), ("10-14", "10-14"), ("16, 8,8", "8,16"), ("-1", "-1"),
+     ([-2, -1], "-2,-1"), ("0,1,2,5", "0-2,5"), ("0-9999999999", "0-9999999999"), ("full", "full"), (None, None)],
+)  # fmt: skip
+def test_layers_have_one_form(layers: Any, text: str | None) -> None:
+    assert Config(model="m", layers=layers).layers == text
+
+
+def test_a_config_is_frozen_and_a_changed_copy_is_checked() -> None:
+    config = Config(model="m", steps=3)
+    assert config.replace(steps=4) == Config(model="m", steps=4) and pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(ConfigError, match="--steps 0 cannot work"):
+        config.replace(steps=0)
+    with pytest.raises(ValueError, match="frozen"):
+        config.steps = 5
+
+
+@pytest.mark.parametrize("verb", [autolayer.pick, autolayer.train_layer, autolayer.measure])
+def test_keywords_of_a_verb_are_the_fields_of_config(verb: Callable[..., Any]) -> None:
+    parameters = inspect.signature(verb).parameters
+    own = {"config", "until", "num_seeds", "rates", "progress"}
+    assert [name for name in parameters if name not in own] == list(Config.model_fields)
+    for name, field in Config.model_fields.items():
+        assert parameters[name].default == field.default
+
+
+def test_keywords_have_the_types_of_the_fields() -> None:
+    """A keyword may take more forms than the field holds, never fewer."""
+    accepted = get_type_hints(Options)
+    assert list(accepted) == list(Config.model_fields)
+    for name, field in Config.model_fields.items():
+        assert kinds(field.annotation) <= kinds(accepted[name]), name
+    wider = {name for name, field in Config.model_fields.items() if kinds(field.annotation) != kinds(accepted[name])}
+    assert wider == {"model", "data", "history", "out", "layers", "learning_rate", *TABLES}
+
+
+def kinds(annotation: Any) -> set[Any]:
+    """Returns the members of a union, without bounds on their values."""
+    if get_origin(annotation) is Annotated:
+        return kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return {kind for part in get_args(annotation) for kind in kinds(part)}
+    return {annotation}
