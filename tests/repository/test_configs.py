@@ -22,9 +22,9 @@ from tiny_models import build
 from workbench_helpers import differing, mean_id, weights_of
 
 import autolayer
-from autolayer.cli.main import cli
+from autolayer.cli.commands import cli
 from autolayer.core.budget import default_budget
-from autolayer.core.config import Config, GiGPOConfig, from_dict, read_toml
+from autolayer.core.config import Config, GiGPOConfig, read_toml
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, read_tokenizer
@@ -75,7 +75,7 @@ LAYER = 1
 
 
 def config_of(name: str) -> Config:
-    return from_dict(read_toml(str(EXAMPLES / "configs" / f"{name}.toml")))
+    return Config(**read_toml(str(EXAMPLES / "configs" / f"{name}.toml")))
 
 
 def stand_in(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -149,15 +149,15 @@ def test_every_file_below_examples_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_says_what_it_should(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = from_dict(read_toml(str(file)))
+    config = Config(**read_toml(str(file)))
     task = load_task(stand_in(config, tmp_path, monkeypatch), chat=False)
-    resolved = dataclasses.asdict(resolve(config, task))
+    resolved = resolve(config, task).model_dump()
     assert resolved.pop("budget") == default_budget(resolved["steps"])
     assert tuple(resolved.pop(name) for name in FIELDS) == TABLE[file.stem]
     assert resolved.pop("num_eval") == len(task.splits["eval"]), "all of these few"
-    defaults = dataclasses.asdict(Config(model="m"))
+    defaults = Config(model="m").model_dump()
     assert resolved == {name: defaults[name] for name in resolved}, "everything else is left as it is"
-    assert resolved["gigpo"] == dataclasses.asdict(GiGPOConfig(omega=1.0, gamma=0.95, normalize="std"))
+    assert resolved["gigpo"] == GiGPOConfig(omega=1.0, gamma=0.95, normalize="std").model_dump()
     assert file.name in (file.parent / "README.md").read_text()
 
 
@@ -226,8 +226,7 @@ ALGORITHMS: dict[str, tuple[str, Callable[..., torch.Tensor]]] = {
 def test_a_file_trains(name: str, seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(name)
     model = tiny(config, tmp_path / "model")
-    short = dataclasses.replace(
-        stand_in(config, tmp_path / "data", monkeypatch),
+    short = stand_in(config, tmp_path / "data", monkeypatch).replace(
         **{"model": str(model), "layers": str(LAYER), "steps": 2, "prompts_per_step": 2, "group_size": 4},
         **{"max_new_tokens": 8, "num_eval": 8, "device": "cpu", "out": str(tmp_path / "run")},
     )
