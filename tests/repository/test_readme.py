@@ -1,4 +1,4 @@
-"""What README.md and the examples tell a reader to type is read by the real parsers, and the short ones run."""
+"""What the pages tell a reader to type is read by the real parsers, and the short examples run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from autolayer.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^ {4}(autolayer .+)$", README, re.MULTILINE)]
+FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+PAGES = {path.name: path.read_text() for path in FILES}
+LINES = dict.fromkeys(re.findall(r"^ {4}(autolayer .+)$", "\n".join(PAGES.values()), re.MULTILINE))
+COMMANDS = [line.split("#")[0].split() for line in LINES]
 
 
 def test_the_readme_has_commands() -> None:
@@ -24,15 +27,20 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_of_the_readme_parses(words: list[str]) -> None:
+def test_every_command_of_the_pages_parses(words: list[str]) -> None:
     command = cli.commands[words[1]]
     with command.make_context(words[1], list(words[2:]), resilient_parsing=False) as context:
         assert not context.args
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("page", [*PAGES, ".github/workflows/ci.yml"])
+def test_every_make_target_of_a_page_exists(page: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"^ {4}(?:\$ )?make ([a-z]+)", README, re.MULTILINE)) <= targets
+    text = PAGES.get(page) or (ROOT / page).read_text()
+    named = set(re.findall(r"(?:^ {4}(?:\$ )?|`)make ([a-z-]+)", text, re.MULTILINE))
+    for listed in re.findall(r"target: \[(.+)\]", text):
+        named |= set(listed.split(", "))
+    assert named <= targets
 
 
 def test_every_link_of_the_readme_exists() -> None:
