@@ -1,6 +1,13 @@
-"""One file per signal, the baselines, and the predictor.
+"""Probes: cheap signals about every layer, the baselines that they have to beat, and the prediction made from them.
 
-`PROBES` is the whole registry: every entry is run, shown and held to one contract (tests/probes/test_probes.py).
+`PROBES` is the whole registry. Every entry runs on one shared batch, appears in every table and is held to one contract
+(tests/probes/test_probes.py). base.py says how to add a probe. Files by what they hold:
+
+* signals: gradient_norm, gain_per_kl, reach, trusted_gain, natural_gain, representation_change, rl_burst, ...
+* baselines: baselines
+* what the signals share: context, shared_batch, shared_backward (gradient, gradient_projection), step_response,
+  policy_distance
+* what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
-"""What a probe is: one score per candidate layer, higher meaning more contribution.
+"""The contract of a probe: one score per candidate layer, where higher means more contribution.
 
-To add one: subclass `Probe` in a file of its own, say in the docstring what it measures, its formula, source, cost
-and when it is known to fail, and list it in `autolayer.probes.PROBES`.
+To add a probe:
+
+1. Write `probes/<name>.py` with one subclass of `Probe`. Its docstring says what the probe measures, and has the
+   entries Formula, Shape, Source, Cost, Measured and Known to fail.
+2. Add one line to `PROBES` in `probes/__init__.py`.
+
+The tests in tests/probes/test_probes.py then hold it to the contract: finite scores, the same for the same seed, and a
+model left as it was. Every table shows it; the prediction uses it once it is in `predictor.FEATURES`.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from autolayer.probes.context import ProbeContext
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One probe's answer, arrays of shape (candidates,)."""
+    """The scores of one probe, in arrays of shape (candidates,)."""
 
     scores_L: np.ndarray
     """Finite; higher means more contribution. Units are the probe's own."""
@@ -27,7 +33,7 @@ class Scores:
 
     @property
     def reliability(self) -> float:
-        """Share of the scores' variance over layers that is not noise, between 0 and 1."""
+        """Share of the scores' variance over layers that is not noise, between 0 and 1; 0 without errors."""
         variance = float(self.scores_L.var(ddof=1)) if len(self.scores_L) > 1 else 0.0
         if self.errors_L is None or variance <= 0:
             return 0.0
@@ -35,7 +41,7 @@ class Scores:
 
     @classmethod
     def of_samples(cls, samples_L: Sequence[Sequence[float]]) -> Scores:
-        """Mean and standard error from several independent estimates for each layer."""
+        """Returns mean and standard error of several independent estimates for each layer."""
         return cls(
             scores_L=np.array([np.mean(samples) for samples in samples_L], dtype=float),
             errors_L=np.array([np.std(samples, ddof=1) / np.sqrt(len(samples)) for samples in samples_L], dtype=float),
@@ -43,19 +49,19 @@ class Scores:
 
 
 class Probe(ABC):
-    """A cheap signal about every layer."""
+    """Base class of all probes: a signal about every layer that costs little beside training it."""
 
     is_baseline: ClassVar[bool] = False
-    """Knows nothing of the task: shown beside the others, never part of the prediction."""
+    """True for a probe that knows nothing of the task: it is shown beside the others, never part of the prediction."""
 
     @abstractmethod
     def score(self, context: ProbeContext) -> Scores | None:
         """Scores the candidates.
 
         Args:
-            context: The shared batch, its gradients and the workbench. Weights, `requires_grad`, hooks and the
-                random state are as before when this returns.
+            context: The shared batch, its gradients and the workbench. The probe leaves weights, `requires_grad`,
+                hooks and the random state as they were.
 
         Returns:
-            The scores, in the candidates' order; None if the plan leaves this probe out.
+            The scores in the order of `context.layers`, or None if `context.plan` leaves this probe out.
         """

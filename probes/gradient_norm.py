@@ -1,4 +1,4 @@
-"""How steep the reward is in a layer's weights."""
+"""Probe `gradient_norm`: how steep the expected reward is in a layer's weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from autolayer.probes.gradient import inner
 
 
 class GradientNorm(Probe):
-    """Euclidean norm of the expected reward's gradient, averaged over the folds of the shared batch.
+    """Scores a layer by the Euclidean norm of the expected reward's gradient, averaged over the folds.
 
-    Formula: score_l = mean_k ||g_l^k||_2. Shape (candidates,). Cost: nothing beyond the shared backward pass.
+    Formula: score_l = mean_k ||g_l^k||_2, with g_l^k the gradient by layer l on fold k. Shape (candidates,), in reward
+    per unit of weight.
     Source: relative gradient norms choose blocks in surgical fine-tuning (arXiv 2210.11466).
-    Known to fail: a large gradient says that the loss is steep, not how far one can go. On small models trained by
-    GRPO its rank correlation with the measured contribution was between -.60 and .77, and it can pick the worst
-    layer. It is reported, and has no part in the prediction.
+    Cost: nothing beyond the shared backward pass.
+    Measured: mean Spearman .14 with contribution and regret .38 on 23 environments of LayerBench, where `position` has
+    .20 and .18 (examples/RESULTS.md). It is reported, and has no part in the prediction.
+    Known to fail: a large gradient says that the reward is steep, not how far one can go. On small models its rank
+    correlation was between -.60 and .77, and it can pick the worst layer.
     """
 
     def score(self, context: ProbeContext) -> Scores:

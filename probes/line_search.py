@@ -8,7 +8,9 @@ from autolayer.core.budget import LINE_SIZES
 from autolayer.distributed.fsdp import whole
 from autolayer.models.layers import fp32_layers
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import Fold, ProbeContext
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.shared_batch import Fold
+from autolayer.probes.step_response import stepped
 from autolayer.training.logprobs import scoring
 
 DEVIATIONS = (0.1, 0.25, 0.5, 1.0)
@@ -30,7 +32,7 @@ class LineSearch(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores | None:
-        prompts = min(context.plan.line_search_prompts, len(context.folds[0].rollouts.rewards_P_G()))
+        prompts = min(context.plan.line_search_prompts, context.folds[0].num_prompts)
         if prompts < 2:  # one to choose the size on, one to judge it by
             return None
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
@@ -53,12 +55,12 @@ def reweighted_gains(
     model, whole_group = context.bench.model, context.folds[0].rollouts.group_size
     gains = []
     with scoring(model, context.bench.engine.temperature), torch.no_grad():
-        fold, boundary = context.judged(layer, 0, context.plan.line_search_prompts, whole_group)
+        fold, boundary = context.steps.subset(layer, 0, context.plan.line_search_prompts, whole_group)
         with whole(model, (layer,)), fp32_layers(model, (layer,)):
-            before_B = context.sequence_log_probs(boundary)
+            before_B = context.steps.log_probs(boundary)
             for size in sizes:
-                with context.stepped(layer, direction, size):
-                    after_B = context.sequence_log_probs(boundary)
+                with stepped(model, direction, size):
+                    after_B = context.steps.log_probs(boundary)
                 gains.append(group_gain(after_B - before_B, fold))
     return torch.stack(gains)
 

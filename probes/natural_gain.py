@@ -1,11 +1,12 @@
-"""Reward gained for each unit by which the policy moves, along the best direction instead of the steepest."""
+"""Probe `natural_gain`: reward gained for each unit by which the policy moves, along the natural gradient."""
 
 from __future__ import annotations
 
 import torch
 
 from autolayer.probes.base import Probe, Scores
-from autolayer.probes.context import ProbeContext, ProjectedGradients
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.shared_backward import ProjectedGradients
 
 NUM_PARTS = 6
 """Parts of the prompts: a direction is made on all but one, and judged on that one."""
@@ -14,17 +15,21 @@ DAMPING = 1.0
 
 
 class NaturalGain(Probe):
-    """First-order gain of a natural-gradient step, per square root of the KL divergence it causes.
+    """Scores a layer by the first-order gain of a natural-gradient step, per square root of its KL divergence.
+
+    Training goes on for many steps and ends up far from its first gradient. The natural gradient asks instead what the
+    layer can tell apart, and prompts that took no part in choosing the direction say whether that carries over.
 
     Formula: with phi_i the randomly projected gradient of log pi(y_i) by the layer, A_i its advantage, F = mean
     phi_i phi_i^T and g = mean A_i phi_i over all prompts but one part's, d = (F + damping)^-1 g:
 
-        score = mean over parts of <d, g_part> / sqrt(mean over the part of <d, phi_i>^2)
+        score_l = mean over parts of <d, g_part> / sqrt(mean over the part of <d, phi_i>^2)
 
-    in reward per nat of deviation. Training goes on for many steps and ends up far from its first gradient; the
-    natural gradient asks instead what the layer can tell apart, and prompts that took no part in choosing d say
-    whether that carries over.
-    Shape (candidates,). Cost: nothing beyond the shared backward pass. Source: the natural gradient (Amari 1998).
+    Shape (candidates,), in reward per nat of deviation.
+    Source: the natural gradient (S. Amari 1998), with projections as in LoGra (arXiv 2405.13954).
+    Cost: nothing beyond the shared backward pass.
+    Measured: mean Spearman .17 with contribution and regret .19 on 23 environments of LayerBench, where `position` has
+    .20 and .18 (examples/RESULTS.md). It has a part in the prediction.
     Known to fail: fewer than some hundred completions; gains that need several layers of features to be built first.
     """
 

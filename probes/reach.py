@@ -1,4 +1,4 @@
-"""How far a layer can go before the policy runs away."""
+"""Probe `reach`: how far a layer can be moved before the policy runs away from the base."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from autolayer.probes.context import ProbeContext
 
 
 class Reach(Probe):
-    """Step at which the policy has moved by `TARGET_DISTANCE` nats, over the step that a linear policy would need.
+    """Scores a layer by its step to a fixed distance from the base, over the step that a linear policy would need.
 
-    Formula: s d / TARGET_DISTANCE, with s the sign step at which the root mean square of the sequence log-ratio is
-    TARGET_DISTANCE and d its deviation per unit of a small step; 1 for a layer that the policy is linear in.
-    What an early layer changes is
-    amplified by all that follow, so it is below 1 there; a late layer's effect flattens out.
-    Shape (candidates,), about between 1/10 and 10. Cost: three forwards of some prompts a layer and fold. Source:
-    our own; trust regions as in arXiv 1502.05477. Ten prompts rank layers as well as sixty (examples/RESULTS.md).
-    Known to fail: it says how far, not whether that is worth anything (`trusted_gain` multiplies the two).
+    Formula: score_l = s d / D, with D = `TARGET_DISTANCE` nats, s the sign step at which the root mean square of the
+    sequence log-ratio is D, and d the log-ratio's deviation per unit of a small step. It is 1 where the policy is
+    linear in the layer. Later layers amplify what an early layer changes, so it is below 1 there; the effect of a late
+    layer flattens out. Shape (candidates,), between 1/10 and 10.
+    Source: our own; trust regions as in arXiv 1502.05477.
+    Cost: three forward passes of some prompts per layer and fold beyond those of `gain_per_kl`.
+    Measured: mean Spearman .35 with contribution and regret .15 on 23 environments of LayerBench, where `position` has
+    .20 and .18; ten prompts rank layers as well as sixty (examples/RESULTS.md). It has a part in the prediction.
+    Known to fail: it says how far a layer can go, not whether that is worth anything (`trusted_gain` multiplies the
+    two).
     """
 
     def score(self, context: ProbeContext) -> Scores:

@@ -34,7 +34,7 @@ def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | Non
     Returns:
         Layer to learning rate; None for a layer that moves nothing.
     """
-    rates = {layer: context.far(layer) / steps for layer in context.layers}
+    rates = {layer: context.distance_step(layer) / steps for layer in context.layers}
     most = MAX_RATIO * statistics.median([rate for rate in rates.values() if rate] or [0.0])
     return {layer: min(rate, most) if rate else None for layer, rate in rates.items()}
 

@@ -1,4 +1,4 @@
-"""What a layer can gain before it has moved the policy too far: gain per root KL times reach."""
+"""Probe `trusted_gain`: gain per unit of policy movement, times how far the layer can be moved."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from autolayer.probes.reach import reach_scores
 
 
 class TrustedGain(Probe):
-    """Reward that the shared direction promises up to the step at which the policy has moved by `TARGET_DISTANCE`.
+    """Scores a layer by the reward that the shared direction promises up to a fixed distance from the base.
 
-    `gain_per_kl` measures distance by the response to a very small step. Training goes much further, and there layers
-    differ: what an early layer changes is amplified by all that follow, so the policy runs away from the base, while a
-    late layer's effect flattens out.
+    `gain_per_kl` measures the policy's movement by the response to a very small step. Training goes much further, and
+    there layers differ by their `reach`. The gain is noisy where prompts are few, so it is shrunk towards the mean
+    (empirical Bayes); the reach hardly is. Where the gain is all noise, this ranks as the reach does.
 
-    Formula: with a_l the score of `gain_per_kl`, r its reliability over the layers and reach_l
-    the score of `reach`:
+    Formula: with a_l the score of `gain_per_kl`, r its reliability over the layers and reach_l the score of `reach`,
 
         score_l = (m + r (a_l - mean a)) * reach_l,    m = max(mean a, error of a)
 
-    The gain is noisy where prompts are few and is shrunk accordingly (empirical Bayes); the reach hardly is. Where the
-    gain is all noise, r = 0, this ranks as the reach does.
-    Shape (candidates,), in reward per nat of deviation. Cost: three forwards of some prompts for each layer beyond
-    those of `gain_per_kl`. Source: our own; trust regions as in arXiv 1502.05477. Distance is measured on the base's
-    own completions, so no importance weights come into it.
+    Shape (candidates,), in reward per nat of deviation.
+    Source: our own; trust regions as in arXiv 1502.05477. Distance is measured on the base's own completions, so no
+    importance weights come into it.
+    Cost: that of `gain_per_kl` and `reach`, measured once for all three.
+    Measured: mean Spearman .36 with contribution and regret .13 on 23 environments of LayerBench, where `position` has
+    .20 and .18; the best single probe (examples/RESULTS.md). It has the largest part in the prediction.
     Known to fail: where a layer can go far and gains nothing by it, as long as prompts are too few to tell.
     """
 

@@ -16,7 +16,8 @@ from torch import nn
 from autolayer.core.budget import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
-from autolayer.probes.context import ProbeContext, make_fold
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.shared_batch import make_fold
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import Rollouts, request_seed

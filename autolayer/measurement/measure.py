@@ -26,7 +26,7 @@ from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, nam
 from autolayer.pipeline.result_builder import PACKAGES, standing_notes
 from autolayer.pipeline.setup import setup
 from autolayer.pipeline.stages import Stages
-from autolayer.probes.run_probes import ProbeReport
+from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import ArmGain, Contribution
 from autolayer.rollouts.evaluation import scale

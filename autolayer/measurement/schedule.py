@@ -11,7 +11,7 @@ from autolayer.core.config import Config
 from autolayer.core.formatting import format_count
 from autolayer.pipeline.dry_run import plan_run
 from autolayer.pipeline.run_plan import RunPlan
-from autolayer.probes.run_probes import ProbeReport, joint_rate
+from autolayer.probes.probe_report import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

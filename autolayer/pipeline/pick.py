@@ -10,7 +10,7 @@ from autolayer.core.errors import unknown
 from autolayer.core.progress import Progress
 from autolayer.pipeline.result_builder import Summary
 from autolayer.pipeline.setup import setup
-from autolayer.probes.run_probes import joint_rate
+from autolayer.probes.probe_report import joint_rate
 from autolayer.reporting.results import PickResult
 
 Until = Literal["calibrate", "probe", "search"]

@@ -16,7 +16,7 @@ from autolayer.models import lora
 from autolayer.pipeline.stages import Stages
 from autolayer.probes import PROBES
 from autolayer.probes.predictor import MIN_BASES
-from autolayer.probes.run_probes import ProbeReport
+from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, Rung, SetRow, StageCost
 from autolayer.rollouts.evaluation import Evaluation, suite_scores
 from autolayer.search import records

@@ -35,7 +35,8 @@ from autolayer.models.loading import model_path
 from autolayer.models.patch import LayerPatch
 from autolayer.pipeline.layer_sets import candidate_sets
 from autolayer.probes import PROBES, known
-from autolayer.probes.run_probes import ProbeReport, joint_rate, run_probes
+from autolayer.probes.probe_report import ProbeReport, joint_rate
+from autolayer.probes.run_probes import run_probes
 from autolayer.reporting import results
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import PickResult

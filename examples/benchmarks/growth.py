@@ -30,7 +30,8 @@ from autolayer.core.budget import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
 from autolayer.probes import PROBES
-from autolayer.probes.context import ProbeContext, make_fold
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.shared_batch import make_fold
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.training.workbench import TrainSettings, Workbench
 

@@ -27,8 +27,9 @@ from autolayer.comparison.metrics import spearman
 from autolayer.core.budget import ProbePlan
 from autolayer.core.config import Config
 from autolayer.pipeline.setup import setup
-from autolayer.probes.context import ProbeContext, make_fold
-from autolayer.probes.run_probes import shared_batch
+from autolayer.probes.context import ProbeContext
+from autolayer.probes.shared_batch import make_folds
+from autolayer.probes.step_response import stepped
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.calibration import calibrate
 from autolayer.training.logprobs import scoring
@@ -60,16 +61,16 @@ def log_ratios(environment: Environment, bases: Path) -> np.ndarray:
     ):
         bench, layers = stages.bench, stages.candidates
         _, rollouts = calibrate(bench, PROMPTS, 0)
-        folds = [make_fold(bench, part) for part in shared_batch(bench, rollouts, PROMPTS, 3, 0)]
+        folds = make_folds(bench, rollouts, PROMPTS, 3, 0)
         context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=PLAN, seed=0)
         found = []
         for layer in layers:
             direction, promised = context.direction(layer, without=0), context.deviation(layer)
             with scoring(bench.model, bench.engine.temperature), torch.no_grad():
-                before_B = context.sequence_log_probs(folds[0].batch)
+                before_B = context.steps.log_probs(folds[0].batch)
                 for nats in NATS:
-                    with context.stepped(layer, direction, nats / promised):
-                        found.append((context.sequence_log_probs(folds[0].batch) - before_B).numpy())
+                    with stepped(bench.model, direction, nats / promised):
+                        found.append((context.steps.log_probs(folds[0].batch) - before_B).numpy())
     return np.array(found).reshape(len(layers), len(NATS), -1)
 
 

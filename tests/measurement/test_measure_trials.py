@@ -19,7 +19,7 @@ from autolayer.core.progress import Stage
 from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns
-from autolayer.probes.run_probes import ProbeReport
+from autolayer.probes.probe_report import ProbeReport
 from autolayer.training import checkpoints
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1)

@@ -13,8 +13,8 @@ from workbench_helpers import Untouched, assert_equal, make_bench, sample_folds
 from autolayer.core.arms import Arm
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers
-from autolayer.probes.context import make_fold
 from autolayer.probes.gradient import streamed_gradient
+from autolayer.probes.shared_batch import make_fold
 from autolayer.training.workbench import Workbench
 
 STEPS = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from workbench_helpers import Untouched, make_bench, make_context, make_task, pl
 from autolayer.models.layers import find_layers
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.probes import PROBES
-from autolayer.probes.context import Fold, ProjectedGradients, make_fold
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.gradient_projection import PROJECTION_DIM, GradientProjector
 from autolayer.probes.natural_gain import NUM_PARTS, natural_direction, natural_gains
+from autolayer.probes.shared_backward import ProjectedGradients
+from autolayer.probes.shared_batch import Fold, make_fold
 from autolayer.training.workbench import Workbench
 
 WIDE = 1000
@@ -181,9 +183,9 @@ def test_sketched_are_gradients_of_the_log_probability_itself(tmp_path: Path) ->
     model = build_model("qwen3", num_layers=2, hidden=16)
     bench = make_bench(model, tmp_path, make_task(_sparse))
     context = make_context(bench, (0, 1))
-    context.__dict__["_passes"] = [
-        (gradient, sketch(bench, fold, (0, 1), side=WIDE))
-        for fold, (gradient, _) in zip(context.folds, context._passes, strict=True)
+    context.__dict__["fold_gradients"] = [
+        replace(found, projector=sketch(bench, fold, (0, 1), side=WIDE))
+        for fold, found in zip(context.folds, context.fold_gradients, strict=True)
     ]
     for layer in (0, 1):
         found = context.projected_gradients(layer)

@@ -142,13 +142,13 @@ def test_noise_that_fits_by_chance_is_not_believed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "num_bases"), [(0.1, 8), (0.3, 8), (0.1, 20)])
-def test_four_of_five_contributions_of_a_new_base_lie_in_their_interval(noise: float, num_bases: int) -> None:
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+def test_four_of_five_contributions_of_a_new_base_lie_in_their_interval(noise: float) -> None:
     inside = []
-    for repeat in range(100):
+    for repeat in range(40):
         first = 10_000 + 100 * repeat
         new = simulate(first + 99, noise=noise)
-        found = predict_for(new, world(num_bases, first=first, noise=noise))
+        found = predict_for(new, world(8, first=first, noise=noise))
         inside += [low <= c <= high for low, c, high in zip(found.low, new.contribution_L, found.high, strict=True)]
     assert 0.72 < np.mean(inside) < 0.88
 

@@ -18,12 +18,14 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, make_task, plain_log_probs, sample_folds
 
 from autolayer.models.layers import layer_parameters
-from autolayer.probes import PROBES
-from autolayer.probes.context import TARGET_DISTANCE, StepResponse, make_fold
+from autolayer.probes import PROBES, step_response
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.line_search import group_gain, reweighted_gains
+from autolayer.probes.policy_distance import TARGET_DISTANCE, DistanceSteps
 from autolayer.probes.representation_change import aligned_share
+from autolayer.probes.shared_batch import make_fold
 from autolayer.probes.starting_rates import MAX_RATIO, starting_rates
+from autolayer.probes.step_response import StepResponse
 from autolayer.rollouts.types import Rollouts
 
 
@@ -193,12 +195,12 @@ def test_movement_equals_the_difference_of_two_plain_forwards_at_the_step_it_too
     bench = make_bench(model, tmp_path)
     context = make_context(bench, (layer,))
     sizes: list[float] = []
-    stepped = context.stepped
-    monkeypatch.setattr(context, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
-    monkeypatch.setattr(
-        "autolayer.probes.context.find_distance_steps", lambda *args: (1.0, (1.0, 1.0))
-    )  # looks further afterwards
-    response, direction = context._respond(layer, 1), context.direction(layer, without=1)
+    stepped = step_response.stepped
+    monkeypatch.setattr(step_response, "stepped", lambda *args: sizes.append(args[2]) or stepped(*args))
+    found = DistanceSteps(step=1.0, by_part=(1.0, 1.0))
+    monkeypatch.setattr(step_response, "find_distance_steps", lambda *args, **options: found)  # takes more steps
+    direction = context.direction(layer, without=1)
+    response = context.steps.measure(layer, 1, direction, context.plan.response_prompts)
     fold = response.fold
     moved = copy.deepcopy(model)
     with torch.no_grad():
@@ -277,10 +279,10 @@ def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far
 
 
 def test_no_rate_is_far_above_the_other_layers() -> None:
-    far = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
-    context: Any = SimpleNamespace(layers=tuple(far), far=far.__getitem__)
+    steps = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
+    context: Any = SimpleNamespace(layers=tuple(steps), distance_step=steps.__getitem__)
     assert starting_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
-    dead: Any = SimpleNamespace(layers=(0,), far=lambda layer: 0.0)
+    dead: Any = SimpleNamespace(layers=(0,), distance_step=lambda layer: 0.0)
     assert starting_rates(dead, 10) == {0: None}
 
 
@@ -289,13 +291,13 @@ def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_sl
 ) -> None:
     """As on few completions, where the policy curves: going back moves it the same way, and farther."""
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), prompts=4)
-    stepped, plain, sizes = context.stepped, context.sequence_log_probs, []
+    stepped, plain, sizes = step_response.stepped, context.steps.log_probs, []
     slope_B = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0, 1.5, -0.5], dtype=torch.float64)
 
     @contextlib.contextmanager
-    def watched(layer: int, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
+    def watched(model: Any, direction: dict[str, torch.Tensor], size: float) -> Iterator[None]:
         sizes.append(size)
-        with stepped(layer, direction, size):
+        with stepped(model, direction, size):
             yield
         sizes.pop()
 
@@ -304,9 +306,9 @@ def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_sl
         size = sizes[-1] if sizes else 0.0
         return slope_B * (size if size > 0 else -3 * size)
 
-    monkeypatch.setattr(context, "stepped", watched)
-    monkeypatch.setattr(context, "sequence_log_probs", curved)
-    response = context._respond(1, 0)
+    monkeypatch.setattr(step_response, "stepped", watched)
+    monkeypatch.setattr(context.steps, "log_probs", curved)
+    response = context.steps.measure(1, 0, context.direction(1, without=0), context.plan.response_prompts)
     assert response.deviation == pytest.approx(float(slope_B.std()))
-    assert response.far == pytest.approx(TARGET_DISTANCE / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
+    assert response.distance_step == pytest.approx(TARGET_DISTANCE / float(slope_B.square().mean()) ** 0.5, rel=1e-3)
     assert min(response.reaches) > 0

@@ -22,7 +22,8 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.predictor import FALLBACK, FEATURES
-from autolayer.probes.run_probes import ProbeReport, joint_rate, run_probes
+from autolayer.probes.probe_report import ProbeReport, joint_rate
+from autolayer.probes.run_probes import run_probes
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
 from autolayer.rollouts.types import request_seed
 from autolayer.training.workbench import Workbench

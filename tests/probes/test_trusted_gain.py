@@ -16,7 +16,7 @@ from tiny_models import build_model
 from workbench_helpers import make_bench, make_context, plain_log_probs
 
 from autolayer.probes import PROBES
-from autolayer.probes.context import MAX_REACH, NUM_DISTANCE_STEPS, TARGET_DISTANCE, find_distance_steps
+from autolayer.probes.policy_distance import MAX_REACH, NUM_DISTANCE_STEPS, TARGET_DISTANCE, find_distance_steps
 from autolayer.probes.reach import reach_scores
 
 
@@ -29,15 +29,15 @@ def test_the_reach_is_the_root_of_the_distance(deviation: float, growth: float) 
 
     root = brentq(lambda step: moved_at(step) - TARGET_DISTANCE, 1e-6 / deviation, 1e4 / deviation)
     assert isinstance(root, float)
-    found, _ = find_distance_steps(lambda step: [moved_at(step)], TARGET_DISTANCE / deviation)
+    found = find_distance_steps(lambda step: [moved_at(step)], TARGET_DISTANCE / deviation).step
     assert found == pytest.approx(root, rel=0.1)
 
 
 @pytest.mark.parametrize(("moved", "expected"), [(0.0, MAX_REACH), (1e9, 1 / MAX_REACH), (math.nan, 1 / MAX_REACH)])
 def test_a_policy_that_never_or_always_moves_too_far_gives_the_bound(moved: float, expected: float) -> None:
     steps: list[float] = []
-    together, (found,) = find_distance_steps(lambda step: steps.append(step) or [moved], 2.0)
-    assert found == together and found / 2.0 == pytest.approx(expected)
+    found = find_distance_steps(lambda step: steps.append(step) or [moved], 2.0)
+    assert found.by_part == (found.step,) and found.step / 2.0 == pytest.approx(expected)
     assert len(steps) == NUM_DISTANCE_STEPS
 
 
@@ -56,16 +56,16 @@ def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path:
             pairs = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
             return torch.stack([plain_log_probs(moved, *pair).sum() for pair in pairs])
 
-    moved = (log_probs_at(response.far) - log_probs_at(0)).square().mean() ** 0.5
+    moved = (log_probs_at(response.distance_step) - log_probs_at(0)).square().mean() ** 0.5
     assert float(moved) == pytest.approx(TARGET_DISTANCE, rel=0.15)  # lines are straight
     reach = float(np.prod(response.reaches)) ** 0.5
-    assert reach * TARGET_DISTANCE / response.deviation == pytest.approx(response.far, rel=0.25)
+    assert reach * TARGET_DISTANCE / response.deviation == pytest.approx(response.distance_step, rel=0.25)
 
 
 def test_each_part_has_its_own_reach() -> None:
-    together, parts = find_distance_steps(lambda step: [step, step * (1 + step**2) ** 0.5], TARGET_DISTANCE)
-    slow, fast = (step / TARGET_DISTANCE for step in parts)
-    assert fast < together / TARGET_DISTANCE < slow
+    found = find_distance_steps(lambda step: [step, step * (1 + step**2) ** 0.5], TARGET_DISTANCE)
+    slow, fast = (step / TARGET_DISTANCE for step in found.by_part)
+    assert fast < found.step / TARGET_DISTANCE < slow
     assert slow == pytest.approx(1.0, rel=0.02)
     root = brentq(lambda step: step * (1 + step**2) ** 0.5 - TARGET_DISTANCE, 0.1, 10)
     assert isinstance(root, float) and fast == pytest.approx(root / TARGET_DISTANCE, rel=0.1)

@@ -1,0 +1,49 @@
+"""The record of probe.json: what every probe scored, and the prediction made from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autolayer.core.errors import ConfigError
+from autolayer.probes.starting_rates import combined_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReport:
+    """What the probes say; lists in the candidates' order."""
+
+    layers: tuple[int, ...]
+    scores: dict[str, tuple[float, ...]]
+    """Probe name -> score per candidate; probes that the plan left out are missing."""
+    reliability: dict[str, float]
+    """Probe name -> share of its variance over layers that is not noise."""
+    predicted: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    deviation: float
+    learned_from: int
+    """Measured environments that the prediction has learned from."""
+    learning_rates: tuple[float | None, ...]
+    """Where each candidate's learning rate starts; None for a layer that moves nothing."""
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ProbeReport:
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**{**lists, "scores": {name: tuple(scores) for name, scores in values["scores"].items()}})
+
+
+def joint_rate(report: ProbeReport) -> float:
+    """The rate of training all probed layers together.
+
+    Raises:
+        ConfigError: None of the layers moves the policy.
+    """
+    rates = [rate for rate in report.learning_rates if rate is not None]
+    if not rates:
+        raise ConfigError(f"layers {list(report.layers)} do not move the policy at all: give other --layers.")
+    return combined_rate(rates)

@@ -1,0 +1,73 @@
+"""The shared batch: the prompts and completions that all probes look at, divided into folds as in cross-validation.
+
+A direction is computed on all folds but one and judged on the one left out, because on the completions that it was
+computed from every layer would look good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from autolayer.core.errors import DataError
+from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.training.logprobs import ScoreBatch
+from autolayer.training.workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One fold of the shared batch: B completions, in groups of one prompt each."""
+
+    rollouts: Rollouts
+    batch: ScoreBatch
+    """The same completions as tensors, ready for a forward pass."""
+    advantages_B: torch.Tensor
+    """Unbiased group advantages, (r - mean) * G / (G - 1): their gradient is that of the expected reward."""
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.rollouts.rewards) // self.rollouts.group_size
+
+
+def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
+    """Returns some rollouts with their score batch and advantages."""
+    rewards_P_G = rollouts.rewards_P_G()
+    scale = rollouts.group_size / (rollouts.group_size - 1)
+    advantages_P_G = (rewards_P_G - rewards_P_G.mean(1, keepdim=True)) * scale
+    return Fold(rollouts=rollouts, batch=bench.score_batch(rollouts), advantages_B=advantages_P_G.flatten())
+
+
+def make_folds(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Fold]:
+    """Divides rollouts on the `probe` split into folds, and samples what is missing.
+
+    Args:
+        bench: Workbench with the base weights loaded.
+        rollouts: Rollouts on the first prompts of the split, used first.
+        fold_prompts: Prompts in each fold; fewer where the split has not enough.
+        num_folds: Number of folds; fewer where the split has not enough prompts.
+        seed: The run's seed, for the sampling.
+
+    Returns:
+        Folds of equal size; no prompt is in two of them.
+
+    Raises:
+        DataError: The split has fewer than 2 prompts.
+    """
+    group_size = rollouts.group_size
+    have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]
+    num_folds = min(num_folds, len(rows))
+    if num_folds < 2:
+        raise DataError(
+            f"the probe split has {len(rows)} row: give at least 2, since no direction is judged on itself."
+        )
+    fold_prompts = min(fold_prompts, len(rows) // num_folds)
+    wanted = fold_prompts * num_folds
+    if wanted > have:
+        more = rows[have:wanted]
+        seeds = [
+            request_seed(seed, "probe", have + i // group_size, i % group_size) for i in range(len(more) * group_size)
+        ]
+        rollouts = rollouts + bench.sample(more, seeds, group_size)
+    return [make_fold(bench, rollouts[start : start + fold_prompts]) for start in range(0, wanted, fold_prompts)]
