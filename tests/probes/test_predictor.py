@@ -145,7 +145,7 @@ def test_noise_that_fits_by_chance_is_not_believed() -> None:
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_four_of_five_contributions_of_a_new_base_lie_in_their_interval(noise: float) -> None:
     inside = []
-    for repeat in range(40):
+    for repeat in range(100):
         first = 10_000 + 100 * repeat
         new = simulate(first + 99, noise=noise)
         found = predict_for(new, world(8, first=first, noise=noise))
