@@ -16,16 +16,19 @@ import numpy as np
 
 from autolayer.core.config import Config, Options, config_of, with_options
 from autolayer.core.costs import Cost
-from autolayer.core.errors import ConfigError, DataError
+from autolayer.core.errors import ConfigError, DataError, RunFolderError
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Progress
 from autolayer.core.statistics import Interval
 from autolayer.measurement.estimate import ESTIMATOR, NUM_BOOTSTRAP_DRAWS, estimate
 from autolayer.measurement.schedule import Schedule, rate_grid
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, name_of
-from autolayer.pipeline.result_builder import PACKAGES, standing_notes
+from autolayer.pipeline.calibrate_stage import calibrate_stage
+from autolayer.pipeline.probe_stage import probe_stage
+from autolayer.pipeline.result_builder import PACKAGES
+from autolayer.pipeline.result_notes import run_notes
+from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.setup import setup
-from autolayer.pipeline.stages import Stages
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import ArmGain, Contribution
@@ -65,40 +68,43 @@ def measure(
     """
     table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
     given = {**options, **({"measure": table} if table else {})}
-    with setup(config_of(config, given), progress, verb="measure") as stages:
-        if done := finished(stages):
+    with setup(config_of(config, given), progress, verb="measure") as run:
+        if done := finished(run):
             return done
-        if (stages.config.num_eval or 0) < 2:
-            stages.folder.give_up()
-            raise ConfigError(f"--num-eval {stages.config.num_eval} cannot work: an interval needs at least 2 items.")
+        if (run.config.num_eval or 0) < 2:
+            run.folder.give_up()
+            raise ConfigError(f"--num-eval {run.config.num_eval} cannot work: an interval needs at least 2 items.")
 
-        calibration, calibrating = stages.calibrate()
-        probed, probing = stages.probe(calibration, searches=False)
+        calibration = calibrate_stage(run)
+        probes = probe_stage(run, calibration, before_race=False)
+        probed = probes.report
 
-        grid = rate_grid(stages.config, probed, len(stages.bench.layers))
+        grid = rate_grid(run.config, probed, len(run.bench.layers))
         arms: list[Layers] = [*((layer,) for layer in movable(probed)), "full"]
-        schedule = Schedule.of(stages.config, num_arms=len(arms), num_rates=len(grid))
-        with stages.progress.stage("measure", schedule.total) as bar:
-            trials = TrainingRuns(stages, grid, schedule, bar)
+        schedule = Schedule.of(run.config, num_arms=len(arms), num_rates=len(grid))
+        with run.progress.stage("measure", schedule.total) as bar:
+            trials = TrainingRuns(run, grid, schedule, bar)
             base_I = trials.base("eval")
             chosen, rewards_A_S_I = zip(*map(trials.run, arms), strict=True)
             bar.advance(0, f"{len(arms)} arms, {len(schedule.seeds)} seeds")
 
-        weigh = scale(stages.bench.task, stages.config.num_eval or 0)  # suites count equally, however many items
+        weigh = scale(run.bench.task, run.config.num_eval or 0)  # suites count equally, however many items
         scale_I = np.ones(len(base_I)) if weigh is None else weigh
-        found = summarize(stages, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
-        notes = (*standing_notes(stages), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
-        costs = {"calibrate": calibrating, "probe": probing, **trials.cost}
-        return keep(stages, schedule.seeds, found, notes, costs)
+        found = summarize(run, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
+        notes = (*run_notes(run), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
+        costs = {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}
+        return keep(run, schedule.seeds, found, notes, costs)
 
 
-def finished(stages: Stages) -> Contribution | None:
+def finished(run: RunContext) -> Contribution | None:
     """What an earlier run of the same command has written."""
-    found = stages.folder.read(contribution.CONTRIBUTION_FILE)
+    found = run.folder.read(contribution.CONTRIBUTION_FILE)
     if found is None:
-        return None if stages.bench.ranks.leads else stages.led_nowhere()
+        if run.bench.ranks.leads:
+            return None
+        raise RunFolderError(f"the leading process left no result in {run.folder.path}: its message says why.")
     if wrong := contribution.problems(found):
-        raise stages.folder.damaged(contribution.CONTRIBUTION_FILE, "; ".join(wrong[:3]))
+        raise run.folder.damaged(contribution.CONTRIBUTION_FILE, "; ".join(wrong[:3]))
     return Contribution.from_dict(found)
 
 
@@ -112,7 +118,7 @@ def _rates(probed: ProbeReport) -> dict[int, float | None]:
 
 
 def summarize(
-    stages: Stages,
+    run: RunContext,
     probed: ProbeReport,
     grid: tuple[float, ...],
     chosen: Sequence[float],
@@ -124,13 +130,13 @@ def summarize(
     Raises:
         DataError: Full-parameter RL has not gained enough for a ratio.
     """
-    found = estimate(rewards_A_S_I - base_I, level=CONFIDENCE_LEVEL, seed=stages.config.seed)
+    found = estimate(rewards_A_S_I - base_I, level=CONFIDENCE_LEVEL, seed=run.config.seed)
     full = found.full
     if full.low <= 0:
         raise DataError(
             f"full-parameter RL gained {full.value:+.3f} [{full.low:+.3f}, {full.high:+.3f}]: not above 0, so "
             f"contributions cannot be measured; give more --steps, --num-seeds or --num-eval. All rewards are in "
-            f"{stages.folder / MEASURED_FILE}."
+            f"{run.folder / MEASURED_FILE}."
         )
     gains_A_S = [tuple(map(float, gains_S)) for gains_S in found.gains_A_S]
     layers = movable(probed)
@@ -185,10 +191,10 @@ def found_notes(
 
 
 def keep(
-    stages: Stages, seeds: tuple[int, ...], found: dict[str, Any], notes: Sequence[str], costs: dict[str, Cost]
+    run: RunContext, seeds: tuple[int, ...], found: dict[str, Any], notes: Sequence[str], costs: dict[str, Cost]
 ) -> Contribution:
     """Writes contribution.json, which says that all is measured."""
-    config, bench = stages.config, stages.bench
+    config, bench = run.config, run.bench
     result = Contribution(
         model=config.model,
         base=bench.loaded.weight_hash,
@@ -201,7 +207,7 @@ def keep(
         prompts_per_step=config.prompts_per_step or 0,
         group_size=config.group_size,
         seeds=seeds,
-        signature=stages.signature,
+        signature=run.signature,
         seed=config.seed,
         notes=tuple(notes),
         cost={stage: asdict(cost) for stage, cost in costs.items()},
@@ -210,5 +216,5 @@ def keep(
     )
     values = result.to_dict()
     contribution.validate(values)
-    stages.folder.write(contribution.CONTRIBUTION_FILE, values)
+    run.folder.write(contribution.CONTRIBUTION_FILE, values)
     return result

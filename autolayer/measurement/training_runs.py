@@ -20,7 +20,8 @@ from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Stage
 from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import FINALISTS, Schedule
-from autolayer.pipeline.stages import SEGMENT_STEPS, Stages
+from autolayer.pipeline.advance import advance
+from autolayer.pipeline.run_context import RunContext
 from autolayer.training import checkpoints
 
 MEASURED_FILE = "measured.json"
@@ -29,10 +30,10 @@ MEASURED_FILE = "measured.json"
 class TrainingRuns:
     """Runs arms, or reads what an earlier, interrupted run has left of them."""
 
-    def __init__(self, stages: Stages, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
-        self.bench, self.config = stages.bench, stages.config
+    def __init__(self, run: RunContext, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
+        self.bench, self.config = run.bench, run.config
         self.grid, self.schedule, self.bar = grid, schedule, bar
-        self.kept = RunRecords(stages.folder)
+        self.kept = RunRecords(run.folder)
 
     @property
     def cost(self) -> dict[str, Cost]:
@@ -136,9 +137,7 @@ class TrainingRuns:
             self.bench.forget(arm)
             found = arm
         self._advance(found.step - start, found)
-        while found.step < stop:
-            to_step = min(stop, (found.step // SEGMENT_STEPS + 1) * SEGMENT_STEPS)
-            segment = self.bench.train(found, to_step, on_step=lambda _: self._advance(1, arm))
+        for segment in advance(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
             self.kept.spend(stage, segment.cost)
             found = segment.arm
         return found

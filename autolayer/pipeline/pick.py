@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, Unpack, get_args
 
-from autolayer.core.arms import Arm
 from autolayer.core.config import Config, Options, config_of, with_options
 from autolayer.core.errors import unknown
 from autolayer.core.progress import Progress
-from autolayer.pipeline.result_builder import Summary
+from autolayer.pipeline.arm_choice import final_arm, insert_adapters, named_arm
+from autolayer.pipeline.calibrate_stage import calibrate_stage
+from autolayer.pipeline.outputs import finished_result, save_result, train_once
+from autolayer.pipeline.probe_stage import probe_stage
+from autolayer.pipeline.result_builder import build_result
+from autolayer.pipeline.search_stage import search_stage
 from autolayer.pipeline.setup import setup
-from autolayer.probes.probe_report import joint_rate
+from autolayer.pipeline.train_stage import train_stage
 from autolayer.reporting.results import PickResult
 
 Until = Literal["calibrate", "probe", "search"]
@@ -45,28 +49,26 @@ def pick(
     """
     if until is not None and until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
-    with setup(config_of(config, options), progress) as stages:
-        if done := stages.finished():
+    with setup(config_of(config, options), progress) as run:
+        if done := finished_result(run):
             return done
-        summary = Summary(stages)
-
-        calibration = summary.add_calibration(*stages.calibrate())
+        calibration = calibrate_stage(run)
         if until == "calibrate":
-            return stages.keep(summary.result())
+            return save_result(run, build_result(run, calibration))
 
-        probed = summary.add_probes(*stages.probe(calibration))
+        probes = probe_stage(run, calibration)
         if until == "probe":
-            return stages.keep(summary.result())
+            return save_result(run, build_result(run, calibration, probes))
 
-        outcome = summary.add_search(*stages.search(calibration, probed, summary.spent))
+        search = search_stage(run, calibration, probes)
         if until == "search":
-            return stages.keep(summary.result())
+            return save_result(run, build_result(run, calibration, probes, search))
 
         def train() -> PickResult:
-            trained = summary.add_training(*stages.train(stages.final_arm(outcome, probed)))
-            return stages.keep(summary.result(), trained)
+            training = train_stage(run, final_arm(run, probes.report, search.outcome))
+            return save_result(run, build_result(run, calibration, probes, search, training), training.arm)
 
-        return stages.finish(train)
+        return train_once(run, train)
 
 
 @with_options
@@ -91,17 +93,11 @@ def train_layer(
     Example:
         autolayer.train_layer(model="tiny", task="math:arith", layers="2-3", learning_rate=1e-3)
     """
-    with setup(config_of(config, options), progress, verb="train") as stages:
-        if done := stages.finished():
+    with setup(config_of(config, options), progress, verb="train") as run:
+        if done := finished_result(run):
             return done
-        summary = Summary(stages)
-        calibration = summary.add_calibration(*stages.calibrate())
-        rate = stages.config.learning_rate
-        if rate is None:
-            rate = joint_rate(summary.add_probes(*stages.probe(calibration, searches=False)))
-        stages.adapt()
-        if stages.config.learning_rate is None:
-            rate *= stages.rate_factor()
-        arm = Arm(layers=stages.trained_layers, learning_rate=rate, seed=stages.config.seed)
-        trained = summary.add_training(*stages.train(arm))
-        return stages.keep(summary.result(), trained)
+        calibration = calibrate_stage(run)
+        probes = probe_stage(run, calibration, before_race=False) if run.config.learning_rate is None else None
+        insert_adapters(run)
+        training = train_stage(run, named_arm(run, None if probes is None else probes.report))
+        return save_result(run, build_result(run, calibration, probes, training=training), training.arm)

@@ -26,7 +26,7 @@ from autolayer.models.quantization import quantize_frozen
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
 from autolayer.pipeline.engine_choice import check_context, engine_factory
 from autolayer.pipeline.open_fields import resolve
-from autolayer.pipeline.stages import Stages
+from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
 from autolayer.rollouts.length_limits import apply_length_limits
@@ -35,7 +35,7 @@ from autolayer.training.workbench import TrainSettings, Workbench
 
 
 @contextmanager
-def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[Stages]:
+def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[RunContext]:
     """Checks all that can be checked before work begins, cheap things first, and holds the run folder.
 
     Args:
@@ -74,11 +74,11 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         if config.history is not None:
             known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)
-        packed = 0.0
+        packed_share = 0.0
         if config.frozen is not None:  # after the weight hash, which is the base's
             assert candidates != "full"
             loaded.device = device
-            packed = quantize_frozen(loaded.model, candidates, config.frozen, device)
+            packed_share = quantize_frozen(loaded.model, candidates, config.frozen, device)
         settings = TrainSettings(
             algorithm=config.algorithm,
             prompts_per_step=config.prompts_per_step or 0,
@@ -106,15 +106,15 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
                     raise
         else:
             bench.follow()
-        yield Stages(
+        yield RunContext(
             config=config,
             bench=bench,
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
             signature=claimed["signature"],
-            changed=tuple(claimed.get("changed", ())),
-            packed=packed,
+            changed_files=tuple(claimed.get("changed", ())),
+            packed_share=packed_share,
             started=started,
         )
 

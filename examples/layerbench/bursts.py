@@ -26,6 +26,8 @@ from run import load
 from autolayer.comparison.metrics import regret, spearman
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
+from autolayer.pipeline.calibrate_stage import calibrate_stage
+from autolayer.pipeline.probe_stage import probe_stage
 from autolayer.pipeline.setup import setup
 from autolayer.reporting.contribution import Contribution
 
@@ -41,8 +43,8 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
     if path.is_file():
         return json.loads(path.read_text())
     out = work / "bursts" / environment.name
-    with setup(Config(**environment.options(work / "bases", SEED), out=out)) as stages:
-        bench, (probed, _) = stages.bench, stages.probe(stages.calibrate()[0])
+    with setup(Config(**environment.options(work / "bases", SEED), out=out)) as run:
+        bench, probed = run.bench, probe_stage(run, calibrate_stage(run)).report
         base = bench.evaluate("select", NUM_ITEMS, seed=SEED)
         found: dict[str, Any] = {"base": base, "layers": probed.layers, "predicted": probed.predicted, "runs": {}}
         for layer, rate in zip(probed.layers, probed.learning_rates, strict=True):

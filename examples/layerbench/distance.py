@@ -57,9 +57,9 @@ def log_ratios(environment: Environment, bases: Path) -> np.ndarray:
     """Shape (L, S, B)."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        setup(Config(**environment.options(bases), out=f"{scratch}/run")) as stages,
+        setup(Config(**environment.options(bases), out=f"{scratch}/run")) as run,
     ):
-        bench, layers = stages.bench, stages.candidates
+        bench, layers = run.bench, run.candidates
         _, rollouts = calibrate(bench, PROMPTS, 0)
         folds = make_folds(bench, rollouts, PROMPTS, 3, 0)
         context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=PLAN, seed=0)

@@ -25,15 +25,15 @@ def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1,
     """Gain over the base on the `eval` items for each seed, and the rate that was chosen."""
     with tempfile.TemporaryDirectory() as scratch:
         config = Config(**environment.options(bases), out=f"{scratch}/run")
-        with setup(config) as stages:
-            bench, num_eval, steps = stages.bench, stages.config.num_eval or 0, environment.steps
+        with setup(config) as run:
+            bench, num_eval, steps = run.bench, run.config.num_eval or 0, environment.steps
             base_I = np.array(bench.evaluate("eval", num_eval, seed=0))
             bench.adapt(range(len(bench.layers)), seed=0)
 
             def after(rate: float, seed: int) -> tuple[float, float]:
                 """Score on `select`, and gain on `eval`."""
                 arm = bench.train(Arm(layers="full", learning_rate=rate, seed=seed), steps).arm
-                score = np.mean(bench.evaluate("select", stages.config.search.num_select, seed=0, arm=arm))
+                score = np.mean(bench.evaluate("select", run.config.search.num_select, seed=0, arm=arm))
                 return float(score), float(
                     np.mean(np.array(bench.evaluate("eval", num_eval, seed=0, arm=arm)) - base_I)
                 )

@@ -93,7 +93,7 @@ def test_the_result_says_what_was_found(home: Home, picked: Any) -> None:
     assert result.trained_layers == result.best_layers and len(result.trained_layers) == 1
     raced = [row for row in result.ranking if row.rungs]
     assert len(raced) >= 2, "the search compared at least two layers by short runs"
-    assert set(result.baselines) == {"random", "first", "middle", "last"}
+    assert set(result.baselines) == {"random", "first", "middle", "last", "position"}
     assert 0 < result.cost_share_of_full_run <= 0.5
     assert set(result.cost) == {"calibrate", "probe", "search", "train"}
 

@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
     assert result.status == "ok" and result.trained_layers == result.best_layers
     assert result.trained_score is not None and result.base_score is not None and result.gain is not None
     assert result.gain.value == pytest.approx(result.trained_score - result.base_score)
-    assert set(result.baselines or ()) == {"random", "first", "middle", "last"}
+    assert set(result.baselines or ()) == {"random", "first", "middle", "last", "position"}
     assert set(result.cost) == {"calibrate", "probe", "search", "train"}
 
 
@@ -207,7 +207,7 @@ def test_train_without_a_rate_takes_the_one_that_probes_give(tmp_path: Path):
 
 
 def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("autolayer.pipeline.stages.SEGMENT_STEPS", 5)
+    monkeypatch.setattr("autolayer.pipeline.advance.CHECKPOINT_STEPS", 5)
     result = short_pick(tmp_path / "b", steps=3000, hours=0.002, layers="2-3", budget=0.02)
     assert any("--hours ended the training" in note for note in result.notes)
     assert result.gain is not None

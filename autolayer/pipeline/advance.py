@@ -1,0 +1,38 @@
+"""Training an arm over several checkpoints, so that an interruption loses only the steps since the last one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from autolayer.core.arms import Arm
+from autolayer.training.train_arm import Segment
+from autolayer.training.workbench import Workbench
+
+CHECKPOINT_STEPS = 25
+"""Steps between two checkpoints."""
+
+
+def advance(
+    bench: Workbench,
+    arm: Arm,
+    to_step: int,
+    *,
+    on_step: Callable[[float], None] | None = None,
+    deadline: float = math.inf,
+) -> Iterator[Segment]:
+    """Trains an arm, and yields it at each checkpoint.
+
+    Args:
+        bench: The workbench.
+        arm: The arm, at its last checkpoint.
+        to_step: The step of the last checkpoint.
+        on_step: Gets the mean reward of every step.
+        deadline: `time.monotonic()` after which no further checkpoint is started.
+    """
+    while arm.step < to_step and time.monotonic() < deadline:
+        stop = min(to_step, (arm.step // CHECKPOINT_STEPS + 1) * CHECKPOINT_STEPS)
+        segment = bench.train(arm, stop, on_step=on_step)
+        arm = segment.arm
+        yield segment

@@ -1,0 +1,80 @@
+"""Which arms are trained: the candidates of the race, the final arm of `pick`, and the arm that `train` names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autolayer.core.arms import Arm
+from autolayer.core.errors import ConfigError
+from autolayer.models import lora
+from autolayer.pipeline.layer_sets import candidate_sets
+from autolayer.pipeline.run_context import RunContext
+from autolayer.probes.probe_report import ProbeReport, joint_rate
+from autolayer.search.records import Candidate, Outcome
+
+
+def insert_adapters(run: RunContext) -> None:
+    """Inserts the adapters of --adapter. Call it after the probes, which score whole layers."""
+    if run.config.adapter is not None and not lora.adapter_parameters(run.bench.model):
+        run.bench.adapt(run.candidates, run.config.seed)
+
+
+def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
+    """Returns the candidates of the race: single layers, or with --top-k sets of layers.
+
+    A layer that does not move the policy cannot be trained, so it does not race.
+
+    Raises:
+        ConfigError: No candidate moves the policy.
+    """
+    factor, fixed = _rate_factor(run), run.config.learning_rate
+    candidates = [
+        Candidate(
+            layers=(layer,),
+            predicted=predicted,
+            predicted_sd=report.deviation,
+            learning_rate=fixed or rate * factor,
+        )
+        for layer, predicted, rate in zip(report.layers, report.predicted, report.learning_rates, strict=True)
+        if rate is not None
+    ]
+    if not candidates:
+        raise ConfigError(f"no candidate layer moves the policy at all ({list(report.layers)}): give other --layers.")
+    if run.config.top_k == 1:
+        return candidates
+    sets = candidate_sets(candidates, run.config.top_k, len(run.bench.layers))
+    return [replace(each, learning_rate=fixed or each.learning_rate) for each in sets]
+
+
+def final_arm(run: RunContext, report: ProbeReport, outcome: Outcome) -> Arm:
+    """Returns what `pick` trains to the end: the winner, or with --boost all parameters, the winner's faster."""
+    if run.config.boost is None:
+        return outcome.winner
+    # As if the layers that were not probed moved the policy as much as those that were.
+    rate = joint_rate(report) * (len(report.layers) / len(run.bench.layers)) ** 0.5
+    return Arm(
+        layers="full",
+        learning_rate=run.config.learning_rate or rate,
+        seed=run.config.seed,
+        boosted=outcome.best,
+        boost=run.config.boost,
+    )
+
+
+def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:
+    """Returns what `train` trains: the layers that the user named.
+
+    Args:
+        run: The run, with its adapters inserted.
+        report: The probes' report, or None where the user gave the learning rate.
+    """
+    rate = run.config.learning_rate
+    if rate is None:
+        assert report is not None
+        rate = joint_rate(report) * _rate_factor(run)
+    return Arm(layers=run.trained_layers, learning_rate=rate, seed=run.config.seed)
+
+
+def _rate_factor(run: RunContext) -> float:
+    """Returns the learning rates of adapters over those of whole layers, or 1 without adapters."""
+    return 1.0 if run.config.adapter is None else lora.learning_rate_factor(run.bench.model)

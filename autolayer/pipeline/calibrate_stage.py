@@ -1,0 +1,71 @@
+"""The first stage: samples the base model, and refuses a run whose rewards give no signal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from autolayer.core.budget import UnitCosts, calibration_prompts
+from autolayer.core.costs import Cost
+from autolayer.core.errors import AutolayerError
+from autolayer.core.run_folder import CALIBRATION, PROBE, ROLLOUTS
+from autolayer.pipeline.run_context import RunContext
+from autolayer.training.calibration import Calibration, calibrate, refuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationStage:
+    """What calibration found."""
+
+    calibration: Calibration
+    units: UnitCosts
+    """Costs of one prompt, at the lengths that were sampled."""
+    cost: Cost
+
+
+def calibrate_stage(run: RunContext) -> CalibrationStage:
+    """Samples the base model, or reads what an earlier call has sampled.
+
+    Raises:
+        NoSignalError: The rewards do not vary. Only calibration.json is left then.
+    """
+    run.run_once("calibrate", lambda: _calibrate(run), lambda: _is_calibrated(run))
+    found = run.folder.read(CALIBRATION) or {}
+    with run.reading(CALIBRATION):
+        cost = Cost(**found.pop("cost"))
+        calibration = Calibration(**found)
+    num_processes, group_size = run.bench.ranks.num, run.config.group_size
+    units = UnitCosts(
+        costs=run.bench.costs,
+        group_size=group_size,
+        prompt_tokens=calibration.mean_prompt_tokens,
+        completion_tokens=calibration.mean_completion_tokens,
+        prefill_tokens=calibration.mean_prefill_tokens,
+        multiple=num_processes // math.gcd(num_processes, group_size),
+    )
+    return CalibrationStage(calibration=calibration, units=units, cost=cost)
+
+
+def _is_calibrated(run: RunContext) -> bool:
+    # The probes need the rollouts of calibration.
+    lost = not any((run.folder / name).exists() for name in (ROLLOUTS, PROBE))
+    return run.folder.read(CALIBRATION) is not None and not lost
+
+
+def _calibrate(run: RunContext) -> None:
+    bench, folder, num_prompts = run.bench, run.folder, calibration_prompts(run.config)
+    with run.progress.stage("calibrate", None) as bar:
+        before = bench.spent
+        try:
+            calibration, rollouts = bench.passes.within_memory(lambda: calibrate(bench, num_prompts, run.config.seed))
+        except AutolayerError:
+            folder.give_up()
+            raise
+        found = {**calibration.to_dict(), "cost": asdict(bench.spent - before)}
+        bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
+    if calibration.status != "ok":
+        error = refuse(calibration, bench.task)
+        folder.keep_only(CALIBRATION, {**found, "message": str(error)})
+        raise error
+    folder.write(ROLLOUTS, asdict(rollouts), indent=None)
+    folder.write(CALIBRATION, found)

@@ -1,0 +1,69 @@
+"""The second stage: scores every candidate by cheap signals, and predicts its contribution and learning rate."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+from autolayer.core.budget import finding_budget, plan_probes
+from autolayer.core.costs import Cost
+from autolayer.core.run_folder import PROBE, ROLLOUTS
+from autolayer.pipeline.calibrate_stage import CalibrationStage
+from autolayer.pipeline.run_context import RunContext
+from autolayer.probes import PROBES, known
+from autolayer.probes.probe_report import ProbeReport
+from autolayer.probes.run_probes import run_probes
+from autolayer.rollouts.types import Rollouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeStage:
+    """What the probes predict."""
+
+    report: ProbeReport
+    cost: Cost
+
+
+def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: bool = True) -> ProbeStage:
+    """Scores the candidates, or reads the scores of an earlier call.
+
+    Args:
+        run: The run.
+        calibration: Its rollouts are probed as well, and its lengths decide how many more fit the budget.
+        before_race: Whether a race may follow, which leaves a part of the budget to it.
+    """
+    run.run_once("probe", lambda: _probe(run, calibration, before_race), lambda: run.folder.read(PROBE) is not None)
+    found = run.folder.read(PROBE) or {}
+    with run.reading(PROBE):
+        cost = Cost(**found.pop("cost"))
+        return ProbeStage(report=ProbeReport.from_dict(found), cost=cost)
+
+
+def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) -> None:
+    config, bench, units = run.config, run.bench, calibration.units
+    budget = finding_budget(config, units, run.candidates)
+    sizes = plan_probes(config, units, run.candidates, budget, searches=before_race)
+    with run.reading(ROLLOUTS):
+        rollouts = Rollouts.from_dict(run.folder.read(ROLLOUTS) or {})
+    # A prediction never learns from this very base, unless the user measured it.
+    measured = known.packaged(without_base=bench.loaded.weight_hash)
+    measured += known.history(config.history) if config.history else []
+    with run.progress.stage("probe", len(PROBES)) as bar:
+        before, started = bench.spent, time.perf_counter()
+        report = bench.passes.within_memory(
+            lambda: run_probes(
+                bench,
+                run.candidates,
+                rollouts,
+                sizes,
+                num_folds=config.probe.num_folds,
+                total_steps=config.steps or 0,
+                seed=config.seed,
+                known=measured,
+                on_probe=lambda name: bar.advance(1, name),
+            )
+        )
+        bar.advance(0, f"{len(report.scores)} signals and baselines")
+    # Linear algebra between the passes counts as time only: on very small models it is most of the work.
+    cost = replace(bench.spent - before, seconds=time.perf_counter() - started)
+    run.folder.write(PROBE, {**report.to_dict(), "cost": asdict(cost)})

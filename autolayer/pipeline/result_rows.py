@@ -1,0 +1,85 @@
+"""The ranking of a result: predicted contributions, and gains of short runs as shares of the best gain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from autolayer.probes import PROBES
+from autolayer.probes.probe_report import ProbeReport
+from autolayer.reporting.results import Baseline, RankingRow, Rung, SetRow
+from autolayer.search import records
+
+Row = TypeVar("Row", RankingRow, SetRow)
+
+
+def predicted_rows(report: ProbeReport) -> tuple[RankingRow, ...]:
+    """Returns a row for every candidate, the best prediction first."""
+    rows = [
+        RankingRow(layer=layer, predicted=predicted, predicted_low=low, predicted_high=high)
+        for layer, predicted, low, high in zip(report.layers, report.predicted, report.low, report.high, strict=True)
+    ]
+    return tuple(sorted(rows, key=lambda row: -(row.predicted or 0.0)))
+
+
+def raced_rows(outcome: records.Outcome, predicted: Sequence[RankingRow]) -> tuple[RankingRow, ...]:
+    """Returns the candidates in the order of the race, then those that did not race in the order predicted."""
+    by_layer, best_at = {row.layer: row for row in predicted}, best_gains(outcome)
+    rows = [_measured(row, by_layer.pop(row.layers[0]), best_at) for row in outcome.ranking]
+    return (*rows, *by_layer.values())
+
+
+def raced_sets(outcome: records.Outcome) -> tuple[SetRow, ...]:
+    """Returns the sets of layers of --top-k in the order of the race."""
+    best_at = best_gains(outcome)
+    return tuple(_measured(row, SetRow(layers=row.layers, predicted=row.predicted), best_at) for row in outcome.ranking)
+
+
+def predicted_baselines(report: ProbeReport, rows: Sequence[RankingRow]) -> dict[str, Baseline]:
+    """Returns the layer that each baseline would have chosen, and what is known about that layer."""
+    by_layer = {row.layer: row for row in rows}
+    found = {}
+    for name, probe in PROBES.items():
+        if probe.is_baseline:
+            scores = report.scores[name]
+            row = by_layer[report.layers[scores.index(max(scores))]]
+            found[name] = Baseline(layer=row.layer, predicted=row.predicted, measured=row.measured)
+    return found
+
+
+def best_gains(outcome: records.Outcome) -> dict[int, float]:
+    """Returns the largest gain of the short runs at each step: the unit of contribution among runs of that length."""
+    best: dict[int, float] = {}
+    for rung in (rung for row in outcome.ranking for rung in row.rungs):
+        best[rung.steps] = max(best.get(rung.steps, 0.0), rung.gain)
+    return best
+
+
+def _measured(row: records.RankingRow, predicted: Row, best_at: dict[int, float]) -> Row:
+    """Adds what the race measured, relative to the best gain after equally many steps."""
+    unit = best_at.get(row.measured_steps or 0, 0.0)
+
+    def share(gain: float | None) -> float | None:
+        return gain / unit if gain is not None and unit > 0 else None
+
+    return replace(
+        predicted,
+        measured=share(row.measured),
+        measured_low=share(row.measured_low),
+        measured_high=share(row.measured_high),
+        measured_steps=row.measured_steps,
+        probability_best=row.probability_best,
+        rungs=tuple(
+            Rung(
+                steps=rung.steps,
+                learning_rate=rung.learning_rate,
+                seed=rung.seed,
+                gain=rung.gain,
+                low=rung.low,
+                high=rung.high,
+                num_items=rung.num_items,
+            )
+            for rung in row.rungs
+        ),
+    )

@@ -1,0 +1,68 @@
+"""What all stages of a run share, and how a stage does its work once and leaves a file.
+
+calibrate leaves calibration.json, probe leaves probe.json, search leaves search.json and study.db, train leaves arms/.
+A stage reads only the files of the stages before it, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from autolayer.core.config import Config
+from autolayer.core.layer_set import Layers
+from autolayer.core.progress import Progress
+from autolayer.core.run_folder import RunFolder
+from autolayer.search.turns import take_turn
+from autolayer.training.workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What all stages of one run share. `setup.setup` makes it."""
+
+    config: Config
+    """The settings with every open field filled."""
+    bench: Workbench
+    candidates: tuple[int, ...]
+    progress: Progress
+    trained_layers: Layers
+    """What `train` trains; `pick` chooses among the candidates."""
+    signature: str
+    started: float
+    """`time.monotonic()` when the run began, for the deadline."""
+    changed_files: tuple[str, ...] = ()
+    """Kinds of the user's files (reward, data, task) that were edited while the run was under way."""
+    packed_share: float = 0.0
+    """Share of the parameters that --frozen has packed."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return self.bench.folder
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Reports what is missing or wrong in a file of the run folder as damage of that file.
+
+        Raises:
+            RunFolderError: The block could not use the file's content.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
+
+    def run_once(self, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
+        """Does some work unless it is done; with --storage one worker does it while the others wait.
+
+        Args:
+            name: The name of the work, unique in a run.
+            work: Does it.
+            is_done: Whether an earlier call, or another worker, has done it.
+        """
+        if self.config.storage is not None:
+            take_turn(self.config.storage, f"{self.signature} {name}", work, is_done)
+        elif not is_done():
+            work()

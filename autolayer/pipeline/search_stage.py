@@ -1,0 +1,117 @@
+"""The third stage: confirms the prediction by short RL runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+from autolayer.core.arms import Arm, RungResult
+from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
+from autolayer.core.costs import Cost
+from autolayer.core.run_folder import SEARCH
+from autolayer.pipeline.advance import advance
+from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
+from autolayer.pipeline.calibrate_stage import CalibrationStage
+from autolayer.pipeline.probe_stage import ProbeStage
+from autolayer.pipeline.run_context import RunContext
+from autolayer.search.looks import next_look
+from autolayer.search.records import Outcome, RaceConfig
+from autolayer.search.study import run_search
+from autolayer.training import checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStage:
+    """What the race decided."""
+
+    outcome: Outcome
+    cost: Cost
+
+
+def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeStage) -> SearchStage:
+    """Races the candidates, or goes on with a race that an earlier call began.
+
+    Args:
+        run: The run. Adapters are inserted here.
+        calibration: The planned costs.
+        probes: The prediction, which is the race's prior, and the learning rates to start from.
+    """
+    config, bench, units = run.config, run.bench, calibration.units
+    assert config.steps is not None and config.prompts_per_step is not None
+    prompts_per_step = config.prompts_per_step
+    insert_adapters(run)
+    candidates = race_candidates(run, probes.report)
+    num_items = min(select_items(config), len(bench.task.splits["select"]))
+    left = finding_budget(config, units, run.candidates) - (calibration.cost + probes.cost)
+    races = len(candidates) > 1 and pays_for_race(config, units, run.candidates, left)
+    base = _base_score(run, num_items) if races else BaseScore(rewards_I=(), cost=Cost())
+    race = RaceConfig(
+        signature=run.signature,
+        seed=config.seed,
+        num_layers=len(bench.layers),
+        total_steps=config.steps,
+        budget=replace(left - base.cost, seconds=0.0) if races else Cost(),
+        step_cost=lambda layers: units.step(layers) * prompts_per_step,
+        eval_cost=units.generate_one * num_items,
+        regret=config.regret,
+        confidence=config.search.confidence,
+        rate_span=config.search.rate_span,
+        fixed_rate=config.learning_rate is not None,
+    )
+    done = 0.0
+    with run.progress.stage("search", 1.0) as bar:
+
+        def run_rung(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+            nonlocal done
+            result = _run_rung(run, arm, to_step, rival_I)
+            done += result.cost.layer_tokens
+            share = min(1.0, done / max(1.0, race.budget.layer_tokens))
+            bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
+            return result
+
+        storage = config.storage or f"sqlite:///{run.folder / 'study.db'}"
+        deadline = run.started + search_seconds(config)
+        outcome = run_search(race, candidates, base.rewards_I, run_rung, storage=storage, deadline=deadline)
+        bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
+    return SearchStage(outcome=outcome, cost=outcome.spent + outcome.ahead + base.cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseScore:
+    """The base model's rewards on the items by which every decision of the search is made."""
+
+    rewards_I: tuple[float, ...]
+    cost: Cost
+
+
+def _base_score(run: RunContext, num_items: int) -> BaseScore:
+    """Scores the base model on the `select` split, or reads its score."""
+
+    def score() -> None:
+        before = run.bench.spent
+        rewards = run.bench.evaluate("select", num_items, seed=run.config.seed)
+        run.folder.write(SEARCH, {"base_select_rewards": list(rewards), "cost": asdict(run.bench.spent - before)})
+
+    run.run_once("score the base", score, lambda: run.folder.read(SEARCH) is not None)
+    found = run.folder.read(SEARCH) or {}
+    with run.reading(SEARCH):
+        return BaseScore(rewards_I=tuple(found["base_select_rewards"]), cost=Cost(**found["cost"]))
+
+
+def _run_rung(run: RunContext, arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+    """Trains an arm to a step and scores it; goes on from a checkpoint that a stopped process has left."""
+    folder, bench = run.folder.path, run.bench
+    found = checkpoints.latest(folder, arm)
+    trained = found if found.step <= to_step else arm
+    paid = checkpoints.paid_for(folder, arm)
+    for segment in advance(bench, trained, to_step):
+        trained = segment.arm
+    before = bench.spent
+    look = partial(next_look, rival_I=rival_I)
+    rewards_I = bench.evaluate("select", len(rival_I), seed=run.config.seed, arm=trained, look=look)
+    return RungResult(
+        arm=trained,
+        select_rewards_I=rewards_I,
+        train_rewards_P=checkpoints.training_rewards(folder, trained, arm.step),
+        cost=checkpoints.paid_for(folder, trained) - paid + (bench.spent - before),
+    )

@@ -1,0 +1,68 @@
+"""The fourth stage: the full RL run of the chosen arm, and the only reading of the `eval` split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from autolayer.core.arms import Arm
+from autolayer.core.costs import Cost
+from autolayer.core.run_folder import TRAIN
+from autolayer.pipeline.advance import advance
+from autolayer.pipeline.run_context import RunContext
+from autolayer.rollouts.evaluation import Evaluation
+from autolayer.training import checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage:
+    """The trained arm and its evaluation."""
+
+    arm: Arm
+    base: Evaluation
+    """The base model on the `eval` split."""
+    trained: Evaluation
+    """The trained model on the same items."""
+    cost: Cost
+    """Without the steps that the search has paid for."""
+
+
+def train_stage(run: RunContext, arm: Arm) -> TrainStage:
+    """Trains the arm to the end of the full run from wherever it stands, and evaluates it and the base model.
+
+    Args:
+        run: The run.
+        arm: What to train; the winner of a race goes on from its last short run.
+    """
+    config, bench = run.config, run.bench
+    steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
+    inherited = _inherited_cost(run, arm)
+    arm = checkpoints.latest(run.folder.path, arm)
+    with run.progress.stage("train", steps) as bar:
+        bar.advance(arm.step, f"layer {arm.name}")
+
+        def on_step(reward: float) -> None:
+            bar.advance(1, f"training reward {reward:.3f}")
+
+        for segment in advance(bench, arm, steps, on_step=on_step, deadline=deadline):
+            arm = segment.arm
+    before = bench.spent
+    with run.progress.stage("evaluate", 2) as bar:
+        base = bench.examine("eval", config.num_eval or 0, seed=config.seed)
+        bar.advance(1, "base")
+        trained = bench.examine("eval", config.num_eval or 0, seed=config.seed, arm=arm)
+        bar.advance(1, "trained")
+    cost = bench.training_cost(arm) - inherited + (bench.spent - before)
+    return TrainStage(arm=arm, base=base, trained=trained, cost=cost)
+
+
+def _inherited_cost(run: RunContext, arm: Arm) -> Cost:
+    """Returns what the search has paid of the arm's training.
+
+    It is written down once, since the checkpoints that it is read from are deleted as the arm goes on.
+    """
+    found = run.folder.read(TRAIN)
+    if found is None:
+        found = {"inherited": asdict(run.bench.training_cost(arm))}
+        run.folder.write(TRAIN, found)
+    with run.reading(TRAIN):
+        return Cost(**found["inherited"])
