@@ -2,8 +2,7 @@
 
 Arms are scored on the same items, and arms of one seed train on the same prompts with the same sampling noise, so
 most of the luck is shared. The covariance over items (not over arms) says how much: what is left after pairing is
-what two arms can differ by chance. An arm whose evaluation was stopped (`looks`) has fewer items, the first ones: a
-score like any other, with more noise.
+what two arms can differ by chance.
 
 Array suffixes: _R rows (one score each), _I `select` items, _P training groups.
 """
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from autolayer.core.arms import RungResult
-from autolayer.search.looks import looks
 from autolayer.search.records import Run
 
 SHRINKAGE = 0.1
@@ -82,20 +80,19 @@ def check(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) 
     """Refuses what could not be compared.
 
     Raises:
-        ValueError: The result is of another arm or step, or does not hold one finite reward per `select` item, all of
-            them or as many as there are at a look.
+        ValueError: The result is of another arm or step, or does not hold one finite reward per `select` item.
     """
     if (result.arm.layers, result.arm.seed, result.arm.step) != (run.slot.layers, run.slot.seed, run.to_step):
         raise ValueError(f"{run.key} was answered by {result.arm.key} at step {result.arm.step}")
-    if len(result.select_rewards_I) not in (*looks(len(base_select_rewards_I)), len(base_select_rewards_I)):
+    if len(result.select_rewards_I) != len(base_select_rewards_I):
         raise ValueError(f"{len(result.select_rewards_I)} rewards for {len(base_select_rewards_I)} select items")
     if not np.isfinite(result.select_rewards_I).all() or not np.isfinite(result.train_rewards_P).all():
         raise ValueError("a reward is not finite")
 
 
 def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> tuple[float, float]:
-    """Mean gain over the base model on the same items, as far as the arm was evaluated, and its standard error."""
-    base_I = np.asarray(base_select_rewards_I[: len(result.select_rewards_I)], dtype=float)
+    """Returns the mean gain over the base model on the same items, and its standard error."""
+    base_I = np.asarray(base_select_rewards_I, dtype=float)
     gain_I = np.asarray(result.select_rewards_I, dtype=float) - base_I
     floor = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
     error = float(np.std(gain_I, ddof=1)) / np.sqrt(len(gain_I)) if len(gain_I) > 1 else floor
@@ -106,10 +103,9 @@ Block = tuple[list[Row], np.ndarray, np.ndarray]
 
 
 def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> Block:
-    rewards = [np.asarray(result.select_rewards_I, dtype=float) for result in results.values()]
-    gains = [rewards_I - base_I[: len(rewards_I)] for rewards_I in rewards]
+    gain_R_I = np.array([result.select_rewards_I for result in results.values()], dtype=float) - base_I
     rows = [_row(run, result, run.to_step) for run, result in results.items()]
-    return rows, np.array([gain_I.mean() for gain_I in gains]), _noise_of_mean(gains, reward_sd)
+    return rows, gain_R_I.mean(axis=1), _noise_of_mean(gain_R_I, reward_sd)
 
 
 def _segment(results: Mapping[Run, RungResult], step: int, seed: int) -> dict[Run, RungResult]:
@@ -145,36 +141,15 @@ def _row(run: Run, result: RungResult, start: int) -> Row:
     )
 
 
-def _noise_of_mean(values: Sequence[np.ndarray], reward_sd: float) -> np.ndarray:
-    """Covariance of the rows' means, with correlations shrunk and no variance below that of one odd item.
+def _noise_of_mean(value_R_I: np.ndarray, reward_sd: float) -> np.ndarray:
+    """Returns the covariance of the rows' means, shape (R, R).
 
-    Rows may end early. Means of n and m items that are the first of the same share the covariance of one item over
-    max(n, m): as a matrix min(1/n, 1/m), which is that of a Brownian motion at the times 1/n, so its product with
-    another covariance, entry by entry, is a covariance.
+    Correlations are shrunk, and no variance is below that of one odd item.
     """
-    num_R = np.array([len(row) for row in values])
-    sd_R = np.array([np.std(row, ddof=min(1, len(row) - 1)) for row in values])
-    covariance = (1 - SHRINKAGE) * sd_R[:, None] * _correlation(values, num_R) * sd_R
-    np.fill_diagonal(covariance, np.maximum(sd_R**2, reward_sd**2 / num_R))
-    return covariance / np.maximum(num_R[:, None], num_R)
-
-
-def _correlation(values: Sequence[np.ndarray], num_R: np.ndarray) -> np.ndarray:
-    """Each pair of rows by all items that both have: one row that ends early blurs no other pair."""
-    correlation = np.eye(len(num_R))
-    lengths = sorted(set(num_R.tolist()))
-    for num_items in lengths:  # what more items say replaces what fewer did
-        rows = np.flatnonzero(num_R >= num_items)
-        cut_R_I = np.array([values[row][:num_items] for row in rows])
-        centred_R_I = cut_R_I - cut_R_I.mean(axis=1, keepdims=True)
-        length_R = np.sqrt((centred_R_I**2).sum(axis=1, keepdims=True))
-        unit_R_I = centred_R_I / np.where(length_R > 0, length_R, 1.0)
-        correlation[np.ix_(rows, rows)] = unit_R_I @ unit_R_I.T
-    if len(lengths) == 1:
-        return correlation
-    # Put together from several estimates it need not be a correlation matrix: one that is lies near.
-    variance_K, axes_R_K = np.linalg.eigh(correlation)
-    near = (axes_R_K * np.maximum(variance_K, 0.0)) @ axes_R_K.T
-    sd_R = np.sqrt(np.diag(near))
-    sd_R = np.where(sd_R > 0, sd_R, 1.0)
-    return near / sd_R[:, None] / sd_R
+    num_items = value_R_I.shape[1]
+    centred_R_I = value_R_I - value_R_I.mean(axis=1, keepdims=True)
+    sum_R_R = centred_R_I @ centred_R_I.T
+    covariance_R_R = (1 - SHRINKAGE) * sum_R_R / max(1, num_items - 1)
+    variance_R = np.diag(sum_R_R) / max(1, num_items - 1)
+    np.fill_diagonal(covariance_R_R, np.maximum(variance_R, reward_sd**2 / num_items))
+    return covariance_R_R / num_items

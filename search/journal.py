@@ -201,7 +201,7 @@ def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 class QueueSampler(optuna.samplers.BaseSampler):
-    """Takes everything from the queue: the race chooses the layers, `rates.learning_rate` the rates."""
+    """Takes everything from the queue: the race chooses the layers, `learning_rates` the rates."""
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return {}

@@ -17,11 +17,10 @@ class Ledger:
     Args:
         config: The race's.
         candidates: What may win.
-        num_items: Of a whole evaluation; 0 where none was stopped.
     """
 
-    def __init__(self, config: RaceConfig, candidates: Sequence[Candidate], num_items: int = 0) -> None:
-        self.config, self.num_items = config, num_items
+    def __init__(self, config: RaceConfig, candidates: Sequence[Candidate]) -> None:
+        self.config = config
         self.candidates = tuple(candidates)
         self.results: dict[Run, RungResult] = {}
         self.failures: dict[Run, str] = {}
@@ -39,7 +38,7 @@ class Ledger:
     def unlimited(self) -> Ledger:
         """The same record under a budget that pays for everything."""
         everything = Cost(generated_tokens=math.inf, layer_tokens=math.inf)
-        free = Ledger(replace(self.config, budget=everything), self.candidates, self.num_items)
+        free = Ledger(replace(self.config, budget=everything), self.candidates)
         free.results, free.failures = self.results, self.failures
         return free
 
@@ -87,12 +86,10 @@ class Ledger:
     def cost(self, runs: Iterable[Run]) -> Cost:
         """What runs to come will cost: as planned, or more where finished runs cost more than planned.
 
-        Completions grow during RL, so a plan made on the base model's can be too low. What evaluations that were
-        stopped have saved must not hide that.
+        Completions grow during RL, so a plan made on the base model's can be too low.
         """
         told, _ = self._told
-        unseen = sum(1 - len(result.select_rewards_I) / self.num_items for result in told.values() if self.num_items)
-        planned = self.planned(told) - self.config.eval_cost * unseen
+        planned = self.planned(told)
         actual = sum((result.cost for result in told.values()), Cost())
         total = self.planned(runs)
         return Cost(

@@ -111,7 +111,6 @@ def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[fl
         for run, result in ledger.results.items():
             if run.slot.layers == candidate.layers:
                 gain, error = paired_gain(result, base_select_rewards_I)
-                seen = len(result.select_rewards_I)
                 rungs.append(
                     RungRow(
                         steps=run.to_step,
@@ -120,7 +119,6 @@ def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[fl
                         high=gain + Z95 * error,
                         learning_rate=result.arm.learning_rate,
                         seed=run.slot.seed,
-                        num_items=seen if seen < len(base_select_rewards_I) else None,
                     )
                 )
         arm = _winner(ledger, view, index)

@@ -8,21 +8,18 @@ crash between any two lines loses nothing (`Racing` replays the records).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Mapping, Sequence
 
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.search.evidence import gather
+from autolayer.search.learning_rates import RATE_STEPS
 from autolayer.search.ledger import Ledger
-from autolayer.search.looks import rival
 from autolayer.search.outcome import conclude, settled
 from autolayer.search.plan import NUM_FINALISTS, Plan, ladder_cost, plan
 from autolayer.search.posterior import Posterior, infer
 from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, SearchError, Slot
 
-MAX_RATES = 3
-"""Learning rates per layer, the starting one included."""
 RATE_FROM = 0.04
 """Share of the full run before which a rate's effect is lost in drift and noise."""
 MAX_SEEDS = 3
@@ -41,7 +38,7 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
     Raises:
         SearchError: Every run of the first batch failed.
     """
-    ledger = Ledger(config, candidates, len(base_select_rewards_I))
+    ledger = Ledger(config, candidates)
     layout, batch = plan(config, candidates), first_batch(config, candidates)
     while True:
         view = look(ledger, base_select_rewards_I)
@@ -73,11 +70,8 @@ class Racing:
     def __init__(
         self, config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]
     ) -> None:
-        self._config, self._candidates, self._base_I = config, candidates, base_select_rewards_I
         self._race = race(config, candidates, base_select_rewards_I)
         self._batch: tuple[Run, ...] | None = None
-        self._complete: list[tuple[Run, ...]] = []
-        """Batches all of whose runs have an answer."""
         self._outcome: Outcome | None = None
 
     def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | Outcome:
@@ -86,49 +80,10 @@ class Racing:
             if self._batch is None:
                 self._batch = next(self._race)
             while not self._outcome and all(run in answers for run in self._batch):
-                self._complete.append(self._batch)
                 self._batch = self._race.send({run: answers[run] for run in self._batch})
         except StopIteration as stop:
             self._outcome = stop.value
         return self._outcome or tuple(run for run in self._batch or () if run not in answers)
-
-    def ahead(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...]:
-        """Second seeds of the leaders, which the race will ask for if they stay ahead and the budget lasts.
-
-        For workers that would only wait. The race decides as if nobody had run ahead: what it does not ask for it does
-        not see.
-        """
-        layout = plan(self._config, self._candidates)
-        ledger = Ledger(self._config, self._candidates, len(self._base_I))
-        ledger.add(itertools.chain(*self._complete), answers)
-        if not ledger.results:
-            return ()
-        view = look(ledger, self._base_I)
-        able = [index for index in view.ranked if _best_slot(ledger, view, index)]
-        runs = _fresh_seeds(ledger, view, able[:NUM_FINALISTS], layout.rungs[-1].step)
-        batch = self._batch or ()
-        others = (answers[run] for run in self.unasked(answers) if run not in batch and run not in runs)
-        already = sum((answer.cost for answer in others if isinstance(answer, RungResult)), Cost())
-        return tuple(runs) if ledger.affords([*batch, *runs], reserve=already) else ()
-
-    def rival(self, run: Run, answers: Mapping[Run, Answer]) -> tuple[float, ...]:
-        """The rewards that a run is held against while it is evaluated, given all answers so far.
-
-        They are those of the best run that was complete before (`looks.rival`), and the same in every process and
-        however the run came to be made. One of the race's own seed is made only once its batch is due, and all batches
-        before that are complete then. One of a further seed may be made ahead, at any time from the end of the first
-        batch on. Nothing but that batch is certain to be known by then, so it alone counts, also where it is the race
-        that asks for the run.
-        """
-        self.due(answers)
-        before = list(itertools.takewhile(lambda batch: run not in batch, self._complete))
-        known = before if run.slot.seed == self._config.seed else before[:1]
-        found = [answers[each] for batch in known for each in batch]
-        return rival(self._base_I, [answer for answer in found if isinstance(answer, RungResult)])
-
-    def unasked(self, answers: Mapping[Run, Answer]) -> list[Run]:
-        """Runs that somebody made ahead and the race never asked for."""
-        return [run for run in answers if not any(run in batch for batch in self._complete)]
 
 
 def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:
@@ -211,11 +166,11 @@ def _best_slot(ledger: Ledger, view: Posterior, index: int) -> Slot | None:
 
 
 def _fresh_rate(ledger: Ledger, view: Posterior, index: int, to_step: int) -> list[Run]:
-    """A run of the next undrawn learning rate, if there may be one."""
+    """Returns a run of the next learning rate that was not tried, if there may be one."""
     layers = view.candidates[index].layers
     tried = {run.slot.rate_index for run in (*ledger.results, *ledger.failures) if run.slot.layers == layers}
     too_early = to_step < RATE_FROM * ledger.config.total_steps
-    if ledger.config.fixed_rate or too_early or not tried or len(tried) >= MAX_RATES:
+    if ledger.config.fixed_rate or too_early or not tried or len(tried) >= len(RATE_STEPS):
         return []
     slot = Slot(layers=layers, rate_index=max(tried) + 1, seed=ledger.config.seed)
     return [Run(slot=slot, from_step=0, to_step=to_step)]

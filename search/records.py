@@ -77,11 +77,11 @@ class RaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A place in the race: what an arm is before its learning rate is drawn."""
+    """An arm's place in the race: layers, learning rate and seed, without a step."""
 
     layers: tuple[int, ...]
     rate_index: int = 0
-    """0 is the candidate's starting rate; 1, 2, ... are drawn when their first run starts."""
+    """Which of the layers' learning rates (`learning_rates.RATE_STEPS`); 0 is the starting rate."""
     seed: int
 
 
@@ -112,8 +112,6 @@ class RungRow:
     high: float
     learning_rate: float
     seed: int
-    num_items: int | None = None
-    """Items that `gain` is on, where the arm had clearly lost before it had seen all; else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +149,6 @@ class Outcome:
     ranking: tuple[RankingRow, ...]
     """Every candidate once, most probable first."""
     spent: Cost
-    ahead: Cost = Cost()
-    """What idle workers ran ahead and the race did not ask for in the end; `spent` is without it."""
 
 
 def name_layers(layers: tuple[int, ...]) -> str:

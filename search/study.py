@@ -7,8 +7,6 @@ One trial per run, that is, per arm and rung. The race (pure) says which runs ar
 values of the lower one, so curves are whole. Runs end as PRUNED, paused or dropped, and only the winner is entered as
 COMPLETE, so `study.best_trial` is the winner and not whoever was luckiest in a short run.
 
-A worker that would only wait runs second seeds of the leaders ahead (`Racing.ahead`).
-
 Left out on purpose: a pruner, which cannot pause an arm, and a sampler that chooses layers, which works after its trial
 is already running, so that two workers would choose alike.
 """
@@ -17,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -28,17 +26,17 @@ from autolayer.core.costs import Cost
 from autolayer.core.errors import TrainingError
 from autolayer.search.evidence import check, paired_gain
 from autolayer.search.journal import Journal, opened, quiet, reap, run_of, sign
+from autolayer.search.learning_rates import learning_rate
 from autolayer.search.ledger import Ledger
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Racing, look
-from autolayer.search.rates import learning_rate
 from autolayer.search.records import TIME_IS_UP, Candidate, Outcome, RaceConfig, Run, SearchError
 
 POLL_SECONDS = 0.2
 """Between looks at the storage while other workers finish a batch."""
 
-RunArm = Callable[[Arm, int, tuple[float, ...]], RungResult]
-"""From an arm, a step and the rewards of the arm's rival to what became of it."""
+RunArm = Callable[[Arm, int], RungResult]
+"""Trains an arm on to a step, and scores it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +74,8 @@ def run_search(
         config: How the race goes.
         candidates: What may win. A worker that joins a study adopts the ones found there.
         base_select_rewards_I: Reward of the base model per `select` item.
-        run: Trains an arm on to a step and scores it on the `select` items, as far as its rival's rewards leave it a
-            chance (`looks`). What it raises is recorded as the run's failure; `KeyboardInterrupt` goes through and
-            leaves a study that the same call goes on with.
+        run: Trains an arm on to a step and scores it on the `select` items. A `TrainingError` is recorded as the
+            run's failure; anything else ends this process and leaves a study that the same call resumes.
         storage: An Optuna storage URL, such as sqlite:///run/study.db. Its folder must exist.
         on_rung: Called after every run of this process.
         deadline: `time.monotonic()` after which no run is started; the race then ends with what it has.
@@ -122,9 +119,7 @@ class _Worker:
                 record.forgive()
                 raise
             if isinstance(due, Outcome):
-                unasked = [answers[run] for run in self.racing.unasked(answers)]
-                ahead = sum((answer.cost for answer in unasked if isinstance(answer, RungResult)), Cost())
-                self.outcome = replace(due, ahead=ahead)
+                self.outcome = due
                 self._crown(due, answers)
                 return False
             if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -138,11 +133,6 @@ class _Worker:
             if record.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return True
             reap(record.study)
-            taken = {run_of(trial) for trial in record.trials() if not trial.state.is_finished()}
-            free = [run for run in self.racing.ahead(answers) if run not in taken and run not in answers]
-            if free and taken.issuperset(due):  # the others are at all that is due
-                self._enqueue(free[0], answers)
-                return True
             time.sleep(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
@@ -155,12 +145,11 @@ class _Worker:
         run = run_of(trial)
         arm = Arm(layers=run.slot.layers, learning_rate=trial.params["learning_rate"], seed=run.slot.seed)
         answers = record.answers(record.trials())
-        # From where the race wants it to go on: a worker ahead may have taken it further.
         for other, answer in answers.items():
             if isinstance(answer, RungResult) and (other.slot, other.to_step) == (run.slot, run.from_step):
                 arm = answer.arm
         try:
-            result = self.run(arm, run.to_step, self.racing.rival(run, answers))
+            result = self.run(arm, run.to_step)
             check(run, result, record.base_I)
         except TrainingError as error:  # anything else is not the arm's fault: it ends the process, and the run waits
             reason = f"{type(error).__name__}: {error}"
@@ -176,7 +165,7 @@ class _Worker:
         """Adds a waiting trial with its parameters and the intermediate values that its arm brings along."""
         results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
         candidate = next(c for c in self.record.candidates if c.layers == run.slot.layers)
-        rate = learning_rate(self.record.config, candidate, run, results)
+        rate = learning_rate(self.record.config, candidate, run.slot.rate_index)
         trial = create_trial(
             state=TrialState.WAITING,
             params={"layers": _label(run.slot.layers), "learning_rate": rate},
@@ -217,7 +206,7 @@ class _Worker:
         return {"layers": CategoricalDistribution(labels), "learning_rate": FloatDistribution(low, high, log=True)}
 
     def _ledger(self, answers: Mapping[Run, Answer]) -> Ledger:
-        ledger = Ledger(self.record.config, self.record.candidates, len(self.record.base_I))
+        ledger = Ledger(self.record.config, self.record.candidates)
         ledger.add(answers, answers)
         return ledger
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.looks import next_look
+from autolayer.search.learning_rates import learning_rate
 from autolayer.search.race import Racing
-from autolayer.search.rates import learning_rate
 from autolayer.search.records import Candidate, Outcome, RaceConfig
 
 NUM_ITEMS = 128
@@ -37,17 +36,14 @@ def make_config(num_layers, budget_steps, **changes):
 
 
 def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
-    """Saturating curves; items keep most of their luck, so arms are paired.
-
-    With a rival, they may be stopped.
-    """
+    """Saturating curves; items keep most of their luck, so arms are paired."""
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
 
     def learned(step):
         return (1 - np.exp(-np.asarray(step) / config.total_steps / 0.15)) / (1 - np.exp(-1 / 0.15))
 
-    def run(arm, to_step, rival_I=()):
+    def run(arm, to_step):
         layer = arm.layers[0]
         rng = np.random.default_rng([seed, layer, arm.seed, to_step, int(arm.learning_rate * 1e9)])
         value = full_gain * contribution_L[layer]
@@ -55,13 +51,10 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
         prompts = np.random.default_rng([seed, arm.seed]).normal(0, 0.2, 4 * config.total_steps)
         train = value * learned(steps) + prompts[4 * arm.step : 4 * to_step] + rng.normal(0, noise / 2, len(steps))
         rewards_I = tuple(base_I + value * learned(to_step) + rng.normal(0, noise, NUM_ITEMS))
-        seen = 0 if rival_I else NUM_ITEMS
-        while rival_I and (end := next_look(rewards_I[:seen], rival_I)) > seen:
-            seen = end
-        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost * (seen / NUM_ITEMS)
+        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost
         return RungResult(
             arm=replace(arm, step=to_step, checkpoint=f"arms/{arm.key}/{to_step}"),
-            select_rewards_I=rewards_I[:seen],
+            select_rewards_I=rewards_I,
             train_rewards_P=tuple(train),
             cost=cost,
         )
@@ -79,11 +72,11 @@ def drive(config, candidates, run, base_I, fail=lambda each: None):
         finished = {}
         for each in due:
             before = [r.arm for e, r in results.items() if e.slot == each.slot]
-            rate = learning_rate(config, of_layers[each.slot.layers], each, results)
+            rate = learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
             arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed)
             arm = max(before, key=lambda a: a.step, default=arm)
             assert arm.step == each.from_step < each.to_step <= config.total_steps
-            finished[each] = fail(each) or run(arm, each.to_step, racing.rival(each, answers))
+            finished[each] = fail(each) or run(arm, each.to_step)
         answers |= finished
     return due, batches, answers
 

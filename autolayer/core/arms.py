@@ -47,7 +47,7 @@ class RungResult:
     arm: Arm
     """The arm, advanced to the rung's step."""
     select_rewards_I: tuple[float, ...]
-    """Reward per `select` item after the rung's last step; of the first ones only, where the arm had lost by then."""
+    """Reward per `select` item after the rung's last step."""
     train_rewards_P: tuple[float, ...]
     """Mean reward of each training group of the rung, in order: on-policy evidence that comes for free."""
     cost: Cost = field(default_factory=Cost)

@@ -78,7 +78,6 @@ def _measured(row: records.RankingRow, predicted: Row, best_at: dict[int, float]
                 gain=rung.gain,
                 low=rung.low,
                 high=rung.high,
-                num_items=rung.num_items,
             )
             for rung in row.rungs
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
@@ -14,7 +13,6 @@ from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.run_context import RunContext
-from autolayer.search.looks import next_look
 from autolayer.search.records import Outcome, RaceConfig
 from autolayer.search.study import run_search
 from autolayer.training import checkpoints
@@ -61,9 +59,9 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
     done = 0.0
     with run.progress.stage("search", 1.0) as bar:
 
-        def run_rung(arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+        def run_rung(arm: Arm, to_step: int) -> RungResult:
             nonlocal done
-            result = _run_rung(run, arm, to_step, rival_I)
+            result = _run_rung(run, arm, to_step, num_items)
             done += result.cost.layer_tokens
             share = min(1.0, done / max(1.0, race.budget.layer_tokens))
             bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
@@ -73,7 +71,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
         deadline = run.started + search_seconds(config)
         outcome = run_search(race, candidates, base.rewards_I, run_rung, storage=storage, deadline=deadline)
         bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
-    return SearchStage(outcome=outcome, cost=outcome.spent + outcome.ahead + base.cost)
+    return SearchStage(outcome=outcome, cost=outcome.spent + base.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ def _base_score(run: RunContext, num_items: int) -> BaseScore:
         return BaseScore(rewards_I=tuple(found["base_select_rewards"]), cost=Cost(**found["cost"]))
 
 
-def _run_rung(run: RunContext, arm: Arm, to_step: int, rival_I: tuple[float, ...]) -> RungResult:
+def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungResult:
     """Trains an arm to a step and scores it; goes on from a checkpoint that a stopped process has left."""
     folder, bench = run.folder.path, run.bench
     found = checkpoints.latest(folder, arm)
@@ -107,8 +105,7 @@ def _run_rung(run: RunContext, arm: Arm, to_step: int, rival_I: tuple[float, ...
     for segment in advance(bench, trained, to_step):
         trained = segment.arm
     before = bench.spent
-    look = partial(next_look, rival_I=rival_I)
-    rewards_I = bench.evaluate("select", len(rival_I), seed=run.config.seed, arm=trained, look=look)
+    rewards_I = bench.evaluate("select", num_items, seed=run.config.seed, arm=trained)
     return RungResult(
         arm=trained,
         select_rewards_I=rewards_I,

@@ -31,7 +31,6 @@ class Rung:
     gain: float
     low: float
     high: float
-    num_items: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,17 +32,6 @@ class Requests:
     suites_I: tuple[str, ...]
     decoding: Decoding | None
 
-    def part(self, start: int, end: int) -> Requests:
-        """Those of the items from `start` up to `end`."""
-        first, after = sum(self.counts_I[:start]), sum(self.counts_I[:end])
-        return Requests(
-            rows=self.rows[first:after],
-            seeds=self.seeds[first:after],
-            counts_I=self.counts_I[start:end],
-            suites_I=self.suites_I[start:end],
-            decoding=self.decoding,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

@@ -176,40 +176,16 @@ class Workbench:
         self.charge(self.generation_cost(rollouts), time.perf_counter() - started)
         return rollouts
 
-    def evaluate(
-        self,
-        split: str,
-        num_items: int,
-        *,
-        seed: int,
-        arm: Arm | None = None,
-        look: Callable[[Sequence[float]], int] | None = None,
-    ) -> tuple[float, ...]:
-        """Reward per item of a split; base and arms get the same items and noise.
-
-        `look` is told the rewards so far and says up to which item to go on; what it does not ask for is not sampled.
-        """
-        asked = evaluation.requests(self.task, split, num_items, seed)
-        rewards_I: tuple[float, ...] = ()
-        with self._weights_of(arm):
-            while (end := look(rewards_I) if look else len(asked.counts_I)) > len(rewards_I):
-                rewards_I += self._examine(asked.part(len(rewards_I), end)).rewards_I
-        return rewards_I
+    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
+        """Returns the reward of each item of a split. The base and all arms get the same items and sampling noise."""
+        return self.examine(split, num_items, seed=seed, arm=arm).rewards_I
 
     def examine(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
-        """As `evaluate`, with how many completions were cut off or badly formed."""
-        with self._weights_of(arm):
-            return self._examine(evaluation.requests(self.task, split, num_items, seed))
-
-    def _weights_of(self, arm: Arm | None) -> AbstractContextManager[None]:
-        """An arm's weights inside; the base has its own."""
-        if arm is None or arm.checkpoint is None:
-            return contextlib.nullcontext()
-        return self.weights(arm.layers, self.arm_weights(arm))
-
-    def _examine(self, asked: evaluation.Requests) -> Evaluation:
-        """With the weights now in the model."""
-        with self.engine.decoding(asked.decoding):
+        """Evaluates as `evaluate` does, and reports how many completions were cut off or badly formed."""
+        asked = evaluation.requests(self.task, split, num_items, seed)
+        tensors = None if arm is None else self.arm_weights(arm)
+        held = contextlib.nullcontext() if arm is None or tensors is None else self.weights(arm.layers, tensors)
+        with held, self.engine.decoding(asked.decoding):
             rollouts = self.sample(asked.rows, asked.seeds)
         return evaluation.evaluation(self.task, asked, rollouts)
 

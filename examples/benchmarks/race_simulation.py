@@ -37,9 +37,9 @@ from rich.table import Table
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
+from autolayer.search.learning_rates import learning_rate
 from autolayer.search.plan import plan
 from autolayer.search.race import Race, race
-from autolayer.search.rates import learning_rate
 from autolayer.search.records import Candidate, Outcome, RaceConfig, Run
 
 NUM_SELECT, NUM_PROMPTS, GROUP_SIZE = 128, 16, 8
@@ -168,7 +168,7 @@ def simulate(running: Race, config: RaceConfig, candidates: list[Candidate], run
         while True:
             finished = {}
             for each in batch:
-                rate = learning_rate(config, of_layers[each.slot.layers], each, results)
+                rate = learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
                 arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed, step=each.from_step)
                 finished[each] = run(arm, each.from_step, each.to_step)
             results.update(finished)

@@ -4,7 +4,7 @@
 
 A race of 16 layers whose short runs take no computing but a time: half a second a step, as if each worker had a machine
 of its own. A batch of runs waits for all of the one before, so the floor is the sum over batches of the longest share
-that a worker has. Second seeds that idle workers run ahead can take it below that.
+that a worker has.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ CONFIG = RaceConfig(
 BASE_I = tuple(np.random.default_rng(0).normal(0.4, 0.3, 64))
 
 
-def run(arm: Arm, to_step: int, rival_I: tuple[float, ...] = (), seconds: float = SECONDS) -> RungResult:
-    """Whatever the rival has: no evaluation takes time here."""
+def run(arm: Arm, to_step: int, seconds: float = SECONDS) -> RungResult:
+    """Sleeps for as long as the steps take. An evaluation takes no time here."""
     steps = to_step - arm.step
     time.sleep(seconds * steps)
     assert arm.layers != "full"

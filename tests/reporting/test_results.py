@@ -29,16 +29,6 @@ def test_a_result_survives_json(result: PickResult) -> None:
     assert results.from_dict(json.loads(result.to_json())) == result
 
 
-def test_runs_of_an_older_version_do_not_say_on_how_many_items_they_are() -> None:
-    value = finished().to_dict()
-    for row in value["ranking"]:
-        for rung in row["rungs"]:
-            del rung["num_items"]
-    assert results.from_dict(value) == finished()
-    value["ranking"][0]["rungs"][0]["num_items"] = 0
-    assert results.problems(value) == ["/ranking/0/rungs/0/num_items: 0 is less than the minimum of 1"]
-
-
 def test_schema_is_a_valid_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(results.schema())
     assert results.schema()["properties"]["schema_version"]["const"] == results.RESULT_SCHEMA_VERSION
@@ -62,7 +52,7 @@ def test_records_and_schema_name_the_same_fields(record: type, path: tuple[str, 
     for step in ("properties", *path) if path else ():
         part = part[step]
     assert list(part["properties"]) == [field.name for field in dataclasses.fields(record)]
-    later = {"notes", "suites", "sets", "reward_metrics"} | ({"num_items"} if record is Rung else set())
+    later = {"notes", "suites", "sets", "reward_metrics"}
     assert set(part["required"]) >= set(part["properties"]) - later
     assert part["additionalProperties"] is False
 

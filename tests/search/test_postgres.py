@@ -92,9 +92,8 @@ def test_four_workers_of_whom_two_are_killed_find_what_one_finds(storage: str, t
     assert answers and set(answers.values()) == {1}, "a run was counted twice"
     at_work = {t.user_attrs["worker"]["pid"] for t in trials(storage) if "worker" in t.user_attrs}
     assert len(at_work) >= 2, "one worker did everything"
-    for stage in ("calibrate", "probe", "train"):
+    for stage in ("calibrate", "probe", "search", "train"):
         assert found["cost"][stage]["generated_tokens"] == expected["cost"][stage]["generated_tokens"]
-    assert found["cost"]["search"]["generated_tokens"] >= expected["cost"]["search"]["generated_tokens"]
 
 
 def test_a_storage_holds_one_race(storage: str, tmp_path: Path) -> None:

@@ -43,31 +43,6 @@ def test_a_race_can_be_taken_up_at_every_point():
     assert Racing(config, candidates, base_I).due(known) == outcome
 
 
-def test_what_idle_workers_run_ahead_is_what_the_race_asks_for_and_nothing_else_changes():
-    contribution_L = np.array([0.7, 0.72, 0.71, 0.7, 0.69, 0.7])
-    outcome, batches, answers, config, candidates, base_I = play(
-        contribution_L, np.full(6, 0.7), 600, regret=0.0, noise=0.5, sd=0.05
-    )
-    fresh = [run for batch in batches for run in batch if run.slot.seed == 1]
-    assert len(fresh) == 2
-    racing, known = Racing(config, candidates, base_I), {}
-    assert racing.due(known) == batches[0] and racing.ahead(known) == ()  # nobody leads yet
-    for batch in batches[: batches.index(tuple(fresh))]:
-        known |= {run: answers[run] for run in batch}
-        racing.due(known)
-    before_last = Racing(config, candidates, base_I)
-    early = {run: known[run] for batch in batches[: batches.index(tuple(fresh)) - 1] for run in batch}
-    before_last.due(early)
-    ahead = before_last.ahead(early)
-    assert {run.slot.seed for run in ahead} == {1} and {run.to_step for run in ahead} == {fresh[0].to_step}
-    stray = replace(fresh[0], to_step=7)  # nobody asked for it
-    full = {**answers, stray: answers[fresh[0]]}
-    assert Racing(config, candidates, base_I).due(full) == outcome
-    done = Racing(config, candidates, base_I)
-    done.due(full)
-    assert done.unasked(full) == [stray]
-
-
 @pytest.mark.parametrize("winner", [0, 5, 11])
 def test_finds_a_clear_winner_whatever_its_depth(winner):
     contribution_L = np.full(12, 0.3)
@@ -219,8 +194,8 @@ def test_scale_and_offset_of_rewards_do_not_matter():
     config, candidates = make_config(6, 100), make_candidates(np.full(6, 0.7))
     run, base_I = make_runner(contribution_L, config)
 
-    def other(arm, to_step, rival_I):
-        result = run(arm, to_step, tuple((r + 300) / 50 for r in rival_I))
+    def other(arm, to_step):
+        result = run(arm, to_step)
         scaled = tuple(50 * r - 300 for r in result.select_rewards_I)
         return replace(result, select_rewards_I=scaled, train_rewards_P=tuple(50 * r for r in result.train_rewards_P))
 
@@ -233,7 +208,7 @@ def test_scale_and_offset_of_rewards_do_not_matter():
 def test_equal_rewards_everywhere_are_no_evidence():
     config, candidates = make_config(6, 40), make_candidates(np.linspace(0.5, 0.9, 6))
 
-    def run(arm, to_step, rival_I):
+    def run(arm, to_step):
         return RungResult(
             arm=replace(arm, step=to_step), select_rewards_I=(1.0,) * 16, train_rewards_P=(1.0,) * 4, cost=Cost()
         )
