@@ -1,7 +1,7 @@
-"""Sets of layers that are trained together: the few that a race compares for `--top-k`.
+"""The sets of layers that a race compares for `--top-k`.
 
-Which layers are good together is not the sum of what each is good for: two neighbours may learn the same thing. So the
-sets differ in just that, and short runs decide.
+How good a set of layers is does not follow from how good each layer is: two neighbours may learn the same thing. The
+proposed sets differ in that respect, and short runs decide between them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from autolayer.search.records import Candidate
 
 
 def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> list[Candidate]:
-    """At most five sets of `size` layers, the best predictions together first.
+    """Proposes at most five sets of `size` layers.
 
     Args:
         singles: Candidates of one layer each.
-        size: Layers in a set; with no more candidates than that there is one set, of all.
+        size: Layers in a set. Where there are no more candidates than that, the only set has all of them.
         num_layers: Blocks of the model.
 
     Returns:
-        The best predictions; the same with the weakest replaced by the runner-up; the best that are no neighbours; the
-        best consecutive block; the block in the middle, the rule that needs no probes. Without repetitions.
+        Without repetitions: the layers of the best predictions; the same with the weakest replaced by the runner-up;
+        the best layers of which no two are neighbours; the best consecutive block; and the block in the middle, which
+        is the rule that needs no probes.
     """
     ranked = sorted(singles, key=lambda single: (-single.predicted, -single.layers[0]))
     by_depth = sorted(singles, key=lambda single: single.layers)
@@ -44,7 +45,7 @@ def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> 
 
 
 def _joined(singles: Sequence[Candidate]) -> Candidate:
-    """Of layers together the mean of what is predicted of each is predicted, and so no reason to take more."""
+    """Returns a candidate of several layers. It is predicted by their mean, so larger sets are not predicted as better."""
     return Candidate(
         layers=tuple(sorted(single.layers[0] for single in singles)),
         predicted=sum(single.predicted for single in singles) / len(singles),

@@ -1,4 +1,4 @@
-"""More than one layer: LoRA on chosen layers, all layers with a boost, sets that race."""
+"""More, or less, than one layer: LoRA adapters, all layers with a boost, sets of layers that race."""
 
 from __future__ import annotations
 

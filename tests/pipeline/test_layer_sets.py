@@ -1,4 +1,4 @@
-"""Which sets of layers race: by construction, against sets written down by hand."""
+"""The sets of layers that race, against sets written down by hand."""
 
 from __future__ import annotations
 

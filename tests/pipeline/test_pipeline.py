@@ -1,11 +1,9 @@
-"""The whole flow on the packaged model, made short: the same in and out, interrupted or not, and honest scores."""
+"""The whole flow on the packaged model, made short: its files, its scores, and how an interrupted run resumes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,58 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PickResult, Path]:
     return short_pick(out), out
 
 
-def test_workers_that_claim_a_folder_at_one_moment_all_get_it(tmp_path: Path) -> None:
-    for number in range(30):
-        folder, gate = tmp_path / str(number), threading.Barrier(6)
-
-        def claim(signature: str, folder: Path = folder, gate: threading.Barrier = gate) -> str:
-            gate.wait()
-            return RunFolder(folder).claim({"model": "m"}, signature)["signature"]
-
-        with ThreadPoolExecutor(6) as pool:
-            assert set(pool.map(claim, ["same"] * 6)) == {"same"}
-        assert [path.name for path in folder.iterdir()] == ["config.json"]
-    gate, outcomes = threading.Barrier(2), []
-
-    def rival(model: str) -> None:
-        gate.wait()
-        try:
-            outcomes.append(RunFolder(tmp_path / "contested").claim({"model": model}, model)["signature"])
-        except RunFolderError as error:
-            outcomes.append(str(error))
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(rival, ["one", "other"]))
-    (refusal,) = [text for text in outcomes if text not in ("one", "other")]
-    assert "belongs to another configuration" in refusal
-
-
-def test_putting_the_old_file_back_is_another_change(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    first, second = {"model": "m", "reward_hash": "1"}, {"model": "m", "reward_hash": "2"}
-    folder.claim(first, "first")
-    assert folder.claim(second, "second", accept_changes=True)["signature"] == "first"
-    assert folder.claim(second, "second")["changed"] == ["reward"]
-    with pytest.raises(RunFolderError, match="the reward file has changed"):
-        folder.claim(first, "first")
-
-
 def test_with_a_storage_a_run_that_hours_ended_is_over_and_goes_on(tmp_path: Path) -> None:
     options = {"storage": f"sqlite:///{tmp_path}/race.db", "steps": 16}
     ended = short_pick(tmp_path / "run", **options, hours=1e-6)
     assert ended.status == "incomplete" and any("--hours ended the training" in note for note in ended.notes)
     assert short_pick(tmp_path / "run", **options).status == "ok"
-
-
-def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.claim({"model": "m", "reward_hash": "1", "base_hash": "2"}, "first")
-    with pytest.raises(
-        RunFolderError, match="the reward file has changed since .* give a new --out .* or the old file back"
-    ):
-        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "2"}, "second")
-    with pytest.raises(RunFolderError, match="another configuration"):
-        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "4"}, "second")
 
 
 def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
@@ -135,7 +86,7 @@ def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: 
 def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Ctrl-C in the middle of the n-th training segment, then the same command again."""
+    """Interrupts the n-th piece of training by Ctrl-C, and runs the same command again."""
     original, count = Workbench.train, 0
 
     def interrupted(self, arm, to_step, *, prompts_per_step=None, on_step=None):
@@ -152,7 +103,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     monkeypatch.setattr(Workbench, "train", interrupted)
     try:
         short_pick(tmp_path / "b")
-        pytest.fail(f"this run has fewer than {calls} segments")
+        pytest.fail(f"this run has fewer than {calls} pieces of training")
     except KeyboardInterrupt:
         pass
     assert not (tmp_path / "b" / "result.json").exists()
@@ -160,9 +111,9 @@ def test_interrupted_and_resumed_is_the_same_run(
 
 
 @pytest.mark.slow
-def test_finding_costs_at_most_the_budget(tmp_path: Path):
-    for budget in (0.25, 0.5, 1.0):
-        result = short_pick(tmp_path / str(budget), budget=budget, until="search")
+def test_finding_costs_at_most_the_budget(run: tuple[PickResult, Path], tmp_path: Path):
+    small = short_pick(tmp_path / "b", budget=0.25, until="search")
+    for result, budget in ((run[0], 1.0), (small, 0.25)):
         assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= budget
 
 
@@ -219,7 +170,7 @@ def test_config_and_keywords_do_not_mix():
 
 
 def test_stages_are_resumed_from_files_alone(run: tuple[PickResult, Path], tmp_path: Path):
-    """Without result.json and the arms' last step, everything before is read, not run again."""
+    """Deletes the result and the trained layers: everything before is read, not run again."""
     shutil.copytree(run[1], tmp_path / "copy")
     for name in ("result.json", "layer.safetensors"):
         (tmp_path / "copy" / name).unlink()
@@ -233,7 +184,7 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path: Path):
 
 
 def own_data(folder: Path, rows: int, reward: str) -> dict:
-    """Arithmetic of one's own, with a reward of one's own."""
+    """Returns the options of a run on the user's own data and reward."""
     splits = ["train"] * (rows - 6) + ["probe", "select", "eval"] * 2
     problems = arith.problems("train", rows)
     lines = [json.dumps({**problem, "split": split}) for problem, split in zip(problems, splits, strict=True)]

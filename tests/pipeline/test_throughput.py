@@ -1,4 +1,4 @@
-"""How fast a model will run is told from a few blocks of its shape."""
+"""Throughput is measured on a few blocks of a model's shape."""
 
 from __future__ import annotations
 

@@ -1,0 +1,59 @@
+"""A run folder belongs to one configuration, whoever claims it and when."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from autolayer.core.errors import RunFolderError
+from autolayer.core.run_folder import RunFolder
+
+
+def test_workers_that_claim_a_folder_at_one_moment_all_get_it(tmp_path: Path) -> None:
+    for number in range(30):
+        folder, gate = tmp_path / str(number), threading.Barrier(6)
+
+        def claim(signature: str, folder: Path = folder, gate: threading.Barrier = gate) -> str:
+            gate.wait()
+            return RunFolder(folder).claim({"model": "m"}, signature)["signature"]
+
+        with ThreadPoolExecutor(6) as pool:
+            assert set(pool.map(claim, ["same"] * 6)) == {"same"}
+        assert [path.name for path in folder.iterdir()] == ["config.json"]
+    gate, outcomes = threading.Barrier(2), []
+
+    def rival(model: str) -> None:
+        gate.wait()
+        try:
+            outcomes.append(RunFolder(tmp_path / "contested").claim({"model": model}, model)["signature"])
+        except RunFolderError as error:
+            outcomes.append(str(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(rival, ["one", "other"]))
+    (refusal,) = [text for text in outcomes if text not in ("one", "other")]
+    assert "belongs to another configuration" in refusal
+
+
+def test_putting_the_old_file_back_is_another_change(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    first, second = {"model": "m", "reward_hash": "1"}, {"model": "m", "reward_hash": "2"}
+    folder.claim(first, "first")
+    assert folder.claim(second, "second", accept_changes=True)["signature"] == "first"
+    assert folder.claim(second, "second")["changed"] == ["reward"]
+    with pytest.raises(RunFolderError, match="the reward file has changed"):
+        folder.claim(first, "first")
+
+
+def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"model": "m", "reward_hash": "1", "base_hash": "2"}, "first")
+    with pytest.raises(
+        RunFolderError, match="the reward file has changed since .* give a new --out .* or the old file back"
+    ):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "2"}, "second")
+    with pytest.raises(RunFolderError, match="another configuration"):
+        folder.claim({"model": "m", "reward_hash": "3", "base_hash": "4"}, "second")
