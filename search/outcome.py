@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from autolayer.core.arms import Arm
+from autolayer.reporting.results import Rung
 from autolayer.search.evidence import paired_gain
 from autolayer.search.ledger import Ledger
 from autolayer.search.posterior import Posterior
-from autolayer.search.records import Outcome, RaceConfig, RankingRow, RungRow, Verdict, name_layers
+from autolayer.search.records import Outcome, RaceConfig, RacedCandidate, Verdict, name_layers
 
 Z95 = 1.9600
 """Normal quantile of a two-sided 95% interval."""
@@ -103,7 +104,7 @@ def _winner(ledger: Ledger, view: Posterior, index: int) -> Arm:
     return Arm(layers=candidate.layers, learning_rate=candidate.learning_rate, seed=ledger.config.seed)
 
 
-def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[float]) -> tuple[RankingRow, ...]:
+def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[float]) -> tuple[RacedCandidate, ...]:
     probability_C = view.probability_best_C
     rows = []
     for index, candidate in enumerate(view.candidates):
@@ -112,7 +113,7 @@ def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[fl
             if run.slot.layers == candidate.layers:
                 gain, error = paired_gain(result, base_select_rewards_I)
                 rungs.append(
-                    RungRow(
+                    Rung(
                         steps=run.to_step,
                         gain=gain,
                         low=gain - Z95 * error,
@@ -124,7 +125,7 @@ def _ranking(ledger: Ledger, view: Posterior, base_select_rewards_I: Sequence[fl
         arm = _winner(ledger, view, index)
         shown = next((r for r in rungs if (r.steps, r.learning_rate, r.seed) == _place(arm)), None)
         rows.append(
-            RankingRow(
+            RacedCandidate(
                 layers=candidate.layers,
                 predicted=candidate.predicted,
                 measured=shown.gain if shown else None,

@@ -10,6 +10,7 @@ from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.errors import AutolayerError, ConfigError
 from autolayer.core.layer_set import Layers
+from autolayer.reporting.results import Rung
 
 Verdict = Literal["clear", "tied", "budget_spent"]
 
@@ -101,21 +102,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungRow:
-    """One finished run, as the report shows it. Compare values of one step only."""
-
-    steps: int
-    gain: float
-    """Mean reward over the base model's, on the `select` items."""
-    low: float
-    """Lower end of the paired 95% interval of `gain`."""
-    high: float
-    learning_rate: float
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankingRow:
+class RacedCandidate:
     """One candidate: what was predicted, what was measured, and what follows from both."""
 
     layers: tuple[int, ...]
@@ -130,7 +117,8 @@ class RankingRow:
     probability_best: float
     failed: str | None
     """Why a run of these layers failed, if one did."""
-    rungs: tuple[RungRow, ...]
+    rungs: tuple[Rung, ...]
+    """Finished runs; a gain is the mean reward over the base model's on the `select` items, with a 95% interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +134,7 @@ class Outcome:
     """Contribution that choosing `best` is expected to lose against the truly best candidate."""
     winner: Arm
     """The arm of `best` with the best learning rate, as far as it was trained; at step 0 if it never was."""
-    ranking: tuple[RankingRow, ...]
+    ranking: tuple[RacedCandidate, ...]
     """Every candidate once, most probable first."""
     spent: Cost
 

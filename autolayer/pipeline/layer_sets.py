@@ -45,7 +45,7 @@ def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> 
 
 
 def _joined(singles: Sequence[Candidate]) -> Candidate:
-    """Returns a candidate of several layers. It is predicted by their mean, so larger sets are not predicted as better."""
+    """Returns a candidate of several layers, predicted by their mean, so that larger sets are not preferred."""
     return Candidate(
         layers=tuple(sorted(single.layers[0] for single in singles)),
         predicted=sum(single.predicted for single in singles) / len(singles),

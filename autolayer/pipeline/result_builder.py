@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from autolayer.core.budget import final_layers, full_run
@@ -137,11 +138,5 @@ def _training_fields(run: RunContext, training: TrainStage, interval: Interval, 
         "trained_score": trained.score,
         "suites": suite_scores(run.bench.task, base, trained),
         "reward_metrics": metrics,
-        "gain": Gain(
-            value=interval.value,
-            low=interval.low,
-            high=interval.high,
-            level=interval.level,
-            num_items=interval.num_items,
-        ),
+        "gain": Gain(**asdict(interval)),
     }

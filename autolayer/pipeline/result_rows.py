@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from autolayer.probes import PROBES
 from autolayer.probes.probe_report import ProbeReport
-from autolayer.reporting.results import Baseline, RankingRow, Rung, SetRow
+from autolayer.reporting.results import Baseline, RankingRow, SetRow
 from autolayer.search import records
 
 Row = TypeVar("Row", RankingRow, SetRow)
@@ -56,7 +56,7 @@ def best_gains(outcome: records.Outcome) -> dict[int, float]:
     return best
 
 
-def _measured(row: records.RankingRow, predicted: Row, best_at: dict[int, float]) -> Row:
+def _measured(row: records.RacedCandidate, predicted: Row, best_at: dict[int, float]) -> Row:
     """Adds what the race measured, relative to the best gain after equally many steps."""
     unit = best_at.get(row.measured_steps or 0, 0.0)
 
@@ -70,15 +70,5 @@ def _measured(row: records.RankingRow, predicted: Row, best_at: dict[int, float]
         measured_high=share(row.measured_high),
         measured_steps=row.measured_steps,
         probability_best=row.probability_best,
-        rungs=tuple(
-            Rung(
-                steps=rung.steps,
-                learning_rate=rung.learning_rate,
-                seed=rung.seed,
-                gain=rung.gain,
-                low=rung.low,
-                high=rung.high,
-            )
-            for rung in row.rungs
-        ),
+        rungs=row.rungs,
     )

@@ -89,7 +89,7 @@ def cost_line(result: PickResult) -> str | None:
     """Returns what finding the layer cost, as a share of one full training run, or None if nothing was spent."""
     if not result.cost_share_of_full_run:
         return None
-    what = "Finding the layer" if found_by_search(result) else "Finding the learning rate"
+    what = "Finding the layer" if found_by_search(result) else "The stages before training"
     return f"{what} cost {result.cost_share_of_full_run:.0%} of one full training run."
 
 
