@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from autolayer.measurement.measure import measure
-    from autolayer.models.layers import train_only
     from autolayer.models.patch import LayerPatch, load_patch
+    from autolayer.models.train_only import train_only
     from autolayer.pipeline.pick import pick, train_layer
     from autolayer.reporting.contribution import Contribution
     from autolayer.reporting.results import PickResult
@@ -45,7 +45,7 @@ _HOMES = {
     "measure": "autolayer.measurement.measure",
     "pick": "autolayer.pipeline.pick",
     "train_layer": "autolayer.pipeline.pick",
-    "train_only": "autolayer.models.layers",
+    "train_only": "autolayer.models.train_only",
     "Config": "autolayer.core.config",
     "Contribution": "autolayer.reporting.contribution",
     "LayerPatch": "autolayer.models.patch",

@@ -6,7 +6,7 @@ import torch
 
 from autolayer.core.budget import LINE_SIZES
 from autolayer.distributed.fsdp import whole
-from autolayer.models.layers import fp32_layers
+from autolayer.models.fp32 import fp32_layers
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.shared_batch import Fold

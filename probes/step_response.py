@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from autolayer.core.budget import RESPONSE_GROUP
 from autolayer.distributed.fsdp import whole
-from autolayer.models.layers import fp32_layers
+from autolayer.models.fp32 import fp32_layers
 from autolayer.probes.policy_distance import TARGET_DISTANCE, find_distance_steps
 from autolayer.probes.shared_batch import Fold, make_fold
 from autolayer.training.logprobs import ScoreBatch, scoring

@@ -1,7 +1,7 @@
-"""One block in true float32 inside a model of another dtype.
+"""Running single blocks in true float32 inside a model of another dtype.
 
-A wrapped forward, not a pair of hooks: autocast must be off in between even if the block raises, and other people's
-hooks on the block go on seeing the model's own dtype.
+The forward of a block is wrapped, because a pair of hooks could not switch autocast off if the block raises, and so
+that other hooks on the block still see the model's own dtype.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from autolayer.core.layer_set import Layers
+from autolayer.models.layers import find_layers
+
 
 @contextmanager
 def fp32_block(block: nn.Module, *, keep: bool = False) -> Iterator[None]:
-    """Runs one block in float32; nothing happens to a block that is float32 already.
+    """Runs one block in float32; does nothing to a block that is float32 already.
 
     Args:
-        block: Its floating inputs, keyword arguments included, are cast up; its outputs are cast back.
-        keep: Round the weights back into the original tensors on leaving, instead of dropping their changes.
+        block: The block. Its floating-point inputs, keyword arguments included, are cast up, its outputs back.
+        keep: Round changed weights back into the original tensors on leaving, instead of dropping the changes.
     """
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
     narrow = [t for t in tensors if t.dtype != torch.float32]
@@ -36,8 +39,28 @@ def fp32_block(block: nn.Module, *, keep: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fp32_layers(model: nn.Module, layers: Layers, *, keep: bool = False) -> Iterator[None]:
+    """Runs some blocks in float32, without autocast, while the rest of the model keeps its dtype.
+
+    The weights become float32 copies that may be changed freely. On leaving, the original tensors are restored
+    bit-identical, so changes are lost unless `keep`. Gradients computed inside are float32 and are dropped on
+    leaving. Does nothing to blocks that are float32 already, where changes always stay.
+
+    Args:
+        model: A transformers decoder.
+        layers: Non-negative indices, or "full" for every block.
+        keep: Round changed weights back into the original tensors on leaving.
+    """
+    blocks = find_layers(model)
+    with ExitStack() as undo:
+        for index in range(len(blocks)) if layers == "full" else layers:
+            undo.enter_context(fp32_block(blocks[index], keep=keep))
+        yield
+
+
 def restore_forward(module: nn.Module, forward: Any) -> None:
-    """Puts back what `module.__dict__.get("forward")` was: an override of the instance, or None for the class's own."""
+    """Restores `module.__dict__.get("forward")`: an override on the instance, or None for the forward of the class."""
     if forward is not None:
         module.forward = forward
     else:
@@ -56,7 +79,7 @@ def _in_float32(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[...
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Casts the floating tensors in nested tuples, lists and dicts; other objects (caches) pass untouched."""
+    """Casts floating-point tensors in nested tuples, lists and dicts; other objects (caches) pass untouched."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if type(value) in (tuple, list):

@@ -15,7 +15,7 @@ from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
 from autolayer.distributed.fsdp import is_sharded, led
-from autolayer.models.layers import Trainable, train_only
+from autolayer.models.train_only import Trainable, train_only
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import Row
 from autolayer.training import checkpoints

@@ -30,7 +30,8 @@ from autolayer.core.budget import (
 from autolayer.core.config import Config, ProbeConfig, SearchConfig
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
-from autolayer.models.layers import find_layers, head_ratio, train_only
+from autolayer.models.layers import find_layers, head_ratio
+from autolayer.models.train_only import train_only
 from autolayer.probes.run_probes import run_probes
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 

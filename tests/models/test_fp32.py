@@ -9,7 +9,9 @@ import torch
 from layer_helpers import IDS, bits, changed, loss_of, state, steps
 from tiny_models import ARCHITECTURES, build_model
 
-from autolayer.models.layers import find_layers, fp32_layers, layer_parameters, train_only
+from autolayer.models.fp32 import fp32_layers
+from autolayer.models.layers import find_layers, layer_parameters
+from autolayer.models.train_only import train_only
 
 
 def widened(value: Any) -> Any:

@@ -12,7 +12,8 @@ from tiny_models import ARCHITECTURES, build_model
 
 from autolayer.core.errors import LayerError
 from autolayer.models.freeze_check import checksum
-from autolayer.models.layers import layer_parameters, train_only
+from autolayer.models.layers import layer_parameters
+from autolayer.models.train_only import train_only
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float64])

@@ -18,8 +18,9 @@ from autolayer.core.arms import Arm
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.models import lora
-from autolayer.models.layers import layer_parameters, linear_module_names, train_only
+from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import load_model
+from autolayer.models.train_only import train_only
 from autolayer.training.optimizer import MasterAdamW
 
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 64,

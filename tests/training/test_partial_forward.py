@@ -15,7 +15,8 @@ from workbench_helpers import PLAN, Untouched, make_bench, make_context, make_ta
 
 from autolayer.core.budget import UnitCosts
 from autolayer.core.costs import Cost
-from autolayer.models.layers import find_layers, fp32_layers
+from autolayer.models.fp32 import fp32_layers
+from autolayer.models.layers import find_layers
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 from autolayer.training.partial_forward import Boundary, can_enter
 
