@@ -232,10 +232,9 @@ def merge(source: Path, model: str | None, out: Path) -> None:
     if not path.exists():
         raise ConfigError(f"{path} does not exist: give a run folder whose training has finished, or a patch file.")
     with only_stderr():
-        from autolayer.models import patch
+        from autolayer.models.merge import merge as merge_into_base
 
-        base = patch.read_adapter_info(path)["base"] if path.is_dir() else patch.load_patch(path).base
-        written = patch.merge(model or base, path, out)
+        written = merge_into_base(model, path, out)
     click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
 
 

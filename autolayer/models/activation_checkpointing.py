@@ -1,8 +1,8 @@
-"""Activation checkpointing that stops where the backward pass does.
+"""Activation checkpointing of the blocks that the backward pass reaches.
 
 transformers' own switch covers every block and makes the embeddings' output require gradients, so the backward pass
-walks down to them, whatever is trained. Here only the blocks from the lowest trained one up are recomputed (arXiv
-1604.06174, one block a segment): those below keep nothing anyway, since nothing in them needs a gradient.
+always runs down to them. Here only the blocks from the lowest trained one up are checkpointed (arXiv 1604.06174, one
+block per segment). The blocks below keep no activations in any case, since nothing in them needs a gradient.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from autolayer.models.layers import find_layers
 
 @contextmanager
 def checkpoint_activations(model: nn.Module, lowest: int) -> Iterator[None]:
-    """Inside, blocks from `lowest` up keep what enters them and are run again in the backward pass.
+    """Makes blocks keep only their inputs in the forward pass, and run again in the backward pass.
 
-    A pass without gradients, such as generation, is not touched. The caller runs without a key-value cache: a second
-    forward would add to it twice.
+    A pass without gradients, such as generation, is unaffected. Run without a key-value cache, because the second
+    forward pass would add to it again.
+
+    Args:
+        model: A transformers decoder.
+        lowest: The lowest block that is checkpointed; all blocks above it are too.
     """
     with ExitStack() as undo:
         for block in find_layers(model)[lowest:]:
             undo.callback(restore_forward, block, block.__dict__.get("forward"))
-            block.forward = _recomputed(block.forward)
+            block.forward = _checkpointed(block.forward)
         yield
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)

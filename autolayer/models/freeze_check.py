@@ -1,8 +1,7 @@
-"""Proof that a freeze held: checksums of the frozen weights, and a watch over gradients and optimizer steps.
+"""Checking that a freeze held, by checksums of the frozen weights and by hooks on gradients and optimizer steps.
 
-Knows tensors and optimizers, not layers; `layers.train_only` brings the two together. Optimizers that are no
-`torch.optim.Optimizer` (DeepSpeed) and trained parameters in shards are not followed: there only the check on leaving
-counts.
+Optimizers that are not a `torch.optim.Optimizer` (DeepSpeed) and sharded trained parameters are not observed; for them
+only the check on leaving counts.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from autolayer.core.errors import LayerError
 
 CHUNK = 1 << 20
-"""Words of 8 bytes hashed at once: the scratch space stays at a few times 8 MB."""
+"""Words of 8 bytes that are hashed at once, so that the scratch space stays at a few times 8 MB."""
 
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit multipliers (those of splitmix64), as signed integers."""
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """64 bits that depend on every bit of the tensor and on its place; a change of one element always shows.
+    """Returns a 64-bit checksum that depends on every bit of a tensor and its place; one changed element always shows.
 
     Args:
-        tensor: Any shape, dtype and device. The result does not depend on the device. Of one in shards, this
-            process's shard counts.
+        tensor: A tensor of any shape, dtype and device; the result does not depend on the device. For a sharded
+            tensor, the shard of this process is hashed.
     """
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     whole = raw.numel() // 8 * 8
     tail = int.from_bytes(bytes(raw[whole:].tolist()), "little")
     words = raw[:whole]
-    if words.storage_offset() % 8:  # `view` to a wider type wants an aligned start
+    if words.storage_offset() % 8:  # `view` to a wider type requires an aligned start
         words = words.clone()
     words = words.view(torch.int64)
     total = torch.zeros((), dtype=torch.int64, device=raw.device)
@@ -51,21 +50,20 @@ def checksum(tensor: torch.Tensor) -> int:
 
 
 class FreezeCheck:
-    """Follows the training of some parameters while it is entered, and raises when the freeze did not hold.
+    """Observes the training of some parameters while it is entered, and raises when the freeze did not hold.
 
-    An optimizer is taken for one of this model's if it holds any of its parameters, or, once a backward pass has
-    reached the trained ones, if everything it holds has the shape of a trained one (float32 master copies).
+    An optimizer counts as one of this model if it holds any of its parameters, or, once a backward pass has reached
+    the trained ones, if everything it holds has the shape of a trained one (float32 master copies).
+
+    Args:
+        model: The model that the parameters belong to; nested checks of one model pause each other.
+        trained: Trained parameters by layer; each of these layers must get a gradient.
+        frozen: Parameters that must not change, by name.
     """
 
     def __init__(
         self, model: nn.Module, trained: Mapping[int, Sequence[nn.Parameter]], frozen: Mapping[str, nn.Parameter]
     ) -> None:
-        """
-        Args:
-            model: Whose parameters these are; only tells nested watches of one model apart from others.
-            trained: Trained parameters by layer; each of these layers must get a gradient.
-            frozen: Parameters that must not change, by name.
-        """
         self.model = model
         self.trained = trained
         self.frozen = frozen
@@ -93,7 +91,7 @@ class FreezeCheck:
             for layer, parameters in self.trained.items():
                 self._handles[layer] = []
                 for parameter in parameters:
-                    # A tensor hook sees the gradient on its way in, whoever moves `.grad` away later.
+                    # A tensor hook sees the gradient when it arrives, even if `.grad` is moved away later.
                     handle = parameter.register_hook(lambda gradient, layer=layer: self._on_gradient(layer, gradient))
                     self._handles[layer].append(handle)
             self._step_handle = register_optimizer_step_post_hook(self._after_step)
@@ -107,19 +105,19 @@ class FreezeCheck:
             self._step_handle.remove()
         for layer in self.trained:
             self._stop_observing(layer)
-        watches = _ACTIVE[self.model]
-        watches.remove(self)
-        if watches:
-            watches[-1]._resume(self._layer_of)
+        active = _ACTIVE[self.model]
+        active.remove(self)
+        if active:
+            active[-1]._resume(self._layer_of)
 
-    def check(self, *, expect_gradient: bool = True) -> None:
-        """The verdict on leaving.
+    def verify(self, *, expect_gradient: bool = True) -> None:
+        """Checks on leaving that only the trained layers were trained, and all of them.
 
         Args:
-            expect_gradient: Whether steps without any gradient are an error.
+            expect_gradient: Raise if there were optimizer steps and no gradient at all.
 
         Raises:
-            LayerError: Frozen weights changed, a layer got no gradient, or no optimizer holds it.
+            LayerError: A frozen weight changed, a layer got no gradient, or no optimizer holds it.
         """
         self._check_frozen(leaving=True)
         if self._steps:
@@ -156,13 +154,13 @@ class FreezeCheck:
         self._has_master |= masters
         self._held |= trained
         self._steps[id(optimizer)] = self._steps.get(id(optimizer), 0) + 1
-        # Masters are copied into the model after their step, so what that did shows only at the next one.
+        # Master copies are written into the model after their step, so its effect shows only at the next one.
         due = not masters or self._steps[id(optimizer)] > 1
         if due and not self._checked and self._waiting != set(self.trained):
             self._checked = True
             self._check_gradients()
             self._check_frozen()
-        if self._steps[id(optimizer)] == 2:  # by now every optimizer of the loop has had its turn
+        if self._steps[id(optimizer)] == 2:  # by now every optimizer of the loop has made a step
             self._check_held()
 
     def _check_gradients(self) -> None:
@@ -185,7 +183,7 @@ class FreezeCheck:
         for name, p in self.frozen.items():
             dtype, _ = before = self._before[name]
             if p.dtype != dtype and not leaving and torch.equal(p.to(dtype).to(p.dtype), p):
-                p = p.to(dtype)  # only widened for a while: a router inside `fp32_layers`
+                p = p.to(dtype)  # temporarily widened, such as a router inside `fp32_layers`
             if (p.dtype, checksum(p)) != before:
                 changed.append(name)
         if changed:
@@ -196,13 +194,13 @@ class FreezeCheck:
             )
 
     def _resume(self, changed_ids: Mapping[int, int]) -> None:
-        """Takes over again from a nested watch, whose trained parameters were free to change."""
+        """Resumes after a nested check, whose trained parameters were allowed to change."""
         self.paused = False
         self._before |= {n: (p.dtype, checksum(p)) for n, p in self.frozen.items() if id(p) in changed_ids}
 
 
 _ACTIVE: WeakKeyDictionary[nn.Module, list[FreezeCheck]] = WeakKeyDictionary()
-"""The watches of each model, innermost last: only that one looks, the others are paused."""
+"""The active checks of each model, innermost last; all but the innermost are paused."""
 
 
 def _name(layers: Any) -> str:

@@ -1,13 +1,12 @@
-"""LoRA on chosen layers (arXiv 2106.09685, by PEFT): low-rank adapters in place of whole layers.
+"""LoRA on chosen layers (arXiv 2106.09685, through PEFT): low-rank adapters in place of whole layers.
 
-Once adapters are in a model, they are what is trained of a layer (`layers.layer_parameters`), so everything that
-trains, swaps or saves layers does the same with them. They start at zero: the model computes what it did before.
+Once a model has adapters, `layer_parameters` returns only them, so everything that trains, swaps or saves layers works
+on adapters alike. An adapter is zero at first: the model computes what it did before.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from autolayer.models.permissions import follow_umask
+from autolayer.core.errors import PatchError
+from autolayer.models.disk_space import follow_umask
 
 RANK, ALPHA = 16, 32
 ADAPTER_NAME = "default"
-"""PEFT's name of an adapter; every parameter's name has it in front of `.weight`."""
-ABOUT = "autolayer.json"
-"""Beside PEFT's own files: what the adapter belongs to."""
+"""PEFT's name of the adapter; the names of its parameters end in `.{ADAPTER_NAME}.weight`."""
+INFO_FILE = "autolayer.json"
+"""The file beside PEFT's own that records the base model and the training of an adapter."""
 
 
 def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
-    """Puts an adapter on each of these linear maps, in place.
+    """Adds an adapter to linear modules, in place.
 
     Args:
-        model: Its weights stay as they are; those under an adapter are renamed (`base_layer`).
+        model: The model. Its weights stay; those that get an adapter are renamed by PEFT (`base_layer`).
         names: Full names of `nn.Linear` modules.
-        seed: Of the adapters' first factor; the second is zero.
+        seed: Seed of each adapter's first factor (A); the second (B) is zero.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -42,21 +42,12 @@ def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> set[int]:
-    """Ids of the parameters of all adapters in a model; empty where there is none."""
-    if "peft" not in sys.modules:  # then nobody has put one in
-        return set()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    found = set()
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            for name in module.adapter_layer_names:
-                found |= {id(p) for p in getattr(module, name).parameters()}
-    return found
+    """Returns the ids of the parameters of all adapters in a model; an empty set without adapters."""
+    return {id(p) for module in _adapted_modules(model).values() for n, p in module.named_parameters() if "lora_" in n}
 
 
 def learning_rate_factor(model: nn.Module) -> float:
-    """How much larger an adapter's learning rate has to be for a first step as large as a whole layer's.
+    """Returns by how much an adapter's learning rate exceeds that of a whole layer for an equally large first step.
 
     Adam's first step moves every entry of B by the rate, so W by ALPHA / RANK * rate * (sum over the rank of +-A),
     whose root mean square is rate * ALPHA / RANK * sqrt(RANK) * rms(A). A whole layer's entries move by the rate
@@ -69,14 +60,14 @@ def learning_rate_factor(model: nn.Module) -> float:
 
 
 def merged_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[tuple[str, torch.Tensor]]:
-    """Weights under the names that they have in a checkpoint, adapters merged into what they adapt.
+    """Returns weights under their names in a checkpoint, with adapters merged into what they adapt.
 
     Args:
-        model: With or without adapters.
-        blocks: Only what is inside these; None for everything.
+        model: A model with or without adapters; it is not changed.
+        blocks: Return only the weights inside these modules; None for all weights.
     """
     wanted = None if blocks is None else {id(p) for block in blocks for p in block.parameters()}
-    adapters, adapted = adapter_parameters(model), _adapted(model)
+    adapters, adapted = adapter_parameters(model), _adapted_modules(model)
     found = []
     for name, parameter in model.named_parameters():
         if id(parameter) in adapters or (wanted is not None and id(parameter) not in wanted):
@@ -89,47 +80,54 @@ def merged_weights(model: nn.Module, blocks: Sequence[nn.Module] | None = None) 
     return found
 
 
-def _adapted(model: nn.Module) -> dict[str, Any]:
-    """Modules with an adapter, by full name."""
-    if "peft" not in sys.modules:
-        return {}
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+def _adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """Returns the modules with an adapter, by full name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, about: Mapping[str, Any]) -> None:
+def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: str, info: Mapping[str, Any]) -> None:
     """Writes a folder that PEFT and vLLM load as an adapter of the base model.
 
+    PEFT's own `save_pretrained` belongs to a `PeftModel` and writes every adapter in it. The model here is not wrapped
+    in one, and the adapters of only one arm are written.
+
     Args:
-        folder: Made if it is not there.
+        folder: The folder; it is made if it does not exist.
         tensors: Trained adapter parameters by their full name in the model.
-        base_path: What the base model is loaded from.
-        about: Goes into `ABOUT`; its `layers` are those with an adapter.
+        base_path: Where the base model is loaded from.
+        info: What `read_adapter_info` returns.
     """
     from peft import LoraConfig
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
     from safetensors.torch import save_file
 
-    # model.layers.3.self_attn.q_proj.lora_A.default.weight
-    paths = [name.partition(".lora_")[0].split(".") for name in tensors]
-    place = next(index for index, part in enumerate(paths[0]) if part.isdecimal())
     config = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
         lora_dropout=0.0,
-        target_modules=sorted({path[-1] for path in paths}),
-        layers_to_transform=sorted({int(path[place]) for path in paths}),
-        layers_pattern=paths[0][place - 1],
+        # The name of a parameter is model.layers.3.self_attn.q_proj.lora_A.default.weight.
+        target_modules=sorted({name.partition(".lora_")[0] for name in tensors}),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_path,
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    named = {
-        f"base_model.model.{name.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for name, t in tensors.items()
-    }
-    save_file(named, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    saved = {f"base_model.model.{n.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for n, t in tensors.items()}
+    save_file(saved, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     follow_umask(folder / SAFETENSORS_WEIGHTS_NAME)
-    (folder / ABOUT).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")
-    config.save_pretrained(str(folder))  # last: with it the folder is an adapter
+    (folder / INFO_FILE).write_text(json.dumps(dict(info), indent=1) + "\n", encoding="utf-8")
+    config.save_pretrained(str(folder))  # last, because PEFT takes a folder with this file for an adapter
+
+
+def read_adapter_info(folder: Path) -> dict[str, Any]:
+    """Returns the record of the base model and the training that `save_adapter` wrote.
+
+    Raises:
+        PatchError: The folder has no such file, or it cannot be read.
+    """
+    try:
+        return json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PatchError(
+            f"{folder} holds no adapter that autolayer has written ({error}): give the folder of a finished run."
+        ) from None

@@ -66,7 +66,9 @@ def train_only(model: nn.Module, layers: str | int | Sequence[int], *, quiet: bo
     ids = {id(p) for p in trained.values()}
     indices = range(len(blocks)) if chosen == "full" else chosen
     by_layer = {index: [p for p in blocks[index].parameters() if id(p) in ids] for index in indices}
-    result = Trainable(layers=chosen, trainable=count_parameters(trained.values()), total=count_parameters(model.parameters()))
+    result = Trainable(
+        layers=chosen, trainable=count_parameters(trained.values()), total=count_parameters(model.parameters())
+    )
     with ExitStack() as undo:
         undo.callback(_snapshot(model))
         for n, p in model.named_parameters():

@@ -19,9 +19,9 @@ from autolayer.core.progress import Progress
 from autolayer.core.run_folder import PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import Ranks, attempt, check_device, joined
+from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel, find_device, load_model, max_positions
-from autolayer.models.patch import check_disk_space
 from autolayer.models.quantization import quantize_frozen
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
 from autolayer.pipeline.engine_choice import check_context, engine_factory
@@ -68,9 +68,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         check_divisible(config, ranks.num)
         if config.storage is not None:
             check_storage(config.storage)
-        check_disk_space(
-            folder / PATCH, layer_parameters(loaded.model, "full" if config.boost else candidates).values()
-        )
+        trained = layer_parameters(loaded.model, "full" if config.boost else candidates)
+        check_disk_space(folder / PATCH, num_bytes(trained.values()))
         if config.history is not None:
             known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)

@@ -303,15 +303,13 @@ def test_report_explains_runs_without_result(call: Any, tmp_path: Path) -> None:
     assert code == 2 and "is no result of autolayer" in err
 
 
-@pytest.mark.parametrize(("extra", "base"), [((), "the base"), (("--model", "other"), "other")])
-def test_merge_takes_the_base_from_the_patch(
+@pytest.mark.parametrize(("extra", "base"), [((), "None"), (("--model", "other"), "other")])
+def test_merge_hands_on_the_base_and_the_patch_of_a_run(
     call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, extra: tuple[str, ...], base: str
 ) -> None:
-    fake: Any = types.ModuleType("autolayer.models.patch")
-    fake.load_patch = lambda _: types.SimpleNamespace(base="the base")
+    fake: Any = types.ModuleType("autolayer.models.merge")
     fake.merge = lambda base_name, path, out: Path(f"{base_name}|{path}|{out}")
-    monkeypatch.setitem(sys.modules, "autolayer.models.patch", fake)
-    monkeypatch.setattr(importlib.import_module("autolayer.models"), "patch", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "autolayer.models.merge", fake)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PATCH).touch()
     for source in ("run", f"run/{PATCH}"):

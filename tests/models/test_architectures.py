@@ -17,7 +17,8 @@ from autolayer.core.arms import Arm
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import LoadedModel, load_model
-from autolayer.models.patch import LayerPatch, apply, load_patch, merge
+from autolayer.models.merge import merge
+from autolayer.models.patch import LayerPatch, apply, load_patch
 from autolayer.training.workbench import TrainSettings, Workbench
 
 LAYER, NUM_LAYERS, STEPS = 2, 4, 2

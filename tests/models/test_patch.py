@@ -17,7 +17,8 @@ from autolayer.core.errors import PatchError
 from autolayer.models import patch as patch_module
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import load_model, weight_hash
-from autolayer.models.patch import apply, from_model, load_patch, merge
+from autolayer.models.merge import merge
+from autolayer.models.patch import apply, from_model, load_patch
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -82,7 +82,7 @@ def test_a_trained_adapter_loads_with_peft_and_merges(tmp_path: Path) -> None:
         start = model(input_ids=IDS).logits
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
         loaded: Any = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
-        assert loaded.peft_config["default"].layers_to_transform == [2]
+        assert all(".layers.2." in name for name in loaded.peft_config["default"].target_modules)
         torch.testing.assert_close(loaded(input_ids=IDS).logits, wanted, rtol=0, atol=1e-6)
         merged = loaded.merge_and_unload()
         torch.testing.assert_close(merged(input_ids=IDS).logits, wanted, rtol=0, atol=1e-5)

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 import autolayer
 from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import RunFolder
-from autolayer.models import patch
 from autolayer.models.loading import load_model, model_path
+from autolayer.models.merge import merge
 from autolayer.reporting import results
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
@@ -121,7 +121,7 @@ def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
     run: tuple[PickResult, Path], tmp_path: Path
 ):
     result, out = run
-    merged = patch.merge("tiny", out / "layer.safetensors", tmp_path / "merged")
+    merged = merge(None, out / "layer.safetensors", tmp_path / "merged")
     assert AutoModelForCausalLM.from_pretrained(merged) is not None
     base_folder = Path(model_path("tiny"))
     with (

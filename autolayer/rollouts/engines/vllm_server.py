@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolayer.core.errors import ConfigError, EngineError
-from autolayer.models.permissions import follow_umask
+from autolayer.models.disk_space import follow_umask
 from autolayer.rollouts.engines.base import Completion
 from autolayer.rollouts.engines.vllm_client import ServerError, VLLMClient
 from autolayer.rollouts.engines.weight_sync import SyncedEngine
