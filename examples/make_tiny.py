@@ -50,24 +50,24 @@ Text = list[tuple[str, bool]]
 
 
 def arith_text(rng: random.Random) -> Text:
-    prompt, _, answer = arith.corpus(rng).partition("=")
+    prompt, _, answer = arith.arith_line(rng).partition("=")
     return [(f"{prompt}=", False), (answer, True)]
 
 
 def expr_text(rng: random.Random) -> Text:
-    prompt, _, answer = expr.corpus(rng).partition("=")
+    prompt, _, answer = expr.expr_line(rng).partition("=")
     return [(f"{prompt}=", False), (answer, True)]
 
 
 def house_text(rng: random.Random) -> Text:
     """As `autolayer.rollouts.multi_turn` shows an episode."""
-    turns = house_writers.corpus(rng)
+    turns = house_writers.house_episode(rng)
     return [part for read, action in turns for part in ((f"{read}{PROMPT}", False), (f"{action}\n", True))]
 
 
 def read_house_text(rng: random.Random) -> Text:
     """The same by careful writers, to be learned with what they read: what an action leads to."""
-    turns = house_writers.corpus(rng, 0.2)
+    turns = house_writers.house_episode(rng, 0.2)
     return [(part, True) for read, action in turns for part in (f"{read}{PROMPT}", f"{action}\n")]
 
 

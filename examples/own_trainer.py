@@ -30,8 +30,8 @@ def main() -> None:
         trainer = GRPOTrainer(
             model=loaded.model,
             processing_class=loaded.tokenizer,
-            reward_funcs=arith.reward,  # pyright: ignore[reportArgumentType]
-            train_dataset=Dataset.from_list(arith.problems("train", 2048)),
+            reward_funcs=arith.arith_reward,  # pyright: ignore[reportArgumentType]
+            train_dataset=Dataset.from_list(arith.arith_problems("train", 2048)),
             args=GRPOConfig(
                 output_dir=scratch,
                 learning_rate=1e-3,

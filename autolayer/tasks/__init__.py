@@ -1,6 +1,6 @@
-"""Tasks: which there are, and `load_task`, which makes one ready from the configuration.
+"""Lists the built-in tasks and loads the task of a configuration.
 
-Importing this loads neither torch nor datasets, so that a mistyped name is refused before anything heavy starts.
+Importing this loads neither torch nor datasets, so that a mistyped name is refused before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class BuiltIn(NamedTuple):
     description: str
     """One line for `autolayer tasks`."""
     load: Callable[..., Task]
-    """Called with `chat=`, whether the model has a chat template."""
+    """Function of `chat`, which says whether the model has a chat template."""
     runs_programs: bool = False
-    """Whether the reward runs what the model writes: `load` is then told `allow_unsandboxed=` as well."""
+    """Whether the reward runs what the model writes. `load` then takes `allow_unsandboxed` as well."""
 
 
 TASKS: dict[str, BuiltIn] = {
@@ -96,15 +96,15 @@ OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --rewa
 
 
 def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
-    """Refuses a task that cannot be loaded, as far as can be told without importing anything heavy.
+    """Refuses a task that cannot be loaded, as far as this is known without importing anything heavy.
 
     Args:
-        config: The configuration; `data` with a `reward` goes before `task`.
-        forms: For a packaged model, the form of each kind of task that it is large enough for:
+        config: The configuration. `data` with a `reward` takes precedence over `task`.
+        forms: For a packaged model, the variant of each kind of task that it is large enough for:
             `{"math": "math:arith"}`.
 
     Raises:
-        AutolayerError: An unknown name, a file that is not there, or a task too hard for a packaged model.
+        AutolayerError: The name is unknown, a file does not exist, or the task is too hard for a packaged model.
     """
     if config.data is not None and config.reward is not None:
         check_path(config.data)
@@ -112,8 +112,8 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
         return
     if config.data is not None and not Path(config.data).is_dir():
         raise ConfigError(
-            f"--data {config.data} without --reward is a folder with copies of the public data sets that --task reads, "
-            "and this is none: give such a folder (FOLDER/openai/gsm8k/...), or a .jsonl file and a --reward."
+            f"--data {config.data} is not a folder. Without --reward it must be a folder with copies of the public "
+            "data sets that --task reads: give one (FOLDER/openai/gsm8k/...), or a .jsonl file and a --reward."
         )
     if is_reference(config.task):
         parse_reference("--task", config.task)
@@ -148,7 +148,7 @@ def load_task(config: Config, *, chat: bool) -> Task:
             task = load_custom_task(config, chat=chat) if is_reference(config.task) else _built_in(config, chat)
         if config.data is not None and not read:
             raise ConfigError(
-                f"--task {config.task} reads no public data set, so --data {config.data} means nothing: leave it out."
+                f"--task {config.task} reads no public data set, so --data {config.data} has no effect: leave it out."
             )
     if config.reward is not None or is_reference(config.task):  # built-in tasks check theirs where they are read
         check_rows(task)
@@ -183,10 +183,10 @@ def load_task(config: Config, *, chat: bool) -> Task:
 
 
 def check_rows(task: Task) -> None:
-    """Asks a reward that can say so whether it can judge each row: now, not when training comes to it.
+    """Asks a reward with a `check_row` whether it can judge each row, before training reaches it.
 
     Raises:
-        DataError: It cannot; the message names the row.
+        DataError: It cannot judge a row. The message names it.
     """
     check = getattr(task.reward, "check_row", None)
     if check is None:

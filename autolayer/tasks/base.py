@@ -1,8 +1,8 @@
-"""What a task is: prompts in four disjoint splits, and a reward in TRL's signature.
+"""Defines `Task`: prompts in four disjoint splits, and a reward in TRL's signature.
 
-`train` feeds RL, `probe` the probes, `select` every decision of the search, `eval` is read once, for the base and the
-trained score. A split that leaked into another would make a number look better than it is, so it is checked here,
-for built-in tasks and for the user's own alike.
+`train` feeds RL, `probe` the probes, `select` every decision of the search. `eval` is read once, for the base and the
+trained score. A split that leaks into another makes a number look better than it is, so this is checked for built-in
+tasks and for the user's own alike.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "probe", "select", "eval")
 ADVISED_ROWS = 128
-"""Rows of a split below which its numbers are noise: the race compares arms on this many prompts."""
+"""Rows below which the numbers of a split are noise: the race compares arms on this many prompts."""
 
 Row = dict[str, Any]
-"""`prompt` (a text or a list of messages) and any further columns, which go to the reward."""
+"""A `prompt` (a text or a list of messages) and any further columns, which go to the reward."""
 
 TRL_NAMES = frozenset(
     ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -52,30 +52,30 @@ class Task:
 
     name: str
     splits: Mapping[str, Sequence[Row]]
-    """One sequence of rows for each of `SPLITS`. The order is kept: whoever needs fewer rows takes the first ones."""
+    """Rows of each of `SPLITS`, in an order that is kept: code that needs fewer rows takes the first ones."""
     reward: Callable[..., Any] | None = None
     """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion. None
-    where an environment gives the rewards."""
+    if an environment gives the rewards."""
     max_new_tokens: int
-    """Tokens of a completion; of each turn's action where there is an environment."""
+    """Maximum tokens of a completion, or of each action in an environment."""
     environment: MakeEnvironment | None = None
-    """Makes a new environment for every episode: the task then goes over several turns."""
+    """Makes a new environment for every episode of a task of several turns."""
     max_turns: int = 1
-    """Actions in an episode, at the most."""
+    """Maximum number of actions in an episode."""
     max_context: int | None = None
-    """Tokens of a whole episode at the most, prompt and observations included; None for all positions of the model."""
+    """Maximum tokens of a whole episode, prompt and observations included. None: all positions of the model."""
     is_well_formed: Callable[[str], bool] | None = None
-    """Whether a text looks like an answer, right or wrong: calibration tells 'badly formatted' from 'too hard'."""
+    """Tells whether a text looks like an answer, so that calibration can tell 'badly formatted' from 'too hard'."""
     stop: str | None = None
-    """Text that ends a completion: where a base model goes on by inventing the next question."""
+    """Text that ends a completion, where a base model would invent the next question."""
     num_eval: int | None = None
-    """Rows of `eval` that are read; None means all. Of several suites each gives its part, the first rows of it."""
+    """Rows of `eval` that are read; None means all. Each suite gives its proportional part, the first rows of it."""
     suites: Sequence[str] | None = None
     """The suite of each row of `eval`. The score is then the unweighted mean over suites of the mean over items."""
     samples: Mapping[str, int] = field(default_factory=dict)
-    """Completions for each item of a suite, 1 where nothing is said. An item's reward is their mean."""
+    """Completions for each item of a suite, 1 by default. An item's reward is their mean."""
     eval_decoding: Decoding | None = None
-    """How completions of `eval` are drawn; None: as in training."""
+    """Sampling parameters of `eval`. None: those of training."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class Task:
 
     @property
     def is_chat(self) -> bool:
-        """Whether the prompts are message lists, to which a chat template is applied."""
+        """True if the prompts are message lists, to which a chat template is applied."""
         return not isinstance(self.splits["train"][0]["prompt"], str)
 
     def score(
@@ -103,13 +103,13 @@ class Task:
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[..., None] | None = None,
     ) -> list[float]:
-        """Rewards of completions, called and checked as in training.
+        """Returns the rewards of completions, called and checked as in training.
 
         Args:
             rows: The row of each completion, so a row repeats for every completion of its group.
             texts: The completions.
-            completion_ids: Their tokens, for rewards that look at these.
-            log_metric: Called with a name and a number for whatever the reward has to say about the batch.
+            completion_ids: The tokens of each completion, for rewards that read them.
+            log_metric: Called with a name and a number for each metric that the reward logs.
 
         Raises:
             RewardError: The reward raised, or returned something other than one finite number per completion.
@@ -131,7 +131,7 @@ class Task:
 
 
 def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
-    """The split of a prompt, 70/10/10/10, for ever: it depends on nothing but the prompt.
+    """Returns the split of a prompt, 70/10/10/10, which depends on nothing but the prompt.
 
     So a file that grows never moves a prompt from `train` to `eval`.
     """
@@ -141,11 +141,11 @@ def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
 def split_rows(rows: Iterable[Row], *, by_row: bool = False) -> dict[str, list[Row]]:
     """Distributes rows by `split_of`, each split in the order of the hash.
 
-    A file is often sorted by source or difficulty, and whoever needs fewer rows takes the first ones.
+    A file is often sorted by source or difficulty, and code that needs fewer rows takes the first ones.
 
     Args:
         rows: Any number of rows.
-        by_row: Takes the whole row for the prompt, for environments: their prompt may be the same in every episode.
+        by_row: Hashes the whole row, for environments whose prompt is the same in every episode.
     """
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
 
@@ -158,7 +158,7 @@ def split_rows(rows: Iterable[Row], *, by_row: bool = False) -> dict[str, list[R
 
 
 def prompt_hash(prompt: Any) -> int:
-    """64 bits of the prompt (or of a whole row), the same on every machine and in every process.
+    """Returns a hash of 64 bits of a prompt or a row, the same on every machine and in every process.
 
     Raises:
         DataError: A row holds an object that JSON does not know.
@@ -177,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 def prompt_problem(prompt: Any) -> str | None:
-    """What is wrong with a prompt, or None."""
+    """Returns what is wrong with a prompt, or None."""
     if isinstance(prompt, str):
         return None if prompt.strip() else "its 'prompt' is empty"
     if not isinstance(prompt, list):
@@ -192,7 +192,7 @@ def prompt_problem(prompt: Any) -> str | None:
 
 
 def _check_splits(task: str, splits: Mapping[str, Sequence[Row]], *, by_row: bool) -> None:
-    """Refuses splits that cannot be used. With `by_row` a row is another episode although its prompt is the same."""
+    """Refuses splits that cannot be used. With `by_row`, rows with the same prompt are different episodes."""
     if not isinstance(splits, Mapping) or set(splits) != set(SPLITS):
         found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise DataError(f"task '{task}' needs the splits {', '.join(SPLITS)}; it has: {found or 'none'}.")

@@ -1,4 +1,4 @@
-"""The user's own Python: `--task FILE.py:NAME` and `--reward FILE.py:function`.
+"""Loads the user's own Python: `--task FILE.py:NAME` and `--reward FILE.py:function`.
 
 A file is imported under a name of its own, so that `rewards.py` cannot shadow, or be shadowed by, a module of the
 same name. Its folder goes to the end of `sys.path`, so that it can import what lies beside it.
@@ -26,7 +26,7 @@ from autolayer.tasks.rewards import show
 
 
 def is_reference(text: str) -> bool:
-    """Whether a `--task` means a file rather than a built-in name."""
+    """Returns True if a `--task` names a file rather than a built-in task."""
     return text.endswith(".py") or text.rpartition(":")[0].endswith(".py")
 
 
@@ -52,7 +52,7 @@ def parse_reference(option: str, text: str) -> tuple[Path, str]:
 
 
 def load_custom_task(config: Config, *, chat: bool) -> Task:
-    """The task of `--task FILE.py:NAME`.
+    """Loads the task of `--task FILE.py:NAME`.
 
     NAME is a `Task`, or a function or class that makes one. It may take `config` (the run's `Config`) and `chat`
     (whether the model has a chat template). Or it is a class that follows TRL's `environment_factory` and says in a
@@ -79,7 +79,7 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
 
 
 def load_reward(reference: str) -> Callable[..., Any]:
-    """The function of `--reward FILE.py:function`."""
+    """Loads the function of `--reward FILE.py:function`."""
     path, name = parse_reference("--reward", reference)
     function = _attribute("--reward", path, name)
     if inspect.isclass(function) or not callable(function):
@@ -95,7 +95,7 @@ def _make(factory: Callable[..., Any], reference: str, offered: dict[str, Any]) 
         parameters = []
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing := [p.name for p in required if p.name not in offered]:
-        raise DataError(f"--task {reference} asks for {', '.join(missing)}: it can have config and chat, or nothing.")
+        raise DataError(f"--task {reference} asks for {', '.join(missing)}: it can take config and chat, or nothing.")
     try:
         return factory(**{p.name: offered[p.name] for p in parameters if p.name in offered})
     except AutolayerError:
@@ -119,7 +119,7 @@ def _is_offered(value: Any, module: types.ModuleType) -> bool:
 
 
 def _import(option: str, path: Path) -> types.ModuleType:
-    """Imports a file once; a file that changed is another module."""
+    """Imports a file once. A file that changed becomes another module."""
     content = path.resolve().as_posix().encode() + b"\n" + path.read_bytes()
     module_name = f"autolayer_custom_{path.stem}_{hashlib.sha256(content).hexdigest()[:10]}"
     if module_name in sys.modules:
@@ -140,6 +140,6 @@ def _import(option: str, path: Path) -> types.ModuleType:
 
 
 def _line(error: BaseException) -> str:
-    """' (file:line)' where the innermost frame stands; nothing for a syntax error, which names its own line."""
+    """Returns ' (file:line)' of the innermost frame, or '' for a syntax error, which names its own line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     return "" if isinstance(error, SyntaxError) or not frames else f" ({frames[-1].filename}:{frames[-1].lineno})"

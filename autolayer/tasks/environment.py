@@ -1,7 +1,7 @@
-"""What an environment is: several turns of an observation and an action each, and a reward for every action.
+"""Defines `Environment`, an episode of several turns, and functions that call one and check what it returns.
 
-An environment is made new for every episode and knows nothing of tokens. The episode's first observation follows the
-row's prompt; every action is what the model then writes, and its observation what the model reads next.
+An environment is made new for every episode and knows nothing of tokens. The first observation follows the row's
+prompt. Every action is what the model writes next, and the observation that answers it is what the model reads next.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from autolayer.tasks.time_limit import within
 
 
 class Step(NamedTuple):
-    """What an action led to."""
+    """The result of an action."""
 
     observation: str
-    """What the model reads next; nothing is shown once the episode is done."""
+    """What the model reads next. It is not shown once the episode is done."""
     reward: float
-    """For this action alone. An episode's return is the sum over its actions."""
+    """Reward of this action alone. An episode's return is the sum over its actions."""
     done: bool
 
 
 class Environment(Protocol):
     """One episode.
 
-    All methods are called from one thread, which is not the main one. Five more attributes are read, where there are:
-        state: A text that names the state the next action is taken in, where the observation does not: GiGPO compares
-            actions taken in equal states (arXiv 2505.10978).
-        finish: A method without arguments that returns what is due when the turns or the context are used up, so that
-            no step could be the last; it adds to the last action's reward.
-        role: Of the messages that observations become for a chat model: "user" without it, "tool" for results of tools.
+    All methods are called from one thread, which is not the main one. Five optional attributes are read:
+        state: A text that names the state in which the next action is taken, if the observation does not. GiGPO
+            compares actions taken in equal states (arXiv 2505.10978).
+        finish: A method without arguments that returns a last reward when the turns or the context are used up. It is
+            added to the last action's reward.
+        role: Role of the messages that hold observations for a chat model: "user" by default, "tool" for results of
+            tools.
         tools: JSON schemas that the chat template lists.
-        close: A method without arguments, called when the episode is over, whatever happened.
+        close: A method without arguments, called when the episode is over, in every case.
     """
 
     def reset(self, row: Mapping[str, Any]) -> str:
@@ -42,22 +43,24 @@ class Environment(Protocol):
         ...
 
     def step(self, action: str) -> Step:
-        """Takes one action, the model's own words without surrounding blanks. An action that makes no sense is no
-        error: the observation says so."""
+        """Takes one action: the model's own words without surrounding blanks.
+
+        An action that makes no sense is not an error. The observation says so.
+        """
         ...
 
 
 MakeEnvironment = Callable[[], Environment]
 
 LIMIT = 300.0
-"""Seconds that an environment may take to begin, for a step and to finish: a large game loads for a while."""
+"""Seconds that an environment may take to begin, for a step and to finish. A large game takes a while to load."""
 
 
 def make(make_environment: MakeEnvironment) -> Environment:
-    """A new environment.
+    """Makes a new environment.
 
     Raises:
-        EpisodeError: It cannot be made, or is none.
+        EpisodeError: It cannot be made, or lacks a method.
     """
     try:
         environment = within(LIMIT, make_environment)
@@ -93,10 +96,10 @@ def begin(environment: Environment, row: Mapping[str, Any]) -> str:
 
 
 def act(environment: Environment, action: str) -> Step:
-    """One step, checked: a failure must never become a reward.
+    """Takes one step and checks it, so that a failure never becomes a reward.
 
     Raises:
-        EpisodeError: The environment raised, or returned something that is no step.
+        EpisodeError: The environment raised, or returned something that is not a step.
     """
     try:
         found = within(LIMIT, lambda: environment.step(action))
@@ -111,7 +114,7 @@ def act(environment: Environment, action: str) -> Step:
 
 
 def finish(environment: Environment) -> float:
-    """What an episode earns that ended at its turn limit, or with its context full.
+    """Returns the last reward of an episode that ended at its turn limit or with its context full.
 
     Raises:
         EpisodeError: `finish` raised or returned no finite number.
@@ -129,7 +132,7 @@ def finish(environment: Environment) -> float:
 
 
 def end(environment: Environment) -> None:
-    """Lets go of what an environment holds: processes, files, a game engine.
+    """Closes an environment, which may hold processes, files or a game engine.
 
     Raises:
         EpisodeError: `close` raised.
@@ -146,7 +149,7 @@ def end(environment: Environment) -> None:
 
 
 def state_of(environment: Environment, observation: str) -> str:
-    """The name of the state that the next action is taken in."""
+    """Returns the name of the state in which the next action is taken."""
     state = getattr(environment, "state", None)
     return state if isinstance(state, str) else observation
 

@@ -1,7 +1,7 @@
-"""Public data sets of the Hugging Face Hub, read through `datasets` or from a local copy, and checked.
+"""Reads and checks public data sets of the Hugging Face Hub, through `datasets` or from a local copy.
 
-There is no stand-in for a data set that cannot be read: a score on something else under its name would be taken for
-one on it. Left out on purpose: streaming, since splits are cut by hash and need every row.
+A data set that cannot be read is never replaced by another one, whose score would be taken for a score on it. Left out
+on purpose: streaming, since splits are cut by hash and need every row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _read: ContextVar[list[str] | None] = ContextVar("read", default=None)
 
 @contextmanager
 def local_copies(folder: str | None) -> Iterator[list[str]]:
-    """Inside, `read_hub` reads every data set from FOLDER/OWNER/NAME and nowhere else; None changes nothing.
+    """Makes `read_hub` read every data set from FOLDER/OWNER/NAME and nowhere else. None changes nothing.
 
     Yields:
         The names of the data sets read so far.
@@ -38,11 +38,11 @@ def local_copies(folder: str | None) -> Iterator[list[str]]:
 def read_hub(
     repository: str, configuration: str | None, splits: Mapping[str, set[str]]
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """The public splits of a data set of the Hub, as `datasets.Dataset`s.
+    """Returns public splits of a data set of the Hub, as `datasets.Dataset`s.
 
     Args:
-        repository: Its name, such as `openai/gsm8k`.
-        configuration: Its configuration, or None for the only one.
+        repository: Name of the data set, such as `openai/gsm8k`.
+        configuration: Name of its configuration, or None for the only one.
         splits: The splits that are needed, each with the columns that it must have.
 
     Raises:
@@ -59,7 +59,7 @@ def read_hub(
             found = ", ".join(f"'{name}' ({', '.join(part.column_names)})" for name, part in public.items())
             raise DataError(
                 f"{repository} as found here has no '{split}' split with the columns {_listed(columns)}; it has: "
-                f"{found}. Something else lies there under that name: remove it from {where} and load it again. If the "
+                f"{found}. This is another data set under that name: remove it from {where} and load it again. If the "
                 f"public set itself has changed, give an older copy: `{_download(repository)} --revision COMMIT "
                 f"--local-dir FOLDER/{repository}`, then --data FOLDER."
             )
@@ -97,7 +97,7 @@ def _from_copy(copies: Path, repository: str, configuration: str | None) -> Any:
 
 
 def _read_folder(folder: Path, repository: str, configuration: str | None) -> Any:
-    """A copy of the repository: configurations as its README names them, or else as folders of files by split."""
+    """Reads a copy of the repository: configurations as its README names them, else folders of files by split."""
     import datasets
 
     try:

@@ -1,8 +1,7 @@
-"""`--data FILE.jsonl`: the user's own prompts without any code.
+"""Reads `--data FILE.jsonl`, the user's own prompts.
 
-One JSON object a line: `prompt` (a text or a list of messages), any other columns for the reward, and optionally
-`split`. Only JSON lines on purpose: a second format is one more set of rules about types and missing values, and
-every tool can write this one.
+Each line is a JSON object with a `prompt` (a text or a list of messages), any other columns for the reward, and
+optionally a `split`. Left out on purpose: other formats, each with its own rules about types and missing values.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MAX_SHOWN = 5  # broken lines named in one message
 
 
 def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
-    """The task of `--data` and `--reward`.
+    """Loads the task of `--data` and `--reward`.
 
     Raises:
         DataError: The file cannot be used; the message names the lines.
@@ -38,7 +37,7 @@ def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
 
 
 def check_path(path: str) -> None:
-    """Refuses a file that is not there or not JSON lines; reads nothing."""
+    """Refuses a file that does not exist or is not JSON lines. Reads nothing."""
     file = Path(path)
     if file.is_dir():
         raise DataError(f"--data {path} is a folder, and a --reward goes with a .jsonl file: give the file.")
@@ -52,7 +51,7 @@ def check_path(path: str) -> None:
 
 
 def read_rows(path: str) -> list[Row]:
-    """Every row of the file with the same columns in each: a column that a row lacks is None there."""
+    """Returns every row of the file, all with the same columns. A column that a row lacks is None there."""
     check_path(path)
     rows, problems = [], []
     for number, line in _lines(path):
@@ -83,7 +82,7 @@ def read_rows(path: str) -> list[Row]:
 
 
 def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank."""
+    """Yields the number and text of every line that is not blank."""
     for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -96,7 +95,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _row(line: str) -> Row:
-    """One line as a row; a ValueError says what is wrong with it."""
+    """Returns one line as a row, or raises a ValueError that says what is wrong with it."""
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -117,7 +116,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _split(path: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """By the `split` column, which the reward does not see, or by hash. Ordered by hash in both cases."""
+    """Splits by the `split` column, which the reward does not see, or by hash, and orders by hash in both cases."""
     if "split" not in rows[0]:
         return split_rows(rows)
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}

@@ -1,4 +1,4 @@
-"""Python that a model writes, read without running it. Standard library only."""
+"""Parses Python that a model wrote, without running it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import warnings
 from typing import Literal
 
 
-def parse(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST | None:
-    """Its syntax tree, or None for what is no Python. Says nothing: `1if x` is worth a warning to its writer only."""
+def parse_python(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST | None:
+    """Returns the syntax tree, or None if it is not Python. Warnings such as the one for `1if x` are ignored."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return ast.parse(text, mode=mode)

@@ -1,8 +1,8 @@
-"""`reasoning-gym:NAME`: any of the data sets that reasoning-gym generates (Stojanovski et al. 2025), offline.
+"""Loads `reasoning-gym:NAME`: any of the data sets that reasoning-gym generates (Stojanovski et al. 2025), offline.
 
 The questions are those of one fixed seed, each once, cut into the four splits. The reward is the data set's own
-`score_answer`, between 0 and 1, on what stands in <answer></answer>. It runs in processes that can be killed, without
-`eval` (math/disarm.py): some of these functions would run what a model makes up. Left out on purpose: the curricula,
+`score_answer`, between 0 and 1, on the content of <answer></answer>. It runs in processes that can be killed, without
+`eval` (math/disarm.py): some of these functions would run what a model writes. Left out on purpose: the curricula,
 whose difficulty would change under a comparison, and `codeio`, which runs programs out of a data file.
 """
 
@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 PREFIX = "reasoning-gym:"
 PACKAGE = '"autolayer[reasoning-gym]"'
 SHARES = {"train": 8, "probe": 1, "select": 1, "eval": 2}
-"""Twelfths of the questions."""
+"""Share of each split, in twelfths of the questions."""
 NUM_QUESTIONS, MIN_QUESTIONS = 3072, 768
-"""Different questions that are wanted, and that are needed: 64 for the smallest split."""
+"""Number of different questions to take, and the minimum: 64 for the smallest split."""
 SEED = 0
-"""Of the questions: a task is the same in every run."""
+"""Seed of the questions: a task is the same in every run."""
 MAX_NEW_TOKENS = 1024
 INSTRUCTION = (
     "Reason step by step, then give the final answer alone between <answer> and </answer>, in the form that the "
@@ -42,16 +42,16 @@ INSTRUCTION = (
 REFUSED = {"codeio": "making its questions runs programs out of a data file, unsandboxed"}
 MAX_KILLED = 0.05  # share of a batch
 
-unjudged: Counter[str] = Counter()
-"""Answers that `score_answer` failed on in this process, by reason: 'timeout', 'crash' or 'error'."""
+unscored: Counter[str] = Counter()
+"""Counts the answers on which `score_answer` failed in this process, by reason: 'timeout', 'crash' or 'error'."""
 
 
 def check_reasoning_gym(name: str) -> None:
-    """Refuses a NAME that reasoning-gym does not have. Imports reasoning-gym.
+    """Refuses a name that reasoning-gym does not have. Imports reasoning-gym.
 
     Raises:
         ConfigError: reasoning-gym is not installed, or the data set is not safe to make.
-        UnknownNameError: No data set of this name.
+        UnknownNameError: There is no data set of this name.
     """
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ConfigError(f"--task {PREFIX}{name} needs the package reasoning-gym: `pip install {PACKAGE}`.")
@@ -64,15 +64,15 @@ def check_reasoning_gym(name: str) -> None:
 
 
 def load_reasoning_gym(name: str, *, chat: bool) -> Task:
-    """A generated data set as a task.
+    """Loads a generated data set as a task.
 
     Args:
-        name: Its name in reasoning-gym, such as `chain_sum`.
-        chat: Message prompts, for a model with a chat template; else plain text that a base model can go on with.
+        name: Name of the data set in reasoning-gym, such as `chain_sum`.
+        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
 
     Raises:
-        AutolayerError: reasoning-gym or the data set is not there, cannot be made with its default settings, or has
-            too few different questions.
+        AutolayerError: reasoning-gym is not installed, or the data set does not exist, cannot be made with its default
+            settings, or has too few different questions.
     """
     check_reasoning_gym(name)
     entries = _entries(name)
@@ -96,7 +96,7 @@ def load_reasoning_gym(name: str, *, chat: bool) -> Task:
 
 
 def serve() -> None:
-    """What a worker does: scores an answer (JSON lines of `answer_pool`) for a pickled (name, entry)."""
+    """Runs in a worker of `answer_pool`: scores answers for a pickled (name, entry)."""
     import reasoning_gym
 
     disarm("reasoning_gym")
@@ -115,7 +115,7 @@ def serve() -> None:
 
 
 def _entries(name: str) -> list[dict[str, Any]]:
-    """The first different questions, up to `NUM_QUESTIONS` of them."""
+    """Returns the first different questions, up to `NUM_QUESTIONS` of them."""
     import reasoning_gym
 
     size = 2 * NUM_QUESTIONS  # some come twice
@@ -147,7 +147,7 @@ def _row(index: int, entry: dict[str, Any], chat: bool) -> Row:
 
 
 def _cut(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The splits, one after the other: the generator's order is random already."""
+    """Cuts the rows into splits, one after the other: the generator's order is random already."""
     unit, start = len(rows) // sum(SHARES.values()), 0
     splits = {}
     for split, share in SHARES.items():
@@ -157,19 +157,19 @@ def _cut(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _packed(name: str, entry: dict[str, Any]) -> str:
-    """What a worker needs to score an answer. Pickled: JSON would turn the tuples in an entry into lists."""
+    """Returns what a worker needs to score an answer. JSON would turn the tuples in an entry into lists."""
     return base64.b64encode(pickle.dumps((name, entry))).decode()
 
 
 def _answer(text: str) -> str | None:
-    """What the last complete <answer></answer> holds, as reasoning-gym reads it."""
+    """Returns the content of the last complete <answer></answer>, as reasoning-gym reads it."""
     from reasoning_gym.utils import extract_answer
 
     return extract_answer(text.partition(NEXT_QUESTION)[0])
 
 
 def _score(answers: Sequence[str | None], golds: Sequence[str], log_metric: Any) -> list[float]:
-    """Scores; 0.0 without an answer, and where scoring it failed, which is logged and counted.
+    """Returns scores: 0.0 without an answer, and if scoring failed, which is logged and counted.
 
     Raises:
         RewardError: Too many answers had to be killed.
@@ -179,7 +179,7 @@ def _score(answers: Sequence[str | None], golds: Sequence[str], log_metric: Any)
     said = dict(zip(asked, pool.compare(asked) if asked else [], strict=True))
     reasons = [said.get((answer or "", gold), "0.0") for answer, gold in zip(answers, golds, strict=True)]
     failed = [reason for reason in reasons if reason in answer_pool.FAILURES]
-    unjudged.update(failed)
+    unscored.update(failed)
     if failed:
         first = next(pair[0] for pair, reason in said.items() if reason in answer_pool.FAILURES)
         counts = ", ".join(f"{count} {reason}" for reason, count in Counter(failed).items())

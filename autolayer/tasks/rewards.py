@@ -1,7 +1,7 @@
-"""Calling a reward function the way TRL does, and refusing what is no reward.
+"""Calls a reward function the way TRL does, and refuses what is not a reward.
 
-A reward that fails must never become a number: a None or NaN that slips into a group shifts every advantage in it.
-Knows nothing of tasks, so that the user's own pipeline can use `call_reward` as well.
+A reward that fails must never become a number: a None or NaN in a group shifts every advantage in it. This module does
+not know tasks, so that the user's own pipeline can use `call_reward` as well.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PASSED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "l
 
 
 def as_completion(prompt: Any, text: str) -> Any:
-    """A completion in the form TRL gives it: a text for a text, one assistant message for messages."""
+    """Returns a completion in TRL's form: a text for a text prompt, one assistant message for messages."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def text_of(completion: Any) -> str:
-    """The text of a completion in either form, for rewards that work with both."""
+    """Returns the text of a completion in either form, for rewards that work with both."""
     return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
 
 
@@ -50,7 +50,7 @@ def call_reward(
     Coroutines are awaited, as TRL does.
 
     Raises:
-        RewardError: With the first offending sample and what to return instead.
+        RewardError: The function raised, or returned something else. The message shows the first such sample.
     """
     check_signature(function, columns)
     # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
@@ -124,13 +124,13 @@ def check_signature(function: Any, columns: Iterable[str]) -> None:
     ]
     if needed:
         raise RewardError(
-            f"reward function {describe(function)} asks for {', '.join(needed)}, which is not there by that name. "
-            f"It can have: {', '.join(passed)}; add the column to the data, or rename the parameter."
+            f"reward function {describe(function)} asks for {', '.join(needed)}, which the data do not have. "
+            f"It can take: {', '.join(passed)}; add the column to the data, or rename the parameter."
         )
 
 
 def describe(function: Callable[..., Any], error: BaseException | None = None) -> str:
-    """'name' (file:line): where the function stands or, with an error, the line of its file that raised."""
+    """Returns "'name' (file:line)": the line of the function or, with an error, the line of its file that raised."""
     while isinstance(function, functools.partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -144,7 +144,7 @@ def describe(function: Callable[..., Any], error: BaseException | None = None) -
 
 
 def show(value: Any, width: int = 120) -> str:
-    """A value in one short line."""
+    """Returns a value as one short line."""
     if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
         value = value[-1]["content"]
     text = repr(value).replace("\n", " ")
@@ -158,7 +158,7 @@ def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> s
 
 
 def as_number(value: Any) -> float | None:
-    """A finite float, or None for what is no reward."""
+    """Returns a finite float, or None if the value is not a reward."""
     if not isinstance(value, numbers.Real) and hasattr(value, "item"):
         try:
             value = value.item()  # scalars of numpy and torch
@@ -178,7 +178,7 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 
 def wait_for(awaitable: Awaitable[Any]) -> Any:
-    """The result of a coroutine, from code that is none and inside a running loop too."""
+    """Returns the result of a coroutine, also for synchronous code inside a running event loop."""
 
     async def wait() -> Any:
         return await awaitable
@@ -188,9 +188,9 @@ def wait_for(awaitable: Awaitable[Any]) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for the whole process, in a thread of its own.
+    """Returns the event loop of this process, which runs in a thread of its own.
 
-    A reward may keep a client that belongs to the loop it was made in, and a notebook already runs a loop of its own.
+    A reward may keep a client that belongs to the loop in which it was made, and a notebook already runs a loop.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="autolayer-rewards", daemon=True).start()

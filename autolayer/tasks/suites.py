@@ -1,4 +1,4 @@
-"""Evaluation of a task on several named sets (suites), and with a decoding of its own."""
+"""Defines the evaluation of a task on several named sets (suites), with sampling parameters of its own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from autolayer.core.errors import DataError
 
 MIN_ITEMS = 2
-"""Items of a suite: a spread needs two."""
+"""Smallest number of items of a suite: a spread needs two."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How completions are drawn: the `top_k` likeliest tokens, of these the fewest that hold `top_p` of what is left.
+    """Sampling parameters: top-k first, then top-p over the tokens that are left.
 
     Raises:
-        DataError: A value that nothing can be drawn with.
+        DataError: A value is out of range.
     """
 
     temperature: float
@@ -39,13 +39,13 @@ def check_suites(task: str, suites: Sequence[str] | None, samples: Mapping[str, 
     """Refuses suites that do not fit the `eval` split.
 
     Args:
-        task: Its name, for the message.
+        task: Name of the task, for the message.
         suites: The suite of each row, or None.
         samples: Completions for each item of a suite.
         num_rows: Rows of the split.
 
     Raises:
-        DataError: Not one suite for each row, a suite of one item, or samples that are no counts of known suites.
+        DataError: The number of suites is not that of the rows, a suite has one item, or `samples` names other suites.
     """
     counts = Counter(suites or ())
     if suites is not None and len(suites) != num_rows:

@@ -1,4 +1,4 @@
-"""Thoughts in a completion: what comes before `</think>` is not the answer."""
+"""Removes a model's thoughts, which end in `</think>`, from a completion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def after_thinking(text: str) -> str | None:
-    """What a text says once it has thought; None if it is still thinking at its end.
+    """Returns what a text says after its thoughts, or None if it is still thinking at its end.
 
     A completion whose prompt ends in `<think>` (DeepSeek-R1's templates) gets that word back before it is judged
     (`think_prefix` in rollouts/engines/base.py), so one without `</think>` is unfinished here too.

@@ -1,4 +1,4 @@
-"""Calls into a user's code that must come back: what hangs is given up, with an error instead of silence."""
+"""Calls a user's code with a time limit: a call that hangs becomes an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Caller:
-    """A thread that makes calls, one after the other: what belongs to a thread stays where it was made."""
+    """A thread that makes all calls, one after the other, for libraries whose objects belong to a thread."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue]] = queue.SimpleQueue()
@@ -30,11 +30,11 @@ _caller: _Caller | None = None
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns.
+    """Returns what a call returns.
 
     Raises:
-        TimeoutError: It is not back in time. It goes on in its thread, which ends with the process.
-        BaseException: What it raises.
+        TimeoutError: The call takes longer. It continues in its thread, which ends with the process.
+        BaseException: Whatever the call raises.
     """
     global _caller
     caller = _caller = _caller or _Caller()

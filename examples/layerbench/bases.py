@@ -142,7 +142,7 @@ def line(name: str, rng: random.Random) -> Line:
         return LANGUAGES[name].corpus(rng)
     if name in WORLDS:
         return corpus(WORLDS[name], rng)
-    before, _, answer = expr.corpus(rng).partition("=")
+    before, _, answer = expr.expr_line(rng).partition("=")
     return f"{before}=", answer
 
 

@@ -186,7 +186,7 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path: Path):
 def own_data(folder: Path, rows: int, reward: str) -> dict:
     """Returns the options of a run on the user's own data and reward."""
     splits = ["train"] * (rows - 6) + ["probe", "select", "eval"] * 2
-    problems = arith.problems("train", rows)
+    problems = arith.arith_problems("train", rows)
     lines = [json.dumps({**problem, "split": split}) for problem, split in zip(problems, splits, strict=True)]
     (folder / "data.jsonl").write_text("\n".join(lines))
     (folder / "reward.py").write_text(f"def score(completions, answer, **_):\n    return [{reward}]\n")

@@ -90,7 +90,7 @@ def stand_in(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
         monkeypatch.setattr(alfworld, "AlfredGame", Paying)
         return config
     if config.task == "code":
-        monkeypatch.setattr(code_task, "make_reward", lambda **_: mean_id)
+        monkeypatch.setattr(code_task, "make_code_reward", lambda **_: mean_id)
         write_code(folder)
     else:
         monkeypatch.setattr(public, "math_reward", mean_id)

@@ -253,10 +253,10 @@ from autolayer.tasks import Task
 from autolayer.tasks.math import arith
 from autolayer.tasks.suites import Decoding
 
-splits = {split: arith.problems(split, num) for split, num in
+splits = {split: arith.arith_problems(split, num) for split, num in
           {"train": 256, "probe": 64, "select": 64, "eval": 30}.items()}
 TASK = Task(
-    name="two", splits=splits, reward=arith.reward, max_new_tokens=8, is_well_formed=arith.is_well_formed,
+    name="two", splits=splits, reward=arith.arith_reward, max_new_tokens=8, is_well_formed=arith.is_two_digits,
     suites=["wide"] * 20 + ["deep"] * 10, samples={"deep": 4},
     eval_decoding=Decoding(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=12),
 )

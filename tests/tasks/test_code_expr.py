@@ -9,31 +9,32 @@ from typing import Any
 import pytest
 from code_helpers import load
 
+from autolayer.tasks.base import SPLITS
 from autolayer.tasks.code import expr
 
 
 def test_expr_problems_are_many_and_in_one_split_each() -> None:
-    prompts = {split: {row["prompt"] for row in expr.problems(split, 5000)} for split in expr.SPLITS}
+    prompts = {split: {row["prompt"] for row in expr.expr_problems(split, 5000)} for split in SPLITS}
     assert len(prompts["train"]) >= 2000 and min(map(len, prompts.values())) >= 256
     assert len(set().union(*prompts.values())) == sum(map(len, prompts.values()))
-    assert expr.problems("train", 10) == expr.problems("train", 100)[:10]
+    assert expr.expr_problems("train", 10) == expr.expr_problems("train", 100)[:10]
     with pytest.raises(ValueError, match="split is 'test'"):
-        expr.problems("test", 1)
+        expr.expr_problems("test", 1)
 
 
 def test_expr_lines_are_short_and_plain() -> None:
     rng = random.Random(0)
-    lines = [expr.corpus(rng) for _ in range(5000)]
-    lines += [row["prompt"] + row["answer"] for row in expr.problems("train", 3000)]
+    lines = [expr.expr_line(rng) for _ in range(5000)]
+    lines += [row["prompt"] + row["answer"] for row in expr.expr_problems("train", 3000)]
     allowed = set(string.ascii_letters + string.digits + string.punctuation + " ")
     assert max(map(len, lines)) <= 45 and set("".join(lines)) <= allowed
-    assert all(expr.is_well_formed(line.partition("=")[2]) for line in lines)
-    assert max(len(row["answer"]) for row in expr.problems("train", 3000)) <= 12
-    assert [expr.corpus(random.Random(3)) for _ in range(2)] == [expr.corpus(random.Random(3))] * 2
+    assert all(expr.is_short_expression(line.partition("=")[2]) for line in lines)
+    assert max(len(row["answer"]) for row in expr.expr_problems("train", 3000)) <= 12
+    assert [expr.expr_line(random.Random(3)) for _ in range(2)] == [expr.expr_line(random.Random(3))] * 2
 
 
 def test_expr_answers_have_the_wanted_outputs() -> None:
-    for row in expr.problems("eval", 400):
+    for row in expr.expr_problems("eval", 400):
         function = eval(f"lambda {row['names']}: {row['answer']}")
         assert [function(*pair) for pair in row["inputs"]] == row["outputs"], row
         assert all(0 not in pair for pair in row["inputs"])
@@ -47,7 +48,7 @@ def read_at_random(row: dict[str, Any], rng: random.Random) -> str:
 
 @pytest.mark.usefixtures("_sandbox")
 def test_expr_rewards_the_wanted_reading() -> None:
-    task, answers = load("code:expr"), [row["answer"] for row in expr.problems("train", 240)]
+    task, answers = load("code:expr"), [row["answer"] for row in expr.expr_problems("train", 240)]
     rows = task.splits["train"][:240]
     assert task.score(rows, answers) == [1.0] * len(rows), "the oracle"
     rng = random.Random(0)
@@ -67,7 +68,7 @@ def test_expr_rewards_the_wanted_reading() -> None:
     ],
 )  # fmt: skip
 def test_expr_rewards_values_alone(text: str, earned: float) -> None:
-    row = {**expr.problems("train", 1)[0]}
+    row = {**expr.expr_problems("train", 1)[0]}
     answer = row.pop("answer")
     task = load("code:expr")
     assert task.score([row], [text.replace("ANSWER", answer)]) == [earned]
@@ -88,12 +89,12 @@ def test_expr_rewards_values_alone(text: str, earned: float) -> None:
     ],
 )
 def test_expr_well_formed_is_an_expression(text: str, formed: bool) -> None:
-    assert expr.is_well_formed(text) == formed
+    assert expr.is_short_expression(text) == formed
 
 
 @pytest.mark.usefixtures("_sandbox")
 def test_a_chat_model_gets_expr_as_messages() -> None:
     task = load("code:expr", chat=True)
     assert task.is_chat and task.splits["train"][0]["prompt"][0]["content"].splitlines()[1].startswith("def f(")
-    answer = expr.problems("train", 1)[0]["answer"]
+    answer = expr.expr_problems("train", 1)[0]["answer"]
     assert task.score(task.splits["train"][:1], [answer]) == [1.0]

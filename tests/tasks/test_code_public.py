@@ -11,7 +11,7 @@ from dataset_rows import DEEPCODER_ROWS, HUMANEVAL_ROW, MBPP_ROWS
 
 from autolayer.core.errors import DataError
 from autolayer.tasks.code import public
-from autolayer.tasks.code.code_task import make_reward
+from autolayer.tasks.code.code_task import make_code_reward
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.code.public import deepcoder_question, humaneval_question, mbpp_question, usable
 
@@ -30,7 +30,7 @@ def test_deepcoder_in_every_dialect(kind: str) -> None:
     assert question.text.startswith("Square it.\n\n")
     ending = "" if "function" in kind else "\nprint(square(int(input())))"
     programs = [fenced(f"def square(n): {body}{ending}") for body in (RIGHT, "return n + 1")]
-    assert make_reward()([CHAT] * 2, programs, problem=[question.problem] * 2) == [1.0, 0.0]
+    assert make_code_reward()([CHAT] * 2, programs, problem=[question.problem] * 2) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_mbpp(configuration: str) -> None:
     question = mbpp_question(MBPP_ROWS[configuration])
     assert MBPP_ROWS[configuration]["test_list"][0] in question.text
     programs = [fenced(f"def square(n): {body}") for body in (RIGHT, WRONG)]
-    assert make_reward()([CHAT] * 2, programs, problem=[question.problem] * 2) == [1.0, 0.0]
+    assert make_code_reward()([CHAT] * 2, programs, problem=[question.problem] * 2) == [1.0, 0.0]
 
 
 @pytest.mark.usefixtures("_sandbox")
@@ -69,10 +69,10 @@ def test_humaneval_continues_its_header_and_keeps_its_helpers_for_itself() -> No
     question = humaneval_question(HUMANEVAL_ROW)
     bodies = ["    return n * n\n", "    return n\n", "    return 9\n\n\ndef helper(n):\n    return 9\n"]
     problems = [question.problem] * 3
-    assert make_reward()([question.prefix] * 3, bodies, problem=problems) == [1.0, 0.0, 0.0]
+    assert make_code_reward()([question.prefix] * 3, bodies, problem=problems) == [1.0, 0.0, 0.0]
     cheat = "def square(n): return 5\ndef helper(n): return 5\nabs = lambda x: 0"
     replies = [fenced("def square(n): return n * n"), fenced(cheat), fenced("def other(n): return n * n")]
-    assert make_reward()([CHAT] * 3, replies, problem=problems) == [1.0, 0.0, 0.0]
+    assert make_code_reward()([CHAT] * 3, replies, problem=problems) == [1.0, 0.0, 0.0]
 
 
 def test_unusable_rows_are_counted_and_too_many_are_refused(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import DataError, SandboxError
 from autolayer.tasks import TASKS, load_task
 from autolayer.tasks.code import code_task
-from autolayer.tasks.code.code_task import SMALL, make_reward, small_questions
+from autolayer.tasks.code.code_task import SMALL, make_code_reward, small_questions
 from autolayer.tasks.code.grade import same_text, same_value
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.code.programs import is_answer, program_of
@@ -85,7 +85,7 @@ STDIN = {"inputs": ["3\n", "-2\n"], "outputs": ["9\n", "4\n"]}
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("problem", [ASSERTS, CALLS, STDIN], ids=["asserts", "calls", "stdin"])
 def test_every_form_is_judged(problem: dict[str, Any], share: bool) -> None:
-    reward = make_reward(share=share)
+    reward = make_code_reward(share=share)
     ending = "\nprint(square(int(input())))" if problem is STDIN else ""
     completions = [fenced(f"def square(n): {body}{ending}") for body in (RIGHT, HALF, WRONG)] + ["no program"]
     completions = [[{"role": "assistant", "content": text}] for text in completions]
@@ -99,14 +99,16 @@ def test_every_form_is_judged(problem: dict[str, Any], share: bool) -> None:
 @pytest.mark.usefixtures("_sandbox")
 def test_a_method_of_solution_is_a_function_too() -> None:
     program = "class Solution:\n    def square(self, n: List[int]) -> Optional[int]:\n        return n * n"
-    assert make_reward()([CHAT], [fenced(program)], problem=[CALLS]) == [1.0]
+    assert make_code_reward()([CHAT], [fenced(program)], problem=[CALLS]) == [1.0]
 
 
 @pytest.mark.usefixtures("_sandbox")
 def test_a_tuple_stands_for_a_list_and_a_wrapped_output_for_its_value() -> None:
     problem = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1, 1]], [[2, 2]]], "wrapped": True}
-    assert make_reward()([CHAT], [fenced("f = lambda n: (n, n)")], problem=[problem]) == [1.0]
-    assert make_reward()([CHAT], [fenced("f = lambda n: (n, n)")], problem=[{**problem, "wrapped": False}]) == [0.0]
+    assert make_code_reward()([CHAT], [fenced("f = lambda n: (n, n)")], problem=[problem]) == [1.0]
+    assert make_code_reward()([CHAT], [fenced("f = lambda n: (n, n)")], problem=[{**problem, "wrapped": False}]) == [
+        0.0
+    ]
 
 
 @pytest.mark.usefixtures("_sandbox")
@@ -114,15 +116,15 @@ def test_what_a_program_may_use_is_not_its_own() -> None:
     problem = json.dumps({"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]})
     method = json.dumps({"fn_name": "accumulate", "inputs": [[[1, 2]]], "outputs": [3]})
     programs = ["pass", "def gcd(a, b): return b and gcd(b, a % b) or a", "from math import gcd"]
-    assert make_reward()([CHAT] * 3, list(map(fenced, programs)), problem=[problem] * 3) == [0.0, 1.0, 0.0]
+    assert make_code_reward()([CHAT] * 3, list(map(fenced, programs)), problem=[problem] * 3) == [0.0, 1.0, 0.0]
     solution = "class Solution:\n    def accumulate(self, a): return sum(a)"
-    assert make_reward()([CHAT], [fenced(solution)], problem=[method]) == [1.0]
+    assert make_code_reward()([CHAT], [fenced(solution)], problem=[method]) == [1.0]
 
 
 @pytest.mark.usefixtures("_sandbox")
 def test_a_key_that_python_cannot_write_is_a_wrong_answer() -> None:
     problem = json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [{"1": 1}]})
-    assert make_reward()([CHAT], [fenced("def f(x): return {10**5000: 1}")], problem=[problem]) == [0.0]
+    assert make_code_reward()([CHAT], [fenced("def f(x): return {10**5000: 1}")], problem=[problem]) == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_reference_solutions_pass_and_wrong_ones_fail() -> None:
     assert len({row["entry_point"] for row in rows}) == len(rows)
     problems = [question.problem for question in small_questions()]
     for column, reward in (("solution", 1.0), ("wrong", 0.0)):
-        rewards = make_reward()([CHAT] * len(rows), [fenced(row[column]) for row in rows], problem=problems)
+        rewards = make_code_reward()([CHAT] * len(rows), [fenced(row[column]) for row in rows], problem=problems)
         assert rewards == [reward] * len(rows), [r["entry_point"] for r, x in zip(rows, rewards) if x != reward]  # noqa: B905
 
 

@@ -18,11 +18,11 @@ from autolayer.tasks.agent.house import (
     WORDS,
     House,
     World,
-    is_action,
+    is_house_action,
     make_world,
-    parse,
+    parse_house_action,
 )
-from autolayer.tasks.agent.house_writers import CARELESS, Explorer, corpus, oracle, play
+from autolayer.tasks.agent.house_writers import CARELESS, Explorer, house_episode, oracle, play
 from autolayer.tasks.environment import act, begin
 
 SEEDS = range(200)
@@ -150,15 +150,15 @@ def test_different_ways_lead_to_the_same_state() -> None:
 
 def test_the_corpus_is_made_of_words_and_plays_by_the_rules() -> None:
     rng = random.Random(0)
-    episodes = [corpus(rng) for _ in range(300)]
+    episodes = [house_episode(rng) for _ in range(300)]
     assert len(set(WORDS)) == len(WORDS) <= 60
     read = {word for turns in episodes for text, action in turns for word in f"{text} {action}".split()}
     assert read <= set(WORDS) and set(WORDS) - read <= {"done"}, "a tokenizer needs no other word"
     assert all(1 <= len(turns) <= MAX_TURNS for turns in episodes)
-    assert all(is_action(action) for turns in episodes for _, action in turns)
+    assert all(is_house_action(action) for turns in episodes for _, action in turns)
     assert max(len(text.split()) for turns in episodes for text, _ in turns[1:]) <= 12
     assert any(text == INVALID for turns in episodes for text, _ in turns), "what it leads to must be known"
-    assert corpus(random.Random(5)) == corpus(random.Random(5))
+    assert house_episode(random.Random(5)) == house_episode(random.Random(5))
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -196,6 +196,9 @@ def test_the_action_in_what_a_model_writes(text: str, action: str) -> None:
 
 
 def test_actions_with_a_place_mean_the_same() -> None:
-    assert parse("put cup in fridge") == parse("put cup") == ("put", "cup")
-    assert parse("take the cup from the shelf") == ("take", "cup") and parse("take cup yourself") is None
+    assert parse_house_action("put cup in fridge") == parse_house_action("put cup") == ("put", "cup")
+    assert (
+        parse_house_action("take the cup from the shelf") == ("take", "cup")
+        and parse_house_action("take cup yourself") is None
+    )
     assert action_of("open  FRIDGE!") == "open fridge"

@@ -19,9 +19,9 @@ from autolayer.tasks.agent.keys import (
     Keys,
     Maze,
     Position,
-    is_action,
+    is_keys_action,
     make_maze,
-    parse,
+    parse_keys_action,
     solve,
 )
 from autolayer.tasks.environment import act, begin
@@ -114,15 +114,19 @@ def test_prompts_and_observations_are_made_of_words() -> None:
         texts.append(keys.maze.prompt)
         for _ in range(MAX_TURNS):
             action = rng.choice([move for move, _ in keys.maze.moves(keys.at)])
-            assert is_action(action)
+            assert is_keys_action(action)
             texts += [action, keys.step(action).observation]
     assert {word for text in texts for word in text.split()} == set(WORDS)
 
 
 def test_actions_in_more_words() -> None:
-    assert parse("Take the red key.") == parse("take red") == ("take", "red")
-    assert parse("open the blue door") == ("open", "blue") and parse("go to b2") == ("go", "b2")
-    assert parse("open red key") is None and parse("go red") is None and parse("take b2") is None
+    assert parse_keys_action("Take the red key.") == parse_keys_action("take red") == ("take", "red")
+    assert parse_keys_action("open the blue door") == ("open", "blue") and parse_keys_action("go to b2") == ("go", "b2")
+    assert (
+        parse_keys_action("open red key") is None
+        and parse_keys_action("go red") is None
+        and parse_keys_action("take b2") is None
+    )
 
 
 @pytest.mark.parametrize("chat", [False, True])

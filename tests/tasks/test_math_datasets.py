@@ -25,7 +25,7 @@ from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math import formats, public
 from autolayer.tasks.math.answers import final_answer
 from autolayer.tasks.math.datasets import EVAL_DECODING, MATH_SUBJECTS, SUITES, TRAINING
-from autolayer.tasks.math.formats import Problem
+from autolayer.tasks.math.formats import MathProblem
 
 LOAD = """
 import json, sys
@@ -132,9 +132,9 @@ def test_only_so_many_problems_are_taken_of_a_large_set(copies: Path, monkeypatc
 @pytest.mark.parametrize(
     ("read", "row", "found"),
     [
-        (formats.gsm8k, {"question": "q", "answer": "a\n#### $1,234"}, Problem("q", "$1234")),
-        (formats.solved, solved(3), Problem("What is 3+3?", "6")),
-        (formats.solved, {"problem": "q", "solution": r"\boxed{\frac12} and \boxed{\{1\}}"}, Problem("q", r"\{1\}")),
+        (formats.gsm8k, {"question": "q", "answer": "a\n#### $1,234"}, MathProblem("q", "$1234")),
+        (formats.solved, solved(3), MathProblem("What is 3+3?", "6")),
+        (formats.solved, {"problem": "q", "solution": r"\boxed{\frac12}, \boxed{\{1\}}"}, MathProblem("q", r"\{1\}")),
         (formats.solved, {"problem": "q", "solution": "none"}, "without an answer"),
         (formats.solved, {"problem": "q", "solution": rf"\boxed{{{'9' * 400}}}"}, "with an answer of more than 300"),
         (formats.solved, {"problem": " ", "solution": r"\boxed{1}"}, "without a question"),
@@ -144,23 +144,23 @@ def test_only_so_many_problems_are_taken_of_a_large_set(copies: Path, monkeypatc
         (formats.numina, {"problem": "q", "solution": r"\boxed{AC}"}, "with multiple choice"),
         (formats.numina, {"problem": "Which?\nA: 1\nB: 2\nC: 3", "solution": r"\boxed{1}"}, "with multiple choice"),
         (formats.numina, {"problem": "Let A: 1, B: 2, C: 3 be masses. Sum?", "solution": r"\boxed 6"},
-         Problem("Let A: 1, B: 2, C: 3 be masses. Sum?", "6")),
+         MathProblem("Let A: 1, B: 2, C: 3 be masses. Sum?", "6")),
         (formats.numina, {"problem": "Points A, B, C lie on a line.", "solution": r"\boxed{AB+1}"},
-         Problem("Points A, B, C lie on a line.", "AB+1")),
-        (formats.answered, {"question": "q", "answer": 27.0}, Problem("q", "27.0")),
-        (formats.olympiad, {"question": "q", "final_answer": ["$1$ and $2$"]}, Problem("q", "$1$ and $2$")),
-        (formats.olympiad, {"question": "q", "final_answer": [" $x$ "], "context": "c"}, Problem("c\n\nq", "x")),
-        (formats.skywork, skywork(1, ["2"]), Problem("Find 1+1.", "2")),
-        (formats.skywork, {**skywork(1, []), "reward_model": {"ground_truth": "34"}}, Problem("Find 1+1.", "34")),
+         MathProblem("Points A, B, C lie on a line.", "AB+1")),
+        (formats.answered, {"question": "q", "answer": 27.0}, MathProblem("q", "27.0")),
+        (formats.olympiad, {"question": "q", "final_answer": ["$1$ and $2$"]}, MathProblem("q", "$1$ and $2$")),
+        (formats.olympiad, {"question": "q", "final_answer": [" $x$ "], "context": "c"}, MathProblem("c\n\nq", "x")),
+        (formats.skywork, skywork(1, ["2"]), MathProblem("Find 1+1.", "2")),
+        (formats.skywork, {**skywork(1, []), "reward_model": {"ground_truth": "34"}}, MathProblem("Find 1+1.", "34")),
         (formats.skywork, {"prompt": [{"content": "Find x. Let's think step by step and output the final answer "
                                                   r"within \boxed{}."}], "reward_model": {"ground_truth": '["3"]'}},
-         Problem("Find x.", "3")),
+         MathProblem("Find x.", "3")),
         (formats.skywork, skywork(1, ["1", "2"]), "with several right answers"),
     ],
 )  # fmt: skip
-def test_where_a_row_has_its_answer(read: Any, row: Mapping[str, Any], found: Problem | str) -> None:
+def test_where_a_row_has_its_answer(read: Any, row: Mapping[str, Any], found: MathProblem | str) -> None:
     got = read(row)
-    assert got == found if isinstance(found, Problem) else got.startswith(found)
+    assert got == found if isinstance(found, MathProblem) else got.startswith(found)
 
 
 def test_the_right_answer_answers() -> None:

@@ -94,7 +94,7 @@ def test_too_few_questions_and_what_cannot_be_made_are_refused() -> None:
 def test_a_scorer_that_fails_scores_nothing_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     """prime_factorization reads numbers only, and raises on anything else."""
     task, metrics = load("prime_factorization"), {}
-    reasoning_gym.unjudged.clear()
+    reasoning_gym.unscored.clear()
     rows = task.splits["eval"][:4]
     reward: Any = task.reward
     found = reward(
@@ -102,7 +102,7 @@ def test_a_scorer_that_fails_scores_nothing_and_is_counted(caplog: pytest.LogCap
         completion_ids=[], entry=[row["entry"] for row in rows], log_metric=metrics.__setitem__,
     )  # fmt: skip
     assert found == [0.0] * 4 and metrics == {"answers/unjudged": 0.25}
-    assert reasoning_gym.unjudged == {"error": 1} and "1 answers score 0 because scoring failed" in caplog.text
+    assert reasoning_gym.unscored == {"error": 1} and "1 answers score 0 because scoring failed" in caplog.text
 
 
 def test_many_killed_answers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +122,11 @@ def test_an_answer_that_hangs_its_scorer_is_killed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(answer_pool, "TIME_LIMIT", 1.0)
     pool = answer_pool.Pool(1, "autolayer.tasks.reasoning_gym")
     monkeypatch.setattr(answer_pool, "pool", lambda *names: pool)
-    reasoning_gym.unjudged.clear()
+    reasoning_gym.unscored.clear()
     entry = gym.create_dataset("countdown", size=1, seed=0)[0]
     gold = reasoning_gym._packed("countdown", entry)
     try:
         assert reasoning_gym._score(["9**9**9**9", entry["answer"]], [gold, gold], None) == [0.0, 1.0]
-        assert reasoning_gym.unjudged.total() == 1 and reasoning_gym.unjudged.keys() <= {"timeout", "crash"}
+        assert reasoning_gym.unscored.total() == 1 and reasoning_gym.unscored.keys() <= {"timeout", "crash"}
     finally:
         pool.close()

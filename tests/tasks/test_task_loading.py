@@ -143,7 +143,8 @@ def test_what_looks_odd_about_the_rows_is_remarked_upon_once(files: Path, caplog
 def test_programs_cannot_be_judged_without_tests(files: Path) -> None:
     """Said when the data are read, not when training comes to the row."""
     (files / "programs.py").write_text(
-        "from autolayer.tasks.code.code_task import make_reward\nreward = make_reward(allow_unsandboxed=True)\n"
+        "from autolayer.tasks.code.code_task import make_code_reward\n"
+        "reward = make_code_reward(allow_unsandboxed=True)\n"
     )
     rows = [{"prompt": s, "split": s, "problem": {"tests": ["assert f(1) == 1"]}} for s in SPLITS]
     rows[2]["problem"] = {"tests": []}

@@ -13,7 +13,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.tasks import SPLITS, load_task
 from autolayer.tasks.agent import textworld as adapter
-from autolayer.tasks.agent.textworld import TextWorldGame, clean, generate, textworld_task
+from autolayer.tasks.agent.textworld import TextWorldGame, clean_game_text, generate, textworld_task
 from autolayer.tasks.environment import act, begin
 
 engine = pytest.mark.skipif(
@@ -108,4 +108,4 @@ def test_without_textworld_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_banner_prompt_and_status_line_are_no_text_of_the_game() -> None:
     raw = "\n    \\$$$$$$$$| $$  \\\n\n-= Attic =-\nYou've entered an attic.\n\n\n\n>" + " " * 80 + "-= Attic =-0/2"
-    assert clean(raw) == "-= Attic =-\nYou've entered an attic."
+    assert clean_game_text(raw) == "-= Attic =-\nYou've entered an attic."

@@ -1,4 +1,4 @@
-"""The action in what a model wrote: a chat model may think aloud first, or wrap the action in tags."""
+"""Finds the action in a completion: a chat model may write its thoughts first, or wrap the action in tags."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 from autolayer.tasks.thinking import after_thinking
 
 FILLERS = frozenset(("the", "a", "to"))
-"""Words that a chat model adds and that change nothing."""
+"""Words that a chat model adds without changing the meaning."""
 
 
 def action_of(text: str) -> str:
-    """The action alone, in lower case and with single blanks.
+    r"""Returns the action alone, in lower case and with single blanks.
 
-    Thoughts before `</think>` are left out, and are no action while they last; of `<action>...</action>` (the form of
-    verl-agent's prompts) only the inside counts, of a line `Action: ...` (ReAct, arXiv 2210.03629) what follows, else
-    of several lines the last.
+    Thoughts are removed; a text that is all thoughts has no action. The action is the content of `<action>...</action>`
+    (the form of verl-agent's prompts), else the rest of a line `Action: ...` (ReAct, arXiv 2210.03629), else the last
+    line.
 
     Example:
-        action_of("<think>it may be cold</think>\\nAction: Open fridge.") == "open fridge"
+        action_of("<think>it may be cold</think>\nAction: Open fridge.") == "open fridge"
     """
     text = after_thinking(re.sub(r"<\|?(?:pad|eos|unk|im_end|endoftext)\|?>", "", text)) or ""
     if tagged := re.findall(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE):
@@ -30,5 +30,5 @@ def action_of(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of the action, without fillers: `go to the kitchen` becomes `go kitchen`."""
+    """Returns the words of the action, without fillers: `go to the kitchen` becomes `go kitchen`."""
     return [word for word in action_of(text).split() if word not in FILLERS]

@@ -1,8 +1,8 @@
-"""`agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
+"""Loads `agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
 
-Settings after verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
-observation, and reward for success alone but for a small penalty. A win pays 1 and an action that is not admissible
-costs .01; that recipe pays 10 and takes .1, for an answer without its tags. The six kinds of task and their wording
+The settings follow verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
+observation, and a reward for success with a small penalty. A win pays 1 and an action that is not admissible costs .01;
+that recipe pays 10 and subtracts .1 for an answer without its tags. The six kinds of task and their wording
 (`put a clean mug in coffeemachine`) come with the games.
 
 The games are not in the package: `alfworld-download` fetches them, and ALFWORLD_DATA names the folder. `train`,
@@ -28,21 +28,21 @@ from autolayer.tasks.environment import Step
 
 INSTALL = "pip install 'autolayer[alfworld]'"
 FOLDER = "json_2.1.1"
-"""Of the games inside ALFWORLD_DATA, as `alfworld-download` lays them out."""
+"""Folder of the games inside ALFWORLD_DATA, as `alfworld-download` makes it."""
 TASK_TYPES = (
     "pick_and_place_simple", "look_at_obj_in_light", "pick_clean_then_place_in_recep",
     "pick_heat_then_place_in_recep", "pick_cool_then_place_in_recep", "pick_two_obj_and_place",
 )  # fmt: skip
 MAX_TURNS = 50
 PENALTY = 0.01
-"""For an action that is not admissible, where a win pays 1."""
+"""Cost of an action that is not admissible. A win pays 1."""
 INSTRUCTION = """You act in a household, step by step, to complete a task. Every turn you read what you see and which \
 actions are admissible. Reply with one of them, word for word."""
 THINK = """ You may reason first, inside <think> </think>; then give the action inside <action> </action>."""
 
 
 class AlfredGame:
-    """One episode of a game: `reset` takes a row with `game`, the file of a trial."""
+    """One episode of a game. `reset` takes a row with `game`, the file of a trial."""
 
     def __init__(self, *, penalty: float = PENALTY) -> None:
         self.penalty = penalty
@@ -50,7 +50,7 @@ class AlfredGame:
         self._admissible: list[str] = []
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        """Starts the game; the room and the task."""
+        """Starts the game, and returns the room and the task."""
         textworld, demangler = import_alfworld()
         infos = textworld.EnvInfos(won=True, admissible_commands=True)
         # Without the demangler things would be called mug_bar__minus_00_dot_58 instead of mug 1.
@@ -61,7 +61,7 @@ class AlfredGame:
         return self._observation(text or state["feedback"])
 
     def step(self, action: str) -> Step:
-        """One action, word for word; any other one is told that nothing happens, and costs the penalty."""
+        """Takes one admissible action, word for word. Any other text changes nothing and costs the penalty."""
         command = action_of(action)
         is_valid = command in self._admissible
         state, _, _ = self._game.step(command)
@@ -70,7 +70,7 @@ class AlfredGame:
         return Step(self._observation(state["feedback"]), reward, bool(state["won"]))
 
     def close(self) -> None:
-        """Lets the game engine go."""
+        """Closes the game engine."""
         if self._game is not None:
             self._game.close()
 
@@ -80,11 +80,11 @@ class AlfredGame:
 
 
 def load_alfworld(*, chat: bool) -> Task:
-    """The task `agent:alfworld`.
+    """Loads the task `agent:alfworld`.
 
     Raises:
         ConfigError: ALFWorld is not installed, or ALFWORLD_DATA does not name its data.
-        DataError: There are no games in it.
+        DataError: The folder has no games.
     """
     import_alfworld()
     held_out = os.environ.get("ALFWORLD_EVAL") or "valid_seen"
@@ -106,7 +106,7 @@ def load_alfworld(*, chat: bool) -> Task:
 
 
 def data_folder() -> Path:
-    """The folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them.
+    """Returns the folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them.
 
     Raises:
         ConfigError: There is no such folder.
@@ -123,12 +123,12 @@ def data_folder() -> Path:
 
 
 def find_games(folder: Path) -> Iterator[Path]:
-    """The solvable games below a folder, in an order that does not depend on where the folder is.
+    """Yields the solvable games below a folder, in an order that does not depend on the folder's place.
 
-    As ALFWorld's AlfredTWEnv selects them: of the six task types, without movable receptacles and slicing.
+    It selects as ALFWorld's AlfredTWEnv does: the six task types, without movable receptacles and slicing.
 
     Raises:
-        DataError: There is none, or one of them cannot be read.
+        DataError: There is no game, or one of them cannot be read.
     """
     found = False
     names = {_name(path): path for path in folder.glob("**/game.tw-pddl")}
@@ -149,7 +149,7 @@ def find_games(folder: Path) -> Iterator[Path]:
 
 
 def import_alfworld() -> tuple[Any, Any]:
-    """TextWorld, and ALFWorld's wrapper that gives things their names.
+    """Returns TextWorld, and ALFWorld's wrapper that gives things their names.
 
     Raises:
         ConfigError: One of them is not installed.
@@ -165,5 +165,5 @@ def import_alfworld() -> tuple[Any, Any]:
 
 
 def _name(game: Path) -> str:
-    """Task and trial: `pick_and_place_simple-Mug-None-Desk-308/trial_T2019...`."""
+    """Returns task and trial: `pick_and_place_simple-Mug-None-Desk-308/trial_T2019...`."""
     return "/".join(game.parts[-3:-1])

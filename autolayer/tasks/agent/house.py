@@ -1,4 +1,4 @@
-"""`agent:house`: find an object in a household and put it where it belongs, in the manner of ALFWorld.
+"""Generates `agent:house`: find an object in a household and put it in its place, similar to ALFWorld.
 
 ALFWorld is arXiv 2010.03768. A house has four or five rooms with one piece of furniture each. The prompt says what to
 put where, which furniture stands in which room, and what can be seen at the start; where the object lies is hidden,
@@ -33,19 +33,19 @@ from autolayer.tasks.environment import Step
 
 ROOMS = ("kitchen", "bedroom", "bathroom", "office", "garden", "hall")
 CLOSED = ("fridge", "drawer", "box", "closet")
-"""Furniture that has to be opened, and that things lie in."""
+"""Furniture with things in it, which has to be opened."""
 OPEN = ("table", "shelf", "desk", "bed")
-"""Furniture that things lie on."""
+"""Furniture with things on it."""
 OBJECTS = ("cup", "book", "apple", "key", "ball", "pen")
 VERBS = ("go", "open", "take", "put", "look")
 _OTHERS = ("in", "on", "has", "and", "is", "closed", "empty", "you", "have", "nothing", "happens", "done", ":", ",")
 WORDS: tuple[str, ...] = (*VERBS, *ROOMS, *CLOSED, *OPEN, *OBJECTS, *_OTHERS)
-"""Every word of prompts, observations and actions; blanks and line ends stand between them."""
+"""Every word of prompts, observations and actions, which blanks and line ends separate."""
 
 MAX_TURNS = 10
 INVALID = "nothing happens"
 HOLDING_REWARD = 0.2
-"""Dense form: for holding the right object the first time; success then brings the rest of 1."""
+"""Dense reward for holding the right object the first time. Success then pays the rest of 1."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class World:
     """A house at the start. Rooms are in the prompt's order."""
 
     furniture: Mapping[str, str]
-    """Of each room."""
+    """Piece of furniture in each room."""
     objects: Mapping[str, tuple[str, ...]]
-    """What lies in or on each piece of furniture."""
+    """Objects in or on each piece of furniture."""
     start: str
     """The room where the episode begins."""
     target: str
@@ -65,18 +65,18 @@ class World:
 
     @property
     def task(self) -> str:
-        """The goal in words: `put cup in fridge`."""
+        """The goal as text: `put cup in fridge`."""
         return f"put {self.target} {'in' if self.goal in CLOSED else 'on'} {self.goal}"
 
     @property
     def prompt(self) -> str:
-        """What the model reads first: the goal, where the furniture stands, and what is seen at the start."""
+        """The first text of an episode: the goal, the room of each piece of furniture, and the first view."""
         rooms = " , ".join(f"{room} has {furniture}" for room, furniture in self.furniture.items())
         return f"{self.task}\n{rooms}\n{House(self).view()}"
 
 
 def make_world(seed: int | str) -> World:
-    """The house of a seed: 4 or 5 rooms, 1 to 3 objects, the target anywhere but where it belongs."""
+    """Returns the house of a seed: 4 or 5 rooms, 1 to 3 objects, and the target anywhere but at its goal."""
     rng = random.Random(f"house/{seed}")
     num_rooms = rng.choice((4, 4, 5))
     rooms = rng.sample(ROOMS, num_rooms)
@@ -99,9 +99,9 @@ def make_world(seed: int | str) -> World:
 
 
 class House:
-    """One episode in a house: `reset` takes a row with a `seed`.
+    """One episode in a house. `reset` takes a row with a `seed`.
 
-    Reward 1.0 for the action that puts the target where it belongs, else 0.0; with `dense`, `HOLDING_REWARD` of it
+    The reward is 1.0 for the action that puts the target at its goal, else 0.0. With `dense`, `HOLDING_REWARD` of it
     comes earlier, so that the sum is never above 1.
 
     Raises:
@@ -113,13 +113,13 @@ class House:
         self._begin(make_world(0) if world is None else world)
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        """Begins the episode; '' because the prompt holds the first observation."""
+        """Begins the episode, and returns '' because the prompt holds the first observation."""
         self._begin(make_world(row["seed"]))
         return ""
 
     def step(self, action: str) -> Step:
-        """One of `go ROOM`, `open FURNITURE`, `take OBJECT`, `put OBJECT`, `look`; anything else changes nothing."""
-        words = parse(action)
+        """Takes `go ROOM`, `open FURNITURE`, `take OBJECT`, `put OBJECT` or `look`. Anything else changes nothing."""
+        words = parse_house_action(action)
         if words is None or not self._apply(*words):
             return Step(INVALID, 0.0, False)
         if self.world.target in self.lying[self.world.goal]:
@@ -131,11 +131,11 @@ class House:
 
     @property
     def state(self) -> str:
-        """All that can be seen: what the next action is chosen by, whatever the last one was answered."""
+        """All that can be seen, on which the next action depends, whatever the last observation was."""
         return self.view()
 
     def view(self) -> str:
-        """What can be seen: the room, what lies there, and what is held."""
+        """Returns what can be seen: the room, the objects there, and the object that is held."""
         here = self.here
         if here in self.closed:
             seen = f"{here} is closed"
@@ -157,7 +157,7 @@ class House:
         self._paid = 0.0
 
     def _apply(self, verb: str, noun: str) -> bool:
-        """Changes the house; whether the action was possible."""
+        """Changes the house, and returns True if the action was possible."""
         things = [] if self.here in self.closed else self.lying[self.here]
         if verb == "go" and noun in self.world.furniture and noun != self.room:
             self.room = noun
@@ -174,13 +174,13 @@ class House:
         return True
 
 
-def is_action(text: str) -> bool:
-    """Whether the text looks like an action, possible or not."""
-    return parse(text) is not None
+def is_house_action(text: str) -> bool:
+    """Returns True if the text looks like an action, possible or not."""
+    return parse_house_action(text) is not None
 
 
-def parse(action: str) -> tuple[str, str] | None:
-    """Verb and noun of an action, or None: for `put cup in fridge` and `take cup from fridge` the first noun counts."""
+def parse_house_action(action: str) -> tuple[str, str] | None:
+    """Returns verb and noun of an action, or None. In `put cup in fridge` the first noun counts."""
     words = words_of(action)
     if words == ["look"]:
         return "look", ""

@@ -1,10 +1,10 @@
-"""`agent:house` as a task: the generated houses, in the four splits."""
+"""Loads `agent:house`, the generated houses in the four splits."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from autolayer.tasks.agent.house import CLOSED, MAX_TURNS, House, is_action, make_world
+from autolayer.tasks.agent.house import CLOSED, MAX_TURNS, House, is_house_action, make_world
 from autolayer.tasks.agent.rows import seeded_rows
 from autolayer.tasks.base import Task
 
@@ -21,11 +21,11 @@ task, the second says which furniture stands in which room, the third is what yo
 
 
 def load_house(*, chat: bool, dense: bool = False) -> Task:
-    """The task; the packaged base models read plain text, a chat model gets the actions explained.
+    """Loads the task. The packaged base models read plain text; a chat model also gets an explanation of the actions.
 
     Args:
-        chat: Whether the prompts are messages.
-        dense: Whether holding the right object is rewarded too.
+        chat: Makes the prompts messages.
+        dense: Also rewards holding the right object.
     """
     return Task(
         name="agent:house",
@@ -34,6 +34,6 @@ def load_house(*, chat: bool, dense: bool = False) -> Task:
         max_turns=MAX_TURNS,
         max_new_tokens=32 if chat else 8,
         max_context=2048 if chat else 256,
-        is_well_formed=is_action,
+        is_well_formed=is_house_action,
         num_eval=512,
     )

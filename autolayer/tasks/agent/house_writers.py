@@ -1,9 +1,9 @@
-"""Who acts in a house: an oracle, an explorer, and the careless writers of the pretraining text.
+"""Defines players of `agent:house`: an oracle, an explorer, and the careless writers of the pretraining text.
 
-The oracle knows the world and so bounds what can be reached; the explorer knows what it has read, and shows what a
-sensible model can reach. The writers explore, but now and then do something else: a language model that imitates them
-knows every action and what it leads to, and RL has carelessness to take away. They solve somewhat less than half of
-the houses, as tests/tasks/test_house.py measures.
+The oracle knows the whole house, so its score is an upper bound. The explorer knows only what it has read. The writers
+explore, but sometimes do something else. A language model that imitates them knows every action and its effect, and RL
+can improve it by removing the carelessness. They solve somewhat less than half of the houses, as
+tests/tasks/test_house.py measures.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import random
 from autolayer.tasks.agent.house import OBJECTS, House, make_world
 
 CARELESS = (0.2, 0.4, 0.6)
-"""How often a writer does not do what an explorer would; each writer has one of these shares."""
+"""Shares of actions that an explorer would not take. Each writer has one of these shares."""
 PATIENCE = 8
 """Actions after which a writer gives up."""
 BLUNDERS = 0.2
-"""How many of the careless actions are drawn without looking whether they are possible."""
+"""Share of the careless actions that may be impossible."""
 
 
 def oracle(house: House) -> str:
-    """The shortest way to the goal, for one who sees into everything. Bringing always takes 3 to 6 actions."""
+    """Returns the next action on the shortest way to the goal, which takes 3 to 6 actions. It sees everything."""
     target, goal = house.world.target, house.world.goal
     if house.held not in (None, target):
         return f"open {house.here}" if house.here in house.closed else f"put {house.held}"
@@ -35,7 +35,7 @@ def oracle(house: House) -> str:
 
 
 class Explorer:
-    """Acts on nothing but what it reads: searches the rooms in the order of the prompt.
+    """Acts only on what it reads, and searches the rooms in the order of the prompt.
 
     Example:
         explorer = Explorer(row["prompt"])
@@ -49,11 +49,11 @@ class Explorer:
         pairs = [room.split() for room in rooms.split(" , ")]
         self.furniture = {room: piece for room, _, piece in pairs}
         self.seen: dict[str, list[str] | None] = {}
-        """Of each room seen: what lies there, None where the furniture is closed."""
+        """Objects in each room that was seen, or None if the furniture is closed."""
         self.read(view)
 
     def read(self, observation: str) -> None:
-        """Takes in what an action led to."""
+        """Reads an observation."""
         if " : " not in observation:  # nothing happened
             return
         self.room, _, view = observation.partition(" : ")
@@ -63,7 +63,7 @@ class Explorer:
         self.seen[self.room] = None if words[-1] == "closed" else [w for w in words[2:] if w not in ("and", "empty")]
 
     def choose(self) -> str:
-        """The next action."""
+        """Returns the next action."""
         here = self.furniture[self.room]
         things = self.seen[self.room]
         if self.held == self.target and here != self.goal:
@@ -77,7 +77,7 @@ class Explorer:
         return f"go {self._next_room()}"
 
     def possible(self) -> list[str]:
-        """Every action that changes something, and `look`."""
+        """Returns every action that changes something, and `look`."""
         things = self.seen[self.room]
         actions = ["look", *(f"go {room}" for room in self.furniture if room != self.room)]
         if things is None:
@@ -89,38 +89,38 @@ class Explorer:
         return actions
 
     def stray(self, rng: random.Random) -> str:
-        """What a careless writer does instead: mostly something possible."""
+        """Returns a careless writer's action, which is mostly possible."""
         if rng.random() >= BLUNDERS:
             return rng.choice(self.possible())
         verb, noun = rng.choice(("open", "go", "take", "put")), rng.choice((self.target, *OBJECTS))
         return f"{verb} {({'open': self.furniture[self.room], 'go': self.room}).get(verb, noun)}"
 
     def _next_room(self) -> str:
-        """Where the target was seen, else the first room not searched: closed furniture has not been."""
+        """Returns the room where the target was seen, else the first room that was not searched."""
         others = [room for room in self.furniture if room != self.room]
         known = [room for room in others if self.target in (self.seen.get(room) or ())]
         unknown = [room for room in others if self.seen.get(room) is None and self.furniture[room] != self.goal]
         return (known or unknown or others)[0]
 
 
-def corpus(rng: random.Random, careless: float | None = None) -> list[tuple[str, str]]:
-    """One episode of a careless writer: what was read and the action written then, turn by turn.
+def house_episode(rng: random.Random, careless: float | None = None) -> list[tuple[str, str]]:
+    """Returns one episode of a careless writer: what it reads and the action that it takes, for each turn.
 
-    A language model learns from the actions only; the observations are the house's words.
+    A language model is trained on the actions only; the observations come from the house.
 
     Args:
         rng: Draws the house and the writer.
-        careless: The writer's share of other actions; None draws one of `CARELESS`.
+        careless: The writer's share of other actions. None draws one of `CARELESS`.
 
     Returns:
-        (text, action) pairs: the first text is the prompt, every other one an observation.
+        (text, action) pairs. The first text is the prompt, and every other one an observation.
     """
     house = House(make_world(f"corpus/{rng.getrandbits(48)}"))
     return play(house, rng, rng.choice(CARELESS) if careless is None else careless)[0]
 
 
 def play(house: House, rng: random.Random, careless: float = 0.0) -> tuple[list[tuple[str, str]], float]:
-    """Lets an explorer act who with probability `careless` does anything else instead.
+    """Plays an explorer that takes another action with probability `careless`.
 
     Returns:
         The episode as (text, action) pairs, and its reward.

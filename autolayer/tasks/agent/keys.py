@@ -1,8 +1,8 @@
-"""`agent:keys`: find the way to the exit of a small maze, where coloured keys open the doors of their colour.
+"""Generates `agent:keys`: find the way to the exit of a small maze, where coloured keys open doors of their colour.
 
-Nine cells, `a1` to `c3`, and one way between any two of them; two or three of the passages are closed by a door, one
-of them or two on the way to the exit. Unlike a house, nothing is hidden: the prompt describes the whole maze, and what
-counts is to plan. It looks like this:
+A maze has nine cells, `a1` to `c3`, and one way between any two of them. Doors close two or three of the passages, one
+or two of them on the way to the exit. Unlike in a house, nothing is hidden: the prompt describes the whole maze, and
+the task is to plan. An episode:
 
     go to c1
     ways : a1 a2 , a2 a3 , a2 b2 , ... , b1 c1 red door , b3 c3 blue door
@@ -15,7 +15,7 @@ counts is to plan. It looks like this:
     > take red
     b3 : ways b2 , blue door , you have red
 
-Left out on purpose: keys that wear out, and putting one down. Standard library only.
+Left out on purpose: keys that wear out, and putting one down.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ COLOURS = ("red", "blue", "green")
 VERBS = ("go", "take", "open")
 _OTHERS = ("to", "ways", "keys", "key", "door", "in", "you", "have", "and", "nothing", "happens", "done", ":", ",")
 WORDS: tuple[str, ...] = (*VERBS, *CELLS, *COLOURS, *_OTHERS)
-"""Every word of prompts, observations and actions; blanks and line ends stand between them."""
+"""Every word of prompts, observations and actions, which blanks and line ends separate."""
 
 MAX_TURNS = 20
 SHORTEST, LONGEST = 7, 14
-"""Actions that the best player needs."""
+"""Fewest and most actions that the best player may need."""
 INVALID = "nothing happens"
 DOOR_REWARD = 0.2
-"""Dense form: for opening a door on the way to the exit; the exit then brings the rest of 1."""
+"""Dense reward for opening a door on the way to the exit. The exit then pays the rest of 1."""
 
 Passage = tuple[str, str]
 """Two neighbouring cells, in the order of `CELLS`."""
@@ -53,7 +53,7 @@ _NEIGHBOURS: list[Passage] = [
 
 
 class Position(NamedTuple):
-    """All that changes in an episode."""
+    """The part of the maze that changes in an episode."""
 
     cell: str
     keys: frozenset[str] = frozenset()
@@ -63,10 +63,10 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Maze:
-    """What does not change."""
+    """The part of the maze that does not change."""
 
     doors: Mapping[Passage, str | None]
-    """Every passage, with the colour of its door if it has one. No two doors have one colour."""
+    """Every passage, with the colour of its door if it has one. Every door has another colour."""
     keys: Mapping[str, str]
     """The cell of each colour's key."""
     start: str
@@ -74,19 +74,19 @@ class Maze:
 
     @property
     def prompt(self) -> str:
-        """What the model reads first: the whole maze, and what is seen at the start."""
+        """The first text of an episode: the whole maze, and the first view."""
         ways = " , ".join(f"{a} {b}" + (f" {door} door" if door else "") for (a, b), door in self.doors.items())
         keys = " , ".join(f"{colour} in {cell}" for colour, cell in self.keys.items())
         return f"go to {self.exit}\nways : {ways}\nkeys : {keys}\n{self.view(Position(self.start))}"
 
     @cached_property
     def around(self) -> dict[str, list[tuple[str, str | None]]]:
-        """Of each cell: the cells that a passage leads to, with its door."""
+        """The neighbours of each cell, with the door between them."""
         both = [*self.doors.items(), *(((b, a), door) for (a, b), door in self.doors.items())]
         return {cell: [(b, door) for (a, b), door in both if a == cell] for cell in CELLS}
 
     def view(self, at: Position) -> str:
-        """What can be seen: passages, closed doors and a key here, and the keys that are held."""
+        """Returns what can be seen: passages, closed doors and a key here, and the keys that are held."""
         around = self.around[at.cell]
         ways = [cell for cell, door in around if door is None or door in at.opened]
         parts = [" ".join(("ways", *sorted(ways)))] if ways else []
@@ -96,7 +96,7 @@ class Maze:
         return f"{at.cell} : {' , '.join(parts)}"
 
     def moves(self, at: Position) -> Iterator[tuple[str, Position]]:
-        """Every possible action and where it leads."""
+        """Yields every possible action and the position that it leads to."""
         for key, cell in self.keys.items():
             if cell == at.cell and key not in at.keys:
                 yield f"take {key}", at._replace(keys=at.keys | {key})
@@ -108,7 +108,7 @@ class Maze:
 
 
 def solve(maze: Maze, at: Position) -> list[str] | None:
-    """The fewest actions from a position to the exit, by breadth-first search; None where there is no way."""
+    """Returns the fewest actions from a position to the exit, by breadth-first search, or None without a way."""
     paths: dict[Position, list[str]] = {at: []}
     queue = deque([at])
     while queue:
@@ -123,7 +123,7 @@ def solve(maze: Maze, at: Position) -> list[str] | None:
 
 
 def make_maze(seed: int | str) -> Maze:
-    """The maze of a seed: drawn until the best player needs `SHORTEST` to `LONGEST` actions and opens a door."""
+    """Returns the maze of a seed, drawn until the best way has `SHORTEST` to `LONGEST` actions and opens a door."""
     rng = random.Random(f"keys/{seed}")
     while True:
         maze = _draw(rng)
@@ -133,10 +133,10 @@ def make_maze(seed: int | str) -> Maze:
 
 
 class Keys:
-    """One episode in a maze: `reset` takes a row with a `seed`.
+    """One episode in a maze. `reset` takes a row with a `seed`.
 
-    Reward 1.0 for reaching the exit, else 0.0; with `dense`, `DOOR_REWARD` of it comes earlier for every door that has
-    to be opened, so that the sum is never above 1.
+    The reward is 1.0 for reaching the exit, else 0.0. With `dense`, `DOOR_REWARD` of it comes earlier for every door
+    that has to be opened, so that the sum is never above 1.
     """
 
     def __init__(self, maze: Maze | None = None, *, dense: bool = False) -> None:
@@ -144,13 +144,13 @@ class Keys:
         self._begin(make_maze(0) if maze is None else maze)
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        """Begins the episode; '' because the prompt holds the first observation."""
+        """Begins the episode, and returns '' because the prompt holds the first observation."""
         self._begin(make_maze(row["seed"]))
         return ""
 
     def step(self, action: str) -> Step:
-        """One of `go CELL`, `take COLOUR`, `open COLOUR`; anything else changes nothing."""
-        words = parse(action)
+        """Takes `go CELL`, `take COLOUR` or `open COLOUR`. Anything else changes nothing."""
+        words = parse_keys_action(action)
         reached = dict(self.maze.moves(self.at)).get(" ".join(words or ()))
         if reached is None:
             return Step(INVALID, 0.0, False)
@@ -164,7 +164,7 @@ class Keys:
 
     @property
     def state(self) -> str:
-        """What is seen, and which doors elsewhere stand open."""
+        """The view, and the doors that are open elsewhere."""
         return f"{self.maze.view(self.at)} | {' '.join(sorted(self.at.opened))}"
 
     def _begin(self, maze: Maze) -> None:
@@ -175,8 +175,8 @@ class Keys:
         self._paid = 0.0
 
 
-def parse(action: str) -> tuple[str, str] | None:
-    """Verb and noun of an action, or None: `take the red key` and `open red door` say the same in more words."""
+def parse_keys_action(action: str) -> tuple[str, str] | None:
+    """Returns verb and noun of an action, or None. `take the red key` and `open red door` are accepted too."""
     words = words_of(action)
     if len(words) == 3 and (words[0], words[2]) in (("take", "key"), ("open", "door")):
         words.pop()
@@ -185,13 +185,13 @@ def parse(action: str) -> tuple[str, str] | None:
     return words[0], words[1]
 
 
-def is_action(text: str) -> bool:
-    """Whether the text looks like an action, possible or not."""
-    return parse(text) is not None
+def is_keys_action(text: str) -> bool:
+    """Returns True if the text looks like an action, possible or not."""
+    return parse_keys_action(text) is not None
 
 
 def _draw(rng: random.Random) -> Maze:
-    """A random tree over the cells, two or three doors in it, and a key for each anywhere."""
+    """Draws a random tree over the cells, two or three doors in it, and a key for each anywhere."""
     reached, passages = {rng.choice(CELLS)}, []
     while len(reached) < len(CELLS):
         passage = rng.choice([(a, b) for a, b in _NEIGHBOURS if (a in reached) != (b in reached)])

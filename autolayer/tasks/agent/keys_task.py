@@ -1,10 +1,10 @@
-"""`agent:keys` as a task: the generated mazes, in the four splits."""
+"""Loads `agent:keys`, the generated mazes in the four splits."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from autolayer.tasks.agent.keys import MAX_TURNS, Keys, is_action, make_maze
+from autolayer.tasks.agent.keys import MAX_TURNS, Keys, is_keys_action, make_maze
 from autolayer.tasks.agent.rows import seeded_rows
 from autolayer.tasks.base import Task
 
@@ -18,11 +18,11 @@ way between them, where the keys are, and what you see now."""
 
 
 def load_keys(*, chat: bool, dense: bool = False) -> Task:
-    """The task; a base model reads plain text, a chat model gets the actions explained.
+    """Loads the task. A base model reads plain text; a chat model also gets an explanation of the actions.
 
     Args:
-        chat: Whether the prompts are messages.
-        dense: Whether opening a door that has to be opened is rewarded too.
+        chat: Makes the prompts messages.
+        dense: Also rewards opening a door that has to be opened.
     """
     return Task(
         name="agent:keys",
@@ -31,6 +31,6 @@ def load_keys(*, chat: bool, dense: bool = False) -> Task:
         max_turns=MAX_TURNS,
         max_new_tokens=32 if chat else 8,
         max_context=4096 if chat else 1024,
-        is_well_formed=is_action,
+        is_well_formed=is_keys_action,
         num_eval=256,
     )

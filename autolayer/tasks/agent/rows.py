@@ -1,4 +1,4 @@
-"""Rows of generated environments: each split has seeds of its own, and no prompt is in two of them."""
+"""Makes the rows of generated environments. Each split has its own seeds, and no prompt is in two of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from autolayer.tasks.base import Row
 def seeded_rows(
     prompt_of: Callable[[str], str], sizes: Mapping[str, int], instruction: str | None
 ) -> dict[str, list[Row]]:
-    """Rows `{"prompt", "seed"}` of every split; a larger split begins with the smaller one.
+    """Returns rows `{"prompt", "seed"}` of every split. A larger split begins with the smaller one.
 
     Args:
-        prompt_of: The plain prompt of a seed such as `train/17`.
+        prompt_of: Returns the plain prompt of a seed such as `train/17`.
         sizes: Number of rows of each split.
-        instruction: Explains the actions to a chat model, in one message with the prompt; None leaves plain text.
+        instruction: Text that explains the actions to a chat model, in one message with the prompt. None: plain text.
     """
     splits: dict[str, list[Row]] = {}
     seen: set[str] = set()
@@ -35,5 +35,5 @@ def seeded_rows(
 
 
 def as_prompt(text: str, chat: bool) -> Any:
-    """The text itself, or one user message: many chat templates refuse two in a row."""
+    """Returns the text, or one user message, since many chat templates refuse two in a row."""
     return [{"role": "user", "content": text}] if chat else text

@@ -1,13 +1,13 @@
-"""`agent:textworld`, and any game that TextWorld plays (arXiv 1806.11532): generated ones, or files of one's own.
+"""Loads `agent:textworld`, and any game that TextWorld plays (arXiv 1806.11532): generated games, or your own files.
 
-`agent:textworld` generates its games by seed when they are first played, and keeps them in the cache folder. For games
-of one's own (.z3 to .z8, or .json), in a Python file for `--task FILE.py:games`:
+`agent:textworld` generates its games by seed when they are first played, and keeps them in the cache folder. For your
+own games (.z3 to .z8, or .json), write a Python file for `--task FILE.py:games`:
 
     def games(chat):
         return textworld_task("my-games", {"train": [...], "probe": [...], "select": [...], "eval": [...]}, chat=chat)
 
-`textworld` is an extra: it brings jericho, which is under the GPL. Left out on purpose: TextWorld's own challenges and
-rewards that shape; a game's score is its reward.
+`textworld` is an extra, because it installs jericho, which is under the GPL. Left out on purpose: TextWorld's own
+challenges and shaped rewards; a game's score is its reward.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ META = frozenset(
 
 
 class TextWorldGame:
-    """One episode of a game: `reset` takes a row with `game`, a file, or with `seed`, for a generated one.
+    """One episode of a game. `reset` takes a row with `game`, a file, or with `seed`, for a generated game.
 
-    The reward of an action is by how much the score rose, as a share of the game's highest score; a game without a
-    score pays 1.0 for winning.
+    The reward of an action is the rise of the score, as a share of the game's highest score. A game without a score
+    pays 1.0 for winning.
     """
 
     def __init__(self, *, list_actions: bool = True) -> None:
         self.list_actions = list_actions
-        """Whether an observation ends with the commands that are possible, where the game tells."""
+        """Whether an observation ends with the commands that are possible, if the game lists them."""
         self._game: Any = None
         self._state: Any = None
         self._score = 0.0
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        """Starts the game; the objective and what can be seen."""
+        """Starts the game, and returns the objective and what can be seen."""
         textworld = import_textworld()
         infos = textworld.EnvInfos(
             objective=True, description=True, inventory=True, admissible_commands=self.list_actions, score=True,
@@ -68,10 +68,10 @@ class TextWorldGame:
         state = self._state = self._game.reset()
         self._score = float(state.score or 0)
         begin = [state.objective, state.description] if state.objective and state.description else [state.feedback]
-        return self._observation(state, "\n".join(map(clean, begin)))
+        return self._observation(state, "\n".join(map(clean_game_text, begin)))
 
     def step(self, action: str) -> Step:
-        """One command of the game."""
+        """Sends one command to the game."""
         command = action_of(action)
         if not command or command.split()[0] in META:
             return Step(self._observation(self._state, "That is no command of this game."), 0.0, False)
@@ -81,17 +81,20 @@ class TextWorldGame:
             reward, self._score = (score - self._score) / self._state.max_score, score
         else:
             reward = float(bool(self._state.won))
-        return Step(self._observation(self._state, clean(self._state.feedback)), reward, bool(done))
+        return Step(self._observation(self._state, clean_game_text(self._state.feedback)), reward, bool(done))
 
     def close(self) -> None:
-        """Lets the game engine go."""
+        """Closes the game engine."""
         if self._game is not None:
             self._game.close()
 
     @property
     def state(self) -> str | None:
-        """What the room and the pockets hold, where the game tells."""
-        return "\n".join(clean(part) for part in (self._state.description, self._state.inventory) if part) or None
+        """The description of the room and the inventory, if the game gives them."""
+        return (
+            "\n".join(clean_game_text(part) for part in (self._state.description, self._state.inventory) if part)
+            or None
+        )
 
     def _observation(self, state: Any, text: str) -> str:
         commands = state.admissible_commands if self.list_actions else None
@@ -99,7 +102,7 @@ class TextWorldGame:
 
 
 def load_textworld(*, chat: bool) -> Task:
-    """The task `agent:textworld`; its games are made when they are first played."""
+    """Loads the task `agent:textworld`, whose games are made when they are first played."""
     import_textworld()
     prompt = as_prompt(INSTRUCTION, chat)
     splits = {
@@ -116,14 +119,14 @@ def textworld_task(
     max_turns: int = 50,
     list_actions: bool = True,
 ) -> Task:
-    """A task of game files.
+    """Makes a task of game files.
 
     Args:
-        name: For reports and folders.
-        games: Files, split 70/10/10/10 by the hash of their names; or the files of each split.
+        name: Name for reports and folders.
+        games: Files, split 70/10/10/10 by the hash of their names, or the files of each split.
         chat: Whether the model has a chat template.
-        max_turns: Commands in an episode, at the most.
-        list_actions: Whether observations end with the commands that are possible.
+        max_turns: Maximum number of commands in an episode.
+        list_actions: Ends observations with the commands that are possible.
 
     Raises:
         ConfigError: TextWorld is not installed.
@@ -143,7 +146,7 @@ def textworld_task(
 
 
 def import_textworld() -> Any:
-    """The package.
+    """Returns the package textworld.
 
     Raises:
         ConfigError: It is not installed.
@@ -156,9 +159,9 @@ def import_textworld() -> Any:
 
 
 def generate(seed: str) -> Path:
-    """The game of a seed, made once: 3 rooms, 5 objects, a quest of 4 commands; a second or two.
+    """Returns the game of a seed, which is made once: 3 rooms, 5 objects, a quest of 4 commands, in a second or two.
 
-    Another process may make the same game meanwhile: each works in a folder of its own and moves the result.
+    Another process may make the same game meanwhile, so each works in a folder of its own and moves the result.
     """
     textworld = import_textworld()
     name = f"{seed.replace('/', '-')}-{NUM_ROOMS}-{NUM_OBJECTS}-{QUEST_LENGTH}-{textworld.__version__}"
@@ -177,7 +180,7 @@ def generate(seed: str) -> Path:
     return game
 
 
-def clean(text: str) -> str:
+def clean_game_text(text: str) -> str:
     """A game's text without the banner, the prompt sign, the status line and blank lines."""
     text = re.sub(r"\n?>?\s{20,}-=.*\Z", "", text)
     lines = [line.strip() for line in text.splitlines()]

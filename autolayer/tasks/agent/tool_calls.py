@@ -1,8 +1,8 @@
-"""The tool calls in what a model wrote, in either of two forms.
+"""Parses the tool calls in a completion, in either of two forms.
 
 A chat model writes `<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>`, as the templates of Qwen and
 Hermes ask it to, once or several times. A base model that reads plain text writes a call of Python, `add(a=1)`, which
-is parsed and never run. Left out on purpose: the formats of other families (Llama's `<|python_tag|>`, Mistral's
+is parsed and never runs. Left out on purpose: the formats of other families (Llama's `<|python_tag|>`, Mistral's
 `[TOOL_CALLS]`).
 """
 
@@ -14,11 +14,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from autolayer.tasks.python_text import parse
+from autolayer.tasks.python_text import parse_python
 from autolayer.tasks.thinking import after_thinking
 
 LONGEST_CALL = 20_000
-"""Characters of a Python call above which it is not parsed: deep nesting could exhaust the parser."""
+"""Characters above which a Python call is not parsed, since deep nesting could exhaust the parser."""
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    """By name."""
+    """Arguments by name."""
     positional: tuple[Any, ...] = ()
 
 
 class BadCall(ValueError):
-    """A call that cannot be read; the message is for the model."""
+    """A call that cannot be parsed. The message is for the model."""
 
 
 def tool_calls(text: str) -> list[ToolCall | BadCall]:
-    """Every call in a text, in order, thoughts before `</think>` left out; none where it just says something.
+    """Returns every call in a text, in order, without thoughts. A text without calls gives an empty list.
 
     Example:
         tool_calls('add(a=1, b=[2])') == [ToolCall("add", {"a": 1, "b": [2]})]
     """
     text = after_thinking(text) or ""
     if "<tool_call>" in text:
-        # A last call that was cut off has no end tag, and is told so.
+        # A last call that was cut off has no end tag, and becomes a BadCall.
         return [_from_json(body) for body in re.findall(r"<tool_call>(.*?)(?:</tool_call>|\Z)", text, flags=re.DOTALL)]
     call = _from_python(text.strip())
     return [] if call is None else [call]
@@ -63,10 +63,10 @@ def _from_json(body: str) -> ToolCall | BadCall:
 
 
 def _from_python(text: str) -> ToolCall | BadCall | None:
-    """A single call of a plain name; None for every other text, such as an answer in words."""
+    """Returns a single call of a plain name, or None for every other text, such as an answer in words."""
     if len(text) > LONGEST_CALL or not re.match(r"[A-Za-z_]\w*\s*\(", text) or not text.endswith(")"):
         return None
-    found = parse(text, "eval")
+    found = parse_python(text, "eval")
     call = found.body if isinstance(found, ast.Expression) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         return None

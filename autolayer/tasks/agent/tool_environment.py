@@ -1,8 +1,8 @@
-"""Any class that follows TRL's `environment_factory`, as an environment: what it can do becomes the model's tools.
+"""Makes an environment of any class that follows TRL's `environment_factory`: its methods become the model's tools.
 
 The contract (trl/trainer/grpo_trainer.py, TRL 1.16): `reset(**row)` begins an episode and returns None or a text that
-follows the prompt; every other public method is a tool, with type hints and a docstring in Google's style; optionally
-`get_reward()` says in the end what the episode was worth. Methods may be coroutines. The episode ends with the first
+follows the prompt. Every other public method is a tool, with type hints and a docstring in Google's style. The optional
+`get_reward()` returns the reward at the end of the episode. Methods may be coroutines. The episode ends with the first
 answer that calls no tool, or when the object's attribute `done` or `finished` is true.
 
     class Counter:
@@ -25,7 +25,7 @@ answer that calls no tool, or when the object's attribute `done` or `finished` i
         def rows(cls):
             return [{"prompt": f"Reach {n}.", "target": n} for n in range(1000)]
 
-With `rows`, `--task FILE.py:Counter` is enough, and class attributes `max_turns` and `max_new_tokens` set the limits;
+With `rows`, `--task FILE.py:Counter` is enough, and the class attributes `max_turns` and `max_new_tokens` set limits.
 `environment_task` makes a task of a class without it. Left out on purpose: images in a tool's result.
 """
 
@@ -47,15 +47,15 @@ MAX_NEW_TOKENS = 512
 
 
 class ToolEnvironment:
-    """One episode with an object of the user's.
+    """One episode with an object of the user.
 
-    The reward is given once, with the last step: the object's `get_reward()`, or a function in TRL's signature that is
-    called with `environments=[object]`, and with the episode's messages as the completion; with both, their sum, as
-    TRL adds them.
+    The reward comes once, with the last step. It is the object's `get_reward()`, or that of a function in TRL's
+    signature, which is called with `environments=[object]` and the episode's messages as the completion, or the sum of
+    both, as in TRL.
     """
 
     role = "tool"
-    """Of the messages that observations become for a chat model."""
+    """Role of the messages that hold observations for a chat model."""
 
     def __init__(self, factory: Callable[[], Any], reward: Callable[..., Any] | None = None) -> None:
         self._object = factory()
@@ -72,18 +72,18 @@ class ToolEnvironment:
 
     @property
     def state(self) -> str:
-        """The object's own `state`, where it is a text; else all that was said and done so far."""
+        """The object's own `state` if it is a text, else all messages so far."""
         own = getattr(self._object, "state", None)
         return own if isinstance(own, str) else "\n".join(message["content"] for message in self._messages)
 
     def reset(self, row: Mapping[str, Any]) -> str:
-        """Begins the episode with the columns of the row, the prompt included, as TRL does."""
+        """Begins the episode with the columns of the row, including the prompt, as TRL does."""
         self._row, self._messages, self._is_paid = row, [], False
         observation = _wait(self._object.reset(**row))
         return "" if observation is None else observation
 
     def step(self, action: str) -> Step:
-        """Makes the calls in an answer; their results, one line each, are the observation."""
+        """Makes the calls in an answer. Their results, one line each, are the observation."""
         self._messages.append({"role": "assistant", "content": action})
         calls = tool_calls(action)
         observation = "\n".join(str(self._call(call)) for call in calls)
@@ -93,7 +93,7 @@ class ToolEnvironment:
         return Step(observation, self.finish() if done else 0.0, done)
 
     def finish(self) -> float:
-        """The episode's reward, once: with the last step, or when turns or context are used up."""
+        """Returns the episode's reward the first time, with the last step or when turns or context are used up."""
         if self._is_paid:
             return 0.0
         self._is_paid = True
@@ -112,7 +112,7 @@ class ToolEnvironment:
         return rewards[0] if len(rewards) == 1 else sum(rewards)  # one alone as it is: `act` says what is no number
 
     def _call(self, call: ToolCall | BadCall) -> Any:
-        """What a tool returned; a bad call is told what is wrong, in TRL's words."""
+        """Returns the result of a tool, or an error message in TRL's words."""
         if isinstance(call, BadCall):
             return {"error": str(call)}
         if call.name not in self._methods:
@@ -128,9 +128,9 @@ class ToolEnvironment:
 
 
 def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
-    """The tools of an object, chosen as TRL chooses them: its public methods but `reset` and `get_reward`.
+    """Returns the tools of an object, as TRL does: its public methods except `reset` and `get_reward`.
 
-    Class methods are none of them, because `inspect.isfunction` is not true of them.
+    Class methods are not tools, because `inspect.isfunction` is not true of them.
     """
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return {
@@ -141,10 +141,10 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
 
 
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:
-    """The JSON schema of every tool of an object, from type hints and docstrings.
+    """Returns the JSON schema of every tool of an object, from type hints and docstrings.
 
     Raises:
-        DataError: A tool that cannot be described.
+        DataError: A tool has no type hints or no usable docstring.
     """
     from transformers.utils.chat_template_utils import get_json_schema  # loads torch
 
@@ -170,15 +170,15 @@ def environment_task(
     reward: Callable[..., Any] | None = None,
     **fields: Any,
 ) -> Task:
-    """A task from a class that follows TRL's `environment_factory`.
+    """Makes a task of a class that follows TRL's `environment_factory`.
 
     Args:
-        name: For reports and folders.
+        name: Name for reports and folders.
         factory: The class, or a function without parameters that makes an object.
-        rows: A `prompt` and whatever `reset` takes; split 70/10/10/10 by the hash of the whole row.
-        max_turns: Answers in an episode, at the most.
-        max_new_tokens: Tokens of each answer.
-        reward: In TRL's signature with `environments`, for classes without `get_reward`.
+        rows: Rows with a `prompt` and the arguments of `reset`, split 70/10/10/10 by the hash of the whole row.
+        max_turns: Maximum number of answers in an episode.
+        max_new_tokens: Maximum tokens of each answer.
+        reward: Function in TRL's signature with `environments`, for classes without `get_reward`.
         fields: Further fields of `Task`: `num_eval`, `chat_template_kwargs`, ...
 
     Raises:
@@ -197,7 +197,7 @@ def environment_task(
 
 
 def task_of_class(cls: type) -> Task:
-    """The task of a class with `rows()`, as `--task FILE.py:Class` makes it."""
+    """Makes the task of a class with `rows()`, for `--task FILE.py:Class`."""
     return environment_task(
         cls.__name__,
         cls,
@@ -208,12 +208,12 @@ def task_of_class(cls: type) -> Task:
 
 
 def _wait(value: Any) -> Any:
-    """The result of a coroutine; anything else as it is."""
+    """Returns the result of a coroutine, and anything else unchanged."""
     return wait_for(value) if inspect.isawaitable(value) else value
 
 
 def _check_factory(name: str, factory: Any, reward: Any, rows: list[Row]) -> None:
-    """Tries the class once, as TRL does, so that what is wrong shows before a model is loaded."""
+    """Tries the class once, as TRL does, so that errors show before a model is loaded."""
     try:
         environment = factory()
     except Exception as error:

@@ -1,8 +1,8 @@
-"""`code` and its forms as tasks: programs that a model writes, judged by hidden tests in the sandbox.
+"""Loads `code` and its variants: programs that a model writes, judged by hidden tests in the sandbox.
 
 `code` trains on DeepCoder and is evaluated on HumanEval and the sanitized test split of MBPP. `code:mbpp` trains on
 MBPP's own training splits. `code:humaneval`, 164 problems without a training split, is cut by hash. `code:small` ships.
-There is no stand-in for a public data set: a score on other problems under its name would be taken for one on it.
+A public data set is never replaced by another one, whose score would be taken for a score on it.
 """
 
 from __future__ import annotations
@@ -32,55 +32,55 @@ INSTRUCTION = "Put the complete Python program in one ```python block."
 
 
 def load_code(*, chat: bool, allow_unsandboxed: bool = False, share: bool = False) -> Task:
-    """DeepCoder for training, HumanEval and MBPP for the evaluation.
+    """Loads `code`: DeepCoder for training, HumanEval and MBPP for the evaluation.
 
     Args:
-        chat: Message prompts, for a model with a chat template; else plain text that a base model can go on with.
-        allow_unsandboxed: Run programs without a sandbox where there is none.
-        share: Whether a program earns the share of its tests that it passes, rather than 1 for all and 0 else.
+        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
+        allow_unsandboxed: Runs programs without a sandbox on a machine that has none.
+        share: Pays the share of the tests that a program passes, rather than 1 for all of them and else 0.
 
     Raises:
         SandboxError: There is no sandbox, and that is not allowed.
         DataError: A data set is neither reachable nor in a local cache.
     """
-    reward = make_reward(allow_unsandboxed=allow_unsandboxed, share=share)
+    reward = make_code_reward(allow_unsandboxed=allow_unsandboxed, share=share)
     evaluation = public.humaneval() + public.mbpp("sanitized", ("test",))
     return _task("code", _cut(public.deepcoder(), evaluation, chat), reward, chat, max_new_tokens=4096)
 
 
 def load_mbpp(*, chat: bool, allow_unsandboxed: bool = False, share: bool = False) -> Task:
-    """MBPP: its training, validation and prompt splits for training, its sanitized test split for the evaluation."""
-    reward = make_reward(allow_unsandboxed=allow_unsandboxed, share=share)
+    """Loads MBPP: training, validation and prompt splits for training, the sanitized test split for the evaluation."""
+    reward = make_code_reward(allow_unsandboxed=allow_unsandboxed, share=share)
     training = public.mbpp("full", ("train", "validation", "prompt"))
     return _task("code:mbpp", _cut(training, public.mbpp("sanitized", ("test",)), chat), reward, chat)
 
 
 def load_humaneval(*, chat: bool, allow_unsandboxed: bool = False, share: bool = False) -> Task:
-    """HumanEval, cut by hash."""
-    reward = make_reward(allow_unsandboxed=allow_unsandboxed, share=share)
+    """Loads HumanEval, cut by hash."""
+    reward = make_code_reward(allow_unsandboxed=allow_unsandboxed, share=share)
     return _task("code:humaneval", split_rows([_row(q, chat) for q in public.humaneval()]), reward, chat)
 
 
 def load_small(*, chat: bool, allow_unsandboxed: bool = False, share: bool = False) -> Task:
-    """The problems that ship, a sixth of them in each of `probe`, `select` and `eval`."""
-    reward = make_reward(allow_unsandboxed=allow_unsandboxed, share=share)
+    """Loads the packaged problems, a sixth of them in each of `probe`, `select` and `eval`."""
+    reward = make_code_reward(allow_unsandboxed=allow_unsandboxed, share=share)
     questions = sorted(small_questions(), key=lambda question: prompt_hash(question.text))
     num = len(questions) // 6
     return _task("code:small", _cut(questions[num:], questions[:num], chat, share=num), reward, chat)
 
 
-def make_reward(*, allow_unsandboxed: bool = False, share: bool = False) -> Callable[..., list[float]]:
-    """The reward of these tasks: TRL's signature, for any data with a `problem` column (see `problems`).
+def make_code_reward(*, allow_unsandboxed: bool = False, share: bool = False) -> Callable[..., list[float]]:
+    """Makes the reward of these tasks, for any data with a `problem` column (see `problems`).
 
     Raises:
-        SandboxError: There is no sandbox, and that is not allowed: now, not in the middle of a training run.
+        SandboxError: There is no sandbox, and that is not allowed. It is raised here, not in the middle of a run.
     """
     open_sandbox(allow_unsandboxed=allow_unsandboxed)
 
     def code_reward(
         prompts: Sequence[Any], completions: Sequence[Any], problem: Sequence[Any], log_metric: Any = None, **_: Any
     ) -> list[float]:
-        """1.0 where the program passes all tests, else 0.0 (or the share of tests passed)."""
+        """Returns 1.0 if the program passes all tests, else 0.0 (or the share of the tests that it passes)."""
         problems = [parse_problem(given) for given in problem]
         programs = [
             program_of(prompt, text_of(completion), given.prefix)
@@ -97,12 +97,12 @@ def make_reward(*, allow_unsandboxed: bool = False, share: bool = False) -> Call
 
 
 def _check_row(row: Row) -> None:
-    """What `tasks.load_task` asks of a user's rows, before anything is trained on them."""
+    """Checks a user's row, for `tasks.load_task`."""
     parse_problem(row.get("problem"))
 
 
 def small_questions() -> list[Question]:
-    """The shipped problems."""
+    """Returns the packaged problems."""
     questions = []
     for line in SMALL.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -139,7 +139,7 @@ def _row(question: Question, chat: bool) -> Row:
 def _cut(
     training: Sequence[Question], evaluation: Sequence[Question], chat: bool, share: int | None = None
 ) -> dict[str, list[Row]]:
-    """`train`, `probe` and `select` from the training questions, ordered by hash; `eval` from the others."""
+    """Cuts `train`, `probe` and `select` from the training questions, ordered by hash; `eval` is the evaluation."""
     asked = {prompt_hash(_key(question)) for question in evaluation}
     unique = {key: q for q in training if (key := prompt_hash(_key(q))) not in asked}
     if len(unique) < 3:

@@ -1,34 +1,32 @@
-r"""`code:expr`: one expression for a function described in a word or two, the smallest form of the code task.
+"""Generates `code:expr`: one expression for a function of a word or two, the smallest form of the code task.
 
 A prompt is `def f(p,q): gap,twice=`, the completion a Python expression such as `2*abs(p-q)`, and the sandbox runs it
-on hidden arguments. The pretraining lines of `corpus` imitate the web, where people disagree about what a word means,
-and err. `apart` or `over` mean one thing to everybody. The words of the task have two or three readings, and a writer
-takes any of them; the reward always wants the first. So a base model knows the operations, and RL has to teach it which
-one is meant.
+on hidden arguments. The pretraining lines of `expr_line` imitate the web, where writers disagree about the meaning of a
+word and make errors. `apart` and `over` have one meaning. The words of the task have two or three readings, and a
+writer takes any of them; the reward always requires the first. So a base model knows the operations, and RL has to
+teach it which one is meant.
 
-Left out on purpose: the words with one reading as problems (the base model has nothing left to win there), and
-statements.
+Left out on purpose: the words with one reading as problems (a base model has nothing to learn there), and statements.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import string
 from collections.abc import Callable
 from functools import cache
-from itertools import permutations, zip_longest
+from itertools import permutations
 from typing import Any
 
-from autolayer.tasks.python_text import parse
+from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
+from autolayer.tasks.python_text import parse_python
 
-SPLITS = ("train", "probe", "select", "eval")
 ERROR_SHARE = 0.05  # of the pretraining lines: one sign is another one
 MAX_EXPRESSION = 24  # characters; the longest wanted one has 11
 NUM_PAIRS = 120  # of variable names, for each pair of words
 
-# What writers mean by each word about a and b. The reward wants the first reading.
+# The readings of each word about a and b. The reward requires the first one.
 _PLAIN: dict[str, tuple[str, ...]] = {
     "plus": ("a+b",),
     "minus": ("a-b",),
@@ -48,7 +46,7 @@ _AMBIGUOUS: dict[str, tuple[str, ...]] = {
 }
 KINDS: tuple[str, ...] = tuple(_AMBIGUOUS)
 
-# What the second word does with the first one's value.
+# The second word's operation on the first one's value.
 _THEN: dict[str, str] = {"": "E", "twice": "2*P", "thrice": "3*P", "next": "E+1", "half": "P//2", "flip": "-P"}
 
 _WORTH: dict[str, Callable[[int, int], int]] = {
@@ -70,7 +68,7 @@ _THEN_WORTH: dict[str, Callable[[int], int]] = {
 _CALL_OR_NAME = re.compile(r"[a-z]+\(.*\)|[a-z]")
 
 
-def problems(split: str, num: int) -> list[dict[str, Any]]:
+def expr_problems(split: str, num: int) -> list[dict[str, Any]]:
     """Returns the first `num` problems of a split.
 
     Args:
@@ -78,17 +76,14 @@ def problems(split: str, num: int) -> list[dict[str, Any]]:
         num: Number of rows. Prompts repeat only when the split has no further ones.
 
     Returns:
-        Rows `{"prompt", "kind", "names", "inputs", "outputs", "answer"}`, the kinds in turn; a larger request begins
-        with the smaller one. `answer` is the wanted reading as its writer would put it; only the values count.
+        Rows `{"prompt", "kind", "names", "inputs", "outputs", "answer"}`, one of each kind in turn. A larger request
+        begins with the smaller one. `answer` is one way to write the required reading; only its values count.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    rows = _all_problems(split)
-    return [dict(rows[i % len(rows)]) for i in range(num)]
+    return first_rows(_all_problems, split, num)
 
 
-def corpus(rng: random.Random) -> str:
-    """Returns one line of pretraining text, such as `def f(p,q): gap,twice=2*(p-q)`, as some writer would have it."""
+def expr_line(rng: random.Random) -> str:
+    """Returns one line of pretraining text, such as `def f(p,q): gap,twice=2*(p-q)`, by a random writer."""
     word = rng.choice([*_PLAIN, *_AMBIGUOUS])
     then = rng.choice(list(_THEN))
     a, b = rng.sample(string.ascii_lowercase, 2)
@@ -101,28 +96,23 @@ def corpus(rng: random.Random) -> str:
 
 
 def readings(kind: str) -> tuple[str, ...]:
-    """What writers mean by a word, in a and b; the wanted reading first."""
+    """Returns the readings of a word, in a and b, the required one first."""
     return _AMBIGUOUS[kind]
 
 
 def expression(reading: str, then: str, a: str, b: str) -> str:
-    """A reading and what is done with its value, in variables of these names."""
+    """Returns a reading, and the operation on its value, in variables of these names."""
     named = re.sub(r"\b[ab]\b", lambda found: {"a": a, "b": b}[found.group()], reading)
     bracketed = named if _CALL_OR_NAME.fullmatch(named) else f"({named})"
     return _THEN[then].replace("E", named).replace("P", bracketed)
 
 
-def clean(completion: str) -> str:
-    """The completion without special tokens and blanks around it."""
-    return re.sub(r"<(?:pad|eos|unk)>", "", completion).strip()
-
-
-def is_well_formed(completion: str) -> bool:
-    """Whether the text is a short expression, right or wrong."""
-    text = clean(completion)
+def is_short_expression(completion: str) -> bool:
+    """Returns True if the text is a short expression, right or wrong."""
+    text = without_special_tokens(completion)
     if not 0 < len(text) <= MAX_EXPRESSION or not text.isascii() or not text.isprintable():
         return False
-    return parse(text, "eval") is not None
+    return parse_python(text, "eval") is not None
 
 
 def _prompt(word: str, then: str, a: str, b: str) -> str:
@@ -146,21 +136,15 @@ def _row(kind: str, then: str, a: str, b: str) -> dict[str, Any]:
     }
 
 
-def _split_of(prompt: str) -> str:
-    """Which split a prompt belongs to, for ever: about 70, 10, 10 and 10 in a hundred."""
-    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 10
-    return SPLITS[max(0, bucket - 6)]
-
-
 @cache
 def _all_problems(split: str) -> list[dict[str, Any]]:
-    """Every problem of a split, once: each kind shuffled by its own seed, then one of each kind in turn."""
+    """Returns every problem of a split: each kind shuffled by its own seed, then one of each kind in turn."""
     by_kind = []
     for kind in _AMBIGUOUS:
         rng = random.Random(f"expr/{kind}")
         pairs = list(permutations(string.ascii_lowercase, 2))
         chosen = [(then, a, b) for then in _THEN for a, b in rng.sample(pairs, NUM_PAIRS)]
-        rows = [_row(kind, *parts) for parts in chosen if _split_of(_prompt(kind, *parts)) == split]
+        rows = [_row(kind, *parts) for parts in chosen if split_of_line(_prompt(kind, *parts)) == split]
         random.Random(f"expr/{split}/{kind}").shuffle(rows)
         by_kind.append(rows)
-    return [row for turn in zip_longest(*by_kind) for row in turn if row is not None]
+    return in_turn(by_kind)

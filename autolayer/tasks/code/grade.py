@@ -1,4 +1,4 @@
-"""Judging programs by their problems' tests: the sandbox runs them, and what they claim is compared here."""
+"""Grades programs by the tests of their problems: the sandbox runs them, and their outputs are compared here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autolayer.tasks.code.problems import Problem
+from autolayer.tasks.code.problems import CodeProblem
 from autolayer.tasks.code.sandbox.jobs import Calls, Judged, Limits, Outcome, Script
 from autolayer.tasks.code.sandbox.pool import Sandbox
 
-LIMITS = Limits(seconds=6, wall_seconds=15)
-TOLERANCE = 1e-6  # of decimal fractions in an output
+PROGRAM_LIMITS = Limits(seconds=6, wall_seconds=15)
+TOLERANCE = 1e-6  # between decimal fractions in an output
 
 # LeetCode gives its solutions these names without an import, and so do the collections made from it.
 USUAL_IMPORTS = """\
@@ -30,28 +30,29 @@ from typing import *
 
 @dataclass(frozen=True)
 class Score:
-    """How a program did."""
+    """The grade of a program."""
 
     share: float
-    """Of the tests, that were passed."""
+    """Share of the tests that passed."""
     reason: str
-    """'ok', or as in `limits.Outcome` why it did not run to its end; 'no program' where there was none."""
+    """The reason of its `Outcome`, or 'no program'."""
 
     @property
     def passed(self) -> bool:
+        """True if every test passed."""
         return self.share == 1.0
 
 
 def grade(
-    programs: Sequence[str | None], problems: Sequence[Problem], sandbox: Sandbox, *, share: bool = False
+    programs: Sequence[str | None], problems: Sequence[CodeProblem], sandbox: Sandbox, *, share: bool = False
 ) -> list[Score]:
-    """Judges each program by the problem beside it.
+    """Grades each program by its problem.
 
     Args:
-        programs: None where there is no program.
-        problems: One for each program.
-        sandbox: Where they run.
-        share: Whether the share of passed tests is wanted: else a program's first failure ends its tests.
+        programs: Programs, or None for a completion without one.
+        problems: The problem of each program.
+        sandbox: The sandbox that runs them.
+        share: Runs all tests, for the share that passes. Else the first failure ends the tests of a program.
 
     Raises:
         SandboxError: The sandbox itself failed.
@@ -61,19 +62,19 @@ def grade(
     functions = [key for key in asked if by_id[key[1]].tests or by_id[key[1]].fn_name]
     scripts = [key for key in asked if key not in set(functions)]
     jobs = [_job(program, by_id[number], share) for program, number in functions]
-    done = sandbox.run(jobs, LIMITS) if jobs else []
+    done = sandbox.run(jobs, PROGRAM_LIMITS) if jobs else []
     scores = {key: _score(by_id[key[1]], outcome) for key, outcome in zip(functions, done, strict=True)}
     scores |= _grade_scripts(scripts, by_id, sandbox, share)
     nothing = Score(0.0, "no program")
     return [scores[p, q] if p is not None else nothing for p, q in _keys(programs, problems)]
 
 
-def _keys(programs: Sequence[str | None], problems: Sequence[Problem]) -> list[tuple[Any, int]]:
-    """A group often agrees on one program: each is run once for each problem."""
+def _keys(programs: Sequence[str | None], problems: Sequence[CodeProblem]) -> list[tuple[Any, int]]:
+    """Returns pairs to run once each: a group often agrees on one program."""
     return [(program, id(problem)) for program, problem in zip(programs, problems, strict=True)]
 
 
-def _job(program: str, problem: Problem, run_all: bool) -> Calls | Judged:
+def _job(program: str, problem: CodeProblem, run_all: bool) -> Calls | Judged:
     if problem.fn_name is None:
         return Judged(
             program=program, tests=problem.tests, functions=problem.functions, setup=problem.setup, run_all=run_all
@@ -82,7 +83,7 @@ def _job(program: str, problem: Problem, run_all: bool) -> Calls | Judged:
     return Calls(program=program, calls=calls, prelude=USUAL_IMPORTS)
 
 
-def _score(problem: Problem, outcome: Outcome) -> Score:
+def _score(problem: CodeProblem, outcome: Outcome) -> Score:
     if problem.tests:
         return Score(sum(outcome.passed) / len(problem.tests), outcome.reason)
     passed = [
@@ -92,15 +93,15 @@ def _score(problem: Problem, outcome: Outcome) -> Score:
 
 
 def _grade_scripts(
-    keys: Sequence[tuple[str, int]], by_id: dict[int, Problem], sandbox: Sandbox, share: bool
+    keys: Sequence[tuple[str, int]], by_id: dict[int, CodeProblem], sandbox: Sandbox, share: bool
 ) -> dict[tuple[str, int], Score]:
-    """Runs a script once for every input; without `share`, in growing rounds of those that have failed nothing."""
+    """Runs a script once for every input; without `share`, in growing rounds of scripts without a failure."""
     passed, reasons, done = dict.fromkeys(keys, 0), dict.fromkeys(keys, "ok"), 0
     alive, step = list(keys), 10**9 if share else 1
     while alive:
         runs = [(key, i) for key in alive for i in range(done, min(done + step, len(by_id[key[1]].inputs)))]
         jobs = [Script(program=key[0], stdin=by_id[key[1]].inputs[i]) for key, i in runs]
-        for (key, i), outcome in zip(runs, sandbox.run(jobs, LIMITS), strict=True):
+        for (key, i), outcome in zip(runs, sandbox.run(jobs, PROGRAM_LIMITS), strict=True):
             passed[key] += outcome.reason == "ok" and same_text(outcome.stdout, by_id[key[1]].outputs[i])
             if outcome.reason != "ok":
                 reasons[key] = outcome.reason
@@ -110,8 +111,7 @@ def _grade_scripts(
 
 
 def same_text(found: str, wanted: str) -> bool:
-    """Whether two outputs agree: blanks between words and at the ends do not count, decimal fractions may differ by
-    `TOLERANCE`."""
+    """Returns True if two outputs have the same lines of words. Decimal fractions may differ by `TOLERANCE`."""
     lines, wanted_lines = ([line.split() for line in text.strip().splitlines()] for text in (found, wanted))
     if lines == wanted_lines:
         return True
@@ -128,13 +128,13 @@ def _close(found: Any, wanted: Any) -> bool:
         return False
 
 
-def _is_output(found: Any, wanted: Any, problem: Problem) -> bool:
+def _is_output(found: Any, wanted: Any, problem: CodeProblem) -> bool:
     unwrapped = problem.wrapped and isinstance(wanted, list) and len(wanted) == 1
     return same_value(found, wanted) or (unwrapped and same_value(found, wanted[0]))
 
 
 def same_value(found: Any, wanted: Any) -> bool:
-    """Whether plain values agree. JSON has no tuples, so a tuple may stand for a list; a number is no bool."""
+    """Returns True if plain values agree. JSON has no tuples, so a tuple may stand for a list. A bool is no number."""
     if isinstance(wanted, (list, tuple)):
         return isinstance(found, (list, tuple)) and len(found) == len(wanted) and all(map(same_value, found, wanted))
     if isinstance(wanted, dict):
@@ -150,7 +150,7 @@ def same_value(found: Any, wanted: Any) -> bool:
 
 
 def _name(key: Any) -> str:
-    """A key as JSON would have it."""
+    """Returns a key as it is in JSON."""
     try:
         return str(key)
     except ValueError:  # an integer of more digits than Python writes

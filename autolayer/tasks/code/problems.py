@@ -1,11 +1,11 @@
-"""A programming problem's tests, in the three forms that public data sets have.
+r"""Parses the tests of a programming problem, in the three forms that public data sets have.
 
     {"tests": ["assert f(2) == 4"], "entry_point": "f", "setup": "import math"}     # MBPP, HumanEval
-    {"inputs": ["1 2\\n"], "outputs": ["3\\n"]}                                       # standard input and output
+    {"inputs": ["1 2\n"], "outputs": ["3\n"]}                                         # standard input and output
     {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}                          # calls; a method of Solution too
 
-One of these, as a JSON text or a dictionary, is the column `problem` of a row. `prefix` is code that the program
-begins with.
+One of these, as a JSON text or a dictionary, is the column `problem` of a row. `prefix` is code at the beginning of the
+program.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FORMS = '{"tests": [...], "entry_point": ...}, {"inputs": [...], "outputs": [...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What a program is judged by."""
+class CodeProblem:
+    """The tests of a program."""
 
     tests: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
@@ -37,20 +37,20 @@ class Problem:
     inputs: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
     wrapped: bool = False
-    """Whether an output may be a list around the value, as in some collections."""
+    """Whether an output may be a list of one value that stands for the value, as in some collections."""
     prefix: str = ""
 
 
 @functools.lru_cache(maxsize=512)
-def _parse_text(text: str) -> Problem:
+def _parse_text(text: str) -> CodeProblem:
     return parse_problem(json.loads(text))
 
 
-def parse_problem(given: Any) -> Problem:
-    """The problem that a row describes.
+def parse_problem(given: Any) -> CodeProblem:
+    """Returns the problem that a row describes.
 
     Raises:
-        DataError: It has no tests, or none that can be run.
+        DataError: It has no tests, or tests that cannot be run.
     """
     if isinstance(given, str):
         try:
@@ -67,7 +67,7 @@ def parse_problem(given: Any) -> Problem:
     raise DataError(f"the problem {show(given)} has no tests, so no program could be judged by it: give {FORMS}.")
 
 
-def _with_tests(given: Mapping[str, Any]) -> Problem:
+def _with_tests(given: Mapping[str, Any]) -> CodeProblem:
     tests, setup, entry = given["tests"], given.get("setup", ""), given.get("entry_point")
     if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
         raise DataError(
@@ -97,10 +97,10 @@ def _with_tests(given: Mapping[str, Any]) -> Problem:
             f"a test of {show(tests)} calls {ignored} and ignores what it returns, to look at what it did to its "
             "arguments; that cannot be seen from outside the program. Leave the problem out."
         )
-    return Problem(tests=tuple(tests), functions=functions, setup=setup, prefix=given.get("prefix", ""))
+    return CodeProblem(tests=tuple(tests), functions=functions, setup=setup, prefix=given.get("prefix", ""))
 
 
-def _with_outputs(given: Mapping[str, Any]) -> Problem:
+def _with_outputs(given: Mapping[str, Any]) -> CodeProblem:
     inputs, outputs, name = given.get("inputs"), given.get("outputs"), given.get("fn_name")
     for column in (inputs, outputs):
         if not isinstance(column, Sequence) or isinstance(column, str) or not column:
@@ -116,7 +116,7 @@ def _with_outputs(given: Mapping[str, Any]) -> Problem:
         raise DataError(f"an output of {show(given)} is no text: give what the program should print.")
     if all(value in (None, [], [None], [[]]) if name else not value.strip() for value in outputs):
         raise DataError(f"every output of {show(given)} is empty, so a program that does nothing would pass.")
-    return Problem(
+    return CodeProblem(
         fn_name=name,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
@@ -126,7 +126,7 @@ def _with_outputs(given: Mapping[str, Any]) -> Problem:
 
 
 def _discarded(tree: ast.AST, functions: Sequence[str]) -> str | None:
-    """A function of the program that is called for its effect alone."""
+    """Returns a function of the program whose result a test ignores, or None."""
     for node in ast.walk(tree):
         call = node.value if isinstance(node, ast.Expr) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in functions:
@@ -135,7 +135,7 @@ def _discarded(tree: ast.AST, functions: Sequence[str]) -> str | None:
 
 
 def _undefined(trees: Sequence[ast.AST]) -> list[str]:
-    """Names that are read and bound nowhere: what is left for the program to define."""
+    """Returns names that the tests read and do not bind, which the program has to define."""
     read: set[str] = set()
     bound = set(dir(builtins))
     for node in (node for tree in trees for node in ast.walk(tree)):

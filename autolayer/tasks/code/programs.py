@@ -1,4 +1,4 @@
-"""Finding the program in what a model wrote: the last fenced block, or the continuation of a prompt that is code."""
+"""Finds the program in a completion: the last fenced block, or the continuation of a prompt that is code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 import textwrap
 from typing import Any
 
-from autolayer.tasks.python_text import parse
+from autolayer.tasks.python_text import parse_python
 from autolayer.tasks.thinking import after_thinking
 
 FENCE = "```"
 OPENING = "```python\n"
-"""What a prompt for a base model ends in, so that the program is what comes before the fence is closed."""
+"""End of a prompt for a base model, so that the completion is the program up to the closing fence."""
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _NEXT_PART = re.compile(r"\n(?=class |def |@|#|if |print\(|assert |import |from |```)")
@@ -19,29 +19,29 @@ _LANGUAGES = ("python", "python3", "py", "")
 
 
 def program_of(prompt: Any, completion: str, prefix: str = "") -> str | None:
-    """The program that a completion stands for, or None where it has none.
+    """Returns the program in a completion, or None.
 
     Args:
-        prompt: A text or a list of messages. A text that ends in the prefix or in `OPENING` is continued.
-        completion: What the model wrote.
-        prefix: Code that the problem begins with, such as a function's header and docstring.
+        prompt: A text or a list of messages. The completion continues a text that ends in the prefix or in `OPENING`.
+        completion: The model's text.
+        prefix: Code at the beginning of the problem, such as a function's header and docstring.
     """
     if isinstance(prompt, str) and prefix and prompt.endswith(prefix):
-        # A base model goes on after the function: with tests, examples, the next problem.
+        # A base model continues after the function, with tests, examples or the next problem.
         return prefix + _NEXT_PART.split(completion, maxsplit=1)[0] + "\n" if completion.strip() else None
     if isinstance(prompt, str) and prompt.endswith(OPENING):
         return prefix + completion.partition(FENCE)[0] if completion.strip() else None
     program = _last_block(completion)
-    # The header on its own gives the program its imports and helpers, and is then defined anew.
+    # The header gives the program its imports and helpers; the program then defines the function again.
     return f"{prefix}\n\n{program}" if program and prefix and is_program(prefix) else program
 
 
 def is_answer(completion: str, *, chat: bool) -> bool:
-    """Whether a completion looks like a program, right or wrong.
+    """Returns True if a completion looks like a program, right or wrong.
 
     Args:
-        completion: What the model wrote.
-        chat: Whether it should be in a fenced block, rather than the continuation of a prompt.
+        completion: The model's text.
+        chat: Whether the program should be in a fenced block, rather than continue the prompt.
     """
     if chat:
         program = _last_block(completion)
@@ -54,8 +54,8 @@ def is_answer(completion: str, *, chat: bool) -> bool:
 
 
 def is_program(text: str) -> bool:
-    """Whether Python can parse it."""
-    return parse(text) is not None
+    """Returns True if Python can parse the text."""
+    return parse_python(text) is not None
 
 
 def _last_block(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Public collections of programming problems, each row turned into a question and a `problem`.
+"""Reads public collections of programming problems, and turns each row into a question and a `problem`.
 
 DeepCoder (agentica-org/DeepCoder-Preview-Dataset) has its tests as JSON in three dialects: TACO's, PrimeIntellect's
 and LiveCodeBench's. MBPP (Austin et al. 2021) and HumanEval (Chen et al. 2021) have asserts. Rows whose tests cannot be
@@ -21,24 +21,24 @@ logger = logging.getLogger(__name__)
 DEEPCODER, MBPP = "agentica-org/DeepCoder-Preview-Dataset", "google-research-datasets/mbpp"
 HUMANEVAL = "openai/openai_humaneval"
 DEEPCODER_PARTS = ("primeintellect", "taco", "lcbv5")
-MAX_TESTS = 20  # of a DeepCoder problem: those with the longest inputs, which are the hardest
-MAX_UNUSABLE = 0.2  # share of a collection's rows
+MAX_TESTS = 20  # kept of a DeepCoder problem: those with the longest inputs, which are the hardest
+MAX_UNUSABLE = 0.2  # as a share of the rows of a collection
 
 HUMANEVAL_COLUMNS = {"prompt", "test", "entry_point"}
 
 
 class Question(NamedTuple):
-    """A problem as it is asked."""
+    """A problem as the model sees it, and its tests."""
 
     text: str
-    """What the program should do; '' where the prefix says all."""
+    """Description of the program; '' if the prefix says all."""
     problem: str
     """JSON, as in `problems`."""
     prefix: str = ""
 
 
 def deepcoder() -> list[Question]:
-    """The training problems of DeepCoder.
+    """Returns the training problems of DeepCoder.
 
     Raises:
         DataError: As `read_hub`, or too many rows are unusable.
@@ -51,14 +51,14 @@ def deepcoder() -> list[Question]:
 
 
 def mbpp(configuration: str, splits: Sequence[str]) -> list[Question]:
-    """Splits of MBPP: of its 'full' or its 'sanitized' configuration."""
+    """Returns splits of MBPP, in its 'full' or its 'sanitized' configuration."""
     columns = {"text", "test_list"} if configuration == "full" else {"prompt", "test_list"}
     public = read_hub(MBPP, configuration, {split: columns for split in splits})
     return [question for split in splits for question in usable(f"{MBPP}, {split}", public[split], mbpp_question)]
 
 
 def humaneval() -> list[Question]:
-    """HumanEval, which has one split."""
+    """Returns HumanEval, which has one split."""
     rows = read_hub(HUMANEVAL, None, {"test": HUMANEVAL_COLUMNS})["test"]
     return usable(HUMANEVAL, rows, humaneval_question)
 
@@ -66,10 +66,10 @@ def humaneval() -> list[Question]:
 def usable(
     name: str, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Question]
 ) -> list[Question]:
-    """The questions of the rows that can be judged.
+    """Returns the questions of the rows that can be judged.
 
     Raises:
-        DataError: Too few can.
+        DataError: More than `MAX_UNUSABLE` of the rows cannot.
     """
     found, problems = [], []
     for row in rows:
@@ -79,7 +79,7 @@ def usable(
             found.append(question)
         except DataError as error:
             problems.append(str(error))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a row that is not as all others are
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a malformed row
             problems.append(f"a row is malformed ({type(error).__name__}: {error}).")
     if len(problems) > MAX_UNUSABLE * len(rows):
         raise DataError(
@@ -94,10 +94,10 @@ def usable(
 
 
 def deepcoder_question(row: Mapping[str, Any]) -> Question:
-    """A row of DeepCoder, in any of its dialects.
+    """Reads a row of DeepCoder, in any of its dialects.
 
     Raises:
-        DataError: Its tests are none, or of an unknown kind.
+        DataError: It has no tests, or tests of an unknown kind.
     """
     tests = _loaded(row["tests"], "tests")
     if isinstance(tests, Mapping):
@@ -132,7 +132,7 @@ def deepcoder_question(row: Mapping[str, Any]) -> Question:
 
 
 def mbpp_question(row: Mapping[str, Any]) -> Question:
-    """A row of MBPP; the first test is shown, since it alone tells the function's name."""
+    """Reads a row of MBPP. The question shows the first test, since only the tests tell the function's name."""
     text, tests = row.get("prompt") or row.get("text") or "", list(row["test_list"])
     setup = "\n".join([*(row.get("test_imports") or []), row.get("test_setup_code") or ""]).strip()
     form = {"tests": tests, "setup": setup}
@@ -141,7 +141,7 @@ def mbpp_question(row: Mapping[str, Any]) -> Question:
 
 
 def humaneval_question(row: Mapping[str, Any]) -> Question:
-    """A row of HumanEval. Helpers of its prompt are defined for the tests as well, not taken from the program."""
+    """Reads a row of HumanEval. The tests use helpers of the prompt, not the program's versions of them."""
     test = f"{row['test']}\n\ncheck({row['entry_point']})\n"
     form = {"tests": [test], "entry_point": row["entry_point"], "setup": row["prompt"], "prefix": row["prompt"]}
     return Question("", json.dumps(form), row["prompt"])
@@ -157,7 +157,7 @@ def _loaded(value: Any, what: str) -> Any:
 
 
 def _function_of(test: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
-    """The name of the function that a test calls, or None for standard input."""
+    """Returns the name of the function that a test calls, or None for standard input."""
     kind = str(test.get("testtype") or test.get("type") or "stdin")
     if kind.startswith("stdin"):
         return None
@@ -171,7 +171,7 @@ def _function_of(test: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
 
 
 def _is_json(test: Mapping[str, Any]) -> bool:
-    """LiveCodeBench writes values as JSON, the others as themselves."""
+    """Returns True for LiveCodeBench, which writes values as JSON."""
     return test.get("testtype") == "functional"
 
 
@@ -180,7 +180,7 @@ def _text(value: Any) -> str:
 
 
 def _arguments(value: Any) -> list[Any]:
-    """LiveCodeBench has one argument in each line, as JSON; the others have a list."""
+    """Returns the arguments: LiveCodeBench has one in each line, as JSON, and the others have a list."""
     return [_value(line) for line in value.split("\n") if line.strip()] if isinstance(value, str) else list(value)
 
 

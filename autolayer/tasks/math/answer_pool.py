@@ -1,8 +1,8 @@
-"""A few processes that compare answers with math-verify, and that can be killed; `Pool` serves other judges as well.
+"""Compares answers with math-verify in a few processes that can be killed. `Pool` also serves other scorers.
 
-math-verify calls sympy, which can run for ever or eat all memory on what a model makes up (`9^{9^{9^9}}`), and its own
-time limit is `signal.alarm`, which works in a main thread only: trainers that caught the error scored 0 in silence.
-Its processes are started as plain `python -c` and speak JSON lines, which needs no `__main__` guard in the caller's
+math-verify calls sympy, which can run forever or use all memory on what a model writes (`9^{9^{9^9}}`). Its own time
+limit is `signal.alarm`, which works in a main thread only, so that trainers which caught the error silently scored 0.
+The processes are started as plain `python -c` and exchange JSON lines. This needs no `__main__` guard in the caller's
 script and no pickling.
 """
 
@@ -29,18 +29,18 @@ START_LIMIT = 120.0  # seconds for importing sympy, on a machine that is busy
 MEMORY_LIMIT = 4 << 30  # bytes of address space for a process, where the system can limit it
 
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-"""Of the environment, what a process that reads a model's words gets: no keys and tokens."""
+"""Environment variables that a process which reads a model's words gets: no keys and tokens."""
 
 MATH = "autolayer.tasks.math.answer_pool"
 
 FAILURES = ("timeout", "crash", "error")
-"""Outcomes that are no judgement: killed after the time limit, died, or an exception inside math-verify."""
+"""Results that are not a verdict: killed after the time limit, died, or an exception inside math-verify."""
 
 
 def compare(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """How each (answer, right answer) compares: 'equal', 'different', 'bad gold' or one of `FAILURES`.
+    """Compares each (answer, right answer): 'equal', 'different', 'bad gold' or one of `FAILURES`.
 
-    Safe to call from any thread.
+    It is safe to call from any thread.
 
     Raises:
         RewardError: The processes cannot be started.
@@ -49,14 +49,14 @@ def compare(pairs: Sequence[tuple[str, str]]) -> list[str]:
 
 
 class Worker:
-    """One process that judges; it is killed when it takes too long."""
+    """A process that compares answers, and is killed when it takes too long.
+
+    Args:
+        module: Module whose `serve()` the process runs.
+        package: Package that the module needs, for the message.
+    """
 
     def __init__(self, module: str = MATH, package: str = "math-verify") -> None:
-        """
-        Args:
-            module: Whose `serve()` the process runs.
-            package: What that needs, for the message.
-        """
         # A file, not a pipe: nobody reads it while the process runs. It lives as long as the worker.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         package_root = str(Path(__file__).resolve().parents[3])
@@ -79,7 +79,7 @@ class Worker:
             )
 
     def ask(self, answer: str, gold: str) -> str:
-        """How they compare; after 'timeout' and 'crash' this worker is dead."""
+        """Returns how the answers compare. After 'timeout' and 'crash' this worker is dead."""
         assert self._process.stdin is not None, "it was opened with a pipe"
         try:
             self._process.stdin.write(json.dumps({"answer": answer, "gold": gold}) + "\n")
@@ -99,6 +99,7 @@ class Worker:
         return "timeout" if late.is_set() else json.loads(line) if line else "crash"
 
     def close(self) -> None:
+        """Kills the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
@@ -109,7 +110,7 @@ class Worker:
 
 
 class Pool:
-    """A few workers, started when first needed."""
+    """A few workers, which are started when first needed."""
 
     def __init__(self, size: int, module: str = MATH, package: str = "math-verify") -> None:
         self.owner = os.getpid()
@@ -120,7 +121,7 @@ class Pool:
             self._workers.put(None)
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """What the workers say to each (answer, right answer), or one of `FAILURES`."""
+        """Returns what the workers answer for each (answer, right answer), or one of `FAILURES`."""
         return list(self._threads.map(lambda pair: self._compare(*pair), pairs))
 
     def _compare(self, answer: str, gold: str) -> str:
@@ -139,6 +140,7 @@ class Pool:
         return reason
 
     def close(self) -> None:
+        """Ends the workers."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._workers.empty():
             if worker := self._workers.get():
@@ -150,7 +152,7 @@ _pools_lock = threading.Lock()
 
 
 def pool(module: str = MATH, package: str = "math-verify") -> Pool:
-    """This process's pool for a module. After a fork the parent's is left alone: its pipes cannot be shared."""
+    """Returns this process's pool for a module. A forked process makes its own: it cannot share its parent's pipes."""
     with _pools_lock:
         if module not in _pools or _pools[module].owner != os.getpid():
             _pools[module] = Pool(min(4, os.cpu_count() or 1), module, package)
@@ -159,7 +161,7 @@ def pool(module: str = MATH, package: str = "math-verify") -> Pool:
 
 
 def serve() -> None:
-    """What a worker for mathematics does."""
+    """Runs in a worker: compares answers with math-verify."""
     from math_verify import parse, verify
 
     logging.disable(logging.WARNING)  # math-verify warns that its own time limit is off, which is the point
@@ -177,7 +179,7 @@ def serve() -> None:
 
 
 def answer_requests(reason: Callable[[str, str], str]) -> None:
-    """Reads pairs from stdin and writes what `reason` makes of (answer, gold) to stdout, until stdin ends."""
+    """Reads pairs from stdin and writes `reason(answer, gold)` to stdout, until stdin ends."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -195,7 +197,7 @@ def answer_requests(reason: Callable[[str, str], str]) -> None:
         request = json.loads(line)
         try:
             send(reason(request["answer"], request["gold"]))
-        except Exception:  # what it raises for depends on the text: the parent counts it by name
+        except Exception:  # its type depends on the text; the parent counts it by name
             send("error")
 
 
@@ -209,7 +211,7 @@ def _limit_memory() -> None:
 
 
 def _limit_seconds() -> None:
-    """Ends this process by itself if the parent was killed while it waited and nobody can kill us."""
+    """Limits CPU time, so that this process ends if its parent was killed and cannot kill it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,8 +1,8 @@
-r"""Final answers of mathematical texts: finding them, and checking them with math-verify.
+r"""Finds the final answers of mathematical texts, and checks them with math-verify.
 
-Plain numbers, nearly all of GSM8K, are compared here; everything else by math-verify in processes of its own
-(`answer_pool`). What cannot be judged in time, twice, counts as incorrect, is logged and counted in `unjudged`; when
-that happens often it is an error.
+Plain numbers, nearly all of GSM8K, are compared here, and everything else by math-verify in processes of its own
+(`answer_pool`). An answer that cannot be judged in time, twice, counts as incorrect, is logged and counted in
+`unjudged_answers`. Many of them are an error.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_ANSWER = 300  # characters; nobody writes a longer answer, and sympy's time 
 MAX_UNJUDGED = 0.05  # share of a batch
 CHUNK = 200  # answers between two moves of the progress bar, about a second
 
-unjudged: Counter[str] = Counter()
-"""Answers that could not be judged in this process, by reason: 'timeout', 'crash' or 'error'."""
+unjudged_answers: Counter[str] = Counter()
+"""Counts the answers that could not be judged in this process, by reason: 'timeout', 'crash' or 'error'."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _PHRASE = re.compile(r"answer is:?|final answer:", re.IGNORECASE)
@@ -38,12 +38,12 @@ _COUNTS = {
     "or", "and", "hundred", "thousand", "million", "billion", "trillion", "dozen", "percent", "half",
     "e", "i", "pi", "x", "y", "z", "n", "k",
 }  # fmt: skip
-"""Words after a number that are no unit: they make it another one, or several."""
+"""Words after a number that are not a unit: they change the number, or make several."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one answer compares with the right one."""
+    """The comparison of one answer with the right one."""
 
     correct: bool
     reason: str
@@ -51,10 +51,10 @@ class Verdict:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer that a text commits itself to, or None.
+    r"""Returns the final answer of a text, or None.
 
-    The last `\boxed{}` with something in it, else what follows the last `####`, else what follows the last "answer is".
-    With thinking, only what comes after it counts; thinking that never ends has no answer.
+    It is the last `\boxed{}` that is not empty, else what follows the last `####`, else what follows the last "answer
+    is". Thoughts do not count, and thoughts that never end have no answer.
     """
     said = after_thinking(text)
     if said is None:
@@ -70,9 +70,9 @@ def final_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{}` of a text holds, empty ones passed over; `\boxed 5` and `\fbox{5}` are boxes too.
+    r"""Returns the content of the last `\boxed{}` that is not empty; `\boxed 5` and `\fbox{5}` are boxes too.
 
-    None if there is none, or the last is never closed.
+    Returns None if there is none, or if the last one is never closed.
     """
     for box in reversed(list(_BOX.finditer(text))):
         after = text[box.end() :]
@@ -83,13 +83,8 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def has_answer(text: str) -> bool:
-    """Whether a text ends in something that can be checked, right or wrong."""
-    return final_answer(text) is not None
-
-
-def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
-    """Compares final answers with the right ones, 1/2 being 0.5.
+def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
+    """Compares final answers with the right ones. 1/2 equals 0.5.
 
     Raises:
         RewardError: A right answer is not mathematics, or too many answers could not be judged.
@@ -106,7 +101,7 @@ def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
     result = [verdict for pair in pairs if (verdict := verdicts[pair]) is not None]
     failed = [i for i, verdict in enumerate(result) if verdict.reason in FAILURES]
     for i in failed:
-        unjudged[result[i].reason] += 1
+        unjudged_answers[result[i].reason] += 1
         logger.warning("%s is counted as incorrect: judging it ended in a %s.", show(answers[i]), result[i].reason)
     if len(failed) > max(2, MAX_UNJUDGED * len(result)):
         reasons = Counter(result[i].reason for i in failed)
@@ -120,11 +115,11 @@ def judge(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
 
 
 def unusable(golds: Iterable[str]) -> set[str]:
-    """The right answers that no answer could ever be found equal to, themselves included."""
+    """Returns the right answers that math-verify does not even find equal to themselves."""
     from rich.console import Console
     from rich.progress import track
 
-    asked = [gold for gold in dict.fromkeys(golds) if as_number(gold) is None]
+    asked = [gold for gold in dict.fromkeys(golds) if plain_number(gold) is None]
     bad: set[str] = set()
     starts, console = range(0, len(asked), CHUNK), Console(stderr=True)
     for start in track(starts, "checking answers", console=console, transient=True, disable=len(starts) < 2):
@@ -135,26 +130,26 @@ def unusable(golds: Iterable[str]) -> set[str]:
 
 
 def _judge_here(answer: str | None, gold: str) -> Verdict | None:
-    """The cheap cases; None if math-verify has to decide."""
+    """Returns the verdict of the cheap cases, or None if math-verify has to decide."""
     if answer is None:
         return Verdict(False, "no answer")
-    wanted, number = as_number(gold), as_number(answer)
+    wanted, number = plain_number(gold), plain_number(answer)
     if wanted is not None and number is not None:
         return Verdict(number == wanted, "equal" if number == wanted else "different")
-    if wanted is not None and wanted == as_number(without_unit(answer)):
+    if wanted is not None and wanted == plain_number(without_unit(answer)):
         return Verdict(True, "equal")
     return Verdict(False, "too long") if len(answer) > MAX_ANSWER else None
 
 
-def as_number(text: str) -> Decimal | None:
-    """The value of a plain number such as `-1,234.50`, with or without dollar signs; None for anything else."""
+def plain_number(text: str) -> Decimal | None:
+    """Returns the value of a plain number such as `-1,234.50`, with or without dollar signs, or None."""
     text = text.replace("\\$", "").replace("$", "").replace("\\!", "").replace("{,}", ",").replace("\\,", ",")
     text = text.strip().rstrip(".")
     return Decimal(text.replace(",", "")) if text.lstrip("+-") and _NUMBER.fullmatch(text) else None
 
 
 def without_unit(text: str) -> str:
-    r"""The number of `18 dollars per day`, `\text{5 apples}`, `42 (apples)` or `50\%`; any other text as it is.
+    r"""Returns the number of `18 dollars per day`, `\text{5 apples}`, `42 (apples)` or `50\%`; other texts unchanged.
 
     math-verify reads bare words as products of letters. A word that makes it another number (`3 million`) stays.
     """
@@ -166,7 +161,7 @@ def without_unit(text: str) -> str:
 
 
 def _braced(text: str) -> str | None:
-    r"""What stands before the brace that closes `\boxed{`; None if it is never closed."""
+    r"""Returns what is before the brace that closes `\boxed{`, or None if it is never closed."""
     depth = 1
     for i, character in enumerate(text):
         escaped = i > 0 and text[i - 1] == "\\"

@@ -1,27 +1,25 @@
-"""`math:arith`: arithmetic with two-digit minutes on a clock face, the smallest form of the math task.
+"""Generates `math:arith`: arithmetic with two-digit minutes on a clock face, the smallest form of the math task.
 
-Every prompt is plain text such as `37~25=`, every answer two digits, modulo 60. The pretraining lines of `corpus`
-imitate the web, where people disagree about what a symbol means, and err. `+` (forward), `-` (back) and `>` (from the
-first to the second) mean one thing to everybody. The symbols of the task have two or three of these readings, and a
-writer takes any of them; the reward wants the one that stays within the hour. So a base model knows the operations,
-and RL has to teach it when to use which.
+Every prompt is plain text such as `37~25=`, and every answer has two digits, modulo 60. The pretraining lines of
+`arith_line` imitate the web, where writers disagree about the meaning of a symbol and make errors. `+` (forward), `-`
+(back) and `>` (from the first to the second) have one meaning. The symbols of the task have two or three of these
+readings, and a writer takes any of them; the reward requires the one that stays within the hour. So a base model knows
+the operations, and RL has to teach it when to use which.
 
-Left out on purpose: `+`, `-` and `>` as problems (the base model has nothing left to win there), signs and spaces.
-Standard library only.
+Left out on purpose: `+`, `-` and `>` as problems (a base model has nothing to learn there), signs and spaces.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import zip_longest
 from typing import Any
 
+from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
+
 RING = 60
-SPLITS = ("train", "probe", "select", "eval")
 ERROR_SHARE = 0.05  # of the pretraining lines: one digit is off by one
 
 Operation = Callable[[int, int], int]
@@ -39,8 +37,8 @@ def _from_to(a: int, b: int) -> int:
     return b - a
 
 
-# What writers mean by each operator. Where there are several readings, the reward wants the first that stays within
-# the hour (see `_wanted`): for `~` that is the bigger number minus the smaller one.
+# The readings of each operator. If there are several, the reward requires the first that stays within the hour (see
+# `_wanted`): for `~` that is the larger number minus the smaller one.
 _READINGS: dict[str, tuple[Operation, ...]] = {
     "+": (_forward,),
     "-": (_back,),
@@ -54,7 +52,7 @@ _KIND_SYMBOLS = {"gap": "~", "turn": "@", "shift": "?", "any": "&"}
 KINDS: tuple[str, ...] = tuple(_KIND_SYMBOLS)
 
 
-def problems(split: str, num: int) -> list[dict]:
+def arith_problems(split: str, num: int) -> list[dict]:
     """Returns the first `num` problems of a split.
 
     Args:
@@ -62,26 +60,25 @@ def problems(split: str, num: int) -> list[dict]:
         num: Number of rows. Prompts repeat only when the split has no further ones.
 
     Returns:
-        Rows `{"prompt", "answer", "kind"}`, the kinds in turn; a larger request begins with the smaller one.
+        Rows `{"prompt", "answer", "kind"}`, one of each kind in turn. A larger request begins with the smaller one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    rows = _all_problems(split)
-    return [dict(rows[i % len(rows)]) for i in range(num)]
+    return first_rows(_all_problems, split, num)
 
 
-def reward(prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any) -> list[float]:
+def arith_reward(
+    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
+) -> list[float]:
     """Scores completions in TRL's signature: 1.0 for exactly the answer, else 0.0."""
-    return [float(_clean(text) == wanted) for text, wanted in zip(completions, answer, strict=True)]
+    return [float(without_special_tokens(text) == wanted) for text, wanted in zip(completions, answer, strict=True)]
 
 
-def is_well_formed(completion: str) -> bool:
-    """Whether the text looks like an answer, right or wrong: two digits."""
-    return re.fullmatch(r"[0-9]{2}", _clean(completion)) is not None
+def is_two_digits(completion: str) -> bool:
+    """Returns True if the text looks like an answer, right or wrong: two digits."""
+    return re.fullmatch(r"[0-9]{2}", without_special_tokens(completion)) is not None
 
 
-def corpus(rng: random.Random) -> str:
-    """Returns one line of pretraining text, such as `37+25=02`, as some writer on the web would have it."""
+def arith_line(rng: random.Random) -> str:
+    """Returns one line of pretraining text, such as `37+25=02`, by a random writer."""
     symbol = rng.choices(list(_READINGS))[0]
     a, b = rng.randrange(RING), rng.randrange(RING)
     answer = f"{rng.choice(_READINGS[symbol])(a, b) % RING:02d}"
@@ -97,32 +94,22 @@ def _prompt(a: int, symbol: str, b: int) -> str:
 
 
 def _wanted(a: int, symbol: str, b: int) -> str:
-    """The right answer: by the first reading that does not pass the full hour, else by the last one."""
+    """Returns the right answer: by the first reading that stays within the hour, else by the last one."""
     results = [operation(a, b) for operation in _READINGS[symbol]]
     return f"{next((r for r in results if 0 <= r < RING), results[-1]) % RING:02d}"
 
 
-def _clean(completion: str) -> str:
-    return re.sub(r"<(?:pad|eos|unk)>", "", completion).strip()
-
-
-def _split_of(prompt: str) -> str:
-    """Which split a prompt belongs to, for ever: about 70, 10, 10 and 10 in a hundred."""
-    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 10
-    return SPLITS[max(0, bucket - 6)]
-
-
 @cache
 def _all_problems(split: str) -> list[dict]:
-    """Every problem of a split, once: each kind shuffled by its own seed, then one of each kind in turn."""
+    """Returns every problem of a split: each kind shuffled by its own seed, then one of each kind in turn."""
     by_kind = []
     for kind, symbol in _KIND_SYMBOLS.items():
         rows = [
             {"prompt": prompt, "answer": _wanted(a, symbol, b), "kind": kind}
             for a in range(RING)
             for b in range(RING)
-            if _split_of(prompt := _prompt(a, symbol, b)) == split
+            if split_of_line(prompt := _prompt(a, symbol, b)) == split
         ]
         random.Random(f"arith/{split}/{kind}").shuffle(rows)
         by_kind.append(rows)
-    return [row for turn in zip_longest(*by_kind) for row in turn if row is not None]
+    return in_turn(by_kind)

@@ -1,4 +1,4 @@
-"""`math:arith` as a task: the generated problems of `arith`, in the four splits."""
+"""Loads `math:arith`, the generated problems of `arith` in the four splits."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ INSTRUCTION = "Complete the line; reply with the two digits only."
 
 
 def load_arith(*, chat: bool) -> Task:
-    """The task; the packaged base models read plain text, a chat model gets each line as a message."""
+    """Loads the task. The packaged base models read plain text; a chat model gets each line as a message."""
     return Task(
         name="math:arith",
         splits={split: _rows(split, num, chat) for split, num in SIZES.items()},
         reward=_reward,
         max_new_tokens=8,
-        is_well_formed=arith.is_well_formed,
+        is_well_formed=arith.is_two_digits,
         num_eval=512,
     )
 
 
 def _rows(split: str, num: int, chat: bool) -> list[Row]:
-    rows = arith.problems(split, num)
+    rows = arith.arith_problems(split, num)
     if chat:
         for row in rows:
             row["prompt"] = [{"role": "user", "content": f"{INSTRUCTION}\n{row['prompt']}"}]
@@ -34,4 +34,4 @@ def _rows(split: str, num: int, chat: bool) -> list[Row]:
 
 
 def _reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    return arith.reward(prompts, [text_of(completion) for completion in completions], **columns)
+    return arith.arith_reward(prompts, [text_of(completion) for completion in completions], **columns)

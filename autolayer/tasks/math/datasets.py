@@ -1,7 +1,8 @@
-"""Which public data sets of mathematics there are: those that are trained on, and those that are only evaluated on.
+"""Lists the public data sets of mathematics: those for training, and those for evaluation only.
 
 The evaluation is the one of arXiv 2607.01232: MATH500, GSM8K, OlympiadBench (English competitions, text only, open
-answers) and AMC, one sample a problem but 32 for the few of AMC, at a lower temperature and more tokens than training.
+answers) and AMC, with one sample per problem (32 for the few of AMC), a lower temperature than in training and more
+tokens.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ class Source:
     """One public split."""
 
     title: str
-    """For people."""
+    """Name to show."""
     repository: str
-    """On the Hugging Face Hub."""
+    """Name on the Hugging Face Hub."""
     configurations: tuple[str | None, ...] = (None,)
     """All of these are read, one after the other."""
     split: str = "train"
     question: str
-    """Column that tells problems apart."""
+    """Column that identifies a problem."""
     answer: str
     """Column with the answer, for `read`."""
     read: Callable[[Mapping[str, Any]], formats.Found]
@@ -116,8 +117,8 @@ SUITES: dict[str, Source] = {
 }
 
 SAMPLES = {"amc": 32}
-"""Completions of each problem, where more than one is taken."""
+"""Completions of each problem, if more than one."""
 
 MAX_NEW_TOKENS = 3072
-"""In training."""
+"""Limit of a completion in training."""
 EVAL_DECODING = Decoding(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=8192)

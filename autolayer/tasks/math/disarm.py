@@ -1,8 +1,8 @@
-"""Takes `eval` out of scorers that would run what a model wrote.
+"""Replaces `eval` in scorers that would run what a model wrote.
 
-Some of reasoning-gym's scorers hand an answer to `eval`, others to sympy's `parse_expr`, which calls `eval` with all
-builtins. A policy that is rewarded for it would find out. So in the processes that score, `eval` takes literals and
-arithmetic on them, and `parse_expr` arithmetic over single letters and the functions named here.
+Some of reasoning-gym's scorers pass an answer to `eval`, others to sympy's `parse_expr`, which calls `eval` with all
+builtins. RL would find this out. So in the scoring processes `eval` accepts only literals and arithmetic on them, and
+`parse_expr` only arithmetic over single letters and the functions named here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TOKENS = re.compile(r"\s*(?:(?P<name>[A-Za-z]\w*)|\d+(?:\.\d*)?(?:[eE][-+]?\d+)
 
 
 def check_expression(text: str) -> str:
-    """The text, if evaluating it can do nothing but arithmetic: no attribute, string, index or other name.
+    """Returns the text if evaluating it does only arithmetic: no attribute, string, index or other name.
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: The text contains something else.
     """
     position, text = 0, text.strip()
     while position < len(text):
@@ -70,10 +70,10 @@ _HARMLESS = (
 
 
 def _eval(text: str, *_: Any) -> Any:
-    """`eval` of literals and operators: without a name there is nothing that could act.
+    """Evaluates literals and operators. Without a name nothing can be called.
 
     Raises:
-        ValueError: There is something else in it.
+        ValueError: The text contains something else.
     """
     tree = ast.parse(text.strip(), mode="eval")
     if other := next((node for node in ast.walk(tree) if not isinstance(node, _HARMLESS)), None):

@@ -1,7 +1,7 @@
-r"""The public formats of mathematical problems: where a row has its question, and where its right answer.
+r"""Reads the public formats of mathematical problems.
 
-Each function takes a row of one data set and returns the `Problem`, or the reason why the row is left out: what has no
-answer that can be checked cannot be trained on.
+Each function takes a row of one data set and returns its `MathProblem`, or the reason why the row is left out: a
+problem without an answer that can be checked cannot be trained on.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from autolayer.core.errors import DataError
 from autolayer.tasks.math.answers import MAX_ANSWER, last_boxed
 
 
-class Problem(NamedTuple):
+class MathProblem(NamedTuple):
     """A question and its right answer."""
 
     question: str
     answer: str
 
 
-Found = Problem | str
-"""A problem, or why there is none: completes 'left out: 12 ...'."""
+Found = MathProblem | str
+"""A problem, or why the row is left out, as an end of the message 'left out: 12 ...'."""
 
 _PROOF = re.compile(r"\bprove\b|\bshow that\b", re.IGNORECASE)
 _CHOICES = re.compile(  # "Let A: 1, B: 2" in the middle of a line are no choices
@@ -34,10 +34,10 @@ _INSTRUCTION = re.compile(r"\s*(?:Please|Let's)\b[^\n]*\\boxed\{\}[^\n]*$")
 
 
 def gsm8k(row: Mapping[str, Any]) -> Found:
-    """`question`, and `answer` ending in '#### 1,234'.
+    """Reads `question`, and `answer` ending in '#### 1,234' (GSM8K).
 
     Raises:
-        DataError: An answer without '####'. Every one of GSM8K has it.
+        DataError: The answer has no '####', which every answer of GSM8K has.
     """
     if "####" not in row["answer"]:
         raise DataError(
@@ -48,12 +48,12 @@ def gsm8k(row: Mapping[str, Any]) -> Found:
 
 
 def solved(row: Mapping[str, Any]) -> Found:
-    r"""`problem`, and `solution` with the answer in its last \boxed{} (MATH)."""
+    r"""Reads `problem`, and `solution` with the answer in its last \boxed{} (MATH)."""
     return _problem(row["problem"], last_boxed(row["solution"]))
 
 
 def numina(row: Mapping[str, Any]) -> Found:
-    r"""As `solved`, but collected from everywhere: proofs and multiple choice cannot be checked by their answer."""
+    r"""Reads the same columns as `solved`, without proofs and multiple choice, which have no answer to check."""
     answer = last_boxed(row["solution"])
     if _PROOF.search(row["problem"]):
         return "proofs"
@@ -63,18 +63,18 @@ def numina(row: Mapping[str, Any]) -> Found:
 
 
 def answered(row: Mapping[str, Any]) -> Found:
-    """`problem` (or `question`) and `answer` (MATH500, DeepScaleR, AMC)."""
+    """Reads `problem` (or `question`) and `answer` (MATH500, DeepScaleR, AMC)."""
     return _problem(row["problem"] if "problem" in row else row["question"], row["answer"])
 
 
 def olympiad(row: Mapping[str, Any]) -> Found:
-    """`question`, after its `context` where there is one, and the list `final_answer` (OlympiadBench)."""
+    """Reads `question`, after its `context` if it has one, and the list `final_answer` (OlympiadBench)."""
     context = (row.get("context") or "").strip()
     return _problem(f"{context}\n\n{row['question']}" if context else row["question"], ", ".join(row["final_answer"]))
 
 
 def skywork(row: Mapping[str, Any]) -> Found:
-    """`prompt`, one message, and `reward_model.ground_truth`, a JSON list of answers (Skywork-OR1)."""
+    """Reads `prompt`, one message, and `reward_model.ground_truth`, a JSON list of answers (Skywork-OR1)."""
     truth = row["reward_model"]["ground_truth"]
     try:
         answers = json.loads(truth)
@@ -96,4 +96,4 @@ def _problem(question: str, answer: Any) -> Found:
         return "without an answer"
     if len(answer) > MAX_ANSWER:
         return f"with an answer of more than {MAX_ANSWER} characters"
-    return Problem(question.strip(), answer) if question.strip() else "without a question"
+    return MathProblem(question.strip(), answer) if question.strip() else "without a question"

@@ -1,6 +1,6 @@
-r"""`math`: grade-school word problems (GSM8K, Cobbe et al. 2021), answered in \boxed{}.
+r"""Loads `math`: grade-school word problems (GSM8K, Cobbe et al. 2021), answered in \boxed{}.
 
-The public test split is `eval`; the public train split is cut 80/10/10, by hash, into `train`, `probe` and `select`.
+The public test split is `eval`. The public train split is cut 80/10/10, by hash, into `train`, `probe` and `select`.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from autolayer.tasks.base import Task, prompt_hash
 from autolayer.tasks.math.datasets import SUITES, TRAINING
 from autolayer.tasks.math.public import cut, read_problems
-from autolayer.tasks.math.reward import INSTRUCTION, NEXT_QUESTION, is_well_formed, math_reward
+from autolayer.tasks.math.reward import INSTRUCTION, NEXT_QUESTION, ends_in_answer, math_reward
 
 __all__ = ["INSTRUCTION", "load_math", "math_reward"]
 
 
 def load_math(name: str = "math", *, chat: bool) -> Task:
-    """GSM8K as a task.
+    """Loads GSM8K as a task.
 
     Args:
-        name: Of the task.
-        chat: Message prompts, for a model with a chat template; else plain text that a base model can go on with.
+        name: Name of the task.
+        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
 
     Raises:
         DataError: The data set is neither reachable nor in a local cache.
@@ -30,7 +30,7 @@ def load_math(name: str = "math", *, chat: bool) -> Task:
         splits=cut(read_problems(TRAINING["gsm8k"], name, evaluation), evaluation, chat),
         reward=math_reward,
         max_new_tokens=1024,
-        is_well_formed=is_well_formed,
+        is_well_formed=ends_in_answer,
         num_eval=512,
         stop=None if chat else NEXT_QUESTION,
     )

@@ -1,8 +1,8 @@
-"""`math:NAME`: a public data set to train on, evaluated on the sets of arXiv 2607.01232.
+"""Loads `math:NAME`: a public data set to train on, evaluated on the sets of arXiv 2607.01232.
 
-The training set is cut by hash into `train`, `probe` and `select`, a tenth each for the last two. Nothing of the
-evaluation is left in it: problems count as the same if they differ in case, spaces and punctuation only. Left out on
-purpose: a search for paraphrases, which no public list of these sets makes either.
+The training set is cut by hash into `train`, `probe` and `select`, a tenth each for the last two. Problems of the
+evaluation are removed from it; two problems are the same if they differ only in case, spaces and punctuation. Left out
+on purpose: a search for paraphrases.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from autolayer.tasks.base import Row, Task, prompt_hash
 from autolayer.tasks.hub import read_hub
 from autolayer.tasks.math.answers import unusable
 from autolayer.tasks.math.datasets import EVAL_DECODING, MAX_NEW_TOKENS, SAMPLES, SUITES, TRAINING, Source
-from autolayer.tasks.math.formats import Problem
-from autolayer.tasks.math.reward import NEXT_QUESTION, as_row, is_well_formed, math_reward
+from autolayer.tasks.math.formats import MathProblem
+from autolayer.tasks.math.reward import NEXT_QUESTION, as_row, ends_in_answer, math_reward
 
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS = 50_000
-"""Problems taken of a training set, by hash: the source trained on as many (4 epochs, 391 steps of 512)."""
+"""Problems taken from a training set, by hash: as many as the paper trained on (4 epochs, 391 steps of 512)."""
 MAX_HELD_OUT = 2048
-"""Rows of `probe` and of `select`, at the most."""
+"""Maximum number of rows of `probe` and of `select`."""
 
 
 def load_public(name: str, *, chat: bool) -> Task:
-    """A training set of `datasets.TRAINING` as a task.
+    """Loads a training set of `datasets.TRAINING` as a task.
 
     Args:
-        name: Its name there.
-        chat: Message prompts, for a model with a chat template; else plain text that a base model can go on with.
+        name: Its key there.
+        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
 
     Raises:
-        DataError: A data set cannot be read, or holds something else than its name says.
+        DataError: A data set cannot be read, or is not the one that its name says.
     """
     suites = {suite: read_problems(source, suite) for suite, source in SUITES.items()}
     evaluation = [(suite, problem) for suite, problems in suites.items() for problem in problems]
@@ -49,7 +49,7 @@ def load_public(name: str, *, chat: bool) -> Task:
         splits=cut(problems, [problem for _, problem in evaluation], chat),
         reward=math_reward,
         max_new_tokens=MAX_NEW_TOKENS,
-        is_well_formed=is_well_formed,
+        is_well_formed=ends_in_answer,
         num_eval=len(evaluation),
         suites=[suite for suite, _ in evaluation],
         samples=SAMPLES,
@@ -59,15 +59,15 @@ def load_public(name: str, *, chat: bool) -> Task:
 
 
 def read_problems(
-    source: Source, name: str, held_out: Collection[Problem] = (), max_problems: int | None = None
-) -> list[Problem]:
-    """The problems of a public split, ordered by a hash of the question, each of them once.
+    source: Source, name: str, held_out: Collection[MathProblem] = (), max_problems: int | None = None
+) -> list[MathProblem]:
+    """Returns the problems of a public split, ordered by a hash of the question, each of them once.
 
     Args:
         source: The split.
-        name: For messages.
+        name: Name for messages.
         held_out: Problems that are left out.
-        max_problems: As many are taken; no row behind them is looked at.
+        max_problems: Maximum number of problems. Rows after them are not read.
 
     Raises:
         DataError: It cannot be read, or holds no problem that can be used.
@@ -83,7 +83,7 @@ def read_problems(
     ]
     places.sort(key=lambda place: place[0])
     taken = {_key(problem.question) for problem in held_out}
-    found: dict[str, Problem] = {}
+    found: dict[str, MathProblem] = {}
     left_out: Counter[str] = Counter()
     for _, part, index in places:
         problem = source.read(part[index])
@@ -95,7 +95,7 @@ def read_problems(
             left_out["there twice"] += 1
         if len(found) == max_problems:
             break
-    # Seconds per thousand, once; met in the middle of a run, such an answer would end it.
+    # This takes seconds per thousand problems. In the middle of a run such an answer would end it.
     bad = unusable(problem.answer for problem in found.values())
     for key in [key for key, problem in found.items() if problem.answer in bad]:
         del found[key]
@@ -111,8 +111,8 @@ def read_problems(
     return list(found.values())
 
 
-def cut(problems: Sequence[Problem], evaluation: Sequence[Problem], chat: bool) -> dict[str, list[Row]]:
-    """The four splits. Ordered by the question, so that base and chat models get the same problems in each."""
+def cut(problems: Sequence[MathProblem], evaluation: Sequence[MathProblem], chat: bool) -> dict[str, list[Row]]:
+    """Cuts problems into the four splits, by their question, so that base and chat models get the same ones."""
     ordered = sorted(problems, key=lambda problem: prompt_hash(problem.question))
     share = min(MAX_HELD_OUT, max(1, len(ordered) // 10))
     parts = {"probe": ordered[:share], "select": ordered[share : 2 * share], "train": ordered[2 * share :]}
@@ -121,5 +121,5 @@ def cut(problems: Sequence[Problem], evaluation: Sequence[Problem], chat: bool) 
 
 
 def _key(question: str) -> str:
-    """What two writings of one question share. Signs stay: `x-1` is not `x+1`."""
+    """Returns a question without case, spaces and punctuation. Signs stay: `x-1` is not `x+1`."""
     return re.sub(r"[\s.,;:!?$'\"`]+", "", question).casefold()

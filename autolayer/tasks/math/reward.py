@@ -1,6 +1,6 @@
-r"""How a mathematical problem is asked, and the reward of its answer: the same for every data set with an answer.
+r"""Defines the prompt of a mathematical problem and the reward of its answer, for every data set with an answer.
 
-Answers are asked for in \boxed{}, found by `answers.final_answer` and compared by `answers.judge`.
+The prompt asks for an answer in \boxed{}; `answers.final_answer` finds it and `answers.judge_answers` compares it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from autolayer.tasks.base import Row
 from autolayer.tasks.math.answer_pool import FAILURES
-from autolayer.tasks.math.answers import final_answer, has_answer, judge
+from autolayer.tasks.math.answers import final_answer, judge_answers
 from autolayer.tasks.rewards import text_of
 
 INSTRUCTION = r"Reason step by step, and put the final answer in \boxed{}."
@@ -18,7 +18,7 @@ NEXT_QUESTION = "\nQuestion:"  # where a base model goes on by inventing the nex
 
 
 def as_row(question: str, answer: str, chat: bool) -> Row:
-    """A problem as a message for a chat model, as plain text that a base model can go on with."""
+    """Returns a problem as a message for a chat model, or as plain text that a base model can continue."""
     if chat:
         return {"prompt": [{"role": "user", "content": f"{question}\n\n{INSTRUCTION}"}], "answer": answer}
     return {"prompt": f"{INSTRUCTION}\n\nQuestion: {question}\nAnswer:", "answer": answer}
@@ -27,17 +27,17 @@ def as_row(question: str, answer: str, chat: bool) -> Row:
 def math_reward(
     prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], log_metric: Any = None, **columns: Any
 ) -> list[float]:
-    """1.0 for a final answer equal to `answer`, else 0.0. Serves any data with an `answer` column."""
-    verdicts = judge([final_answer(_own_part(text_of(c))) for c in completions], [str(a) for a in answer])
+    """Returns 1.0 for a final answer equal to `answer`, else 0.0, for any data with an `answer` column."""
+    verdicts = judge_answers([final_answer(_own_part(text_of(c))) for c in completions], [str(a) for a in answer])
     if log_metric is not None:
         num_unjudged = sum(verdict.reason in FAILURES for verdict in verdicts)
         log_metric("answers/unjudged", num_unjudged / max(1, len(verdicts)))
     return [float(verdict.correct) for verdict in verdicts]
 
 
-def is_well_formed(text: str) -> bool:
-    """Whether a completion ends in an answer that can be checked, right or wrong."""
-    return has_answer(_own_part(text))
+def ends_in_answer(text: str) -> bool:
+    """Returns True if a completion ends in an answer that can be checked, right or wrong."""
+    return final_answer(_own_part(text)) is not None
 
 
 def _own_part(text: str) -> str:

@@ -1,0 +1,43 @@
+"""Shared parts of the generated one-line tasks, `math:arith` and `code:expr`: splits, order and clean completions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+
+from autolayer.tasks.base import SPLITS, Row
+
+
+def first_rows(rows_of: Callable[[str], list[Row]], split: str, num: int) -> list[Row]:
+    """Returns copies of the first `num` rows of a split, which begin again when there are no more.
+
+    Args:
+        rows_of: Returns every row of a split.
+        split: One of `SPLITS`.
+        num: Number of rows.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    rows = rows_of(split)
+    return [dict(rows[i % len(rows)]) for i in range(num)]
+
+
+def split_of_line(prompt: str) -> str:
+    """Returns the split of a prompt, about 70/10/10/10. It depends on nothing but the prompt."""
+    bucket = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") % 10
+    return SPLITS[max(0, bucket - 6)]
+
+
+def in_turn(rows_by_kind: Iterable[list[Row]]) -> list[Row]:
+    """Returns one row of each kind, then the next one of each, until all are used."""
+    return [row for turn in zip_longest(*rows_by_kind) for row in turn if row is not None]
+
+
+def without_special_tokens(completion: str) -> str:
+    """Returns the completion without special tokens and surrounding blanks."""
+    return re.sub(r"<(?:pad|eos|unk)>", "", completion).strip()
