@@ -252,7 +252,7 @@ def test_a_copy_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 def test_data_without_a_reward_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data and --reward belong together"):
         Config(model="m", data="sums.jsonl")
-    with pytest.raises(ConfigError, match="--data nowhere without --reward is a folder with copies"):
+    with pytest.raises(ConfigError, match="--data nowhere is not a folder. Without --reward it must"):
         check_name(Config(model="m", data="nowhere"))
     with pytest.raises(ConfigError, match="math:arith reads no public data set"):
         load_task(Config(model="m", task="math:arith", data=str(tmp_path)), chat=False)
