@@ -193,7 +193,7 @@ def test_a_server_that_cannot_follow_is_refused(base: Path, stub: Stub) -> None:
         autolayer.pick(model=str(base), task="math:arith", rollouts="http://127.0.0.1:9", out=str(base.parent / "no"))
     assert not (base.parent / "no").exists()
     for text in ("http://", "http://one:1,ftp://two", "https://a b", "http://one:8000,"):
-        with pytest.raises(ValueError, match="unknown rollout engine"):
+        with pytest.raises(ValueError, match="give auto, transformers, vllm, or http"):
             Config(model="tiny", rollouts=text)
 
 

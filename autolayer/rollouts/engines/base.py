@@ -1,8 +1,8 @@
-"""The rollout engine: token ids in, sampled token ids out. What every engine shares.
+"""The base class of rollout engines, which take token ids and return sampled token ids.
 
-One request has one seed, so two policies that answer it differ only where their probabilities do, and paired
-comparisons need far fewer items. Top-p and top-k, which cut the tail that RL learns from, are for evaluation only
-(`Engine.decoding`).
+Every request has a seed of its own, so the completions of two policies differ only where their probabilities do, and
+paired comparisons need far fewer items. Top-p and top-k cut the tail of the distribution that RL learns from, so they
+are for evaluation only (`Engine.decoding`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from autolayer.tasks.thinking import OPEN
 
 UNLIMITED = 1 << 30
 MAX_SEQUENCES = 512
-"""Sequences generated at once, at the most: more are hardly any faster."""
+"""Default limit of sequences generated at once: more are hardly any faster."""
 
 
 class Completion(list[int]):
-    """Sampled token ids, with the log-probabilities that they were sampled at.
+    """Sampled token ids, with the log-probabilities that they were sampled with.
 
-    None where the engine is the policy itself: then there is nothing to correct for.
+    The log-probabilities are None if the engine is the policy itself, because there is nothing to correct for.
     """
 
     def __init__(self, ids: Iterable[int] = (), log_probs: Sequence[float] | None = None) -> None:
@@ -37,27 +37,27 @@ class Completion(list[int]):
         self.log_probs = None if log_probs is None else list(log_probs)
 
     def first(self, count: int) -> Completion:
-        """The first so many tokens."""
+        """Returns the first `count` tokens."""
         return Completion(self[:count], None if self.log_probs is None else self.log_probs[:count])
 
 
 class Engine(ABC):
-    """Generates from a model.
+    """Samples completions from a policy.
 
     Args:
-        model: The policy. An engine with a copy of its own follows it (`mark_changed`).
-        tokenizer: The model's, with an eos and a pad token.
-        max_new_tokens: Of a completion.
-        temperature: Of sampling.
-        max_context: Tokens of a sequence at the most, where that is less than the model has positions for.
-        max_sequences: Generated at once, at the most.
+        model: The policy. An engine with a copy of the weights is told of every change by `mark_changed`.
+        tokenizer: The tokenizer of the model, with an eos and a pad token.
+        max_new_tokens: Maximum number of tokens of a completion.
+        temperature: Sampling temperature.
+        max_context: Maximum number of tokens of a sequence, if it is less than the model has positions for.
+        max_sequences: Maximum number of sequences generated at once.
     """
 
     has_own_weights = False
-    """Whether it has weights and numerics of its own: training then has to correct for the difference."""
+    """Whether the engine has a copy of the weights and its own kernels, so that training corrects for differences."""
 
     is_shared = False
-    """Whether several processes at one run sample from the same copy, which the leader keeps up to date."""
+    """Whether several processes of a run sample from the same copy, which rank 0 keeps up to date."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Engine(ABC):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.top_k, self.top_p = 0, 1.0
         self.max_context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
-        """Tokens of a sequence at the most, read and written together."""
+        """Maximum number of tokens of a sequence, prompt and completion together."""
         self.model_max_context = self.max_context
-        """What that is where the engine holds as much as the model and the task do."""
+        """The same limit by the model and the task alone; a vLLM server may hold less."""
         self.max_sequences = max_sequences
         self.seconds, self.tokens = 0.0, 0
-        """Time spent and tokens generated so far: the measured price of a generated token."""
+        """Seconds spent and tokens generated so far, from which the cost of a generated token is measured."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
         declared = [declared] if isinstance(declared, int) else list(declared or [])
         # `read_tokenizer` has refused a tokenizer without these.
@@ -90,7 +90,7 @@ class Engine(ABC):
 
     @contextlib.contextmanager
     def decoding(self, decoding: Decoding | None) -> Iterator[None]:
-        """Samples inside as an evaluation asks for, outside from the policy again; None changes nothing."""
+        """Uses other sampling settings inside the block, such as those of an evaluation; None changes nothing."""
         before = self.temperature, self.top_k, self.top_p, self.max_new_tokens
         try:
             if decoding is not None:
@@ -102,7 +102,7 @@ class Engine(ABC):
 
     @property
     def current_decoding(self) -> Decoding:
-        """How it samples now."""
+        """The sampling settings in use."""
         return Decoding(
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, max_new_tokens=self.max_new_tokens
         )
@@ -110,14 +110,17 @@ class Engine(ABC):
     def generate(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], *, stop_ids: Sequence[int] = ()
     ) -> list[Completion]:
-        """Samples one completion per prompt, the token that ended it included where it ended by itself.
+        """Samples one completion per prompt; a completion that ended by itself includes the token that ended it.
 
-        A completion is shorter than asked for where its prompt leaves no more of the model's context.
+        A completion has fewer than `max_new_tokens` tokens if its prompt leaves less of the context.
 
         Args:
             prompt_ids: Token ids, one list per request.
-            seeds: One seed per request: equal prompt, weights and seed give the same completion.
+            seeds: One seed per request; equal prompt, weights and seed give the same completion.
             stop_ids: Tokens that end a completion besides the end-of-text tokens.
+
+        Returns:
+            The completions, in the order of the prompts.
         """
         started = time.perf_counter()
         limits = [min(self.max_new_tokens, self.max_context - len(ids)) for ids in prompt_ids]
@@ -134,29 +137,30 @@ class Engine(ABC):
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
-        """`generate`, with the tokens that each completion may have, and those that end it."""
+        """Samples one completion per prompt, given the maximum length of each and the tokens that end one."""
 
     def finished(self, completion_ids: list[int]) -> bool:
+        """Returns whether a completion ended by itself and not by the token limit."""
         return bool(completion_ids) and completion_ids[-1] in self.eos_token_ids
 
     def mark_changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
-        """Is told which of the policy's parameters have other values now. An engine with a copy has to follow."""
+        """Marks parameters of the policy as changed; an engine with a copy sends them before it samples again."""
 
     def publish_version(self) -> str | None:
-        """Where processes share a copy, the leader brings it up to date, and says what all have to find there."""
+        """On rank 0, brings a shared copy up to date and returns the version that every rank must find there."""
         return None
 
     def expect_version(self, version: str | None) -> None:  # noqa: B027
-        """Is told what the leader has said."""
+        """On every rank, sets the version that rank 0 published."""
 
     def sleep(self) -> None:  # noqa: B027
-        """Is told that passes of the policy come next: the memory that only sampling needs may be given back."""
+        """Frees the memory that only sampling needs, before forward and backward passes of the policy."""
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts behind an assistant's message, or None.
+    """Returns the special token that the chat template writes after an assistant's message, or None.
 
-    Of base models that come with a template it often is not the end-of-text token (Qwen3-8B-Base: <|im_end|>).
+    For base models with a chat template it often differs from the end-of-text token (Qwen3-8B-Base: <|im_end|>).
     """
     if tokenizer.chat_template is None:
         return None
@@ -164,7 +168,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:  # whatever a template raises that wants other messages: then nothing is known
+    except Exception:  # a template may raise anything if it requires other messages
         return None
     ids = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
     first = cast(list[int], ids)[:1]
@@ -172,12 +176,12 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def think_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> str:
-    """The first word of a completion that its prompt has written already: `<think>`, or nothing."""
+    """Returns the tag that the prompt already opened for its completion: `<think>` and a line break, or nothing."""
     return f"{OPEN}\n" if str(tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(OPEN) else ""
 
 
 def truncate_at_stop(tokenizer: PreTrainedTokenizerBase, ids: Completion, stop: str) -> Completion:
-    """The tokens until a text first holds `stop`, the one that completes it included; all if it never does."""
+    """Returns the tokens up to and including the one that completes the text `stop`, or all without it."""
     if stop not in tokenizer.decode(ids, skip_special_tokens=True):
         return ids
     length = bisect.bisect_left(

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in this process: one engine for all arms (copy_engine.py says how it follows the policy)."""
+"""Rollouts by vLLM in this process, with one engine for all arms (weight_sync.py sends it the weights)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 
 class VLLMEngine(SyncedEngine):
-    """See `Engine`; needs the extra `vllm`.
+    """Generates with vLLM in this process; see `Engine`. It needs the extra `vllm`.
 
     Args:
-        path: What the model was loaded from.
-        settings: How much of the device it takes, and when.
-        num_processes: At one run, each with an engine of its own; all have to begin at once.
+        path: Path or hub name that the model was loaded from.
+        settings: Share of the device's memory, and whether the engine sleeps while the policy trains.
+        num_processes: Number of processes of the run; each starts an engine of its own, all at the same time.
 
     Raises:
         ConfigError: vLLM is not installed, or cannot run this model.
@@ -36,7 +36,7 @@ class VLLMEngine(SyncedEngine):
         self.sleep()
 
     def _start(self, path: str, num_processes: int) -> Any:
-        # Weights can be handed over by reference only where the engine runs in this process.
+        # Weights can be passed by reference only if the engine runs in this process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
@@ -54,15 +54,15 @@ class VLLMEngine(SyncedEngine):
                 enable_sleep_mode=self.settings.sleep,
                 enforce_eager=self.model.device.type == "cpu",
                 enable_prefix_caching=True,
-                generation_config="vllm",  # nothing of the model's own sampling settings
-                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                generation_config="vllm",  # do not use the model's own sampling settings
+                logprobs_mode="processed_logprobs",  # log-probabilities of the distribution that is sampled from
                 max_num_seqs=self.max_sequences,
                 seed=0,
                 disable_log_stats=True,
-                # Takes the device and the process group that there are. Without one it makes its own, on the first GPU.
+                # Uses the existing device and process group; the default makes its own, on the first GPU.
                 distributed_executor_backend="external_launcher" if num_processes > 1 else None,
             )
-        except Exception as error:  # whatever vLLM raises for a model or a device that it cannot use
+        except Exception as error:  # vLLM has no common type for a model or a device that it cannot use
             lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
             why = next((line for line in lines if line.startswith("Value error")), lines[0])
             raise ConfigError(
@@ -73,10 +73,10 @@ class VLLMEngine(SyncedEngine):
     def _sample(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
-        if self._asleep:  # before anything is sent: asleep, it has no memory to write to
+        if self._asleep:  # before weights are sent, because a sleeping engine has no memory for them
             try:
                 self.llm.wake_up()
-            except Exception as error:  # of CUDA or of vLLM
+            except Exception as error:  # CUDA and vLLM raise different types
                 raise EngineError(
                     f"vLLM did not wake up beside the training ({str(error).splitlines()[0]}): give a smaller "
                     "memory_share in [vllm], and the same command goes on."
@@ -84,10 +84,10 @@ class VLLMEngine(SyncedEngine):
             self._asleep = False
         self.sync_weights()
         if prompt_ids:
-            self._check(prompt_ids[0], lambda limit: self._ask(prompt_ids[:1], [0], [limit], set()))
-        return self._ask(prompt_ids, seeds, limits, ends)
+            self._check(prompt_ids[0], lambda limit: self._generate(prompt_ids[:1], [0], [limit], set()))
+        return self._generate(prompt_ids, seeds, limits, ends)
 
-    def _ask(
+    def _generate(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
@@ -109,10 +109,13 @@ class VLLMEngine(SyncedEngine):
 
     def sleep(self) -> None:
         if self.settings.sleep and not self._asleep:
-            self.llm.sleep(level=1)  # weights to host memory; the cache, prefixes included, is dropped
+            self.llm.sleep(level=1)  # moves the weights to host memory and drops the key-value cache with its prefixes
             self._asleep = True
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         if not self.llm.reset_prefix_cache():
-            raise EngineError("vLLM keeps what it has computed with other weights: the same command goes on.")
+            raise EngineError(
+                "vLLM could not clear its prefix cache after a weight update. Rerun the command to resume, or pass "
+                "--rollouts transformers."
+            )

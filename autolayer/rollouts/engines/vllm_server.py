@@ -1,4 +1,4 @@
-"""Rollouts by vLLM servers on other devices or machines (copy_engine.py says how they follow the policy).
+"""Rollouts by vLLM servers on other devices or machines (weight_sync.py sends them the weights).
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
 

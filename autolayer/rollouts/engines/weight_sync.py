@@ -1,8 +1,8 @@
-"""A rollout engine with a copy of the policy's weights, which follows it layer by layer.
+"""The base class of rollout engines with a copy of the policy's weights, which is synchronized layer by layer.
 
-Only what has changed since the last completion is sent, as whole decoder layers, since vLLM fuses the maps inside one.
-Then the prefix cache, which belongs to the weights before, is dropped, and both have to give one completion the same
-log-probabilities. An arm's change costs the layers of both arms, never the model.
+Only what changed since the last completion is sent, as whole decoder layers, because vLLM fuses the matrices inside
+one. The prefix cache, which belongs to the weights before, is then cleared, and copy and policy have to give one
+completion the same log-probabilities. Changing arms costs the layers of both arms, never the whole model.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from autolayer.tasks.suites import Decoding
 
 TOLERANCE = {torch.float32: 1e-3}
 LOOSE = 0.25
-"""Mean difference of log-probabilities (nats) at which the engines cannot have the same weights: in float32, and in
-the 16-bit formats, whose kernels differ by some hundredths. There it finds another model or a wrong layer, not a layer
-that has moved a little."""
+"""Mean differences of log-probabilities (nats) above which copy and policy cannot have the same weights: TOLERANCE in
+float32, LOOSE in 16-bit formats, whose kernels differ by some hundredths. LOOSE detects another model or a wrong layer,
+but not a layer that moved a little."""
 CHECKED_TOKENS = 16
-"""Of the completion that is compared after a change; the prompt is a real one, so that a stale cache would show."""
+"""Tokens of the completion that is compared after a sync; its prompt is a real one, so that a stale cache shows."""
 
 
 class SyncedEngine(Engine):
-    """See `Engine`."""
+    """An engine with a copy of the policy's weights; see `Engine`."""
 
     has_own_weights = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.tensors_sent = self.bytes_sent = 0
-        """All syncs together."""
+        """Totals over all syncs."""
         self.sync_seconds = 0.0
         self._stale: set[int] = set()
         self._all_stale = False
         self._unchecked = True
-        """Nothing was compared since the last load."""
+        """Whether copy and policy were not compared since the last sync."""
 
     @abstractmethod
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Loads weights, by their names in a checkpoint, and forgets what was computed with those before."""
+        """Loads weights into the copy, by their names in a checkpoint, and clears the prefix cache."""
 
     def mark_changed(self, names: Iterable[str]) -> None:
         changed = {id(self.model.get_parameter(name)) for name in names}
@@ -59,13 +59,13 @@ class SyncedEngine(Engine):
         self._all_stale |= bool(changed)  # embedding, head, last norm
 
     def sync_weights(self) -> None:
-        """Sends what is stale."""
+        """Sends the layers that changed since the last sync."""
         if not self._stale and not self._all_stale:
             return
         started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
         with whole(self.model, tuple(sorted(self._stale))):
-            # As in a checkpoint: transformers keeps the experts of a mixture in one tensor, vLLM reads them one by one.
+            # transformers holds the experts of a mixture in one tensor; vLLM reads them one by one, as in a checkpoint.
             weights = dict(revert_weight_conversion(self.model, dict(merged_weights(self.model, blocks))))
             self._send(weights)
         self._stale, self._all_stale, self._unchecked = set(), False, True
@@ -74,19 +74,19 @@ class SyncedEngine(Engine):
         self.sync_seconds += time.perf_counter() - started
 
     def _check(self, prompt: Sequence[int], sample: Callable[[int], Sequence[Completion]]) -> None:
-        """After a load, holds log-probabilities of the copy against the policy's own.
+        """Compares log-probabilities of copy and policy, once after each sync.
 
         Args:
-            prompt: Any.
-            sample: Given a number of tokens, one completion of it by each copy that there is.
+            prompt: Token ids of any prompt.
+            sample: Function that takes a number of tokens and returns one completion of the prompt from each copy.
 
         Raises:
-            EngineError: The engines do not agree.
+            EngineError: Copy and policy do not agree.
         """
         if not self._unchecked:
             return
         limit = max(1, min(CHECKED_TOKENS, self.max_context - len(prompt)))
-        # As the policy samples, also where an evaluation cuts the tail off: what is left would sum to 1 there.
+        # Without top-k and top-p of an evaluation, which would renormalize the log-probabilities.
         with self.decoding(Decoding(temperature=self.temperature, max_new_tokens=limit)):
             completions = sample(limit)
         for completion in completions:
@@ -113,5 +113,5 @@ class SyncedEngine(Engine):
 
     @property
     def advice(self) -> str:
-        """What to do where the engines do not agree."""
+        """What the user can do if copy and policy do not agree."""
         return "Give --rollouts transformers."
