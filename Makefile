@@ -8,6 +8,7 @@
 #   make test-postgres                          four workers on a PostgreSQL server (apt-get installs it if missing)
 #   make test-vllm                              vLLM's CPU build (downloads 4 GB)
 #   make check                                  lint, format, types, direction of imports
+#   make schemas                                the published JSON Schemas, from the records
 #   make docs                                   the documentation as a site, in site/
 #   make layerbench [ENV=gap-qwen3.gap.grpo]    measures and judges one environment, or all: hours
 #
@@ -33,10 +34,10 @@ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
 endef
 
-.PHONY: help demo test test-slow test-all test-agents test-vllm test-postgres check docs layerbench install install-agents install-vllm
+.PHONY: help demo test test-slow test-all test-agents test-vllm test-postgres check schemas docs layerbench install install-agents install-vllm
 
 help:
-	@sed -n '3,12s/^# \{0,1\}//p' Makefile
+	@sed -n '3,13s/^# \{0,1\}//p' Makefile
 
 demo: $(READY)
 	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
@@ -90,6 +91,9 @@ layerbench: $(READY)
 	$(BIN)/python examples/layerbench/run.py all $(ENV)
 	$(BIN)/python examples/layerbench/humps.py
 	$(BIN)/python examples/layerbench/table.py
+
+schemas: $(READY)
+	$(BIN)/python -m autolayer.reporting.schemas
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -156,9 +156,10 @@ def measure(
         return print_found(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
     with only_stderr():
         from autolayer.measurement.measure import measure as run
+        from autolayer.reporting.contribution_table import contribution_table
 
         found = run(config, progress=TerminalProgress())
-    print_found(json.dumps(found.to_dict(), indent=1), found.render(Path(config.out or "")), as_json)
+    print_found(json.dumps(found.to_dict(), indent=1), contribution_table(found, Path(config.out or "")), as_json)
 
 
 @cli.command(

@@ -58,7 +58,7 @@ class SearchConfig(Settings):
 class MeasureConfig(Settings):
     """How `measure` finds the contribution of every layer."""
 
-    table: ClassVar[str | None] = "measure"
+    table: ClassVar[str | None] = None  # both are options of `measure`
 
     num_seeds: Count = 3
     """Training seeds of every arm: the run's seed and the ones after it."""

@@ -67,7 +67,7 @@ def measure(
         print(found.values, found.full.value)
     """
     table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
-    given = {**options, **({"measure": table} if table else {})}
+    given = {**options, **table} if config is not None else {**options, **({"measure": table} if table else {})}
     with setup(config_of(config, given), progress, verb="measure") as run:
         if done := finished(run):
             return done

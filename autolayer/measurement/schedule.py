@@ -104,7 +104,7 @@ class MeasurePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for --json."""
-        plain = {"config": asdict(self.run.config), "layers": list(self.run.candidates), "rates": self.rates}
+        plain = {"config": self.run.config.model_dump(), "layers": list(self.run.candidates), "rates": self.rates}
         return {**plain, **asdict(self.schedule), "total_steps": self.schedule.total, "full_runs": self.num_full_runs}
 
     def render(self) -> RenderableType:

@@ -1,22 +1,33 @@
-"""What a run found: the records behind result.json, and the schema that holds them.
+"""result.json: the records of what a run found, from which its JSON Schema is made.
 
-The fields are documented once, in `result.schema.json` beside this file; a test keeps the two alike. None stands
-for what is not known (yet); NaN is refused.
+None stands for what is not known (yet). NaN is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import math
-import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
+
+from autolayer.core.config import Algorithm
 from autolayer.core.errors import RunFolderError
+from autolayer.core.settings import Count, NonNegative, OpenShare, Positive
+from autolayer.reporting.records import (
+    RECORD,
+    LayerIndex,
+    LayerIndices,
+    NonNegativeInt,
+    Proportion,
+    Texts,
+    make_schema,
+    parse_record,
+    problems_of,
+    to_plain,
+)
 
 RESULT_SCHEMA_VERSION = 1
 
@@ -25,228 +36,290 @@ RESULT_SCHEMA_VERSION = 1
 class Rung:
     """One short RL run of a layer."""
 
-    steps: int
-    learning_rate: float
+    __pydantic_config__ = RECORD
+
+    steps: NonNegativeInt
+    """Optimizer steps after which it was measured."""
+    learning_rate: Positive
+    """Learning rate of that run."""
     seed: int
+    """Seed of that run; runs of one seed are paired."""
     gain: float
+    """Reward after the run minus the base model's, on the same items."""
     low: float
+    """Lower end of the gain's 95% interval."""
     high: float
+    """Upper end of the gain's 95% interval."""
+
+
+Rungs = Annotated[Sequence[Rung], AfterValidator(tuple)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingRow:
-    """One candidate: what was predicted, what was measured, how probably it is the best."""
+    """One candidate layer: its predicted and its measured contribution, and how probably it is the best."""
 
-    layer: int
+    __pydantic_config__ = RECORD
+
+    layer: LayerIndex
+    """Index of the layer."""
     predicted: float | None = None
+    """Contribution that the probes predict; null where nothing was probed."""
     predicted_low: float | None = None
+    """Lower end of the prediction's 80% interval."""
     predicted_high: float | None = None
+    """Upper end of the prediction's 80% interval."""
     measured: float | None = None
+    """Contribution measured in the layer's longest short run, relative to contribution_reference; null where it was
+    never run. Comparable only between layers with the same measured_steps."""
     measured_low: float | None = None
+    """Lower end of the measured contribution's 95% interval."""
     measured_high: float | None = None
-    measured_steps: int | None = None
-    probability_best: float | None = None
-    rungs: Sequence[Rung] = ()
+    """Upper end of the measured contribution's 95% interval."""
+    measured_steps: NonNegativeInt | None = None
+    """Optimizer steps after which it was measured."""
+    probability_best: Proportion | None = None
+    """Probability that this layer is the best candidate; null before the search, and where it was not raced."""
+    rungs: Rungs = ()
+    """Every short run of the layer, in the order they were done; empty where it was never run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetRow:
-    """Layers that race together (--top-k)."""
+    """LayerIndices that race together (--top-k)."""
 
-    layers: Sequence[int]
+    __pydantic_config__ = RECORD
+
+    layers: LayerIndices
+    """Indices of the layers."""
     predicted: float | None = None
+    """The same as in the ranking."""
     measured: float | None = None
+    """The same as in the ranking."""
     measured_low: float | None = None
+    """The same as in the ranking."""
     measured_high: float | None = None
-    measured_steps: int | None = None
-    probability_best: float | None = None
-    rungs: Sequence[Rung] = ()
+    """The same as in the ranking."""
+    measured_steps: NonNegativeInt | None = None
+    """The same as in the ranking."""
+    probability_best: Proportion | None = None
+    """The same as in the ranking."""
+    rungs: Rungs = ()
+    """The same as in the ranking."""
+
+
+Rows = Annotated[Sequence[RankingRow], AfterValidator(tuple)]
+SetRows = Annotated[Sequence[SetRow], AfterValidator(tuple)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Trained against base model, paired by item."""
+    """Gain of the trained model over the base model, paired by item."""
+
+    __pydantic_config__ = RECORD
 
     value: float
+    """trained_score minus base_score."""
     low: float
+    """Lower end of the paired interval."""
     high: float
-    level: float
-    num_items: int
+    """Upper end of the paired interval."""
+    level: OpenShare
+    """Level of the interval, such as 0.95."""
+    num_items: Count
+    """Items compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteScore:
     """Base and trained model on one evaluation set."""
 
-    num_items: int
-    samples: int
+    __pydantic_config__ = RECORD
+
+    num_items: Count
+    """Items of the set that were read."""
+    samples: Count
+    """Completions of each item, whose mean is the item's reward."""
     base_score: float
+    """Mean reward of the base model: its correctness, where the reward is 1 for correct and 0 for all else."""
     trained_score: float
-    base_truncated: float
-    trained_truncated: float
-    base_well_formed: float | None = None
-    trained_well_formed: float | None = None
+    """Mean reward of the trained model."""
+    base_truncated: Proportion
+    """Share of the base model's completions that hit the token limit."""
+    trained_truncated: Proportion
+    """Share of the trained model's completions that hit the token limit."""
+    base_well_formed: Proportion | None = None
+    """Share of the base model's completions that look like an answer, right or wrong; null where the task cannot
+    say."""
+    trained_well_formed: Proportion | None = None
+    """Share of the trained model's completions that look like an answer, right or wrong; null where the task cannot
+    say."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A layer taken without looking at the model."""
+    """A layer that is chosen without looking at the model."""
 
-    layer: int
+    __pydantic_config__ = RECORD
+
+    layer: LayerIndex
+    """Index of the layer."""
     predicted: float | None = None
+    """Its predicted contribution."""
     measured: float | None = None
+    """Its measured contribution; null where it was never run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """Work of one stage."""
+    """Cost of one stage."""
 
-    generated_tokens: float
-    layer_tokens: float
-    seconds: float
+    __pydantic_config__ = RECORD
+
+    generated_tokens: NonNegative
+    """Tokens generated."""
+    layer_tokens: NonNegative
+    """All of its work in layer-tokens: one token through one block forward is 1, its activation gradient 1, its
+    weight gradient 1; generated tokens are included at the exchange rate measured on this machine."""
+    seconds: NonNegative
+    """Wall-clock seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PickResult:
-    """The whole of result.json. Returned by `autolayer.pick()` and `autolayer.train_layer()`.
+    """The whole of result.json, as `autolayer.pick()` and `autolayer.train_layer()` return it.
 
     Example:
         result = autolayer.pick(config)
         print(result.best_layers, result.gain.value)
     """
 
-    schema_version: int = RESULT_SCHEMA_VERSION
+    __pydantic_config__ = RECORD
+
+    schema_version: Literal[1] = RESULT_SCHEMA_VERSION
+    """Version of this schema."""
     status: Literal["ok", "incomplete", "no_signal"]
+    """ok: trained; incomplete: stopped by --until; no_signal: the base model's rewards do not vary, RL has nothing to
+    learn from."""
     model: str
+    """Base model, as given."""
     task: str
-    algorithm: str
-    num_layers: int
-    candidates: Sequence[int]
-    best_layers: Sequence[int] | None = None
-    tied_layers: Sequence[int] | None = None
-    trained_layers: Sequence[int] | None = None
+    """Task, as given."""
+    algorithm: Algorithm
+    """RL algorithm."""
+    num_layers: Count
+    """Transformer blocks of the base model."""
+    candidates: LayerIndices
+    """LayerIndices that could be chosen."""
+    best_layers: LayerIndices | None = None
+    """The chosen layers; after --until the best so far; null where no layer was looked at."""
+    tied_layers: LayerIndices | None = None
+    """LayerIndices that cannot be told apart from the best one, the best included; empty where it is clear."""
+    trained_layers: LayerIndices | None = None
+    """LayerIndices that the final run trained; null before training."""
     verdict: Literal["clear", "tied", "budget_spent"] | None = None
+    """How the search ended; null where it did not run to its end."""
     stop_reason: str | None = None
-    expected_regret: float | None = None
-    learning_rate: float | None = None
+    """Why the search ended, as a sentence."""
+    expected_regret: NonNegative | None = None
+    """Contribution that one expects to lose by taking best_layers instead of the true best."""
+    learning_rate: Positive | None = None
+    """Learning rate of the final run (before it: of the best layer so far)."""
     base_score: float | None = None
+    """Mean reward of the base model on the eval split."""
     trained_score: float | None = None
+    """Mean reward of the trained model on the eval split, in the dtype it is saved in."""
     gain: Gain | None = None
+    """What training won on the eval split, item by item against the base model; null before training."""
     suites: Mapping[str, SuiteScore] | None = None
+    """Base and trained model on every set of the eval split (one, named as the task, where it has no sets); null
+    before training, left out by older versions. base_score and trained_score are the unweighted means over the
+    sets."""
     reward_metrics: Mapping[str, Mapping[str, float]] | None = None
+    """What the reward has logged about the evaluation (TRL's log_metric), for base and trained: shares of answers
+    that could not be judged, of programs that ran out of time or memory. Null before training and where there is
+    nothing, left out by older versions."""
     contribution_reference: Literal["full", "best"] | None = None
-    ranking: Sequence[RankingRow] | None = None
-    sets: Sequence[SetRow] | None = None
+    """What a measured contribution of 1 stands for: the gain of training all parameters (full), or the gain of the
+    best candidate measured at that rung (best)."""
+    ranking: Rows | None = None
+    """Every candidate once, most probable first; null where no layer was looked at."""
+    sets: SetRows | None = None
+    """With --top-k, the sets of layers that raced, most probable first; else null."""
     baselines: Mapping[str, Baseline] | None = None
+    """random, first, middle and last, for comparison; null where no layer was looked at."""
     probes: Mapping[str, Sequence[float | None]] | None = None
+    """Raw scores of every probe; higher means more contribution."""
     cost: Mapping[str, StageCost] = field(default_factory=dict)
-    cost_share_of_full_run: float | None = None
+    """What every stage that ran has cost."""
+    cost_share_of_full_run: NonNegative | None = None
+    """Cost of finding the layer (calibrate, probe and search) over the cost of one full run of the final training."""
     seed: int
+    """Seed of the run."""
     signature: str
+    """Two runs with the same signature had the same configuration."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    """Versions of autolayer and of the libraries that matter."""
+    notes: Texts = ()
+    """Warnings, and what was left out, in plain words."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts and numbers, ready for `json.dumps`."""
-        return _plain(dataclasses.asdict(self))
+        """Returns plain lists, dicts and numbers, ready for `json.dumps`."""
+        return to_plain(dataclasses.asdict(self))
 
     def to_json(self) -> str:
-        """The text of result.json, without its last newline. `--json` prints exactly this."""
+        """Returns the text of result.json without its last newline; `--json` prints exactly this."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
 
 def from_dict(value: dict[str, Any]) -> PickResult:
-    """Rebuilds a result that was read from a file.
+    """Builds a result from the values of a file.
 
     Raises:
-        RunFolderError: It is no result: every place that does not fit is named.
+        RunFolderError: They are no result. The error names the places that do not fit.
     """
-    wrong = problems(value)
-    if wrong:
+    if wrong := problems(value):
         raise RunFolderError(
             f"this is no result of autolayer ({'; '.join(wrong[:5])}): delete result.json and repeat the command "
             "that made it."
         )
-    ranking, gain, baselines = value["ranking"], value["gain"], value["baselines"]
-    sets, suites = value.get("sets"), value.get("suites")  # an older result has none
-    return PickResult(
-        **{
-            **{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()},
-            "gain": gain and Gain(**gain),
-            "ranking": None if ranking is None else tuple(_row(RankingRow, row) for row in ranking),
-            "sets": None if sets is None else tuple(_row(SetRow, row) for row in sets),
-            "suites": suites and {name: SuiteScore(**suite) for name, suite in suites.items()},
-            "baselines": None if baselines is None else {name: Baseline(**b) for name, b in baselines.items()},
-            "cost": {stage: StageCost(**cost) for stage, cost in value["cost"].items()},
-        }
-    )
+    return parse_record(PickResult, value)
 
 
 def validate(value: dict[str, Any]) -> None:
     """Checks a result before it is written.
 
     Raises:
-        ValueError: It breaks the schema. That is a bug of ours, so it is no AutolayerError.
+        ValueError: It does not fit. That is a bug of ours, so it is no AutolayerError.
     """
-    wrong = problems(value)
-    if wrong:
+    if wrong := problems(value):
         raise ValueError(f"result.json would break its schema: {'; '.join(wrong)}")
 
 
 def problems(value: Any) -> list[str]:
-    """Every place where a value is no result, as '/ranking/0/layer: why'; empty for a good one."""
-    import jsonschema  # 60 ms: only where a result is read or written
-
-    broken = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(value), key=lambda e: [*map(str, e.path)])
-    if broken:
-        return [f"/{'/'.join(map(str, error.path))}: {error.message[:200]}" for error in broken]
-    return _not_finite(value) + _ranking_problems(value)
+    """Returns every place where a value is no result, as '/ranking/0/layer: why'; empty for a good one."""
+    return problems_of(PickResult, value) or _ranking_problems(value)
 
 
-@functools.cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema of result.json (draft 2020-12)."""
-    return json.loads(Path(__file__).with_name("result.schema.json").read_text(encoding="utf-8"))
-
-
-def _row(kind: Callable[..., Any], row: dict[str, Any]) -> Any:
-    lists = {name: tuple(item) if isinstance(item, list) else item for name, item in row.items()}
-    return kind(**{**lists, "rungs": tuple(Rung(**rung) for rung in row["rungs"])})
-
-
-def _plain(value: Any) -> Any:
-    """Tuples become lists and numpy's numbers become Python's: json.dumps knows neither."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(f"{value!r} has no place in result.json")
-
-
-def _not_finite(value: Any, path: str = "") -> list[str]:
-    """JSON Schema lets NaN and infinity pass as numbers; they are no results."""
-    if isinstance(value, dict):
-        return [found for name, item in value.items() for found in _not_finite(item, f"{path}/{name}")]
-    if isinstance(value, list):
-        return [found for place, item in enumerate(value) for found in _not_finite(item, f"{path}/{place}")]
-    return [f"{path}: {value} is not finite"] if isinstance(value, float) and not math.isfinite(value) else []
+    """Returns the JSON Schema of result.json, published as result.schema.json."""
+    return make_schema(
+        PickResult,
+        "autolayer result",
+        "result.json: what `autolayer pick` or `autolayer train` found. Numbers are never NaN; what is not known is "
+        "null.",
+    )
 
 
 def _ranking_problems(value: dict[str, Any]) -> list[str]:
-    """What a schema cannot say about the ranking."""
-    if value["ranking"] is None:
+    """Checks what a type cannot say about the ranking."""
+    if value.get("ranking") is None:
         return []
     layers = [row["layer"] for row in value["ranking"]]
     wrong = []
     if sorted(layers) != sorted(value["candidates"]):
         wrong.append(f"/ranking: holds the layers {layers}, the candidates are {value['candidates']}")
-    known = [row["probability_best"] for row in value["ranking"] if row["probability_best"] is not None]
+    known = [row["probability_best"] for row in value["ranking"] if row.get("probability_best") is not None]
     if known != sorted(known, reverse=True):
         wrong.append("/ranking: the most probable layer must come first")
     return wrong

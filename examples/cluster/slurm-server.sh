@@ -33,4 +33,4 @@ until curl --noproxy '*' --silent --fail "$SERVER/health"; do
 done
 
 srun --nodes=1 --ntasks=1 --nodelist="${NODES[1]}" accelerate launch --multi_gpu --num_processes 8 -m \
-  autolayer pick --model "$MODEL" --task math --rollouts "$SERVER" --recompute --out "$SHARED/qwen3-32b-math"
+  autolayer pick --model "$MODEL" --task math --rollouts "$SERVER" --activation-checkpointing --out "$SHARED/qwen3-32b-math"

@@ -101,7 +101,10 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     [
         (("--model", "tinny"), ("unknown model 'tinny'", "Did you mean 'tiny'?", "Qwen/Qwen3-8B")),
         (("--model", "tiny", "--task", "maths"), ("unknown task 'maths'", "Did you mean 'math'?", "--data FILE.jsonl")),
-        (("--model", "tiny", "--algorithm", "ppo"), ("unknown algorithm 'ppo'", "grpo, dr_grpo")),
+        (
+            ("--model", "tiny", "--algorithm", "ppo"),
+            ("--algorithm 'ppo' cannot work", "give grpo, dr_grpo or gigpo"),
+        ),
         (("--model", "./nowhere"), ("--model ./nowhere does not exist", "config.json")),
         (("--model", "."), ("--model . is no model", "config.json")),
         (("--model", "reward.py"), ("--model reward.py is a file", "give the folder")),
