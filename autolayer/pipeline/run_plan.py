@@ -56,7 +56,7 @@ class RunPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for --json."""
-        return asdict(self)
+        return {**asdict(self), "config": self.config.model_dump()}
 
     def render(self) -> RenderableType:
         """Returns a table for the terminal."""

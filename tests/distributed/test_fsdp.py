@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -226,6 +225,6 @@ def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(micro_batching, "TOKENS", 64)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.7 * weights))
     config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
-    assert "or several with --shard" in fit_memory(replace(config, shard=False), model, (15,), 64).sentence
+    assert "or several with --shard" in fit_memory(config.replace(shard=False), model, (15,), 64).sentence
     memory = fit_memory(config, model, (15,), 64)
     assert memory.micro_batches.shards == 8 and "in each of 8 processes" in memory.sentence
