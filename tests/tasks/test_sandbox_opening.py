@@ -99,7 +99,10 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
     if python is None:
         pytest.skip("an ordinary account cannot reach this Python")
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import json, sys, types\n"
+        "for name in ('autolayer', 'autolayer.core', 'autolayer.tasks', 'autolayer.tasks.code'):\n"
+        "    module = sys.modules[name] = types.ModuleType(name)  # the real one needs packages of the environment\n"
+        "    module.__path__ = [sys.argv[1] + '/' + name.replace('.', '/')]\n"
         "from autolayer.tasks.code.sandbox import jobs, launch, opening, pool\n"
         "problem = opening.missing_sandbox()\n"
         "box = pool.Sandbox(launch.bubblewrap(), 1)\n"
