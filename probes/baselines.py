@@ -28,6 +28,7 @@ class DepthBaseline(Probe):
         self.name = name
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         return Scores(scores_L=depth_prior.scores(self.name, context.layers, len(context.bench.layers)))
 
 
@@ -40,5 +41,6 @@ class Random(Probe):
     is_baseline = True
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         generator = random.Random(f"{context.seed}-random-baseline")
         return Scores(scores_L=np.array([generator.random() for _ in context.layers]))

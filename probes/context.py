@@ -1,4 +1,4 @@
-"""What a probe may look at: the shared batch, its gradients, and what is measured on it once for all probes."""
+"""The context handed to every probe: the shared batch, its gradients, and measurements shared between probes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProbeContext:
     folds: list[Fold]
     """The shared batch."""
     plan: ProbePlan
-    """How many prompts and folds each measurement may use."""
+    """Number of prompts and folds that each measurement may use."""
     seed: int
     """The run's seed."""
     _responses: dict[int, list[StepResponse]] = field(default_factory=dict)

@@ -21,4 +21,5 @@ class GainPerKL(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         return Scores.of_samples([context.gains_per_kl(layer) for layer in context.layers])

@@ -1,9 +1,9 @@
 """The shared gradient: one backward pass for all layers, of which the device never holds more than one layer's.
 
-Each parameter's gradient leaves for host memory the moment it is complete and is added up there in float32, so
-the device needs no room for gradients and micro-batches lose nothing to rounding. Once a fold is complete it is kept in
-the model's own dtype: host memory is that for each parameter of the candidate layers and fold, and four bytes for the
-fold in the making.
+Each parameter's gradient moves to host memory as soon as it is complete and is summed there in float32, so the device
+needs no memory for gradients and micro-batches lose nothing to rounding. The gradient of a complete fold is kept in the
+model's own dtype. Host memory per parameter of the candidate layers is therefore that dtype's size for each fold, and
+four bytes for the fold in progress.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def streamed_gradient(
     *,
     max_sequences: int | None = None,
 ) -> Gradient:
-    """Gradient of the expected reward, (1/B) sum_i A_i grad log pi(completion_i | prompt_i), for each layer.
+    """Returns the gradient of the expected reward, (1/B) sum_i A_i grad log pi(completion_i | prompt_i), by layer.
 
     REINFORCE with the group's mean as baseline (the on-policy gradient of GRPO without its scalings, arXiv
     2402.03300): its inner product with a step is the reward gained to first order.
 
     Args:
-        bench: With the base weights in.
+        bench: Workbench with the base weights loaded.
         batch: B sequences sampled from these weights.
-        advantages_B: Shape (B,).
-        layers: Whose gradients are kept; all must be blocks of the model.
-        max_sequences: Sequences in a micro-batch; default: as many as the trainer would take.
+        advantages_B: Advantage of each sequence, shape (B,).
+        layers: Blocks of the model whose gradients are kept.
+        max_sequences: Sequences in a micro-batch; default: as many as the trainer takes.
     """
     started = time.perf_counter()
     model, tokens = bench.model, int(batch.attention_mask.sum())
@@ -88,5 +88,5 @@ def _mover(name: str, gradients: dict[str, torch.Tensor]) -> Callable[[torch.Ten
 
 
 def inner(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """Inner product over all parameters of a layer, in float64."""
+    """Returns the inner product over all parameters of a layer, in float64."""
     return float(sum((left[name].double() * right[name].double()).sum() for name in left))

@@ -21,6 +21,7 @@ class GradientNorm(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         return Scores.of_samples(
             [
                 [inner(gradient[layer], gradient[layer]) ** 0.5 for gradient in context.gradients]

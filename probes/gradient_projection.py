@@ -1,9 +1,9 @@
-"""Gradients of single completions, too large to keep, as short sketches: what the Fisher information is made of.
+"""Random projections of the gradients of single completions, which are too large to keep.
 
 The gradient of a linear map's weights by one sequence is a sum over its tokens of outer products, input times output
 gradient. Projecting both sides on a few random directions keeps inner products (Johnson-Lindenstrauss) and never forms
 the gradient: a layer of any size takes `PROJECTION_DIM`^2 numbers per map and sequence (LoGra, arXiv 2405.13954).
-Norms, biases and experts kept as one 3-D tensor are left out: what is left of a layer there stands for the whole.
+Norms, biases and experts kept as one 3-D tensor are left out; the layer's other weights stand for them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from autolayer.models.layers import find_layers
 # B sequences, b of a micro-batch, T tokens, K = PROJECTION_DIM.
 
 PROJECTION_DIM = 16
-"""Random directions on either side of a linear map."""
+"""Number of random directions on either side of a linear map."""
 
 
 class GradientProjector:
-    """Keeps one row of numbers for each layer and each sequence that a backward pass goes through.
+    """Keeps one projected gradient for each layer and each sequence of a backward pass.
 
-    Two sketchers of equal layers and seed use the same directions, so their rows may be compared.
+    Two projectors of equal layers and seed use the same directions, so their rows may be compared.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class GradientProjector:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Sketches every backward pass inside."""
+        """Projects the gradients of every backward pass inside the context."""
         blocks, handles = find_layers(self._model), []
         try:
             for layer in self._layers:
@@ -54,7 +54,7 @@ class GradientProjector:
                 handle.remove()
 
     def rows(self, layer: int) -> torch.Tensor:
-        """What was kept for a layer, (B, numbers); maps that no gradient reached are left out."""
+        """Returns the projections of a layer, (B, numbers); linear maps without a gradient are left out."""
         parts = [torch.cat(rows) for rows in self._rows[layer] if rows]
         return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0)
 
@@ -76,7 +76,7 @@ class GradientProjector:
         return on_forward
 
     def _directions(self, width: int) -> torch.Tensor:
-        """Random directions that keep inner products on average; all directions where there are few."""
+        """Returns random directions that keep inner products on average, or all directions where there are few."""
         if width <= self._side:
             return torch.eye(width)
         return torch.randn(width, self._side, generator=self._generator) / self._side**0.5

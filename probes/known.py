@@ -1,7 +1,7 @@
-"""Measured contributions that the prediction learns from: LayerBench's, which come with the package, and the user's.
+"""Environments of known contribution that the prediction learns from: LayerBench's (known.json) and the user's.
 
-A user's own are every contribution.json below `--history DIR`. LayerBench's own files are left out where the model at
-hand is one of its bases, so that a prediction is always about a base it has never seen.
+The user's own are every contribution.json below `--history DIR`. LayerBench's environments of the model at hand are left
+out, so that a prediction is always about a base model that it has never seen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = Path(__file__).with_name("known.json")
 
 @dataclass(frozen=True, kw_only=True)
 class KnownEnvironment:
-    """One environment (base, task, algorithm) with its measured contributions and what the probes said about it."""
+    """One environment (base, task, algorithm): its measured contributions and the probes' scores."""
 
     name: str
     base: str
@@ -35,13 +35,13 @@ class KnownEnvironment:
 
 
 def packaged(*, without_base: str | None = None) -> list[KnownEnvironment]:
-    """LayerBench's environments but those of one base."""
+    """Returns LayerBench's environments, without those of one base."""
     values = json.loads(FILE.read_text(encoding="utf-8"))["environments"] if FILE.is_file() else []
     return [known for known in map(_from_dict, values) if known.base != without_base]
 
 
 def history(folder: str | Path) -> list[KnownEnvironment]:
-    """Every contribution.json in a folder and below it.
+    """Reads every contribution.json in a folder and below it.
 
     Raises:
         ConfigError: There is no such folder, or no such file in it.
@@ -52,7 +52,7 @@ def history(folder: str | Path) -> list[KnownEnvironment]:
 
 
 def files(folder: str | Path) -> list[Path]:
-    """The contribution.json files in a folder and below it.
+    """Returns the paths of the contribution.json files in a folder and below it.
 
     Raises:
         ConfigError: There is no such folder, or no such file in it.
@@ -66,7 +66,7 @@ def files(folder: str | Path) -> list[Path]:
 
 
 def of_contribution(measured: Contribution, *, name: str) -> KnownEnvironment:
-    """A measured environment with the probes of its own run."""
+    """Returns a measured environment with the probe scores of its own run."""
     own = {probe: tuple(scores) for probe, scores in measured.probes.items() if probe in measured.reliability}
     return KnownEnvironment(
         name=name,

@@ -34,6 +34,7 @@ class NaturalGain(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         return Scores.of_samples([natural_gains(context.projected_gradients(layer)) for layer in context.layers])
 
 

@@ -24,9 +24,9 @@ class DistanceSteps:
     """Steps at which the policy is `TARGET_DISTANCE` from the base."""
 
     step: float
-    """By all completions."""
+    """Measured on all completions."""
     by_part: tuple[float, ...]
-    """By each part of the completions alone, from the same trials."""
+    """Measured on each part of the completions alone, from the same trials."""
 
 
 def find_distance_steps(distances_at: Callable[[float], Sequence[float]], linear_step: float) -> DistanceSteps:
@@ -54,8 +54,10 @@ def find_distance_steps(distances_at: Callable[[float], Sequence[float]], linear
 
 
 def _interpolate(tried: list[tuple[float, float]]) -> float:
-    """Returns the step at the target distance from (log step, log distance): straight lines between, in proportion
-    beyond the trials."""
+    """Returns the step at the target distance, from trials as (log step, log distance).
+
+    It interpolates linearly between trials and extrapolates in proportion beyond them.
+    """
     known, target = sorted(tried), math.log(TARGET_DISTANCE)
     for (left, low), (right, high) in itertools.pairwise(known):
         if low <= target < high:

@@ -1,13 +1,12 @@
-"""From scores to predicted contribution, with an interval: a ridge regression on measured environments.
+"""The predictor: turns probe scores into predicted contribution with an interval, by ridge regression.
 
-Each environment (base, task, algorithm) is centred: what is learned is which layers of one model stand above its mean,
-never how good models are in general. That level is added afterwards, with its own uncertainty. Every number that
-describes an error comes from environments whose base took no part in the fit.
+It learns from measured environments (base, task, algorithm). Each is centred: the regression learns which layers of one
+model are above its mean, never how good models are in general. That level is added afterwards, with its own
+uncertainty. Every error estimate comes from environments whose base took no part in the fit.
 
 Depth is no feature: learned from LayerBench it made predictions for left-out bases worse (examples/RESULTS.md). For
-models from `SMALL` parameters on, a weak prior from the published positions is added, and level and error are those of
-published models until models of that size have been measured (positions.py, arXiv 2607.01232): a prior, not a
-measurement of ours.
+models of `SMALL` parameters or more, a weak prior from published models is added, and level and error are those of
+published models until models of that size have been measured (core/depth_prior.py, arXiv 2607.01232).
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from autolayer.probes.known import KnownEnvironment
 # E environments, L layers of one, F features, P penalties, R rows: one for each layer, probing and environment.
 
 FEATURES = ("trusted_gain", "reach", "natural_gain")
-"""Probes that take part; which and why is in examples/RESULTS.md."""
+"""Probes that take part in the prediction; examples/RESULTS.md says why these."""
 SMALL = 100_000_000
-"""Parameters below which the published positions, of models of 1.5 to 8 billion, say nothing."""
+"""Parameters below which the published curves, of models of 1.5 to 8 billion parameters, say nothing."""
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Ridge penalties tried, per environment; the one that predicts left-out bases best is taken."""
+"""Ridge penalties per environment, of which the one that predicts left-out bases best is taken."""
 MIN_BASES = 3
-"""Bases below which nothing can be judged by leaving one out."""
+"""Number of bases below which nothing can be judged by leaving one out."""
 FALLBACK = dict(zip(FEATURES, (0.4, 0.3, 0.1), strict=True))
-"""Weights, in deviations of contribution, where nothing better is known, and what is learned has to beat."""
+"""Weights, in standard deviations of contribution, that hold until learned ones beat them."""
 INTERVAL = 0.8
 
 
@@ -47,14 +46,14 @@ class Prediction:
     low: tuple[float, ...]
     high: tuple[float, ...]
     deviation: float
-    """Standard deviation of the error of one layer against the model's mean: what a comparison of layers risks."""
+    """Standard deviation of one layer's error relative to the model's mean: the error that counts between layers."""
     learned_from: int
-    """Environments that the fit has seen; 0 for the fallback."""
+    """Number of environments that the fit has seen; 0 for the fallback."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A fitted combination."""
+    """A fitted linear combination of probe scores."""
 
     weights_F: np.ndarray
     level: float
@@ -62,10 +61,10 @@ class Model:
     deviation: float
     num_environments: int
     num_parameters: int
-    """Of the largest model it has learned from."""
+    """Size of the largest model it has learned from."""
 
     def centred(self, probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
-        """Predicted contribution over the candidates' mean, (L,)."""
+        """Returns predicted contribution minus its mean over the candidates, (L,)."""
         return features(probes, num_candidates) @ self.weights_F
 
 
@@ -77,14 +76,14 @@ def predict(
     model: Model,
     num_parameters: int,
 ) -> Prediction:
-    """Combines probe scores.
+    """Combines probe scores into predicted contribution.
 
     Args:
-        probes: Probe name -> its scores, all over the same candidates. Unknown names are passed over.
+        probes: Probe name -> its scores, all over the same candidates. Other names are ignored.
         layers: The candidates.
         num_layers: Blocks of the model.
         model: `fit` to measured environments, none of them of this base unless the user measured it.
-        num_parameters: Of the model: from `SMALL` on, the published positions are a prior.
+        num_parameters: Size of the model; from `SMALL` on, the published curves are a prior.
     """
     errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else _fallback()
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
@@ -92,23 +91,23 @@ def predict(
         prior_L = standard(depth_prior.scores("position", layers, num_layers))
         centred_L = centred_L + depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * prior_L
     spread = float(np.hypot(errors.deviation, errors.level_sd))
-    reach = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
+    half_width = float(stats.norm.ppf((1 + INTERVAL) / 2)) * spread
     predicted_L = errors.level + centred_L
     return Prediction(
         predicted=tuple(map(float, predicted_L)),
-        low=tuple(map(float, predicted_L - reach)),
-        high=tuple(map(float, predicted_L + reach)),
+        low=tuple(map(float, predicted_L - half_width)),
+        high=tuple(map(float, predicted_L + half_width)),
         deviation=errors.deviation,
         learned_from=model.num_environments,
     )
 
 
 def fit(known: Sequence[KnownEnvironment]) -> Model:
-    """Learns the weights, and what the prediction is worth on bases that it has not seen.
+    """Fits the weights, and estimates the error on bases that the fit has not seen.
 
-    Of the fallback's weights with a learned scale, the one probe that does best, and free weights for all, it takes the
-    simplest whose errors on left-out bases are within one standard error of the least (Breiman et al. 1984): what is
-    learned has to be worth its noise.
+    There are three candidates, from simple to free: the fallback's weights with a learned scale, the single probe that
+    does best, and free weights for all. It takes the simplest whose error on left-out bases is within one standard
+    error of the least (Breiman et al. 1984).
     """
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback()
@@ -134,7 +133,7 @@ def fit(known: Sequence[KnownEnvironment]) -> Model:
 def _learn(
     known: Sequence[KnownEnvironment], rows: Sequence[Rows], mixtures_K_F: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the probes as a sum of these mixtures, by the penalty that predicts left-out bases best.
+    """Fits probe weights as a sum of these mixtures, by the penalty that predicts left-out bases best.
 
     Returns:
         The weights, (F,), and their mean square error on each environment when its base is left out, (E,).
@@ -147,16 +146,16 @@ def _learn(
 
 
 def _within_one_error(difference_E: np.ndarray) -> bool:
-    """Whether a mean is at most one standard error above 0."""
+    """Returns True if a mean is at most one standard error above 0."""
     return bool(difference_E.mean() <= difference_E.std(ddof=1) / np.sqrt(len(difference_E)))
 
 
 def features(probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray:
-    """The model's inputs, (L, F), each centred over the candidates.
+    """Returns the regression's inputs, (L, F), each standardised over the candidates.
 
-    A probe's scores are standardised, whatever their reliability: that is estimated from a handful of folds and so
-    noisy itself that shrinking by it made predictions of left-out bases worse (examples/RESULTS.md). A probe that was
-    left out, or sees no difference, is 0 everywhere.
+    Scores are not shrunk by their reliability: it is estimated from a handful of folds and is so noisy itself that
+    shrinking made predictions of left-out bases worse (examples/RESULTS.md). A probe that was left out, or sees no
+    difference, is 0 everywhere.
     """
     nothing_L = np.zeros(num_candidates)
     columns = [standard(np.asarray(probes[name])) if name in probes else nothing_L for name in FEATURES]
@@ -164,7 +163,7 @@ def features(probes: Mapping[str, ArrayLike], num_candidates: int) -> np.ndarray
 
 
 def standard(values_L: np.ndarray) -> np.ndarray:
-    """Mean 0 and deviation 1 over the candidates; zeros where all are equal."""
+    """Standardises values to mean 0 and deviation 1 over the candidates; zeros where all are equal."""
     deviation = float(values_L.std())
     return (values_L - values_L.mean()) / deviation if deviation > 0 else np.zeros_like(values_L)
 
@@ -180,7 +179,7 @@ def _rows(environment: KnownEnvironment) -> Rows:
 
 
 def _weights_P_F(rows: Sequence[Rows]) -> np.ndarray:
-    """Ridge regressions, one for each penalty, in which every environment counts the same, however often probed."""
+    """Fits one ridge regression per penalty; every environment counts the same, however often it was probed."""
     weight_R = np.concatenate([np.full(len(target_R), 1 / len(target_R)) for _, target_R in rows])
     inputs_R_F, target_R = np.concatenate([x for x, _ in rows]), np.concatenate([y for _, y in rows])
     target_R_P = np.tile(target_R[:, None], len(PENALTIES))
@@ -189,7 +188,7 @@ def _weights_P_F(rows: Sequence[Rows]) -> np.ndarray:
 
 
 def _left_out_errors(known: Sequence[KnownEnvironment], rows: Sequence[Rows]) -> np.ndarray:
-    """Mean square errors on each environment, (P, E), by weights that have seen nothing of its base."""
+    """Returns mean square errors on each environment, (P, E), by weights fitted without its base."""
     weights = {
         base: _weights_P_F([r for k, r in zip(known, rows, strict=True) if k.base != base])
         for base in {environment.base for environment in known}
@@ -199,7 +198,7 @@ def _left_out_errors(known: Sequence[KnownEnvironment], rows: Sequence[Rows]) ->
 
 
 def _fallback() -> Model:
-    """Nothing to learn from: fixed weights, and the level and spread of published models."""
+    """Returns fixed weights with the level and spread of published models, for too few measured bases."""
     return Model(
         weights_F=np.array([FALLBACK[name] * depth_prior.CONTRIBUTION_SD for name in FEATURES]),
         level=depth_prior.MEAN_CONTRIBUTION,

@@ -11,7 +11,7 @@ from autolayer.probes.starting_rates import combined_rate
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """What the probes say; lists in the candidates' order."""
+    """The probes' scores and the prediction; every tuple over layers is in the order of `layers`."""
 
     layers: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]
@@ -23,27 +23,29 @@ class ProbeReport:
     high: tuple[float, ...]
     deviation: float
     learned_from: int
-    """Measured environments that the prediction has learned from."""
+    """Number of measured environments that the prediction has learned from."""
     learning_rates: tuple[float | None, ...]
-    """Where each candidate's learning rate starts; None for a layer that moves nothing."""
+    """Starting learning rate of each candidate; None for a layer that moves nothing."""
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for probe.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ProbeReport:
+        """Reads what `to_dict` returned."""
         lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(**{**lists, "scores": {name: tuple(scores) for name, scores in values["scores"].items()}})
 
 
 def joint_rate(report: ProbeReport) -> float:
-    """The rate of training all probed layers together.
+    """Returns the learning rate of training all probed layers together.
 
     Raises:
         ConfigError: None of the layers moves the policy.
     """
     rates = [rate for rate in report.learning_rates if rate is not None]
     if not rates:
-        raise ConfigError(f"layers {list(report.layers)} do not move the policy at all: give other --layers.")
+        raise ConfigError(f"layers {list(report.layers)} do not move the policy at all; give other --layers.")
     return combined_rate(rates)

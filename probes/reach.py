@@ -26,6 +26,7 @@ class Reach(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         return reach_scores([context.reaches(layer) for layer in context.layers])
 
 

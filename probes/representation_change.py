@@ -35,6 +35,7 @@ class RepresentationChange(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores | None:
+        """Returns the scores by the class's formula."""
         if context.plan.response_folds < 2:
             return None
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])

@@ -25,6 +25,7 @@ class RLBurst(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores | None:
+        """Returns the scores by the class's formula."""
         plan, bench = context.plan, context.bench
         if not plan.burst_steps:
             return None

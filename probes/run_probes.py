@@ -31,17 +31,17 @@ def run_probes(
     known: Sequence[KnownEnvironment] = (),
     on_probe: Callable[[str], None] = lambda name: None,
 ) -> ProbeReport:
-    """Scores every candidate with every probe.
+    """Scores every candidate with every probe, and predicts contribution.
 
     Args:
-        bench: With the base weights in.
-        layers: Candidates.
-        rollouts: What calibration sampled on the `probe` split; used first, the rest is sampled here.
-        plan: Sizes.
-        num_folds: Parts of the shared batch.
-        total_steps: Of the final run: the longer it is, the slower it starts.
-        seed: Of the run.
-        known: Measured environments that the prediction may learn from.
+        bench: Workbench with the base weights loaded.
+        layers: The candidate layers.
+        rollouts: Rollouts that calibration sampled on the `probe` split; what is missing is sampled here.
+        plan: Number of prompts and folds of every measurement.
+        num_folds: Folds of the shared batch.
+        total_steps: Steps of the final run; the longer it is, the lower its starting rates.
+        seed: The run's seed.
+        known: Measured environments that the prediction learns from.
         on_probe: Called with a probe's name when it has finished.
     """
     folds = make_folds(bench, rollouts, plan.fold_prompts, num_folds, seed)

@@ -17,7 +17,7 @@ from autolayer.training.workbench import Workbench
 
 @dataclass(frozen=True, kw_only=True)
 class FoldGradients:
-    """What the backward pass over one fold leaves."""
+    """The results of the backward pass over one fold."""
 
     gradient: Gradient
     """Gradient of the expected reward by each layer."""

@@ -28,6 +28,7 @@ class Fold:
 
     @property
     def num_prompts(self) -> int:
+        """Number of prompts, each with one group of completions."""
         return len(self.rollouts.rewards) // self.rollouts.group_size
 
 

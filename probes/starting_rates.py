@@ -1,4 +1,4 @@
-"""Learning rates that are fair to every layer: at equal distance from the base model, as far away as training goes."""
+"""Starting learning rates: equal for every layer in the distance from the base at which training ends up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the policy answers when one layer is moved along a direction: the forward passes that most probes need."""
+"""Step responses: the policy's change when one layer moves along a direction, on which most probes rest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Direction = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StepResponse:
-    """How the policy answers, on one fold, a step of one layer along the direction that the other folds give."""
+    """The policy's change on one fold after a step of one layer along the direction that the other folds give."""
 
     deviation: float
     """Standard deviation over sequences of the log-ratio per unit of step. For a small step the KL divergence is half

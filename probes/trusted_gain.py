@@ -30,6 +30,7 @@ class TrustedGain(Probe):
     """
 
     def score(self, context: ProbeContext) -> Scores:
+        """Returns the scores by the class's formula."""
         gain = Scores.of_samples([context.gains_per_kl(layer) for layer in context.layers])
         reach = reach_scores([context.reaches(layer) for layer in context.layers])
         assert gain.errors_L is not None and reach.errors_L is not None

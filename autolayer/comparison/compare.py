@@ -31,7 +31,7 @@ from autolayer.reporting.results import PickResult
 MIN_COMMON_LAYERS = 4
 """Common layers: with three, one random ranking in six is perfect."""
 MIN_FILES_FOR_INTERVAL = 3
-"""For an interval over files."""
+"""Files needed for an interval over files."""
 BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
 
 
@@ -75,14 +75,14 @@ def compare(
 
 
 def _check_out(folder: Path) -> None:
-    """Before the work, so that nothing is half done."""
+    """Checks `out` before the work, so that nothing is left half done."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file: give a folder.")
     figure.check_matplotlib()
 
 
 def _num_layers(predicted: PredictedCurve, curves: Sequence[MeasuredCurve]) -> tuple[int, bool]:
-    """The model's number of blocks, and whether it had to be assumed; all files must agree on it."""
+    """Returns the model's number of blocks, on which all files must agree, and whether it had to be assumed."""
     every = [predicted, *curves]
     known = {curve.origin.num_layers: curve.origin.source for curve in every if curve.origin.num_layers is not None}
     if len(known) > 1:
@@ -143,7 +143,7 @@ def _point(layer: int, predicted: PredictedCurve, measured: MeasuredCurve, own: 
 def _rows(
     predicted: PredictedCurve, measured: MeasuredCurve, layers: list[int], num_layers: int, own: bool
 ) -> tuple[JudgedRanking, ...]:
-    """The prediction, every baseline, and every single probe that scored all these layers."""
+    """Judges the prediction, every baseline, and every single probe that scored all these layers."""
     judge = _Judge(measured, layers)
     probes = {
         name: np.array([scores[layer] for layer in layers])
@@ -200,7 +200,7 @@ class _Judge:
         )
 
     def random(self, band: Sequence[np.ndarray] | None) -> JudgedRanking:
-        """Expected values over all random rankings; equal scores have the same regret as one drawn at random."""
+        """Returns expected values over random rankings; equal scores have the same regret as one drawn at random."""
         equal_L = np.zeros(len(self.layers))
         # Where the curve itself ranks nothing, a random ranking has no correlation with it either.
         ranked = metrics.spearman(self.truth_L, self.truth_L) is not None
@@ -217,7 +217,7 @@ class _Judge:
         )
 
     def _difference(self, scores_L: np.ndarray) -> Interval | None:
-        """None without error bars, and where the prediction ranks nothing."""
+        """Returns the prediction's Spearman minus another's; None without error bars, or for a constant prediction."""
         if self.errors_L is None or self.prediction_L is None:
             return None
         if metrics.spearman(self.prediction_L, self.truth_L) is None:
@@ -247,7 +247,7 @@ def _mean(judged: Sequence[Judgement]) -> MeanJudgement:
 def _over_files(
     prediction: Sequence[JudgedRanking | None], rows: Sequence[JudgedRanking], metric: str
 ) -> Interval | None:
-    """Prediction minus a row, paired by file; None with too few files, or where one of them does not know the value."""
+    """Returns prediction minus a row, paired by file; None with too few files, or if one does not know the value."""
     pairs = [(getattr(one, metric, None), getattr(other, metric)) for one, other in zip(prediction, rows, strict=True)]
     if len(pairs) < MIN_FILES_FOR_INTERVAL or any(None in pair for pair in pairs):
         return None

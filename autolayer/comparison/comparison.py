@@ -1,4 +1,4 @@
-"""What `compare` found: the records behind comparison.json. None stands for a value that does not exist. No torch."""
+"""The records behind comparison.json. None stands for a value that does not exist. No torch."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class Judgement:
     level: float
     """Coverage of the measured intervals."""
     ceiling: float | None
-    """What a perfect prediction could be expected to reach, for noise."""
+    """Spearman that a perfect prediction is expected to have, given the measurement's noise."""
     is_contribution: bool
-    """The prediction is in units of contribution, not on a scale of its own."""
+    """True if the prediction is in units of contribution, False for a scale of its own."""
     points: tuple[LayerPoint, ...]
     rows: tuple[JudgedRanking, ...]
     """The prediction first (missing where it is this very file), then baselines, then single probes."""
@@ -90,6 +90,7 @@ class Judgement:
 
     @property
     def prediction(self) -> JudgedRanking | None:
+        """The row of the prediction; None where the prediction is the measured file itself."""
         return next((row for row in self.rows if row.kind == "prediction"), None)
 
 

@@ -1,4 +1,4 @@
-"""A comparison for people: the terminal report. Made from the records alone; the sentences are those of verdicts.py."""
+"""The terminal report of a comparison, made from the records alone; its sentences come from verdicts.py."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ COLUMNS: tuple[tuple[str, str, Callable[[JudgedRanking], str]], ...] = (
     ("coverage", "in\n80%", lambda row: _share(row.coverage)),
     ("winkler", "Wink-\nler", lambda row: _number(row.winkler)),
     ("picks", "\npick", _picks),
-    ("spearman_difference", "prediction's Spearman\nis ahead by", lambda row: _interval(row.spearman_difference)),
+    ("spearman_difference", "prediction's Spearman\nis higher by", lambda row: _interval(row.spearman_difference)),
     ("regret_difference", "its regret\nis higher by", lambda row: _interval(row.regret_difference)),
 )
 """Field of a row, heading, text."""
 OPTIONAL = ("share_of_ceiling", "coverage", "winkler", "picks", "spearman_difference", "regret_difference")
-"""Shown where some row knows it; the others show a dash."""
+"""Columns shown only where some row has a value; the others show a dash."""
 DROPPED_WHEN_NARROW = (
     "regret_difference",
     "kendall",
@@ -61,7 +61,7 @@ DROPPED_WHEN_NARROW = (
     "picks",
     "regret_top3",
 )
-"""In a narrow terminal, in this order; --json has every number."""
+"""Columns left out in a narrow terminal, in this order; --json has every number."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ComparisonReport:
 
     found: Comparison
     folder: str | Path | None = None
-    """Where it was written to, to name the files."""
+    """Folder that the comparison was written to, so that the report can name the files."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text
@@ -98,7 +98,7 @@ class ComparisonReport:
 
 
 def _table(rows: Sequence[JudgedRanking], width: int) -> Table:
-    """With as many columns as fit."""
+    """Returns a table with as many columns as fit the width."""
     from rich.console import Console
     from rich.measure import Measurement
 

@@ -29,7 +29,7 @@ ACCEPTED_SOURCES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CurveOrigin:
-    """Where a curve comes from; None where the file does not say."""
+    """The setting in which a curve was measured or predicted; None where the file does not say."""
 
     source: str
     model: str | None = None
@@ -65,9 +65,9 @@ class PredictedCurve:
     """80% interval of each layer."""
     probes: dict[str, dict[int, float]] = field(default_factory=dict)
     is_contribution: bool = True
-    """In units of contribution, and not on a scale of its own."""
+    """True for values in units of contribution, False for a scale of their own."""
     is_measured: bool = False
-    """The measured values of one file, taken as prediction for another."""
+    """True for the measured values of one file, taken as prediction for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +82,19 @@ class MeasuredCurve:
     """One contribution per training seed; None where a single value is known."""
     ceiling: float | None = None
     notes: tuple[str, ...] = ()
-    """What a reader of the comparison has to know about this curve."""
+    """Remarks for the reader of a comparison."""
 
     @property
     def errors(self) -> dict[int, float] | None:
         """Standard errors, from the intervals."""
         if self.band is None:
             return None
-        reach = 2 * float(stats.norm.ppf((1 + self.level) / 2))
-        return {layer: (high - low) / reach for layer, (low, high) in self.band.items()}
+        width = 2 * float(stats.norm.ppf((1 + self.level) / 2))
+        return {layer: (high - low) / width for layer, (low, high) in self.band.items()}
 
 
 def published(name: str) -> MeasuredCurve:
-    """A published curve.
+    """Returns a published curve.
 
     Args:
         name: With or without 'published:' in front.
@@ -123,7 +123,7 @@ def from_csv(text: str, path: Path) -> PredictedCurve | MeasuredCurve:
         DataError: What does not fit, with its line.
     """
     if "\0" in text:
-        raise DataError(f"{path} is no text file: give {ACCEPTED_SOURCES}.")
+        raise DataError(f"{path} is not a text file: give {ACCEPTED_SOURCES}.")
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = [name.strip().lower() for name in reader.fieldnames or ()]
     reader.fieldnames = columns
@@ -176,6 +176,6 @@ def _number(text: str | None, place: str, column: str) -> float:
 
 
 def whole_band(ends: dict[int, tuple[float | None, float | None]]) -> Band | None:
-    """Intervals of all layers, or None: half of them cannot be judged."""
+    """Returns the intervals if every layer has one, else None: half of them cannot be judged."""
     known = {layer: (low, high) for layer, (low, high) in ends.items() if low is not None and high is not None}
     return known if len(known) == len(ends) else None

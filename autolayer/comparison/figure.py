@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MEASURED, PREDICTED = "#d55e00", "#0072b2"
-"""As in report.html; told apart in every common colour blindness (Okabe and Ito)."""
+"""The colours of report.html, distinct in every common colour blindness (Okabe and Ito)."""
 MOST_PICKS = 3
-"""A row that is tied between more layers has no pick worth a mark."""
+"""Most tied picks of a row that are marked in the figure."""
 STYLE = {"svg.hashsalt": "autolayer", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "figure.dpi": 150, "path.simplify": False}  # fmt: skip
 
 
 def check_matplotlib() -> None:
-    """Asked before the work, so that nothing is half done.
+    """Checks that matplotlib is installed, before the work.
 
     Raises:
         ConfigError: It is not installed.
@@ -111,7 +111,7 @@ def _prediction(axes: Axes, points: Sequence[LayerPoint]) -> None:
 
 
 def _baselines(axes: Axes, judged: Judgement) -> None:
-    """What each baseline would have taken, and the prediction, named above the panel."""
+    """Marks the layer that each baseline and the prediction would have picked, with its name above the panel."""
     taken: dict[int, list[str]] = {}
     for row in judged.rows:
         if row.kind != "probe" and len(row.picks) <= MOST_PICKS:
@@ -126,7 +126,7 @@ def _baselines(axes: Axes, judged: Judgement) -> None:
 
 
 def _errors(points: Sequence[LayerPoint]) -> tuple[list[float], list[float]] | None:
-    """Distances to both ends; a value outside of its own interval has none on that side."""
+    """Returns distances to both ends; 0 on the side where a value is outside of its own interval."""
     below, above = [], []
     for point in points:
         if point.measured_low is None or point.measured_high is None:
@@ -152,5 +152,5 @@ def _title(judged: Judgement) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A dollar sign in a name starts no formula."""
+    """Escapes dollar signs, which would start a formula."""
     return text.replace("$", r"\$")

@@ -1,9 +1,9 @@
-"""How well a prediction of contribution does, against what was measured. Pure functions on numpy arrays.
+"""Metrics of a prediction of contribution against the measured one. Pure functions on numpy arrays.
 
 A value that does not exist (the rank correlation of a constant) is None, never 0 or NaN. Scores that differ by rounding
 only count as tied, and wherever ties leave a choice open the expected value over all choices is given.
 
-Arrays: _L layers, _S training seeds, _N ways to break ties. How far noise moves these values: resampling.py.
+Arrays: _L layers, _S training seeds, _N ways to break ties. Their uncertainty under noise is in resampling.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEAST_WITHOUT_DEPTH = 6
 
 
 def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
-    """Spearman's rank correlation: Pearson's on midranks (C. Spearman 1904).
+    """Returns Spearman's rank correlation: Pearson's on midranks (C. Spearman 1904).
 
     Args:
         scores_L: Any scores, higher meaning more contribution; shape (layers,).
@@ -39,17 +39,17 @@ def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
 
 
 def kendall(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
-    """Kendall's tau-b: (concordant - discordant pairs) / sqrt(pairs untied in one * in the other) (M. Kendall 1945).
+    """Returns Kendall's tau-b: (concordant - discordant pairs) / sqrt(pairs untied in one * in the other).
 
-    Shapes and None as in `spearman`.
+    Source: M. Kendall 1945. Shapes and None as in `spearman`.
     """
     return _correlation(stats.kendalltau, dense_ranks(scores_L), dense_ranks(contribution_L))
 
 
 def spearman_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth_L: ArrayLike) -> float | None:
-    """Spearman's correlation of what depth does not explain: both regressed on depth and depth squared.
+    """Returns Spearman's correlation of the residuals of a regression on depth and depth squared.
 
-    A probe that only knows where the middle is has nothing left here. Adding any quadratic of depth to either side
+    A probe that only knows where the middle is scores 0 here. Adding any quadratic of depth to either side
     changes nothing.
 
     Args:
@@ -64,12 +64,12 @@ def spearman_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth
 
 
 def kendall_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth_L: ArrayLike) -> float | None:
-    """Kendall's tau-b of the same residuals as in `spearman_without_depth`."""
+    """Returns Kendall's tau-b of the same residuals as in `spearman_without_depth`."""
     return _without_depth(stats.kendalltau, scores_L, contribution_L, depth_L)
 
 
 def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike, *, top: int = 1) -> float:
-    """Contribution lost by training the predicted layer instead of the best one; judged on seeds that chose neither.
+    """Returns the contribution lost by training the predicted layer instead of the best, on seeds that chose neither.
 
     Formula: mean over seeds s of C[best; s] - C[pick; s], `best` being best on the mean of the other seeds. The layer
     that is best on the same numbers it is scored on looks better than it is, so a plain maximum would charge its luck
@@ -98,19 +98,19 @@ def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike, *, top: int = 1) ->
 
 
 def picks(scores_L: ArrayLike) -> list[int]:
-    """Places of the highest score: one, or all that are tied for it."""
+    """Returns the places of the highest score: one, or all that are tied for it."""
     ranks_L = dense_ranks(scores_L)
     return np.flatnonzero(ranks_L == ranks_L.max()).tolist()
 
 
 def coverage(contribution_L: ArrayLike, low_L: ArrayLike, high_L: ArrayLike) -> float:
-    """Share of the layers with low <= C <= high; shapes (layers,)."""
+    """Returns the share of the layers with low <= C <= high; shapes (layers,)."""
     truth_L, low_L, high_L = checked(contribution_L), checked(low_L), checked(high_L)
     return float(((low_L <= truth_L) & (truth_L <= high_L)).mean())
 
 
 def winkler(contribution_L: ArrayLike, low_L: ArrayLike, high_L: ArrayLike, *, alpha: float = 0.2) -> float:
-    """Mean interval score; lower is better. It rewards narrow intervals and fines those that miss.
+    """Returns the mean interval score; lower is better. It rewards narrow intervals and fines those that miss.
 
     Formula: (high - low) + 2/alpha * (low - C) where C < low, + 2/alpha * (C - high) where C > high (R. Winkler 1972;
     T. Gneiting and A. Raftery 2007, section 6.2). Shapes (layers,); alpha = 1 - level.
@@ -121,7 +121,7 @@ def winkler(contribution_L: ArrayLike, low_L: ArrayLike, high_L: ArrayLike, *, a
 
 
 def dense_ranks(values_L: ArrayLike, *, tolerance: float = 0.0) -> np.ndarray:
-    """0 for the lowest value, 1 for the next higher one, and so on; shape (layers,).
+    """Returns ranks: 0 for the lowest value, 1 for the next higher one, and so on; shape (layers,).
 
     Args:
         values_L: Shape (layers,).
@@ -137,7 +137,7 @@ def dense_ranks(values_L: ArrayLike, *, tolerance: float = 0.0) -> np.ndarray:
 
 
 def checked(values: ArrayLike) -> np.ndarray:
-    """As floats.
+    """Returns the values as an array of floats.
 
     Raises:
         ValueError: Nothing there, or a number that is not finite: a failure must not become a metric.
@@ -167,7 +167,7 @@ def _without_depth(
 
 
 def _residual_ranks(values_L: np.ndarray, depth_L: np.ndarray) -> np.ndarray:
-    """Ranks of the residuals of values = a + b depth + c depth^2; all 0 where that explains everything."""
+    """Returns ranks of the residuals of values = a + b depth + c depth^2; all 0 where that explains everything."""
     centred_L = (depth_L - depth_L.mean()) / max(float(np.abs(depth_L - depth_L.mean()).max()), ROUNDING)
     terms_L_3 = np.stack([np.ones_like(centred_L), centred_L, centred_L**2], axis=1)
     fitted_L = terms_L_3 @ np.linalg.lstsq(terms_L_3, values_L, rcond=None)[0]
@@ -175,7 +175,7 @@ def _residual_ranks(values_L: np.ndarray, depth_L: np.ndarray) -> np.ndarray:
 
 
 def _top(scores_L: np.ndarray, top: int) -> np.ndarray:
-    """The layers to try, one row for every equally good way to choose them; shape (ways, top)."""
+    """Returns the layers to try, one row for every equally good way to choose them; shape (ways, top)."""
     ranks_L, top = dense_ranks(scores_L), min(top, len(scores_L))
     border = np.sort(ranks_L)[-top]
     sure = np.flatnonzero(ranks_L > border).tolist()
@@ -184,7 +184,7 @@ def _top(scores_L: np.ndarray, top: int) -> np.ndarray:
 
 
 def _best_of(tried_N_L: np.ndarray, judge_L: np.ndarray, truth_L: np.ndarray) -> float:
-    """What the layer that the judge ranks highest is truly worth; the mean over ways, and over layers tied for it."""
+    """Returns the true value of the layer that the judge ranks highest; the mean over ways, and over tied layers."""
     judged_N_L = judge_L[tried_N_L]
     best_N_L = judged_N_L == judged_N_L.max(axis=1, keepdims=True)
     return float(((truth_L[tried_N_L] * best_N_L).sum(axis=1) / best_N_L.sum(axis=1)).mean())

@@ -1,8 +1,8 @@
-"""How far noise moves a comparison of predictions: chance, the measurement's own noise, and the choice of files.
+"""Uncertainty of a comparison of predictions: chance, the measurement's own noise, and the choice of files.
 
-Three questions, each answered by drawing anew: would a random ranking do as well (`chance`), would a repeated
-measurement turn two predictions around (`difference_under_noise`), would other files (`bootstrap_interval`). The draws
-are fixed, so that the same input gives the same answer.
+Three questions are answered by resampling: would a random ranking do as well (`chance`), would a repeated measurement
+reverse two predictions (`difference_under_noise`), would other files (`bootstrap_interval`). The random state is fixed,
+so that the same input gives the same answer.
 
 Arrays: _L layers, _E environments (one measured file each), _D draws.
 """
@@ -24,7 +24,7 @@ NUM_NOISE_DRAWS = 2_000
 
 
 def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
-    """Probability that a random ranking has at least this Spearman correlation (one-sided permutation test).
+    """Returns the probability that a random ranking has this Spearman correlation or more (one-sided permutation test).
 
     Formula: (1 + permutations that reach it) / (1 + permutations) (R. Fisher 1935). Neighbouring layers resemble each
     other, so any smooth function of depth does well more often than this says.
@@ -42,7 +42,7 @@ def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
 def difference_under_noise(
     scores_L: ArrayLike, other_L: ArrayLike, contribution_L: ArrayLike, errors_L: ArrayLike, *, level: float = 0.95
 ) -> Interval:
-    """Spearman of one prediction minus that of another, with the interval that the measurement's noise gives it.
+    """Returns Spearman of one prediction minus that of another, with an interval for the measurement's noise.
 
     Every layer's contribution is drawn anew from Normal(C, error), both predictions are judged on the same draws, and
     the deviation of their difference makes a normal interval around the observed difference. It holds the noise of
@@ -59,12 +59,14 @@ def difference_under_noise(
     draws_D_L = truth_L + checked(errors_L) * generator.standard_normal((NUM_NOISE_DRAWS, len(truth_L)))
     contrast_L = unit_ranks(dense_ranks(scores_L)) - unit_ranks(dense_ranks(other_L))
     observed = float(unit_ranks(dense_ranks(truth_L)) @ contrast_L)
-    reach = float(stats.norm.ppf((1 + level) / 2) * (unit_ranks(draws_D_L) @ contrast_L).std(ddof=1))
-    return Interval(value=observed, low=observed - reach, high=observed + reach, level=level, num_items=len(truth_L))
+    half_width = float(stats.norm.ppf((1 + level) / 2) * (unit_ranks(draws_D_L) @ contrast_L).std(ddof=1))
+    return Interval(
+        value=observed, low=observed - half_width, high=observed + half_width, level=level, num_items=len(truth_L)
+    )
 
 
 def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Mean of paired differences with its percentile bootstrap interval over environments (B. Efron 1979).
+    """Returns the mean of paired differences with its bootstrap interval over environments (B. Efron 1979).
 
     With few environments it is narrower than its level says: of three it can say no more than their range.
 
@@ -82,7 +84,7 @@ def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) ->
 
 
 def unit_ranks(values_L: ArrayLike) -> np.ndarray:
-    """Midranks with mean 0 and length 1 along the last axis, so that Spearman is a dot product; 0 for a constant."""
+    """Returns midranks of mean 0 and length 1 along the last axis, so that Spearman is a dot product; constants give 0."""
     ranks_L = stats.rankdata(values_L, axis=-1)
     ranks_L = ranks_L - ranks_L.mean(axis=-1, keepdims=True)
     length = np.linalg.norm(ranks_L, axis=-1, keepdims=True)

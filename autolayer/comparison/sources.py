@@ -1,6 +1,6 @@
-"""Where `compare` reads from: run folders of `pick` and `measure`, their JSON files, CSV files, published curves.
+"""Readers for `compare`: run folders of `pick` and `measure`, their JSON files, CSV files, published curves.
 
-Every reader ends in one of the two records of curves.py. No torch.
+Every reader returns one of the two records of curves.py. No torch.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _load(source: str | Path) -> PickResult | Contribution | PredictedCurve | Me
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: give {ACCEPTED_SOURCES}.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path} is no text file: give {ACCEPTED_SOURCES}.") from None
+        raise DataError(f"{path} is not a text file: give {ACCEPTED_SOURCES}.") from None
     if not text.lstrip().startswith(("{", "[")):
         return from_csv(text, path)
     try:
@@ -122,7 +122,7 @@ def _of_result(result: PickResult, source: str) -> PredictedCurve:
 
 
 def _as_prediction(measured: MeasuredCurve) -> PredictedCurve:
-    """Without its intervals: they are about the measurement, not about another model or task."""
+    """Returns a measured curve as prediction, without its intervals: they are about the measurement alone."""
     return PredictedCurve(origin=measured.origin, values=measured.values, is_measured=True)
 
 
@@ -133,5 +133,5 @@ def _origin(found: PickResult | Contribution, source: str) -> CurveOrigin:
 
 
 def _name(source: object, found: PickResult | Contribution) -> str:
-    """What to call it in a sentence."""
+    """Returns the name of a source for use in a sentence."""
     return str(source) if isinstance(source, str | Path) else f"{type(found).__name__} of {found.model}, {found.task}"

@@ -1,4 +1,4 @@
-"""The outcome of a comparison in plain words, no stronger than the numbers are.
+"""Verdicts: the outcome of a comparison in plain words, no stronger than the numbers are.
 
 A sentence never says more than "on this file": which layer contributes depends on the model and the task. No torch.
 """
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from autolayer.comparison.comparison import JudgedRanking, Judgement, MeanJudgement
 
 LIKELY_CHANCE = 0.05
-"""A random ranking that does as well more often than this is mentioned."""
+"""Probability above which the verdict mentions that a random ranking does as well."""
 FEW_FILES = 10
-"""Below this a percentile bootstrap is clearly too narrow."""
+"""Number of files below which a percentile bootstrap is clearly too narrow."""
 
 
 def file_verdict(judged: Judgement) -> str:
-    """The verdict on one measured file."""
+    """Returns the verdict on one measured file."""
     if all(row.spearman is None for row in judged.rows):
         return "Measured contribution is the same for every layer: there is nothing to rank."
     prediction, baselines = judged.prediction, _ranked(judged.rows, "baseline")
@@ -46,7 +46,7 @@ def file_verdict(judged: Judgement) -> str:
 
 
 def mean_verdict(mean: MeanJudgement) -> str:
-    """The verdict on all files together."""
+    """Returns the verdict on all files together."""
     prediction = next((row for row in mean.rows if row.kind == "prediction"), None)
     if prediction is None or prediction.spearman is None:
         return f"Not every one of the {mean.num_comparisons} files gives the prediction a rank correlation: no mean."
@@ -71,11 +71,11 @@ def mean_verdict(mean: MeanJudgement) -> str:
 
 
 def notes(judged: Judgement, assumed: bool) -> tuple[str, ...]:
-    """What was left out or assumed.
+    """Returns notes on what was left out or assumed.
 
     Args:
-        judged: The judgement, its verdict not needed.
-        assumed: No file said how many layers the model has.
+        judged: The judgement; its verdict may be missing.
+        assumed: True if no file said how many layers the model has.
     """
     found = []
     if judged.predicted_for != judged.measured_on and judged.predicted_for != judged.predicted:
@@ -98,6 +98,7 @@ def notes(judged: Judgement, assumed: bool) -> tuple[str, ...]:
 
 
 def mean_notes(judged: Sequence[Judgement]) -> tuple[str, ...]:
+    """Returns notes on the mean over several files."""
     found = []
     if 3 <= len(judged) < FEW_FILES:
         found.append(f"intervals over {len(judged)} files are narrower than their level says")
@@ -174,7 +175,7 @@ def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
 
 
 def _ranked(rows: Iterable[JudgedRanking], kind: str) -> list[JudgedRanking]:
-    """Rows of a kind that have a Spearman correlation, the best first."""
+    """Returns the rows of a kind that have a Spearman correlation, the best first."""
     known = [row for row in rows if row.kind == kind and row.spearman is not None]
     return sorted(known, key=lambda row: -(row.spearman or 0.0))
 

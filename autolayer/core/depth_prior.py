@@ -1,4 +1,4 @@
-"""What a prediction has to beat: scores that know a layer's depth and nothing else. No torch.
+"""Scores that know a layer's depth and nothing else: the baselines that a prediction has to beat, and a weak prior.
 
 The probes of the same names (probes/baselines.py) and `compare` take them from here.
 """
@@ -14,9 +14,9 @@ BEST_DEPTH = 0.40
 MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.75, 0.3
 """Mean and deviation of contribution over the layers of published models (arXiv 2607.01232, seven models)."""
 PRIOR_CORRELATION = 0.3
-"""What depth alone is granted outside the curve that the rule was read from: none was found to share it."""
+"""Correlation granted to depth outside the curve that the rule was read from; no other curve was found to share it."""
 HALF_WIDTH = 1.2816 * CONTRIBUTION_SD
-"""Half width of the 80% interval of somebody who knows `MEAN_CONTRIBUTION` and `CONTRIBUTION_SD` only."""
+"""Half width of the 80% interval of a normal distribution with deviation `CONTRIBUTION_SD`."""
 
 
 def _position(layer: int, num_layers: int) -> float:
@@ -34,12 +34,12 @@ DEPTH_BASELINES: dict[str, Callable[[int, int], float]] = {
 
 
 def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
-    """Scores of some layers, shape (layers,)."""
+    """Returns the scores of some layers by one of `DEPTH_BASELINES`, shape (layers,)."""
     return np.array([DEPTH_BASELINES[name](layer, num_layers) for layer in layers], dtype=float)
 
 
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """The 80% intervals that position alone would give, each shape (layers,).
+    """Returns low and high of the 80% intervals that position alone gives, each of shape (layers,).
 
     Formula: MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * z +- HALF_WIDTH, with z the position scores
     standardised over these layers.
@@ -52,6 +52,6 @@ def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarra
 
 
 def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The 80% interval of knowing nothing, not even depth: the same for every layer."""
+    """Returns low and high of the 80% interval without any knowledge: the same for every layer, shape (layers,)."""
     level_L = np.full(len(layers), MEAN_CONTRIBUTION)
     return level_L - HALF_WIDTH, level_L + HALF_WIDTH

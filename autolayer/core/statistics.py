@@ -1,4 +1,4 @@
-"""The few statistics that results rest on. numpy and scipy only."""
+"""Paired intervals of evaluation scores."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Interval:
 def paired_interval(
     after_I: Sequence[float], before_I: Sequence[float], level: float = 0.95, suites_I: Sequence[str] | None = None
 ) -> Interval:
-    """Mean of the item-wise differences with Student's t interval.
+    """Returns the mean of the item-wise differences with Student's t interval.
 
-    Both runs answered the same items with the same sampling noise, so the items' difficulty cancels. With suites, it is
-    the unweighted mean over them; they are fixed and only their items a sample, so the variance is the stratified one,
-    sum_s s_s^2 / (S^2 n_s), with the degrees of freedom of Satterthwaite (1946). One suite is the ordinary interval.
+    Both runs answered the same items with the same sampling noise, so the items' difficulty cancels. With several
+    suites it is the unweighted mean over them. Suites are fixed and only their items are a sample, so the variance is
+    stratified, sum_s s_s^2 / (S^2 n_s), with the degrees of freedom of Satterthwaite (1946). With one suite it is the
+    ordinary interval.
 
     Args:
         after_I: Reward per item after training, shape (items,).
@@ -49,15 +50,15 @@ def paired_interval(
         raise ValueError(f"paired intervals need two or more pairs of every suite, got {[len(part) for part in parts]}")
     mean = float(np.mean([part.mean() for part in parts]))
     errors_S = np.array([part.std(ddof=1) / math.sqrt(len(part)) / len(parts) for part in parts])
-    reach = 0.0
+    half_width = 0.0
     if errors_S.any():
         shares_S = errors_S**2 / (errors_S**2).sum()
         freedom = 1 / sum(share**2 / (len(part) - 1) for share, part in zip(shares_S, parts, strict=True))
-        reach = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(float((errors_S**2).sum()))
-    return Interval(value=mean, low=mean - reach, high=mean + reach, level=level, num_items=len(difference_I))
+        half_width = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(float((errors_S**2).sum()))
+    return Interval(value=mean, low=mean - half_width, high=mean + half_width, level=level, num_items=len(difference_I))
 
 
 def item_weights(suites_I: Sequence[str]) -> np.ndarray:
-    """What each item weighs in the unweighted mean over suites: 1 / (number of suites * items of its own)."""
+    """Returns each item's weight in the unweighted mean over suites: 1 / (number of suites * items of its suite)."""
     count = Counter(suites_I)
     return np.array([1 / (len(count) * count[suite]) for suite in suites_I])

@@ -1,4 +1,4 @@
-"""From rewards to contributions: point values, joint bootstrap intervals, seed noise and the ceiling. numpy only.
+"""Estimates contributions from rewards: point values, joint bootstrap intervals, seed noise and the ceiling.
 
 Suffixes: _A arms (the layers, then full), _L layers, _S training seeds, _I items, _D bootstrap draws.
 
@@ -6,9 +6,9 @@ A gain is reward(arm, seed, item) - reward(base, item). Its means over items fol
 
     gain_A_S = g_A + u_S + e_A_S,
 
-where u is common to all arms of a seed (same prompts, same sampling noise) and e is one training run's own luck. What
-the finite number of items adds to the residuals is measured from the items themselves and taken out, so that it is
-counted once: by the bootstrap over items. Left out on purpose: shrinkage. A table that shrinks layers towards each
+where u is common to all arms of a seed (same prompts, same sampling noise) and e is the noise of one training run. The
+share of the residuals that comes from the finite number of items is estimated from the items and subtracted, so that it
+is counted once: by the bootstrap over items. Left out on purpose: shrinkage. A table that shrinks layers towards each
 other cannot be used to judge a prediction of them.
 """
 
@@ -22,7 +22,7 @@ from autolayer.core.statistics import Interval
 
 NUM_BOOTSTRAP_DRAWS = 4000
 DRAWS_PER_CHUNK = 500
-"""Draws at a time: item weights of all draws at once would not fit the memory with many items."""
+"""Draws computed at a time: with many items the weights of all draws would not fit the memory."""
 
 ESTIMATOR = (
     "value: mean gain over the seeds divided by the mean full-parameter gain (for full: the gain itself); interval: "
@@ -33,16 +33,16 @@ ESTIMATOR = (
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the gains say."""
+    """Contributions of all layers with their intervals."""
 
     gains_A_S: np.ndarray
     """Mean gain over the items."""
     full: Interval
     """The full-parameter gain, in reward."""
     contribution_L: tuple[Interval, ...]
-    """Without meaning where `full.low` is not above 0."""
+    """Contribution of each layer; empty where `full.low` is not above 0, since the ratio has no meaning there."""
     best: tuple[int, ...]
-    """Rows of the best layer, and then of those that cannot be told apart from it at the interval's level."""
+    """Row of the best layer, then the rows of those that cannot be told apart from it at the interval's level."""
     seed_sd: float | None
     ceiling: float | None
 
@@ -52,11 +52,11 @@ class SeedNoise:
     """Variances of the two-way model; all 0 with a single seed."""
 
     residual: float
-    """Of e as observed, evaluation noise included."""
+    """Variance of e as observed, evaluation noise included."""
     items: float
     """The part of `residual` that the finite number of items makes."""
     common: float
-    """Of u."""
+    """Variance of u."""
     freedom: int
     """Degrees of freedom of `residual`."""
 
@@ -75,7 +75,7 @@ def estimate(
         gain_A_S_I: Gain over the base model by arm (layers in order, full last), training seed and item.
         level: Coverage of the intervals.
         num_draws: Bootstrap draws.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     gain_A_S_I = np.asarray(gain_A_S_I, dtype=float)
     assert gain_A_S_I.ndim == 3 and len(gain_A_S_I) >= 2 and np.isfinite(gain_A_S_I).all(), gain_A_S_I.shape
@@ -107,7 +107,7 @@ def estimate(
 
 
 def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
-    """Variance components of the training seeds, by moments."""
+    """Estimates the variance components of the training seeds, by the method of moments."""
     num_arms, num_seeds, num_items = gain_A_S_I.shape
     if num_seeds == 1:
         return SeedNoise(residual=0.0, items=0.0, common=0.0, freedom=0)
@@ -127,9 +127,10 @@ def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
 
 
 def ceiling(gain_L_S_I: np.ndarray, noise: SeedNoise) -> float | None:
-    """Square root of the share of the variance between layers' mean gains that is not noise.
+    """Returns the noise ceiling: the root of the share of the variance between layers' mean gains that is not noise.
 
-    The expected correlation of these means with the truth: no prediction can be expected to correlate better.
+    It is the expected correlation of these means with the truth, so no prediction can be expected to do better. None
+    with fewer than two layers or seeds.
     """
     num_layers, num_seeds, num_items = gain_L_S_I.shape
     if num_layers < 2 or num_seeds < 2:
@@ -145,7 +146,7 @@ def ceiling(gain_L_S_I: np.ndarray, noise: SeedNoise) -> float | None:
 
 
 def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.random.Generator) -> np.ndarray:
-    """Mean gains of all arms as they might have come out, (draws, arms)."""
+    """Returns bootstrap draws of the mean gains of all arms, (draws, arms)."""
     num_arms, num_seeds, num_items = gain_A_S_I.shape
     mean_A_I = gain_A_S_I.mean(1)
     even = np.full(num_items, 1 / num_items)

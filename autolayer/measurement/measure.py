@@ -1,8 +1,8 @@
-"""`measure`: the contribution of every layer, by training each of them, and all parameters, on several seeds.
+"""`measure`: trains every layer, and all parameters, on several seeds, and reports each layer's contribution.
 
 C(l) = (S_l - S_base) / (S_full - S_base). Every arm is tried at the same learning rates in short runs of the first
-seed, goes on at its best one, and is scored item by item against the base model. measured.json holds every finished
-training's rewards, so that nothing is done twice; `estimate` makes contributions of them.
+seed, continues at its best one, and is scored item by item against the base model. measured.json keeps the rewards of
+every finished training, so that nothing is done twice; `estimate` turns them into contributions.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def measure(
 
 
 def finished(run: RunContext) -> Contribution | None:
-    """What an earlier run of the same command has written."""
+    """Returns the result of an earlier run of the same command, or None."""
     found = run.folder.read(contribution.CONTRIBUTION_FILE)
     if found is None:
         if run.bench.ranks.leads:
@@ -109,7 +109,7 @@ def finished(run: RunContext) -> Contribution | None:
 
 
 def movable(probed: ProbeReport) -> tuple[int, ...]:
-    """The layers that can be trained at all."""
+    """Returns the layers that move the policy at all."""
     return tuple(layer for layer, rate in _rates(probed).items() if rate is not None)
 
 
@@ -125,10 +125,10 @@ def summarize(
     base_I: np.ndarray,
     rewards_A_S_I: np.ndarray,
 ) -> dict[str, Any]:
-    """The fields of the record that follow from the rewards.
+    """Returns the fields of the record that follow from the rewards.
 
     Raises:
-        DataError: Full-parameter RL has not gained enough for a ratio.
+        DataError: The full-parameter gain is not clearly above 0, so there is no ratio.
     """
     found = estimate(rewards_A_S_I - base_I, level=CONFIDENCE_LEVEL, seed=run.config.seed)
     full = found.full
@@ -175,7 +175,7 @@ def found_notes(
     chosen: Sequence[float],
     schedule: Schedule,
 ) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Returns notes that a reader of the numbers needs."""
     notes = list(probed.notes)
     if still := [layer for layer, rate in _rates(probed).items() if rate is None]:
         notes.append(f"not measured, since they do not move the policy at all: layers {', '.join(map(str, still))}")
@@ -193,7 +193,7 @@ def found_notes(
 def keep(
     run: RunContext, seeds: tuple[int, ...], found: dict[str, Any], notes: Sequence[str], costs: dict[str, Cost]
 ) -> Contribution:
-    """Writes contribution.json, which says that all is measured."""
+    """Writes contribution.json, which marks the measurement as finished."""
     config, bench = run.config, run.bench
     result = Contribution(
         model=config.model,

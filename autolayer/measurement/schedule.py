@@ -1,4 +1,4 @@
-"""What `measure` will train: at which rates, for how many steps, and (`--dry-run`) how much that is."""
+"""The plan of `measure`: learning rates, steps of every training, and the totals that `--dry-run` prints."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ GRID_MARGIN = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long every arm is trained."""
+    """Number and length of all trainings."""
 
     num_arms: int
-    """Layers, and one for all parameters."""
+    """The layers, and one arm for all parameters."""
     num_rates: int
     quarter: int
     steps: int
@@ -38,6 +38,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: Config, *, num_arms: int, num_rates: int) -> Schedule:
+        """Returns the schedule of a configuration."""
         assert config.steps is not None
         return cls(
             num_arms=num_arms,
@@ -49,12 +50,12 @@ class Schedule:
 
     @property
     def chooses(self) -> bool:
-        """With one rate there is nothing to choose."""
+        """True if there are several rates to choose from."""
         return self.num_rates > 1
 
     @property
     def inherited(self) -> int:
-        """Steps of the first seed's full run that choosing the rate has done already."""
+        """Steps of the first seed's full run that were done while choosing the rate."""
         return self.steps if self.chooses else 0
 
     @property
@@ -66,9 +67,9 @@ class Schedule:
 
 
 def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[float, ...]:
-    """The learning rates of every arm, full-parameter RL included: nobody gets a better choice than the others.
+    """Returns the learning rates that every arm is tried at, full-parameter RL included, so that the choice is fair.
 
-    Without --rates or --learning-rate from below the full-parameter starting rate to above the largest of a layer.
+    Without --rates or --learning-rate they go from below the full-parameter starting rate to above a layer's largest.
     """
     if config.learning_rate is not None:
         return (config.learning_rate,)
@@ -81,7 +82,7 @@ def rate_grid(config: Config, probed: ProbeReport, num_layers: int) -> tuple[flo
 
 
 def spread(low: float, high: float) -> tuple[float, ...]:
-    """A geometric grid between about these two, with three digits."""
+    """Returns a geometric grid from about `low` to about `high`, with three digits."""
     wanted = round(math.log(high / low) / math.log(RATE_STEP)) + 1
     number = min(max(wanted, MIN_RATES), MAX_RATES)
     factor = RATE_STEP if wanted <= MAX_RATES else (high / low) ** (1 / (number - 1))

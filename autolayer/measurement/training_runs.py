@@ -1,8 +1,8 @@
-"""The trainings that `measure` consists of, each done once: its rewards are kept in measured.json.
+"""The training runs of `measure`. Each is done once, and its rewards are kept in measured.json.
 
-A learning rate is chosen as in successive halving, on `select` and the first seed: all rates for a quarter of the
-steps, the best three for all of them, and of these the smallest that is as good as the best. What diverges is out, with
-its reason, and never becomes a number.
+A learning rate is chosen by successive halving on the `select` split and the first seed: all rates for a quarter of the
+steps, the best three for all steps, and of these the smallest that is as good as the best. A rate at which a run
+diverges is excluded with its reason and never becomes a number.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ MEASURED_FILE = "measured.json"
 
 
 class TrainingRuns:
-    """Runs arms, or reads what an earlier, interrupted run has left of them."""
+    """Trains arms, or reads the rewards that an earlier, interrupted run left of them."""
 
     def __init__(self, run: RunContext, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
         self.bench, self.config = run.bench, run.config
         self.grid, self.schedule, self.bar = grid, schedule, bar
-        self.kept = RunRecords(run.folder)
+        self.records = RunRecords(run.folder)
 
     @property
     def cost(self) -> dict[str, Cost]:
-        """Of choosing rates and of training, evaluation included, whichever run paid for it."""
-        return {stage: self.kept.cost.get(stage, Cost()) for stage in ("rates", "train")}
+        """Cost of choosing rates and of training, evaluation included, over all interrupted runs."""
+        return {stage: self.records.cost.get(stage, Cost()) for stage in ("rates", "train")}
 
     def failures(self) -> list[str]:
-        return [f"{name}: {reason}" for name, reason in self.kept.failed.items()]
+        """Returns one line for every arm and rate that diverged, with the reason."""
+        return [f"{name}: {reason}" for name, reason in self.records.failed.items()]
 
     def base(self, split: str) -> tuple[float, ...]:
-        """The base model's rewards."""
+        """Returns the base model's rewards on a split."""
         return self._evaluate(f"base {split}", split, None)
 
     def run(self, layers: Layers) -> tuple[float, list[tuple[float, ...]]]:
@@ -71,30 +72,30 @@ class TrainingRuns:
                 return rate, rewards_S
 
     def _choose_rate(self, layers: Layers) -> float:
-        """The best rate that has not failed. Follows from what is kept alone, so an interruption changes nothing."""
-        while alive := [rate for rate in self.grid if not self.kept.failure(layers, rate)]:
+        """Returns the best rate that has not failed; recorded rewards alone decide, so interruptions change nothing."""
+        while alive := [rate for rate in self.grid if not self.records.failure(layers, rate)]:
             if not self.schedule.chooses:
                 return alive[0]
             ranked = self._ranked(layers, alive, 0, self.schedule.quarter)
             finalists = ranked[:FINALISTS]
-            self._forget(layers, ranked[FINALISTS:])
+            self._delete_checkpoints(layers, ranked[FINALISTS:])
             best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
             if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
                 chosen = self._steadiest(layers, best)
-                self._forget(layers, [rate for rate in best if rate != chosen])
+                self._delete_checkpoints(layers, [rate for rate in best if rate != chosen])
                 return chosen
-        reason = self.kept.failure(layers, self.grid[0])
+        reason = self.records.failure(layers, self.grid[0])
         raise TrainingError(f"{name_of(layers)} failed at every learning rate of the grid, at the smallest: {reason}")
 
     def _steadiest(self, layers: Layers, ranked: Sequence[float]) -> float:
-        """The smallest rate that is within one standard error of the best: a larger one may fail on the next seed.
+        """Returns the smallest rate within one standard error of the best: a larger one may fail on the next seed.
 
         The one-standard-error rule of Breiman et al. (1984), on paired items.
         """
 
         def rewards(rate: float) -> np.ndarray:
             arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
-            return np.array(self.kept.rewards[_key(arm, self.schedule.steps, "select")])
+            return np.array(self.records.rewards[_key(arm, self.schedule.steps, "select")])
 
         best_I = rewards(ranked[0])
         for rate in sorted(ranked):
@@ -104,7 +105,7 @@ class TrainingRuns:
         raise AssertionError("the best rate loses nothing against itself")
 
     def _ranked(self, layers: Layers, rates: Sequence[float], start: int, stop: int) -> list[float]:
-        """The rates that do not diverge, best first; of equals the smaller, which moves the model less."""
+        """Returns the rates that do not diverge, best first; of equals the smaller, which moves the model less."""
         scores = {}
         for rate in rates:
             arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
@@ -113,20 +114,20 @@ class TrainingRuns:
                 scores[rate] = sum(rewards_I)
         return sorted(scores, key=lambda rate: (-scores[rate], rate))
 
-    def _forget(self, layers: Layers, rates: Sequence[float]) -> None:
+    def _delete_checkpoints(self, layers: Layers, rates: Sequence[float]) -> None:
         for rate in rates:
             self.bench.forget(Arm(layers=layers, learning_rate=rate, seed=self.config.seed))
 
     def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
-        """The arm's rewards after `stop` steps, `start` of which are counted elsewhere; None where it diverged."""
+        """Returns the arm's rewards after `stop` steps, or None where it diverged; progress counts from `start` on."""
         key = _key(arm, stop, split)
-        if key in self.kept.rewards:
+        if key in self.records.rewards:
             self._advance(stop - start, arm)
         else:
             try:
                 arm = self._train(arm, start, stop, _stage(split))
             except TrainingError as error:
-                self.kept.fail(arm, str(error))
+                self.records.fail(arm, str(error))
                 self.bench.forget(arm)
                 return None
         return self._evaluate(key, split, arm)
@@ -138,17 +139,17 @@ class TrainingRuns:
             found = arm
         self._advance(found.step - start, found)
         for segment in advance(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
-            self.kept.spend(stage, segment.cost)
+            self.records.spend(stage, segment.cost)
             found = segment.arm
         return found
 
     def _evaluate(self, key: str, split: str, arm: Arm | None) -> tuple[float, ...]:
-        if key not in self.kept.rewards:
+        if key not in self.records.rewards:
             wanted = self.config.search.num_select if split == "select" else self.config.num_eval or 0
             before = self.bench.spent
             rewards_I = self.bench.evaluate(split, wanted, seed=self.config.seed, arm=arm)
-            self.kept.add(key, rewards_I, _stage(split), self.bench.spent - before)
-        return self.kept.rewards[key]
+            self.records.add(key, rewards_I, _stage(split), self.bench.spent - before)
+        return self.records.rewards[key]
 
     def _advance(self, steps: int, arm: Arm) -> None:
         left = (self.bar.total or 0) - self.bar.completed  # a rate that fails late costs steps nobody had planned
@@ -157,7 +158,7 @@ class TrainingRuns:
 
 
 class RunRecords:
-    """measured.json: rewards by training, failures with their reasons, and what it has cost."""
+    """The file measured.json: rewards by training, failures with their reasons, and costs."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -174,19 +175,22 @@ class RunRecords:
                 raise folder.damaged(MEASURED_FILE, f"{type(error).__name__}: {error}") from error
 
     def add(self, key: str, rewards_I: Sequence[float], stage: str, cost: Cost) -> None:
+        """Records the rewards of a finished evaluation."""
         self.rewards[key] = tuple(rewards_I)
         self.spend(stage, cost)
 
     def spend(self, stage: str, cost: Cost) -> None:
+        """Adds to the cost of a stage."""
         self.cost[stage] = self.cost.get(stage, Cost()) + cost
         self._save()
 
     def fail(self, arm: Arm, reason: str) -> None:
+        """Records that an arm diverged at its rate."""
         self.failed[_rate_name(arm.layers, arm.learning_rate)] = reason
         self._save()
 
     def failure(self, layers: Layers, rate: float) -> str | None:
-        """Why this rate is out, on whichever seed."""
+        """Returns the reason why a rate failed on any seed, or None."""
         return self.failed.get(_rate_name(layers, rate))
 
     def _save(self) -> None:
@@ -195,6 +199,7 @@ class RunRecords:
 
 
 def name_of(layers: Layers) -> str:
+    """Returns 'full', or the layers as in 'layer 3,4'."""
     return "full" if layers == "full" else f"layer {','.join(map(str, layers))}"
 
 
