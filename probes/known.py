@@ -1,7 +1,7 @@
 """Environments of known contribution that the prediction learns from: LayerBench's (known.json) and the user's.
 
-The user's own are every contribution.json below `--history DIR`. LayerBench's environments of the model at hand are left
-out, so that a prediction is always about a base model that it has never seen.
+The user's own are every contribution.json below `--history DIR`. LayerBench's environments of the model at hand are
+left out, so that a prediction is always about a base model that it has never seen.
 """
 
 from __future__ import annotations

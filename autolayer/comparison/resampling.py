@@ -84,7 +84,7 @@ def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) ->
 
 
 def unit_ranks(values_L: ArrayLike) -> np.ndarray:
-    """Returns midranks of mean 0 and length 1 along the last axis, so that Spearman is a dot product; constants give 0."""
+    """Returns midranks of mean 0 and length 1 along the last axis, so that Spearman is a dot product."""
     ranks_L = stats.rankdata(values_L, axis=-1)
     ranks_L = ranks_L - ranks_L.mean(axis=-1, keepdims=True)
     length = np.linalg.norm(ranks_L, axis=-1, keepdims=True)

@@ -106,7 +106,7 @@ def test_a_file_does_not_predict_itself() -> None:
         ('{"layers": ', ["damaged JSON"]),
         ('{"ranking": null}', ["is no result of autolayer"]),
         ("[1, 2]", ["is no contribution.json"]),
-        ("a\0b", ["is no text file"]),
+        ("a\0b", ["is not a text file"]),
     ],
 )
 def test_what_is_no_curve_is_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
