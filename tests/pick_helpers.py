@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import autolayer
 from autolayer.reporting.results import PickResult
 
-SHORT = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200, "device": "cpu",
-         "budget": 1.0}  # fmt: skip
+SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 200,
+         "device": "cpu", "budget": 1.0}  # fmt: skip
 
 
 def short_pick(out: Path, **options) -> PickResult:
