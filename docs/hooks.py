@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from autolayer.cli.main import cli
+from autolayer.cli.commands import cli
 
 PLACE = "<!-- commands -->"
 

@@ -82,7 +82,7 @@ def test_stage_by_stage_is_the_same_run(run: tuple[PickResult, Path], tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("calls", [3, 7])
+@pytest.mark.parametrize("calls", [5])
 def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
