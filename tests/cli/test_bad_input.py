@@ -169,6 +169,7 @@ def test_somebody_elses_file_is_not_to_be_deleted(refused: Refused, qwen: str) -
     assert "delete" not in sentence
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_has_lost_its_layer_makes_it_again(
     finished_run: Path, refused: Refused, qwen: str, tmp_path: Path
 ) -> None:

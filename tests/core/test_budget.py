@@ -115,6 +115,7 @@ def _random_case(generator: random.Random) -> tuple[Config, UnitCosts, tuple[int
     return config, units, tuple(sorted(generator.sample(range(num_layers), count)))
 
 
+@pytest.mark.slow
 def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> None:
     generator, kinds = random.Random(0), set()
     for _ in range(1500):

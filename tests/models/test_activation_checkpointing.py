@@ -53,6 +53,7 @@ def test_only_the_layers_from_the_lowest_trained_one_up_are_run_again(layers: La
     assert ran == [STEPS if index < lowest else 2 * STEPS for index in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "beta"), [("qwen3", 0.0), *((name, 0.1) for name in ARCHITECTURES)])
 def test_what_is_trained_is_the_same_bit_for_bit(architecture: str, beta: float, tmp_path: Path) -> None:
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)

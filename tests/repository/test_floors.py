@@ -129,6 +129,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded(code) & {"torch", "transformers", "numpy", "optuna", "rich", "pydantic"} == set()
 
 
+@pytest.mark.slow
 def test_one_copy_of_probes_and_search() -> None:
     """`import probes` from the repository root would be a second copy of autolayer.probes."""
     assert loaded("import autolayer.probes, autolayer.search") & {"probes", "search"} == set()

@@ -93,6 +93,7 @@ def whole(tmp_path_factory):
     return folder, run.made, search(folder, run)
 
 
+@pytest.mark.slow
 def test_same_inputs_same_search(whole, folder):
     _, made, outcome = whole
     run = Runner()
@@ -197,6 +198,7 @@ def test_rewards_that_are_not_finite_are_a_failure(folder):
         search(folder, Broken())
 
 
+@pytest.mark.slow
 def test_after_total_failure_the_next_call_tries_again(whole, folder):
     def broken(arm, to_step):
         raise TrainingError("no device")
@@ -252,6 +254,7 @@ def test_a_joining_worker_adopts_the_predictions_of_the_first(whole):
     assert run_search(CONFIG, others, BASE_I, Runner(), storage=f"sqlite:///{folder}/study.db") == outcome
 
 
+@pytest.mark.slow
 def test_what_is_not_the_arms_fault_ends_the_search_and_loses_nothing(whole, folder):
     def unlucky(arm, to_step):
         if arm.layers == (5,):

@@ -30,6 +30,7 @@ def oracle(name: str) -> dict[str, str]:
     return {dataset[i]["question"].strip(): dataset[i]["answer"] for i in range(900)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_data_set_is_a_task(name: str) -> None:
     task = load(name)

@@ -35,6 +35,7 @@ def counted(bench: Workbench, layers: Layers) -> tuple[dict[str, Any], list[int]
     return state, [calls[index] for index in range(len(bench.layers))], segment.cost.layer_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "layers"), [("qwen3", (2,)), ("llama", (1, 3)), ("qwen3_moe", (1, 3))])
 def test_layers_below_run_once_for_both_and_nothing_else_changes(
     architecture: str, layers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -46,15 +46,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro-batches": {"micro_batch_tokens": 40},
     "micro-batches, uneven prompts": {"micro_batch_tokens": 120, "uneven": True},
     "dr_grpo": {"algorithm": "dr_grpo"},
-    "kl": {"beta": 0.2},
-    "bf16": {"dtype": torch.bfloat16},
     "bf16, kl, micro-batches": {"dtype": torch.bfloat16, "beta": 0.2, "micro_batch_tokens": 40},
     "experts": {"architecture": "qwen3_moe"},
     "full": {"layers": "full"},
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +95,7 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     )
 
 
+@pytest.mark.slow
 def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -> None:
     task = make_task(FailingReward(3, KeyboardInterrupt))
     bench = make_bench(build_model("qwen3"), tmp_path / "a", task)
@@ -107,8 +108,7 @@ def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("earlier", [((1,),), ((2,),), ((0, 1), (1, 3)), ("full",)], ids=str)
-@pytest.mark.parametrize("beta", [0.0, 0.2])
+@pytest.mark.parametrize(("earlier", "beta"), [(((2,),), 0.0), (((0, 1), (1, 3)), 0.2), (("full",), 0.2)], ids=str)
 def test_arms_trained_before_change_nothing_for_the_next_one(
     earlier: tuple[Layers, ...], beta: float, tmp_path: Path
 ) -> None:
@@ -144,9 +144,9 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
     before.check()
 
 
-@pytest.mark.parametrize("layers", [(1,), "full"], ids=str)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize(
+    ("layers", "error", "call"), [((1,), KeyboardInterrupt, 2), ((1,), ValueError, 1), ("full", ValueError, 2)], ids=str
+)
 def test_an_error_in_the_reward_leaves_the_base(
     layers: Layers, error: type[BaseException], call: int, tmp_path: Path
 ) -> None:
