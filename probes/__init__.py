@@ -16,7 +16,6 @@ from autolayer.probes.base import Probe
 from autolayer.probes.baselines import DepthBaseline, Random
 from autolayer.probes.gain_per_kl import GainPerKL
 from autolayer.probes.gradient_norm import GradientNorm
-from autolayer.probes.line_search import LineSearch
 from autolayer.probes.natural_gain import NaturalGain
 from autolayer.probes.reach import Reach
 from autolayer.probes.representation_change import RepresentationChange
@@ -30,7 +29,6 @@ PROBES: dict[str, Probe] = {
     "reach": Reach(),
     "trusted_gain": TrustedGain(),
     "natural_gain": NaturalGain(),
-    "line_search": LineSearch(),
     "rl_burst": RLBurst(),
     "random": Random(),
     "first": DepthBaseline("first"),

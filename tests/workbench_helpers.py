@@ -75,7 +75,6 @@ PLAN = ProbePlan(
     fold_prompts=6,
     response_folds=3,
     response_prompts=6,
-    line_search_prompts=6,
     burst_steps=0,
     burst_prompts=0,
     burst_items=0,

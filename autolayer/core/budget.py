@@ -16,11 +16,11 @@ from autolayer.core.layer_set import Layers
 
 MARGIN = 0.95
 """Of the budget, what is planned for: completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.55, "step response": 0.3, "line search": 0.05, "burst": 0.1}
+PROBE_SHARES = {"shared batch": 0.6, "step response": 0.3, "burst": 0.1}
 """How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
 has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
-LINE_SIZES, RESPONSE_SIZES = 4, 7
-"""Step sizes tried by the line search, and by the step response; the unmoved layer is scored as well. In bf16 a
+RESPONSE_SIZES = 7
+"""Step sizes tried by the step response; the unmoved layer is scored as well. In bf16 a
 response may take two more."""
 MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
@@ -98,7 +98,6 @@ class ProbePlan:
     response_folds: int
     """Folds on which the response to a small step is measured: all, or one where that is all the budget allows."""
     response_prompts: int
-    line_search_prompts: int
     burst_steps: int
     burst_prompts: int
     burst_items: int
@@ -201,9 +200,6 @@ class ProbePrices:
         share = min(RESPONSE_GROUP, self.units.group_size) / self.units.group_size
         return self.units.walk(self.candidates, 1 + RESPONSE_SIZES) * (folds * share * prompts)
 
-    def line_search(self, prompts: int) -> Cost:
-        return self.units.walk(self.candidates, 1 + LINE_SIZES) * prompts
-
     def burst(self, prompts: int, steps: int) -> Cost:
         """A burst of every candidate."""
         run = self.units.step(self.candidates[:1]) * (steps * prompts)
@@ -213,7 +209,6 @@ class ProbePrices:
     def all(self, plan: ProbePlan, sampled: int) -> Cost:
         """The whole stage, where calibration has sampled so many prompts of the shared batch already."""
         cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
-        cost += self.line_search(plan.line_search_prompts) if plan.line_search_prompts else Cost()
         cost += self.burst(plan.burst_prompts, plan.burst_steps) if plan.burst_steps else Cost()
         return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
 
@@ -242,15 +237,12 @@ def plan_probes(
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         part = _without("burst", part)
-    if largest(price.line_search, part["line search"], 2) < 2:
-        part = _without("line search", part)
     fold_prompts = largest(price.shared, part["shared batch"], config.probe.num_prompts)
     most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
     response_folds, response_prompts = folds, largest(lambda n: price.response(n, folds), part["step response"], most)
     if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
         response_folds = 1
         response_prompts = largest(lambda n: price.response(n, 1), part["step response"], most)
-    line = largest(price.line_search, part.get("line search", Cost()), fold_prompts)
     notes = []
     if fold_prompts < MIN_PROMPTS:
         fold_prompts = MIN_PROMPTS
@@ -262,8 +254,6 @@ def plan_probes(
         )
     if response_folds < 2:
         notes.append("representation_change left out: it does not fit the budget")
-    if line < 2:
-        notes.append("line_search left out: it does not fit the budget")
     if races and config.probe.burst_steps is None:
         notes.append("rl_burst left out: the search's first short runs tell the same")
     elif steps and not burst_prompts:
@@ -272,7 +262,6 @@ def plan_probes(
         fold_prompts=fold_prompts,
         response_folds=response_folds,
         response_prompts=response_prompts,
-        line_search_prompts=line if line >= 2 else 0,
         burst_steps=steps if burst_prompts else 0,
         burst_prompts=burst_prompts,
         burst_items=burst_prompts * units.group_size,

@@ -94,8 +94,8 @@ class RunPlan:
             ("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"),
             (
                 "probe",
-                f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts; line search on "
-                f"{probes.line_search_prompts}; bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts",
+                f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts; "
+                f"bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts",
             ),
             (
                 "search",

@@ -38,9 +38,8 @@ from autolayer.training.workbench import TrainSettings, Workbench
 LAYERS, LENGTHS = (6, 12, 24, 48), (64, 128, 256, 512)
 LENGTH, DEPTH = 128, 12
 """Of the cases that vary the other."""
-PARTS = {"shared gradients": ("gradient_norm",), "gain per root KL, reach": ("gain_per_kl", "reach"),
-         "line search": ("line_search",)}  # fmt: skip
-PLAN = ProbePlan(fold_prompts=4, response_folds=1, response_prompts=4, line_search_prompts=4, burst_steps=0,
+PARTS = {"shared gradients": ("gradient_norm",), "gain per root KL, reach": ("gain_per_kl", "reach")}  # fmt: skip
+PLAN = ProbePlan(fold_prompts=4, response_folds=1, response_prompts=4, burst_steps=0,
                  burst_prompts=0, burst_items=0)  # fmt: skip
 
 

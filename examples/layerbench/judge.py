@@ -22,7 +22,7 @@ from autolayer.probes.known import KnownEnvironment
 from autolayer.probes.predictor import fit, predict
 from autolayer.reporting.contribution import Contribution
 
-PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "line_search", "rl_burst", "representation_change",
+PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "rl_burst", "representation_change",
           "gradient_norm")  # fmt: skip
 BASELINES = ("first", "middle", "last", "random", "position")
 NEW_ARCHITECTURE = "prediction, architectures left out"

@@ -133,12 +133,11 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
         judged = plan.response_folds * plan.response_prompts * min(2, group) / group
         responses = Cost(layer_tokens=tokens * judged * (8 * above + max(candidates)))
-        line = Cost(layer_tokens=tokens * plan.line_search_prompts * (5 * above + max(candidates)))
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
             burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
         burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
-        total = shared + responses + line + burst
+        total = shared + responses + burst
         too_small = any("all the same" in note for note in plan.notes)
         assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
             config,
@@ -146,16 +145,15 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
             candidates,
             plan,
         )
-        assert (plan.line_search_prompts == 0) == any("line_search" in note for note in plan.notes)
         assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
         left_out = plan.burst_steps == 0 and config.probe.burst_steps != 0
         assert left_out == any("rl_burst" in note for note in plan.notes)
-        assert plan.line_search_prompts != 1 and plan.response_prompts >= 4 and plan.fold_prompts >= 4
+        assert plan.response_prompts >= 4 and plan.fold_prompts >= 4
         assert plan.burst_prompts <= (config.prompts_per_step or 0) and bool(plan.burst_prompts) == bool(
             plan.burst_steps
         )
-        kinds.add((too_small, plan.line_search_prompts > 0, plan.burst_steps > 0))
-    assert len(kinds) >= 4  # small, medium and large budgets all occurred
+        kinds.add((too_small, plan.burst_steps > 0))
+    assert len(kinds) >= 3  # small, medium and large budgets all occurred
 
 
 def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_for_a_race() -> None:
@@ -171,7 +169,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
         assert races == sorted(races)  # what pays for a race goes on paying for it
         with_race += races == [True] * 3
         plans = [plan_probes(config, units, candidates, budget) for budget in budgets]
-        for name in ("fold_prompts", "response_folds", "line_search_prompts", "burst_prompts"):
+        for name in ("fold_prompts", "response_folds", "burst_prompts"):
             sizes = [getattr(plan, name) for plan, has_race in zip(plans, races, strict=True) if has_race == races[-1]]
             assert sizes == sorted(sizes)
     assert 30 < with_race < 270
@@ -243,7 +241,7 @@ def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.
     units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=6, completion_tokens=6)
     budget = finding_budget(config, units, layers) * config.probe.share
     plan = plan_probes(config, units, layers, finding_budget(config, units, layers))
-    assert plan.burst_steps and plan.line_search_prompts and not plan.notes
+    assert plan.burst_steps and not plan.notes
     rollouts = sample_folds(bench, prompts=2, num_folds=1)[0]
     start = bench.spent
     run_probes(bench, layers, rollouts, plan, num_folds=3, total_steps=60, seed=0)

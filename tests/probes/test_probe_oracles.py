@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import build_model
-from workbench_helpers import Untouched, make_bench, make_context, make_task, plain_log_probs, sample_folds
+from workbench_helpers import Untouched, make_bench, make_context, plain_log_probs, sample_folds
 
 from autolayer.models.layers import layer_parameters
 from autolayer.probes import PROBES, step_response
 from autolayer.probes.gradient import streamed_gradient
-from autolayer.probes.line_search import group_gain, reweighted_gains
 from autolayer.probes.policy_distance import TARGET_DISTANCE, DistanceSteps
 from autolayer.probes.representation_change import aligned_share
 from autolayer.probes.shared_batch import make_fold
@@ -72,77 +69,6 @@ def test_an_expert_without_tokens_has_a_zero_gradient(tmp_path: Path) -> None:
     gradient = streamed_gradient(bench, fold.batch, fold.advantages_B, (1,))[1]
     assert gradient.keys() == layer_parameters(model, (1,)).keys()
     assert all(bool(g.isfinite().all()) for g in gradient.values())
-
-
-def _exact_reward(model: Any, prompt: list[int], max_new_tokens: int, vocabulary: int) -> float:
-    """Expected reward over every completion there is: 1 ends a text, which may have `max_new_tokens` tokens."""
-    total, mass = 0.0, 0.0
-    with torch.no_grad():
-        for ids in itertools.product(range(vocabulary), repeat=max_new_tokens):
-            end = ids.index(1) + 1 if 1 in ids else max_new_tokens
-            if any(ids[end:]):
-                continue  # the same text with other padding
-            completion = list(ids[:end])
-            probability = float(plain_log_probs(model, prompt, completion).double().sum().exp())
-            total += probability * _small_reward([prompt], [completion])[0]
-            mass += probability
-    assert mass == pytest.approx(1, abs=1e-5)
-    return total
-
-
-def _small_reward(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
-    return [float(ids[0] in (2, 3, 5)) + 0.5 * (len(ids) == 2 and ids[1] > 4) for ids in completion_ids]
-
-
-@pytest.mark.slow
-def test_the_reweighted_gain_is_the_exact_change_of_the_expected_reward(tmp_path: Path) -> None:
-    vocabulary, group = 8, 3000
-    model = build_model("qwen3", num_layers=2, hidden=16, vocab_size=vocabulary, initializer_range=0.3)
-    prompts = {name: [f"{i}{j}" for j in range(4)] for i, name in enumerate(("train", "probe", "select", "eval"))}
-    bench = make_bench(model, tmp_path, make_task(_small_reward, prompts=prompts, max_new_tokens=2))
-    context = make_context(bench, (1,), prompts=2, num_folds=2, group_size=group)
-    context.plan = replace(context.plan, line_search_prompts=2)
-    fold, direction = context.folds[0], context.direction(1, without=0)
-    sizes = [0.004, 0.02]
-    before = Untouched(model)
-    found = reweighted_gains(context, 1, direction, sizes)
-    before.check()
-    for row, size in zip(found, sizes, strict=True):
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, step in direction.items():
-                moved.get_parameter(name).add_(step, alpha=size)
-        for prompt_index, estimate in enumerate(row.tolist()):
-            rows = slice(prompt_index * group, (prompt_index + 1) * group)
-            prompt = fold.rollouts.prompt_ids[rows.start]
-            exact_after = _exact_reward(moved, prompt, 2, vocabulary)
-            exact_before = _exact_reward(model, prompt, 2, vocabulary)
-            gain = exact_after - exact_before
-            # The estimate's own standard error, from each sample's influence on it.
-            rewards = torch.tensor(fold.rollouts.rewards[rows], dtype=torch.float64)
-            with torch.no_grad():
-                ratio = torch.stack(
-                    [
-                        plain_log_probs(moved, prompt, ids).sum() - plain_log_probs(model, prompt, ids).sum()
-                        for ids in fold.rollouts.completion_ids[rows][:300]
-                    ]
-                ).exp()
-            influence = ratio * (rewards[:300] - exact_after) - (rewards[:300] - exact_before)
-            error = float(influence.std()) / group**0.5
-            assert abs(estimate - gain) < 4 * error
-            assert abs(gain) > 8 * error  # so that a wrong sign or a missing weight would show
-
-
-def test_a_groups_gain_is_its_self_normalised_mean_minus_its_mean(tmp_path: Path) -> None:
-    bench = make_bench(build_model("qwen3", num_layers=1), tmp_path)
-    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
-    log_ratio = torch.randn(24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for group, found in enumerate(group_gain(log_ratio, fold).tolist()):
-        rows = range(group * 4, group * 4 + 4)
-        weights = [float(log_ratio[i].exp()) for i in rows]
-        rewards = [fold.rollouts.rewards[i] for i in rows]
-        mean = sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights)
-        assert found == pytest.approx(mean - sum(rewards) / 4)
 
 
 def _final_state(model: Any, rollouts: Rollouts) -> torch.Tensor:

@@ -32,7 +32,6 @@ PLAN = ProbePlan(
     fold_prompts=6,
     response_folds=3,
     response_prompts=4,
-    line_search_prompts=4,
     burst_steps=1,
     burst_prompts=2,
     burst_items=24,
@@ -41,7 +40,6 @@ NONE = ProbePlan(
     fold_prompts=6,
     response_folds=3,
     response_prompts=4,
-    line_search_prompts=0,
     burst_steps=0,
     burst_prompts=0,
     burst_items=0,
@@ -116,16 +114,16 @@ def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
         return log_probs(batch)
 
     bench.log_probs = interrupted  # pyright: ignore
-    for name in ("representation_change", "line_search"):
+    for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            PROBES[name].score(context)
+            PROBES["representation_change"].score(context)
         before.check()
 
 
 def test_a_probe_that_the_plan_leaves_out_returns_nothing_and_costs_nothing(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), NONE)
     before = context.bench.spent
-    assert PROBES["line_search"].score(context) is None and PROBES["rl_burst"].score(context) is None
+    assert PROBES["rl_burst"].score(context) is None
     assert context.bench.spent == before
 
 
@@ -185,7 +183,7 @@ def test_baselines_know_depth_and_seed_only(tmp_path: Path) -> None:
 def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) -> None:
     layers, steps, prompts, items = (0, 2), 3, 4, 24
     plan = ProbePlan(
-        fold_prompts=6, response_folds=3, response_prompts=6, line_search_prompts=0, burst_steps=steps,
+        fold_prompts=6, response_folds=3, response_prompts=6, burst_steps=steps,
         burst_prompts=prompts, burst_items=items,
     )  # fmt: skip
     bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
@@ -248,7 +246,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
-    assert set(PROBES) - set(small.scores) == {"line_search", "rl_burst"}
+    assert set(PROBES) - set(small.scores) == {"rl_burst"}
     short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
     assert (
         steps_to_distance(400) == 28 and steps_to_distance(10) == STEPS_TO_DISTANCE
@@ -263,7 +261,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
 def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
     rollouts = sample_folds(bench, prompts=24, num_folds=1)[0]
-    large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "line_search_prompts": 64, "burst_steps": 0})
+    large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "burst_steps": 0})
     report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, total_steps=400, seed=0)
     assert set(PROBES) - set(report.scores) == {"rl_burst"}
 
