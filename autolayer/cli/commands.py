@@ -50,7 +50,7 @@ debug_option = click.option("--debug", is_flag=True, is_eager=True, expose_value
 @click.version_option(__version__, message="autolayer %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Finds the transformer layer that RL post-training improves most, and trains it.
+    r"""Finds the transformer layer that RL post-training improves most, and trains it.
 
     \b
     Start here (minutes on a laptop, nothing is downloaded):

@@ -49,6 +49,7 @@ def shard(model: nn.Module, ranks: Ranks, mesh: DeviceMesh, device: torch.device
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Returns True if the blocks of the model are divided among the processes."""
     return model in _SHARDED
 
 

@@ -93,8 +93,11 @@ def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
 
 
 def _weights(model: Any, passing: MicroBatchShape, held: int) -> int:
-    """Of the whole model; in shards, of its share of the blocks, so many that are held whole, the one that is used,
-    and what it is gathered in."""
+    """Returns the bytes of the weights that one process holds.
+
+    With shards that is its share of the blocks, the `held` blocks that are kept whole, the one that is computing, and
+    the buffer that it is gathered in.
+    """
     whole, blocks = _bytes(model), sum(map(_bytes, find_layers(model)))
     return whole if passing.shards == 1 else whole - blocks + blocks // passing.shards + (held + 2) * _largest(model)
 

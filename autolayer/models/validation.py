@@ -9,6 +9,7 @@ from autolayer.core.errors import ModelError
 
 
 def unreadable(name: str, path: str, error: Exception) -> ModelError:
+    """Returns the error for a model that could not be read, with the reason and what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if Path(path).is_dir():
@@ -85,5 +86,6 @@ def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, at most 200 characters of it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")[:200]

@@ -280,6 +280,7 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
+    """Seeds the random generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
