@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         ModelError,
         NoSignalError,
         PatchError,
-        RanksError,
+        ProcessGroupError,
         RewardError,
         RunFolderError,
         SandboxError,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _ERRORS = (
     "AutolayerError", "ConfigError", "DataError", "EngineError", "EpisodeError", "LayerError", "ModelError",
-    "NoSignalError", "PatchError", "RanksError", "RewardError", "RunFolderError", "SandboxError", "TrainingError",
-    "UnknownNameError",
+    "NoSignalError", "PatchError", "ProcessGroupError", "RewardError", "RunFolderError", "SandboxError",
+    "TrainingError", "UnknownNameError",
 )  # fmt: skip
 _HOMES = {
     "compare": "autolayer.comparison.compare",
@@ -68,11 +68,12 @@ __all__ = [
     "NoSignalError",
     "PatchError",
     "PickResult",
-    "RanksError",
+    "ProcessGroupError",
     "RewardError",
     "RunFolderError",
     "SandboxError",
     "Task",
+    "TrainingError",
     "TrainingError",
     "UnknownNameError",
     "compare",

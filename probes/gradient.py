@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from autolayer.distributed.fsdp import computing
-from autolayer.models.layers import layer_parameters
+from autolayer.models.layers import layer_parameters, pass_parameters
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 from autolayer.training.workbench import Workbench
 
@@ -46,15 +45,15 @@ def streamed_gradient(
     model, tokens = bench.model, int(batch.attention_mask.sum())
     owner = {name: layer for layer in layers for name in layer_parameters(model, (layer,))}
     flagged = [model.get_parameter(name) for name in owner]
-    parameters = computing(model, layers)
+    parameters = pass_parameters(model, layers)
     for parameter in (*flagged, *parameters.values()):
         parameter.requires_grad_(True)
     gradients: dict[str, torch.Tensor] = {}
     hooks = [p.register_post_accumulate_grad_hook(_mover(name, gradients)) for name, p in parameters.items()]
     try:
-        with scoring(model, bench.engine.temperature), bench.keeping_little(layers):
+        with scoring(model, bench.engine.temperature), bench.micro_batching.checkpointed(layers):
             width = batch.input_ids.shape[1]
-            for rows, part in batch.split(max_sequences or bench.passes.sequences(width)):
+            for rows, part in batch.split(max_sequences or bench.micro_batching.sequences(width)):
                 log_probs_B = log_probs(model, part).sum(1)
                 advantages = advantages_B[rows].to(log_probs_B.device, log_probs_B.dtype)
                 ((log_probs_B * advantages).sum() / len(batch.input_ids)).backward()
@@ -64,7 +63,7 @@ def streamed_gradient(
         for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(False)
             parameter.grad = None
-    bench.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
+    bench.account.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
     gradient: Gradient = {layer: {} for layer in layers}
     for name, layer in owner.items():
         found = gradients.pop(name, None)

@@ -9,6 +9,7 @@ from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates
 from autolayer.rollouts.types import request_seed
+from autolayer.training.train_arm import train_arm
 
 
 class RLBurst(Probe):
@@ -40,8 +41,8 @@ class RLBurst(Probe):
             # A seed of its own keeps the burst's checkpoints apart from the search's arms.
             seed = request_seed(context.seed, "burst") % 2**31
             arm = Arm(layers=(layer,), learning_rate=rate, seed=seed)
-            trained = bench.train(arm, plan.burst_steps, prompts_per_step=plan.burst_prompts).arm
+            trained = train_arm(bench, arm, plan.burst_steps, prompts_per_step=plan.burst_prompts).arm
             after_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed, arm=trained))
             gains_L_I.append(after_I - base_I)
-            bench.forget(trained)
+            bench.checkpoints.delete(trained)
         return Scores.of_samples(gains_L_I)

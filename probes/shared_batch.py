@@ -37,7 +37,7 @@ def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
     rewards_P_G = rollouts.rewards_P_G()
     scale = rollouts.group_size / (rollouts.group_size - 1)
     advantages_P_G = (rewards_P_G - rewards_P_G.mean(1, keepdim=True)) * scale
-    return Fold(rollouts=rollouts, batch=bench.score_batch(rollouts), advantages_B=advantages_P_G.flatten())
+    return Fold(rollouts=rollouts, batch=bench.scorer.batch(rollouts), advantages_B=advantages_P_G.flatten())
 
 
 def make_folds(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Fold]:

@@ -17,7 +17,7 @@ from autolayer.models.fp32 import fp32_layers
 from autolayer.probes.policy_distance import TARGET_DISTANCE, find_distance_steps
 from autolayer.probes.shared_batch import Fold, make_fold
 from autolayer.training.logprobs import ScoreBatch, scoring
-from autolayer.training.partial_forward import Boundary
+from autolayer.training.partial_forward import PartialForward
 from autolayer.training.workbench import Workbench
 
 # B completions of a fold's subset, b of a micro-batch, D hidden width.
@@ -56,9 +56,9 @@ class StepResponses:
 
     def __init__(self, bench: Workbench, folds: Sequence[Fold]) -> None:
         self.bench, self.folds = bench, folds
-        self._subsets: dict[tuple[int, int, int], tuple[Fold, Boundary]] = {}
+        self._subsets: dict[tuple[int, int, int], tuple[Fold, PartialForward]] = {}
 
-    def subset(self, layer: int, fold: int, num_prompts: int, group_size: int) -> tuple[Fold, Boundary]:
+    def subset(self, layer: int, fold: int, num_prompts: int, group_size: int) -> tuple[Fold, PartialForward]:
         """Returns the first prompts of a fold, and the partial forward that scores them from a layer on.
 
         Call it inside `scoring` with the base weights loaded, for layers in rising order: what enters a layer is
@@ -67,13 +67,13 @@ class StepResponses:
         key = (fold, num_prompts, group_size)
         if key not in self._subsets:
             subset = make_fold(self.bench, self.folds[fold].rollouts[:num_prompts].thinned(group_size))
-            self._subsets[key] = subset, self.bench.boundary(subset.batch)
-        self.bench.raise_boundary(self._subsets[key][1], layer)
+            self._subsets[key] = subset, self.bench.scorer.partial_forward(subset.batch)
+        self.bench.scorer.advance(self._subsets[key][1], layer)
         return self._subsets[key]
 
-    def log_probs(self, batch: ScoreBatch | Boundary) -> torch.Tensor:
+    def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:
         """Returns the log-probability of each whole completion, (B,), in float64."""
-        return self.bench.log_probs(batch).double().sum(1)
+        return self.bench.scorer.log_probs(batch).double().sum(1)
 
     def measure(self, layer: int, fold: int, direction: Direction, num_prompts: int) -> StepResponse:
         """Measures the response on some prompts of a fold, and on more where these cannot tell the deviation.

@@ -15,7 +15,8 @@ from autolayer.core.arms import Arm
 from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import encode_prompts, request_seed
-from autolayer.training.grpo_trainer import quiet_trainer, seed_everything
+from autolayer.training.train_arm import train_rows
+from autolayer.training.trainer_side_effects import quiet_trainer, seed_everything
 from autolayer.training.workbench import Workbench
 
 
@@ -25,7 +26,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     settings, group, tokenizer = bench.settings, bench.settings.group_size, build_tokenizer()
-    rows = bench.train_rows(arm.seed, 0, num_steps, prompts_per_step)
+    rows = train_rows(bench, arm.seed, 0, num_steps, prompts_per_step)
     engine = TransformersEngine(
         model, tokenizer, max_new_tokens=bench.task.max_new_tokens, temperature=bench.engine.temperature
     )

@@ -16,7 +16,7 @@ import traceback
 import click
 
 from autolayer.cli.commands import cli
-from autolayer.core.errors import AutolayerError, RanksError
+from autolayer.core.errors import AutolayerError, LoneRankError
 from autolayer.core.launch import is_first_process, num_processes
 
 LAST_WORDS = 5.0
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         code, sentence = _explain(error)
         if state["debug"] and code != 130:
             traceback.print_exc()
-        if is_first_process() or isinstance(error, RanksError):
+        if is_first_process() or isinstance(error, LoneRankError):
             click.echo(f"autolayer: {sentence}", err=True)
         if code and num_processes() > 1:
             sys.stderr.flush()

@@ -58,8 +58,12 @@ class EngineError(AutolayerError, RuntimeError):
     """The rollout engine failed, or has other weights than the policy."""
 
 
-class RanksError(AutolayerError, RuntimeError):
-    """One of several processes stopped in the middle of what they do together; all have to end."""
+class ProcessGroupError(AutolayerError, RuntimeError):
+    """One of several processes of a run failed, so all of them end."""
+
+
+class LoneRankError(ProcessGroupError):
+    """This process failed where it could not tell the others, which the launcher has to end."""
 
 
 class RunFolderError(AutolayerError, RuntimeError):

@@ -23,8 +23,8 @@ from autolayer.core.errors import RunFolderError
 if TYPE_CHECKING:
     from autolayer.core.config import Config
 
-CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, TRAIN, RESULT = (
-    f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "train", "result")
+CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
+    f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
 )
 PATCH, REPORT = "layer.safetensors", "report.html"
 ADAPTER = "adapter"
@@ -56,6 +56,10 @@ class RunFolder:
         if not isinstance(value, dict):
             raise self.damaged(name, "no JSON object")
         return value
+
+    def has(self, *names: str) -> bool:
+        """Returns whether one of these files or folders is there."""
+        return any((self.path / name).exists() for name in names)
 
     def damaged(self, name: str, reason: object) -> RunFolderError:
         """The error for a file that cannot be used, with the way that loses least."""

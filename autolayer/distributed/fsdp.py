@@ -1,55 +1,66 @@
-"""A model that is too large for one device, in shards over the processes of a run (FSDP2).
+"""A model that is too large for one device, sharded over the ranks of a run (FSDP2).
 
-Each block is a group of its own (torch's `fully_shard`): gathered when a pass reaches it, let go behind it. Embedding
-and head are a few blocks at the most and stay whole everywhere. Blocks that are trained, or stepped by a probe, are
-held whole meanwhile, as ordinary parameters: whatever works on a layer works as it does without shards, the optimizer
-averages the gradients (ranks.py), and letting go of a block brings its base weights back.
+Each block is a group of its own (torch's `fully_shard`), unsharded when a pass reaches it and resharded behind it.
+Embedding and head are a few blocks at most and stay whole on every rank. Blocks that are trained, or stepped by a
+probe, are held whole meanwhile, as ordinary parameters: code that works on a layer works as it does without shards, the
+optimizer averages the gradients (process_group.py), and resharding a block brings its base weights back.
 
-A gather takes all processes. In a training step all make the same passes. At all other times the leader runs alone,
-and each of its gathers is an order to the others: however a pass ends, nobody waits for a gather that never comes.
+Unsharding takes all ranks, so all of them make the same passes always.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 import torch.distributed.fsdp as fsdp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from autolayer.core.errors import ConfigError
 from autolayer.core.layer_set import Layers
-from autolayer.distributed.process_group import Ranks, attempt
-from autolayer.models.layers import find_layers, layer_parameters
-
-T = TypeVar("T")
+from autolayer.distributed.process_group import ProcessGroup
 
 
-def make_mesh(ranks: Ranks, device: torch.device) -> DeviceMesh:
-    """All processes in a row; by all of them at once.
+def make_mesh(process_group: ProcessGroup, device: torch.device) -> DeviceMesh:
+    """Returns all ranks in a row. Call it on all of them at once.
 
     Raises:
-        ConfigError: This torch cannot.
+        ConfigError: This torch is too old.
     """
     if not hasattr(fsdp, "share_comm_ctx"):
         raise ConfigError(f"--shard needs a newer torch than {torch.__version__}: install 2.13, or leave it out.")
-    return init_device_mesh(device.type, (ranks.num,))
+    return init_device_mesh(device.type, (process_group.world_size,))
 
 
-def shard(model: nn.Module, ranks: Ranks, mesh: DeviceMesh, device: torch.device) -> None:
-    """Divides the blocks of a model that is in host memory, and moves this process's part to its device."""
-    _SHARDED[model] = _Shards(model, ranks, mesh)
+def shard(
+    model: nn.Module, blocks: Iterable[nn.Module], process_group: ProcessGroup, mesh: DeviceMesh, device: torch.device
+) -> None:
+    """Shards the blocks of a model that is in host memory, and moves this rank's part to its device.
+
+    Args:
+        model: The same on every rank.
+        blocks: Its decoder blocks, in order.
+        process_group: All its ranks shard the model, at once or one after the other.
+        mesh: Their mesh (`make_mesh`).
+        device: Of this rank.
+    """
+    sharded: list[Any] = [fsdp.fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
+    for state in sharded:
+        state.set_requires_gradient_sync(False)  # a gradient is taken before FSDP could reduce it
+        # No prefetch: the order of the last pass says nothing, since passes may begin or end in the middle.
+        state.set_modules_to_backward_prefetch([state])
+    fsdp.share_comm_ctx(sharded)  # each is a root of its own, and would have streams and buffers of its own
+    _SHARDED[model] = _Shards(sharded, process_group)
     model.to(device)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Returns True if the blocks of the model are divided among the processes."""
+    """Returns whether `shard` has divided this model."""
     return model in _SHARDED
 
 
@@ -57,7 +68,7 @@ def is_sharded(model: nn.Module) -> bool:
 def whole(model: nn.Module, layers: Layers) -> Iterator[None]:
     """Holds some blocks whole inside, as ordinary parameters; on leaving they are the base again.
 
-    In a training step all processes have to do so at once. Nothing happens where the model is not in shards.
+    All ranks have to enter and leave together. Does nothing where the model is not sharded.
     """
     shards = _SHARDED.get(model)
     if shards is None:
@@ -68,83 +79,18 @@ def whole(model: nn.Module, layers: Layers) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def in_step(model: nn.Module) -> Iterator[None]:
-    """All processes make the same passes inside, so that gathers need no orders."""
+def agreed(model: nn.Module, number: int) -> int:
+    """Returns rank 0's number where the model is sharded, such as a batch size: all ranks make the same passes."""
     shards = _SHARDED.get(model)
-    if shards is None:
-        yield
-        return
-    shards.let_go()
-    shards.together = True
-    try:
-        yield
-    finally:
-        shards.together = False
-        shards.let_go()
-
-
-def led(model: nn.Module, work: Callable[[], T]) -> T:
-    """Inside a step: the leader does some work alone, and all get what comes of it.
-
-    Raises:
-        Exception: What the leader's work has raised, in all processes.
-    """
-    shards = _SHARDED[model]
-    ranks, shards.together = shards.ranks, False
-    found: T | Exception
-    try:
-        if ranks.leads:
-            found = attempt(work)
-            ranks.order("done", found)
-        else:
-            while (order := ranks.next_order())[0] == "gather":
-                gather(model, *order[1])
-            assert order[0] == "done", order[0]
-            found = cast(T | Exception, order[1][0])
-    finally:
-        shards.let_go()
-        shards.together = True
-    if isinstance(found, Exception):
-        ranks.told = found
-        raise found.with_traceback(None)  # which holds the tensors of what has failed
-    return found
-
-
-def gather(model: nn.Module, index: int) -> None:
-    """By a follower: gives its part of a block to the leader."""
-    block = cast(fsdp.FSDPModule, find_layers(model)[index])
-    block.unshard()
-    block.reshard()
-
-
-def computing(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
-    """The parameters that passes compute with, by full name, and so those that get gradients.
-
-    In shards these are the same objects in every pass, which hold nothing between two; whether they want a gradient is
-    asked of the shards.
-    """
-    found: dict[str, nn.Parameter] = {}
-    for layer in layers:
-        with whole(model, (layer,)):
-            found |= layer_parameters(model, (layer,))
-    return found
+    return number if shards is None else shards.process_group.broadcast(number)
 
 
 class _Shards:
-    """What is held of a model in shards."""
+    """The blocks of a sharded model, and how often each is held whole."""
 
-    def __init__(self, model: nn.Module, ranks: Ranks, mesh: DeviceMesh) -> None:
-        self.ranks, self.together = ranks, False
-        self.blocks: list[Any] = list(find_layers(model))
+    def __init__(self, blocks: Sequence[Any], process_group: ProcessGroup) -> None:
+        self.blocks, self.process_group = list(blocks), process_group
         self._held: Counter[int] = Counter()
-        for index, block in enumerate(self.blocks):
-            fsdp.fully_shard(block, mesh=mesh, reshard_after_forward=True)
-            block.set_custom_all_gather(_Gather(self, index))
-            block.set_requires_gradient_sync(False)  # whoever wants a gradient takes it before it could be reduced
-            # None: what would be gathered ahead depends on earlier passes, which the leader alone has made.
-            block.set_modules_to_backward_prefetch([block])
-        fsdp.share_comm_ctx(self.blocks)  # each is a root of its own, and would have streams and buffers of its own
 
     @contextmanager
     def holding(self, layers: Sequence[int]) -> Iterator[None]:
@@ -162,35 +108,9 @@ class _Shards:
             self._keep(index, False)
             self.blocks[index].reshard()
 
-    def let_go(self) -> None:
-        """Of blocks that a pass which ended half-way has left whole."""
-        for index, block in enumerate(self.blocks):
-            if not self._held[index]:
-                block.reshard()
-
     def _keep(self, index: int, kept: bool) -> None:
         self.blocks[index].set_reshard_after_forward(not kept)
         self.blocks[index].set_reshard_after_backward(not kept)
 
-
-class _Gather:
-    """In place of FSDP's own all-gather of a block (`FSDPModule.set_custom_all_gather`)."""
-
-    def __init__(self, shards: _Shards, index: int) -> None:
-        self.shards, self.index = shards, index
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
-
-    def __call__(
-        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
-    ) -> Any:
-        if self.shards.ranks.leads and not self.shards.together:
-            self.shards.ranks.order("gather", self.index)
-        return _all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
-
-
-_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""The newer of its two names, where torch has it."""
 
 _SHARDED: WeakKeyDictionary[nn.Module, _Shards] = WeakKeyDictionary()

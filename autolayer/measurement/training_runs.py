@@ -22,7 +22,6 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import FINALISTS, Schedule
 from autolayer.pipeline.advance import advance
 from autolayer.pipeline.run_context import RunContext
-from autolayer.training import checkpoints
 
 MEASURED_FILE = "measured.json"
 
@@ -66,7 +65,7 @@ class TrainingRuns:
                 rewards_I = self._trained(arm, start, self.schedule.steps, "eval")
                 if rewards_I is None:
                     break  # the rate is out, whatever the other seeds say: the next best is taken
-                self.bench.forget(arm)
+                self.bench.checkpoints.delete(arm)
                 rewards_S.append(rewards_I)
             else:
                 return rate, rewards_S
@@ -116,7 +115,7 @@ class TrainingRuns:
 
     def _delete_checkpoints(self, layers: Layers, rates: Sequence[float]) -> None:
         for rate in rates:
-            self.bench.forget(Arm(layers=layers, learning_rate=rate, seed=self.config.seed))
+            self.bench.checkpoints.delete(Arm(layers=layers, learning_rate=rate, seed=self.config.seed))
 
     def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
         """Returns the arm's rewards after `stop` steps, or None where it diverged; progress counts from `start` on."""
@@ -128,14 +127,14 @@ class TrainingRuns:
                 arm = self._train(arm, start, stop, _stage(split))
             except TrainingError as error:
                 self.records.fail(arm, str(error))
-                self.bench.forget(arm)
+                self.bench.checkpoints.delete(arm)
                 return None
         return self._evaluate(key, split, arm)
 
     def _train(self, arm: Arm, start: int, stop: int, stage: str) -> Arm:
-        found = checkpoints.latest(self.bench.folder.path, arm)
+        found = self.bench.checkpoints.latest(arm)
         if found.step > stop:  # measured.json was lost, and with it what the arm scored on the way
-            self.bench.forget(arm)
+            self.bench.checkpoints.delete(arm)
             found = arm
         self._advance(found.step - start, found)
         for segment in advance(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):

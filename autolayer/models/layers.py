@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import Layers, parse_layers
+from autolayer.distributed.fsdp import whole
 from autolayer.models.lora import adapter_parameters
 
 _ROUTER_NAMES = ("gate", "router")
@@ -74,6 +75,19 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
     if quantized:
         raise LayerError(f"{quantized[0]} is quantized and cannot be trained: load the model in bfloat16 or float32.")
     return trained
+
+
+def pass_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
+    """Returns the parameters that forward passes compute with, which are those that get gradients, by full name.
+
+    In a sharded model they are other objects than `layer_parameters`: the same ones in every pass, empty between two.
+    Whether they want a gradient is decided by the flags of the shards.
+    """
+    found: dict[str, nn.Parameter] = {}
+    for layer in layers:
+        with whole(model, (layer,)):
+            found |= layer_parameters(model, (layer,))
+    return found
 
 
 def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:

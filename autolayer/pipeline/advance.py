@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from autolayer.core.arms import Arm
-from autolayer.training.train_arm import Segment
+from autolayer.training.train_arm import TrainedArm, train_arm
 from autolayer.training.workbench import Workbench
 
 CHECKPOINT_STEPS = 25
@@ -21,8 +21,8 @@ def advance(
     *,
     on_step: Callable[[float], None] | None = None,
     deadline: float = math.inf,
-) -> Iterator[Segment]:
-    """Trains an arm, and yields it at each checkpoint.
+) -> Iterator[TrainedArm]:
+    """Trains an arm, and yields it at each checkpoint. Call it on every rank.
 
     Args:
         bench: The workbench.
@@ -31,8 +31,9 @@ def advance(
         on_step: Gets the mean reward of every step.
         deadline: `time.monotonic()` after which no further checkpoint is started.
     """
-    while arm.step < to_step and time.monotonic() < deadline:
+    on_rank_0 = bench.process_group.on_rank_0
+    while arm.step < to_step and on_rank_0(lambda: time.monotonic() < deadline):
         stop = min(to_step, (arm.step // CHECKPOINT_STEPS + 1) * CHECKPOINT_STEPS)
-        segment = bench.train(arm, stop, on_step=on_step)
-        arm = segment.arm
-        yield segment
+        trained = train_arm(bench, arm, stop, on_step=on_step)
+        arm = trained.arm
+        yield trained

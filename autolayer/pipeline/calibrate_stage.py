@@ -34,7 +34,7 @@ def calibrate_stage(run: RunContext) -> CalibrationStage:
     with run.reading(CALIBRATION):
         cost = Cost(**found.pop("cost"))
         calibration = Calibration(**found)
-    num_processes, group_size = run.bench.ranks.num, run.config.group_size
+    num_processes, group_size = run.bench.process_group.world_size, run.config.group_size
     units = UnitCosts(
         costs=run.bench.costs,
         group_size=group_size,
@@ -48,8 +48,7 @@ def calibrate_stage(run: RunContext) -> CalibrationStage:
 
 def _is_calibrated(run: RunContext) -> bool:
     # The probes need the rollouts of calibration.
-    lost = not any((run.folder / name).exists() for name in (ROLLOUTS, PROBE))
-    return run.folder.read(CALIBRATION) is not None and not lost
+    return run.folder.has(CALIBRATION) and run.folder.has(ROLLOUTS, PROBE)
 
 
 def _calibrate(run: RunContext) -> None:
@@ -57,7 +56,9 @@ def _calibrate(run: RunContext) -> None:
     with run.progress.stage("calibrate", None) as bar:
         before = bench.spent
         try:
-            calibration, rollouts = bench.passes.within_memory(lambda: calibrate(bench, num_prompts, run.config.seed))
+            calibration, rollouts = bench.micro_batching.within_memory(
+                lambda: calibrate(bench, num_prompts, run.config.seed)
+            )
         except AutolayerError:
             folder.give_up()
             raise

@@ -9,7 +9,7 @@ from functools import partial
 from autolayer.core.config import Config, is_server
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
-from autolayer.distributed.process_group import Ranks
+from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.loading import LoadedModel, model_path
 from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
@@ -51,14 +51,17 @@ def check_engine(name: str) -> None:
         raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
 
 
-def engine_factory(config: Config, loaded: LoadedModel, folder: RunFolder, ranks: Ranks) -> Callable[..., Engine]:
+def engine_factory(
+    config: Config, loaded: LoadedModel, folder: RunFolder, process_group: ProcessGroup
+) -> Callable[..., Engine]:
     """Returns the callable that makes the rollout engine of a workbench."""
     name, path = engine_name(config, loaded.device.type), model_path(loaded.name)
     if name == "transformers":
         return TransformersEngine
     if name == "server":
-        return partial(VLLMServerEngine, urls=config.rollouts, path=path, folder=folder.path, leads=ranks.leads)
-    return partial(VLLMEngine, path=path, settings=config.vllm, num_processes=ranks.num)
+        is_rank_0 = process_group.is_rank_0
+        return partial(VLLMServerEngine, urls=config.rollouts, path=path, folder=folder.path, is_rank_0=is_rank_0)
+    return partial(VLLMEngine, path=path, settings=config.vllm, num_processes=process_group.world_size)
 
 
 def check_context(bench: Workbench) -> None:

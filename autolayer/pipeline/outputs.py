@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autolayer.core.arms import Arm
-from autolayer.core.errors import RunFolderError
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
 from autolayer.models import lora
 from autolayer.models.loading import model_path
@@ -20,13 +19,9 @@ def finished_result(run: RunContext) -> PickResult | None:
     """Returns the result of an earlier run of the same command that came to its end, or None."""
     found = run.folder.read(RESULT)
     result = None if found is None else results.from_dict(found)
-    if run.bench.ranks.leads:
-        # Trained layers that were deleted are made again from the arm's checkpoint.
-        whole = any((run.folder / name).exists() for name in (PATCH, ADAPTER))
-        return result if result is not None and result.status == "ok" and whole else None
-    if result is None:
-        raise RunFolderError(f"the leading process left no result in {run.folder.path}: its message says why.")
-    return result
+    # Trained layers that were deleted are made again from the arm's checkpoint.
+    whole = run.folder.has(PATCH, ADAPTER)
+    return result if result is not None and result.status == "ok" and whole else None
 
 
 def save_result(run: RunContext, result: PickResult, trained: Arm | None = None) -> PickResult:
@@ -38,20 +33,23 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
         trained: The arm whose weights are kept.
 
     Returns:
-        The result.
+        Rank 0's result, on every rank: what was timed differs between them.
     """
-    if trained is not None:
-        patch = _patch(run, trained)
-        if run.config.adapter is None:
+    patch = None if trained is None else _patch(run, trained)
+
+    def write() -> PickResult:
+        if patch is not None and run.config.adapter is None:
             patch.save(run.folder / PATCH)
-        else:
+        elif patch is not None:
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
             lora.save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
-    write_html(result, run.folder / REPORT)
-    values = result.to_dict()
-    results.validate(values)
-    run.folder.write(RESULT, values)
-    return result
+        write_html(result, run.folder / REPORT)
+        values = result.to_dict()
+        results.validate(values)
+        run.folder.write(RESULT, values)
+        return result
+
+    return run.bench.process_group.on_rank_0(write)
 
 
 def train_once(run: RunContext, work: Callable[[], PickResult]) -> PickResult:

@@ -43,7 +43,7 @@ def build_result(
     config, bench = run.config, run.bench
     stages = {"calibrate": calibration, "probe": probes, "search": search, "train": training}
     costs: dict[str, Cost] = {name: stage.cost for name, stage in stages.items() if stage is not None}
-    exchange_rate = bench.exchange_rate()
+    exchange_rate = bench.account.exchange_rate(bench.engine)
     full_cost = bench.costs.total(_full_run_cost(run, calibration, training), exchange_rate)
     finding = sum((cost for name, cost in costs.items() if name != "train"), Cost())
     share = bench.costs.total(finding, exchange_rate) / full_cost if full_cost else None
@@ -86,7 +86,7 @@ def _full_run_cost(run: RunContext, calibration: CalibrationStage, training: Tra
     """Returns the cost of one full run: as planned, or as measured once the training has run."""
     if training is None:
         return full_run(run.config, calibration.units, final_layers(run.config, run.candidates))
-    cost, steps = run.bench.training_cost(training.arm), run.config.steps or 0
+    cost, steps = run.bench.checkpoints.cost(training.arm), run.config.steps or 0
     return cost if training.arm.step >= steps else cost * (steps / max(1, training.arm.step))
 
 

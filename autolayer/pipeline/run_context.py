@@ -59,10 +59,12 @@ class RunContext:
 
         Args:
             name: The name of the work, unique in a run.
-            work: Does it.
-            is_done: Whether an earlier call, or another worker, has done it.
+            work: Does it, on every rank.
+            is_done: Whether an earlier call, or another worker, has done it. Called on rank 0.
         """
-        if self.config.storage is not None:
-            take_turn(self.config.storage, f"{self.signature} {name}", work, is_done)
-        elif not is_done():
+        storage, process_group = self.config.storage, self.bench.process_group
+        if storage is not None:
+            turn = f"{self.signature} {name}"
+            process_group.call_from_rank_0(lambda work: take_turn(storage, turn, work, is_done), work)
+        elif not process_group.on_rank_0(is_done):
             work()

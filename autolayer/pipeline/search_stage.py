@@ -15,7 +15,6 @@ from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.run_context import RunContext
 from autolayer.search.records import Outcome, RaceConfig
 from autolayer.search.study import run_search
-from autolayer.training import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,11 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
 
         storage = config.storage or f"sqlite:///{run.folder / 'study.db'}"
         deadline = run.started + search_seconds(config)
-        outcome = run_search(race, candidates, base.rewards_I, run_rung, storage=storage, deadline=deadline)
+        # Rank 0 holds the race; every rank runs the rungs that the race asks for.
+        outcome = bench.process_group.call_from_rank_0(
+            lambda run_rung: run_search(race, candidates, base.rewards_I, run_rung, storage=storage, deadline=deadline),
+            run_rung,
+        )
         bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
     return SearchStage(outcome=outcome, cost=outcome.spent + base.cost)
 
@@ -98,10 +101,9 @@ def _base_score(run: RunContext, num_items: int) -> BaseScore:
 
 def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungResult:
     """Trains an arm to a step and scores it; goes on from a checkpoint that a stopped process has left."""
-    folder, bench = run.folder.path, run.bench
-    found = checkpoints.latest(folder, arm)
+    bench, checkpoints = run.bench, run.bench.checkpoints
+    found = checkpoints.latest(arm)
     trained = found if found.step <= to_step else arm
-    paid = checkpoints.paid_for(folder, arm)
     for segment in advance(bench, trained, to_step):
         trained = segment.arm
     before = bench.spent
@@ -109,6 +111,6 @@ def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungRe
     return RungResult(
         arm=trained,
         select_rewards_I=rewards_I,
-        train_rewards_P=checkpoints.training_rewards(folder, trained, arm.step),
-        cost=checkpoints.paid_for(folder, trained) - paid + (bench.spent - before),
+        train_rewards_P=checkpoints.training_rewards(trained, arm.step),
+        cost=checkpoints.cost(trained) - checkpoints.cost(arm) + (bench.spent - before),
     )

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from autolayer.core.layer_set import parse_layers
 from autolayer.core.progress import Progress
 from autolayer.core.run_folder import PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
-from autolayer.distributed.process_group import Ranks, attempt, check_device, joined
+from autolayer.distributed.process_group import ProcessGroup, check_device, join_process_group
+from autolayer.distributed.shared_run_folder import SharedRunFolder
 from autolayer.models.disk_space import check_disk_space, num_bytes
-from autolayer.models.layers import layer_parameters
+from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import LoadedModel, find_device, load_model, max_positions
 from autolayer.models.quantization import quantize_frozen
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
@@ -53,23 +55,23 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     started = time.monotonic()
     check_names(config)
     check_device(config.device)
-    ranks = joined(on_cpu=config.device == "cpu")
-    progress = progress if progress and ranks.leads else Progress()
+    process_group = join_process_group(on_cpu=config.device == "cpu")
+    progress = progress if progress and process_group.is_rank_0 else Progress()
     with ExitStack() as stack:
-        with progress.stage("load", None):
+        with progress.stage("load", None), process_group.failing_together():
             task = check_before_loading(config, verb)
             config = config.replace(device=stack.enter_context(only_visible(config.device)))
             device = find_device(config.device)
-            loaded = load(config, ranks, device)
-        folder = open_run(config, verb)
+            loaded = load(config, process_group, device)
+        folder = SharedRunFolder(open_run(config, verb).path, process_group)
         task = apply_length_limits(config, task, loaded.tokenizer, max_positions(loaded.model.config))
         config = resolve(config, task, verb)
         candidates = parse_layers(config.layers, loaded.num_layers, config.model, allow_full=verb == "train")
-        check_divisible(config, ranks.num)
+        check_divisible(config, process_group.world_size)
         if config.storage is not None:
-            check_storage(config.storage)
+            process_group.on_rank_0(partial(check_storage, config.storage))
         trained = layer_parameters(loaded.model, "full" if config.boost else candidates)
-        check_disk_space(folder / PATCH, num_bytes(trained.values()))
+        process_group.on_rank_0(lambda: check_disk_space(folder / PATCH, num_bytes(trained.values())))
         if config.history is not None:
             known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)
@@ -84,27 +86,28 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             group_size=config.group_size,
             beta=config.beta,
             gigpo=config.gigpo,
-            recompute=config.activation_checkpointing,
+            activation_checkpointing=config.activation_checkpointing,
         )
-        make_engine = engine_factory(config, loaded, folder, ranks)
-        bench = Workbench(
-            loaded, task, settings, folder, temperature=config.temperature, make_engine=make_engine, ranks=ranks
-        )
+        with process_group.failing_together():  # an engine may not start
+            bench = Workbench(
+                loaded,
+                task,
+                settings,
+                folder,
+                temperature=config.temperature,
+                make_engine=engine_factory(config, loaded, folder, process_group),
+                process_group=process_group,
+            )
         check_context(bench)
-        claimed = {"signature": _hash(signed)}
-        if ranks.leads:
-            stack.callback(ranks.leave)
-            if config.storage is None:  # with a storage, several workers share the folder
-                stack.enter_context(folder.held())
-            claimed = folder.claim(signed, claimed["signature"], accept_changes=config.accept_changes)
-            if config.storage is not None:
-                try:
-                    check_storage(config.storage, claimed["signature"])
-                except RunFolderError:
-                    folder.give_up()
-                    raise
-        else:
-            bench.follow()
+        if config.storage is None:  # with a storage, several workers share the folder
+            stack.enter_context(folder.held())
+        claimed = folder.claim(signed, _hash(signed), accept_changes=config.accept_changes)
+        if config.storage is not None:
+            try:
+                process_group.on_rank_0(partial(check_storage, config.storage, claimed["signature"]))
+            except RunFolderError:
+                folder.give_up()
+                raise
         yield RunContext(
             config=config,
             bench=bench,
@@ -118,33 +121,33 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         )
 
 
-def load(config: Config, ranks: Ranks, device: torch.device) -> LoadedModel:
-    """Loads the model: on its device, as this process's shards, or in host memory where it is still to be packed."""
+def load(config: Config, process_group: ProcessGroup, device: torch.device) -> LoadedModel:
+    """Loads the model: on its device, as this rank's shards, or in host memory where it is still to be packed."""
     if not config.shard:
         return load_model(config.model, config.device if config.frozen is None else "cpu")
-    if ranks.num < 2:
+    if process_group.world_size < 2:
         raise ConfigError(
             "--shard divides the model among the processes of a launcher, and there is one: start several by "
             "`torchrun --nproc_per_node N -m autolayer ... --shard`."
         )
-    mesh = make_mesh(ranks, device)
+    mesh = make_mesh(process_group, device)
 
     def load_shards() -> LoadedModel:
         loaded = load_model(config.model, "cpu")
-        if ranks.leads:
+        if process_group.is_rank_0:
             loaded.weight_hash  # noqa: B018  (computed while the weights are whole)
-        shard(loaded.model, ranks, mesh, device)
+        shard(loaded.model, find_layers(loaded.model), process_group, mesh, device)
         loaded.device = device
         return loaded
 
-    # One process of a machine after the other: its host holds one whole model, not one for each.
-    found: LoadedModel | Exception | None = None
+    # One rank of a machine after the other: its host holds one whole model, not one for each.
+    found: LoadedModel | None = None
     for turn in range(processes_here()):
-        if turn == ranks.index % processes_here():
-            found = attempt(load_shards)
-        ranks.gather(found if isinstance(found, Exception) else None)
-    assert isinstance(found, LoadedModel)
-    found.weight_hash = ranks.gather(found.weight_hash if ranks.leads else "")[0]
+        with process_group.failing_together():
+            if turn == process_group.rank % processes_here():
+                found = load_shards()
+    assert found is not None
+    found.weight_hash = process_group.broadcast(found.weight_hash if process_group.is_rank_0 else "")
     return found
 
 

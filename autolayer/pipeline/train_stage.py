@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.run_folder import TRAIN
 from autolayer.pipeline.advance import advance
 from autolayer.pipeline.run_context import RunContext
 from autolayer.rollouts.evaluation import Evaluation
-from autolayer.training import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +33,8 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
     """
     config, bench = run.config, run.bench
     steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
-    inherited = _inherited_cost(run, arm)
-    arm = checkpoints.latest(run.folder.path, arm)
+    inherited = bench.checkpoints.cost(arm)
+    arm = bench.checkpoints.latest(arm)
     with run.progress.stage("train", steps) as bar:
         bar.advance(arm.step, f"layer {arm.name}")
 
@@ -51,18 +49,5 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
         bar.advance(1, "base")
         trained = bench.examine("eval", config.num_eval or 0, seed=config.seed, arm=arm)
         bar.advance(1, "trained")
-    cost = bench.training_cost(arm) - inherited + (bench.spent - before)
+    cost = bench.checkpoints.cost(arm) - inherited + (bench.spent - before)
     return TrainStage(arm=arm, base=base, trained=trained, cost=cost)
-
-
-def _inherited_cost(run: RunContext, arm: Arm) -> Cost:
-    """Returns what the search has paid of the arm's training.
-
-    It is written down once, since the checkpoints that it is read from are deleted as the arm goes on.
-    """
-    found = run.folder.read(TRAIN)
-    if found is None:
-        found = {"inherited": asdict(run.bench.training_cost(arm))}
-        run.folder.write(TRAIN, found)
-    with run.reading(TRAIN):
-        return Cost(**found["inherited"])

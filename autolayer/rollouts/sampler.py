@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from autolayer.distributed.fsdp import is_sharded, led
-from autolayer.distributed.process_group import Ranks, attempt
-from autolayer.rollouts.engines.base import Engine, think_prefix, truncate_at_stop
+from autolayer.distributed.fsdp import is_sharded
+from autolayer.distributed.process_group import ProcessGroup, attempt
+from autolayer.rollouts.engines.base import Completion, Engine, think_prefix, truncate_at_stop
 from autolayer.rollouts.multi_turn import play_episodes
 from autolayer.rollouts.types import Rollouts, encode_prompts, request_seed
 from autolayer.tasks.base import Row, Task
@@ -58,18 +58,47 @@ def in_order(rows: Sequence[Row], seed: int, positions: Iterable[int]) -> list[R
     return chosen
 
 
-def sample_share(
-    ranks: Ranks, engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int
-) -> list[Rollouts]:
-    """`sample` of each process's own rows, in all of them at once; what has been sampled, in parts, in their order."""
-    if is_sharded(engine.model):  # its passes take all processes, so the leader makes them for everyone
-        asked = ranks.gather((rows, seeds))
-        rows = [row for some, _ in asked for row in some]
-        seeds = [seed for _, some in asked for seed in some]
-        return [led(engine.model, lambda: sample(engine, task, rows, seeds, group_size))]
-    if engine.is_shared and ranks.num > 1:  # nobody asks before the leader has sent the weights
-        engine.expect_version(ranks.gather(attempt(engine.publish_version))[0])
+def sample_on_all_ranks(
+    process_group: ProcessGroup,
+    engine: Engine,
+    task: Task,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    group_size: int,
+) -> Rollouts:
+    """Samples and rewards completions, each rank its share of them. Call it on every rank.
+
+    Where the model is sharded a forward pass takes all ranks. Then all of them generate every completion, and rank 0
+    alone runs rewards and environments.
+
+    Args:
+        process_group: The ranks.
+        engine: This rank's.
+        task: Rewards completions, or makes the environments.
+        rows: One for each prompt.
+        seeds: One for each completion.
+        group_size: Completions of a prompt.
+
+    Returns:
+        The rollouts of all ranks, on every rank.
+
+    Raises:
+        RewardError: The reward failed on some rank.
+        EpisodeError: An environment failed on some rank.
+    """
+    if engine.is_shared and process_group.world_size > 1:  # no rank may ask before rank 0 has sent the weights
+        engine.expect_version(process_group.gather(attempt(engine.publish_version))[0])
     try:
-        return ranks.gather(attempt(lambda: sample(engine, task, rows, seeds, group_size)))
+        if is_sharded(engine.model):
+
+            def on_rank_0(sample_requests: Callable[..., list[Completion]]) -> Rollouts:
+                with engine.sampling_by(sample_requests):
+                    return sample(engine, task, rows, seeds, group_size)
+
+            return process_group.call_from_rank_0(on_rank_0, engine.sample_requests)
+        repeated = process_group.share([row for row in rows for _ in range(group_size)])
+        own_seeds = process_group.share(seeds)
+        parts = process_group.gather(attempt(lambda: sample(engine, task, repeated, own_seeds, 1)))
+        return Rollouts.joined(parts, group_size)
     finally:
         engine.sleep()

@@ -1,6 +1,6 @@
-"""Calibration: does the base model's reward vary at all? Without spread there is nothing for RL to learn from.
+"""Calibration: samples the base model and checks that its rewards vary, since RL learns from their differences.
 
-If it does not, the reason is named, since each has another cure: saturated (the base can do it already), truncated
+If they do not, the reason is named, since each has another cure: saturated (the base can do it already), truncated
 (completions are cut off before the answer), badly formatted (the reward cannot find an answer), or too hard.
 """
 
@@ -27,7 +27,7 @@ RANDOM_ENTROPY = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What the base model does on the `probe` split before any training."""
+    """The rewards and completions of the base model on the `probe` split, before any training."""
 
     status: str
     """'ok' or 'no_signal'."""
@@ -40,24 +40,25 @@ class Calibration:
     truncated: float
     """Share of completions that hit the token limit."""
     well_formed: float | None
-    """Share of completions that look like an answer; None where the task cannot say."""
+    """Share of completions that look like an answer; None if the task has no check for it."""
     entropy: float
     """Mean surprise of the sampled tokens over that of the uniform distribution: 1 is noise."""
     mean_prompt_tokens: float
-    """Read, not written: observations of several turns are among them."""
+    """Includes the observations of all turns."""
     mean_completion_tokens: float
     mean_prefill_tokens: float
-    """Read in order to write: over several turns everything so far counts again for each of them."""
+    """Tokens read in order to write: each turn reads everything before it again."""
     example: dict[str, Any]
-    """One prompt, completion and reward, so that a person can see what the numbers are about."""
+    """One prompt, completion and reward, for a person to look at."""
     reward_metrics: dict[str, float] = field(default_factory=dict)
-    """What the reward has logged: shares of answers that could not be judged, of programs that ran out of time."""
+    """Metrics logged by the reward, such as the share of answers that could not be judged."""
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for calibration.json."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """The numbers in words."""
+        """Returns the numbers in words."""
         formed = "" if self.well_formed is None else f", {self.well_formed:.0%} look like an answer"
         return (
             f"mean reward {self.mean_reward:.3f} over {self.num_completions} completions; rewards differ in "
@@ -74,12 +75,15 @@ CURES = {
 
 
 def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
-    """Samples groups on the `probe` split and judges them. The rollouts serve the probes as well.
+    """Samples groups on the `probe` split and judges them.
 
     Args:
         bench: With the base weights in.
         num_prompts: Prompts, each with a whole group of completions.
         seed: Of the run.
+
+    Returns:
+        The verdict, and the rollouts, which the probes use as well.
     """
     rows = bench.task.splits["probe"][:num_prompts]
     group_size = bench.settings.group_size
@@ -89,7 +93,7 @@ def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibratio
 
 
 def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
-    """Turns rollouts of the base model into a verdict."""
+    """Returns the verdict on rollouts of the base model."""
     rewards_P_G = rollouts.rewards_P_G()
     count = rewards_P_G.numel()
     spread = float((rewards_P_G.amax(1) > rewards_P_G.amin(1)).double().mean())
@@ -123,7 +127,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
 
 
 def refuse(calibration: Calibration, task: Task) -> NoSignalError:
-    """The error for a calibration without signal."""
+    """Returns the error for a calibration without signal."""
     cure = CURES[calibration.reason]
     if calibration.reason == "truncated" and task.environment is not None:
         cure = (
@@ -144,7 +148,7 @@ def _reason(
     entropy: float,
     **others: float,
 ) -> str:
-    """Why rewards do not differ. The order matters: a random model is also cut off and badly formatted."""
+    """Returns why rewards do not differ. The order matters: a random model is also cut off and badly formatted."""
     # A constant .1 is a reward for form, not a task already done.
     if mean_reward >= 0.5:
         return "saturated"
@@ -158,9 +162,9 @@ def _reason(
 
 
 def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
-    """Mean negative log-probability of the sampled tokens, as a share of log(vocabulary)."""
+    """Returns the mean negative log-probability of the sampled tokens, as a share of log(vocabulary)."""
     few = rollouts[: max(1, CALIBRATION_SCORED // rollouts.group_size)]
-    batch = bench.score_batch(few)
+    batch = bench.scorer.batch(few)
     with scoring(bench.model, bench.engine.temperature), torch.no_grad():
-        surprise = -float(bench.log_probs(batch).sum()) / max(1, few.num_generated)
+        surprise = -float(bench.scorer.log_probs(batch).sum()) / max(1, few.num_generated)
     return surprise / math.log(bench.model.config.get_text_config().vocab_size)

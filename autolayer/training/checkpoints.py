@@ -1,7 +1,8 @@
-"""Arm checkpoints: the trained weights and Adam state of one arm at one step, and what they have cost.
+"""Arm checkpoints: the trained weights and Adam state of an arm at one step.
 
-Beside them, history.json has what a rung is judged by and must outlive the process that trained it: the rewards of
-every training step, and what the search has paid for the arm until each checkpoint.
+Beside them, history.json holds what has to outlive the process that trained the arm, and its early checkpoints: the
+rewards of every training step, and the cost up to each checkpoint. Rank 0 writes and lists the files. Every rank reads
+the tensors, so the run folder has to be on a file system that the machines of all ranks see.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,108 +21,186 @@ from safetensors.torch import save_file
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError
+from autolayer.distributed.process_group import ProcessGroup
 
 HISTORY = "history.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The training of an arm so far."""
+
+    rewards: tuple[tuple[float, ...], ...]
+    """Mean reward of every group, by training step."""
+    costs: Mapping[int, Cost]
+    """By checkpointed step, what the training up to it has cost; nothing at step 0."""
+
+
+class Checkpoints:
+    """The checkpoints of all arms of a run. Call every method on every rank.
+
+    Args:
+        folder: The run folder.
+        process_group: The ranks of the run.
+    """
+
+    def __init__(self, folder: Path, process_group: ProcessGroup) -> None:
+        self.folder, self.process_group = folder, process_group
+
+    def save(
+        self,
+        arm: Arm,
+        to_step: int,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        rewards: Sequence[Sequence[float]],
+        cost: Cost,
+    ) -> Arm:
+        """Saves an arm that was trained on, whole or not at all.
+
+        The checkpoint before stays: a rung that was cut off is redone from it. Checkpoints of later steps are deleted:
+        they belong to an earlier training, whose rewards are overwritten.
+
+        Args:
+            arm: At the step that the training began at.
+            to_step: The step that it has reached.
+            tensors: The optimizer's (`MasterAdamW.tensors`).
+            rewards: Mean reward of every group, for each step of the training.
+            cost: Of these steps.
+
+        Returns:
+            The arm at its new checkpoint.
+        """
+        saved = replace(arm, step=to_step)
+        saved = replace(saved, checkpoint=name_of(saved))
+        self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost))
+        return saved
+
+    def read(self, arm: Arm) -> dict[str, torch.Tensor]:
+        """Returns the tensors of the arm's checkpoint.
+
+        Raises:
+            RunFolderError: The file is missing, damaged, or of another arm.
+        """
+        assert arm.checkpoint is not None, "an arm at step 0 has no checkpoint"
+        path = self.folder / arm.checkpoint
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(
+                f"checkpoint {path} cannot be read ({error}): restore it, or delete the run folder and start again."
+            ) from None
+        if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
+            raise RunFolderError(f"checkpoint {path} belongs to another arm: delete the run folder and start again.")
+        return tensors
+
+    def cost(self, arm: Arm) -> Cost:
+        """Returns what the training of an arm has cost up to its step.
+
+        Raises:
+            RunFolderError: history.json is damaged, or does not know this step.
+        """
+        if arm.step == 0:
+            return Cost()
+        costs = self._history(arm).costs
+        if arm.step not in costs:
+            raise self._damaged(arm, f"it has no step {arm.step}")
+        return costs[arm.step]
+
+    def training_rewards(self, arm: Arm, from_step: int) -> tuple[float, ...]:
+        """Returns the mean reward of every training group from a step up to the arm's, in order.
+
+        Raises:
+            RunFolderError: history.json is damaged.
+        """
+        steps = self._history(arm).rewards[from_step : arm.step]
+        return tuple(reward for step in steps for reward in step)
+
+    def latest(self, arm: Arm) -> Arm:
+        """Returns the arm at its furthest checkpoint on disk, where an interrupted run goes on."""
+
+        def find() -> int:
+            return max((step_of(path) for path in self._all(arm)), default=0)
+
+        step = self.process_group.on_rank_0(find)
+        if step <= arm.step:
+            return arm
+        ahead = replace(arm, step=step)
+        return replace(ahead, checkpoint=name_of(ahead))
+
+    def delete(self, arm: Arm) -> None:
+        """Removes all checkpoints of an arm."""
+        self.process_group.on_rank_0(lambda: shutil.rmtree(self._of(arm), ignore_errors=True))
+
+    def _save(
+        self,
+        arm: Arm,
+        saved: Arm,
+        tensors: Mapping[str, torch.Tensor],
+        rewards: Sequence[Sequence[float]],
+        cost: Cost,
+    ) -> None:
+        folder, history = self._of(arm), self._history(arm)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self._all(arm):
+            if step_of(path) > saved.step:
+                path.unlink()
+        costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
+        costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
+        kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
+        # The history comes first: a checkpoint without one could not be taken up.
+        _replace(folder / HISTORY, lambda path: path.write_text(json.dumps(kept)))
+        about = {"arm": json.dumps(asdict(saved))}
+        _replace(self.folder / name_of(saved), lambda path: save_file(dict(tensors), path, about))
+        for path in [path for path in self._all(arm) if step_of(path) < saved.step][:-1]:
+            path.unlink()
+
+    def _history(self, arm: Arm) -> History:
+        return self.process_group.on_rank_0(lambda: self._read_history(arm))
+
+    def _read_history(self, arm: Arm) -> History:
+        path = self._of(arm) / HISTORY
+        if not path.is_file():
+            return History(rewards=(), costs={})
+        try:
+            found = json.loads(path.read_text())
+            return History(
+                rewards=tuple(tuple(map(float, step)) for step in found["rewards"]),
+                costs={int(step): Cost(**cost) for step, cost in found["costs"].items()},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(arm, f"{type(error).__name__}: {error}") from None
+
+    def _damaged(self, arm: Arm, reason: str) -> RunFolderError:
+        return RunFolderError(
+            f"{self._of(arm) / HISTORY} is damaged ({reason}): restore it, or delete the run folder and start again."
+        )
+
+    def _of(self, arm: Arm) -> Path:
+        return self.folder / "arms" / arm.key
+
+    def _all(self, arm: Arm) -> list[Path]:
+        """The files of an arm, first steps first."""
+        return sorted(self._of(arm).glob("step-*.safetensors"))
+
+
 def name_of(arm: Arm) -> str:
-    """The file of an arm's step, relative to the run folder."""
+    """Returns the file of an arm's step, relative to the run folder."""
     return f"arms/{arm.key}/step-{arm.step:06d}.safetensors"
 
 
-def write(folder: Path, arm: Arm, tensors: Mapping[str, torch.Tensor], cost: Cost) -> None:
-    """Saves whole or not at all, and keeps the one before: a rung that was cut off is done again from it.
-
-    Args:
-        folder: The run folder.
-        arm: At the step that is saved.
-        tensors: What the optimizer gave (`MasterAdamW.tensors`).
-        cost: Everything the arm's training has cost so far.
-    """
-    path = folder / name_of(arm)
-    save_whole(tensors, path, {"arm": json.dumps(asdict(arm)), "cost": json.dumps(asdict(cost))})
-    for older in sorted(other for other in path.parent.glob("step-*.safetensors") if other < path)[:-1]:
-        older.unlink()
+def step_of(path: Path) -> int:
+    """Returns the step that a checkpoint's file is named by."""
+    return int(path.stem.removeprefix("step-"))
 
 
-def save_whole(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file that is there as a whole or not at all."""
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # a worker taken for dead may still be at it
     try:
-        save_file(dict(tensors), temporary, metadata)
+        write(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def read(folder: Path, arm: Arm) -> tuple[dict[str, torch.Tensor], Cost]:
-    """Returns the tensors of the arm's checkpoint, and what its training has cost so far.
-
-    Raises:
-        RunFolderError: The file is missing, damaged, or of another arm.
-    """
-    assert arm.checkpoint is not None, "an arm at step 0 has no checkpoint"
-    path = folder / arm.checkpoint
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise RunFolderError(
-            f"checkpoint {path} cannot be read ({error}): restore it, or delete the run folder and start again."
-        ) from None
-    if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
-        raise RunFolderError(f"checkpoint {path} belongs to another arm: delete the run folder and start again.")
-    return tensors, Cost(**json.loads(metadata["cost"]))
-
-
-def note(folder: Path, arm: Arm, rewards: Sequence[Sequence[float]], paid: Cost) -> None:
-    """Adds a segment to an arm's history, before its checkpoint is written.
-
-    Args:
-        folder: The run folder.
-        arm: At the step that the segment began at.
-        rewards: Mean reward of every group, for each of the segment's steps.
-        paid: What the search has paid for these steps.
-    """
-    found = _history(folder, arm)
-    total = asdict(paid_for(folder, arm) + paid)
-    kept = {step: cost for step, cost in found["paid"].items() if int(step) <= arm.step}
-    steps = [*found["rewards"][: arm.step], *map(list, rewards)]
-    path = folder / "arms" / arm.key / HISTORY
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")
-    temporary.write_text(json.dumps({"rewards": steps, "paid": {**kept, str(len(steps)): total}}))
-    temporary.replace(path)
-
-
-def paid_for(folder: Path, arm: Arm) -> Cost:
-    """What the search has paid for an arm up to its step."""
-    paid = _history(folder, arm)["paid"].get(str(arm.step))
-    return Cost(**paid) if paid else Cost()
-
-
-def training_rewards(folder: Path, arm: Arm, from_step: int) -> tuple[float, ...]:
-    """Mean reward of every training group from a step up to the arm's, in order."""
-    steps = _history(folder, arm)["rewards"][from_step : arm.step]
-    return tuple(reward for step in steps for reward in step)
-
-
-def _history(folder: Path, arm: Arm) -> dict[str, Any]:
-    path = folder / "arms" / arm.key / HISTORY
-    return json.loads(path.read_text()) if path.is_file() else {"rewards": [], "paid": {}}
-
-
-def latest(folder: Path, arm: Arm) -> Arm:
-    """The arm at its furthest checkpoint on disk: where an interrupted run goes on."""
-    steps = [int(path.stem.removeprefix("step-")) for path in (folder / "arms" / arm.key).glob("step-*.safetensors")]
-    if not steps or max(steps) <= arm.step:
-        return arm
-    ahead = replace(arm, step=max(steps))
-    return replace(ahead, checkpoint=name_of(ahead))
-
-
-def delete(folder: Path, arm: Arm) -> None:
-    """Removes all checkpoints of an arm."""
-    shutil.rmtree(folder / "arms" / arm.key, ignore_errors=True)

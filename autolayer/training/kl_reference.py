@@ -1,7 +1,7 @@
-"""The reference of the KL term: the policy itself, with the base weights of what is trained. No second model.
+"""The reference policy of the KL term: the policy itself with the base weights of what is trained. No second model.
 
-Below the lowest trained layer both are the same, so what the reference's pass brings to that layer is handed to the
-policy's: together they run those layers once.
+Below the lowest trained layer both are the same, so the policy's pass starts at that layer, from the state that the
+reference's pass has brought to it: together they run the layers below once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from autolayer.models.layers import find_layers
-from autolayer.training.partial_forward import handing_on
+from autolayer.training.skip_blocks import skipping
 
 
-class Reference:
-    """See above; for the passes over one micro-batch after the other.
+class KLReference:
+    """Swaps the base weights in for the reference's pass over a micro-batch, which precedes the policy's.
 
     Args:
         model: The policy.
         parameters: What is trained, by name.
         base: Its base weights, by the same names; copied to the policy's device.
-        lowest: The block up to which policy and reference are the same, and the policy's passes may begin.
+        lowest: The block up to which policy and reference are the same, and the policy's passes may start.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Reference:
         self.base = {name: base[name].to(parameter.device) for name, parameter in parameters.items()}
         self.blocks = list(find_layers(model))
         self.lowest = lowest
-        self._entered: torch.Tensor | None = None
+        self._state: torch.Tensor | None = None
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The policy is the reference inside, without gradients; a pass leaves what enters the lowest layer."""
+        """Makes the policy the reference inside, without gradients; keeps what enters the lowest layer."""
 
         def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._entered = (args[0] if args else kwargs["hidden_states"]).detach()
+            self._state = (args[0] if args else kwargs["hidden_states"]).detach()
 
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         handle = self.blocks[self.lowest].register_forward_pre_hook(keep, with_kwargs=True)
@@ -61,10 +61,10 @@ class Reference:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """A pass of the policy inside goes on where the reference's pass entered the lowest layer."""
-        assert self._entered is not None, "the reference's pass comes first"
+        """Makes a pass of the policy inside start at the lowest layer, from the state of the reference's pass."""
+        assert self._state is not None, "the reference's pass comes first"
         try:
-            with handing_on(self.blocks[: self.lowest], self._entered):
+            with skipping(self.blocks[: self.lowest], self._state):
                 yield
         finally:
-            self._entered = None
+            self._state = None

@@ -1,4 +1,4 @@
-"""Scoring: the log-probabilities that a policy gives to completions."""
+"""Log-probabilities that a policy gives to completions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
 
 from autolayer.rollouts.types import Rollouts
+from autolayer.training.trl_compat import add_fused_lm_head
 
 # B sequences, T tokens.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreBatch:
-    """Prompt and completion of B sequences, padded on the right, ready to be scored."""
+    """B sequences of prompt and completion, padded on the right."""
 
     input_ids: torch.Tensor
     """(B, T)"""
@@ -28,6 +28,7 @@ class ScoreBatch:
 
     @classmethod
     def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
+        """Pads the sequences of some rollouts on the right."""
         triples = list(zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.own_masks(), strict=True))
         width = max(len(prompt) + len(completion) for prompt, completion, _ in triples)
 
@@ -42,7 +43,7 @@ class ScoreBatch:
         )
 
     def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:
-        """Micro-batches, each with the rows it covers."""
+        """Yields micro-batches, each with the rows it covers."""
         for start in range(0, len(self.input_ids), max_sequences):
             rows = slice(start, min(start + max_sequences, len(self.input_ids)))
             yield (
@@ -57,7 +58,7 @@ class ScoreBatch:
 
 @contextlib.contextmanager
 def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
-    """Lets `log_probs` run on the model: TRL's fused head, which never holds all logits, put on and taken off."""
+    """Lets `log_probs` run on the model inside: puts TRL's fused head on, which never holds all logits."""
     before = model.__dict__.get("forward")
     training = model.training
     try:
@@ -73,7 +74,7 @@ def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
 
 
 def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
-    """Log-probability of every completion token under the model, shape (B, T - 1), zero elsewhere.
+    """Returns the log-probability of every completion token under the model, (B, T - 1), zero elsewhere.
 
     Works inside `scoring(model, temperature)` only.
     """

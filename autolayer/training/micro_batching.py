@@ -1,18 +1,23 @@
-"""How much one forward and backward pass takes and keeps: less where the device runs out of memory.
+"""The size of forward and backward passes, and what happens when the device runs out of memory.
 
 First a pass takes half as many tokens, again and again. Where that makes passes too small to keep a device busy,
-activations are recomputed instead of kept (recompute.py), and passes are large once more.
+activations are checkpointed (models/activation_checkpointing.py), and passes are large once more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
 
 from autolayer.core.errors import TrainingError
+from autolayer.core.layer_set import Layers
+from autolayer.distributed.process_group import ProcessGroup
+from autolayer.models.activation_checkpointing import checkpoint_activations
 from autolayer.rollouts.engines.base import Engine
 
 logger = logging.getLogger(__name__)
@@ -21,73 +26,83 @@ TOKENS = 32_768
 """Tokens of a pass, padding included, until the device turns out to be too small for them."""
 
 SMALL = 4096
-"""Tokens of a pass below which recomputing activations is better than a still smaller pass."""
+"""Tokens of a pass below which checkpointing activations is better than a still smaller pass."""
 
 T = TypeVar("T")
 
 
-def less(tokens: int, recompute: bool, longest: int) -> tuple[int, bool] | None:
-    """What passes take and whether they recompute, where so much did not fit; None if there is nothing less.
+def less(tokens: int, checkpointing: bool, longest: int) -> tuple[int, bool] | None:
+    """Returns smaller passes than those that did not fit, as their arguments; None if there are none.
 
     Args:
-        tokens: Of a pass so far.
-        recompute: So far.
+        tokens: Tokens of a pass so far.
+        checkpointing: Whether activations are checkpointed so far.
         longest: Tokens of one sequence.
     """
-    if tokens > max(longest, 1 if recompute else SMALL):
-        return tokens // 2, recompute
-    return None if recompute else (TOKENS, True)
+    if tokens > max(longest, 1 if checkpointing else SMALL):
+        return tokens // 2, checkpointing
+    return None if checkpointing else (TOKENS, True)
 
 
-class Passes:
-    """The size of all passes of a run.
+class MicroBatching:
+    """The size of all passes of a run, the same on every rank.
 
     Args:
-        engine: Generates at most so many sequences at once.
-        longest: Tokens of the longest sequence there can be.
-        recompute: From the start.
+        engine: Its sequences are halved together with the passes.
+        longest: Returns the tokens of the longest sequence there can be.
+        process_group: The ranks that make the passes.
+        checkpointing: Whether activations are checkpointed from the start.
     """
 
-    def __init__(self, engine: Engine, longest: Callable[[], int], *, recompute: bool) -> None:
-        self.engine, self.longest, self.tokens, self.recompute = engine, longest, TOKENS, recompute
-
-    @property
-    def sizes(self) -> tuple[int, bool, int]:
-        """All that `within_memory` makes smaller, for other processes to follow."""
-        return self.tokens, self.recompute, self.engine.max_sequences
-
-    @sizes.setter
-    def sizes(self, sizes: tuple[int, bool, int]) -> None:
-        self.tokens, self.recompute, self.engine.max_sequences = sizes
+    def __init__(
+        self, engine: Engine, longest: Callable[[], int], process_group: ProcessGroup, *, checkpointing: bool
+    ) -> None:
+        self.engine, self.longest, self.process_group = engine, longest, process_group
+        self.tokens, self.checkpointing = TOKENS, checkpointing
 
     def sequences(self, width: int) -> int:
-        """Sequences of this many tokens in one pass."""
+        """Returns the number of sequences of this many tokens in one pass."""
         return max(1, self.tokens // width)
 
-    def within_memory(self, work: Callable[[], T]) -> T:
-        """Does the work, and begins it again with passes half as large where the device runs out of memory.
+    def checkpointed(self, layers: Layers) -> AbstractContextManager[None]:
+        """Checkpoints activations inside, where the run is to, while these layers are trained."""
+        if not self.checkpointing:
+            return contextlib.nullcontext()
+        return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
+
+    def within_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
+        """Does the work, and begins it again with passes half as large when a device runs out of memory.
+
+        Call it on every rank. All ranks begin again when one of them runs out of memory.
+
+        Args:
+            work: Can be begun again.
+            passes_are_collective: Whether a pass needs all ranks. A rank that runs out of memory in one then ends the
+                run, since the others wait for it.
 
         Raises:
             TrainingError: Not even one sequence fits.
+            LoneRankError: See above.
         """
         while True:
             try:
-                return work()
+                with self.process_group.failing_together(passes_are_collective=passes_are_collective):
+                    return work()
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
             self._take_less(reason)  # out here, where no traceback holds the tensors any more
 
     def _take_less(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device
-        found = less(self.tokens, self.recompute, longest)
+        found = less(self.tokens, self.checkpointing, longest)
         if found is None:
             raise TrainingError(
                 f"one sequence of {longest} tokens does not fit into the memory of {device} ({reason}): give a smaller "
                 "--max-new-tokens, higher --layers, a device with more, or several with --shard."
             )
-        self.tokens, self.recompute = found
+        self.tokens, self.checkpointing = found
         self.engine.max_sequences = max(1, self.engine.max_sequences // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        how = ", activations recomputed" if self.recompute else ""
+        how = ", activations checkpointed" if self.checkpointing else ""
         logger.warning("%s: going on with at most %d tokens in a pass%s.", reason, self.tokens, how)

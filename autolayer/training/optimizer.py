@@ -1,4 +1,4 @@
-"""AdamW for RL-sized updates: float32 weights, gradients and moments, whatever the module's dtype.
+"""AdamW for updates as small as RL makes them: float32 weights, gradients and moments, whatever the module's dtype.
 
 A bf16 weight keeps about three digits, and a step of 5e-6 changes only 3-8% of its entries (arXiv 2511.08567 sees
 the same from outside). So the trained parameters have a float32 master here; the module gets its rounded copy.
@@ -28,7 +28,7 @@ class MasterAdamW(torch.optim.Optimizer):
         lr: Learning rate.
         max_grad_norm: Clip the gradient's norm over all parameters to this.
         boosts: Full name -> factor on the rate; 1 for those that are not named.
-        average: Replaces gradients by their mean over all processes.
+        average: Replaces gradients by their mean over all ranks.
 
     Raises:
         TrainingError: In `step`, when the gradient is not finite.
@@ -69,6 +69,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
+        """Averages the gradients over the ranks, clips them, updates the masters and copies them into the module."""
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
@@ -87,12 +88,12 @@ class MasterAdamW(torch.optim.Optimizer):
             parameter.copy_(self.masters[name])
 
     def close(self) -> None:
-        """Takes the gradient hooks off the parameters."""
+        """Removes the gradient hooks from the parameters."""
         for hook in self._hooks:
             hook.remove()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Masters and moments by name, for a checkpoint: `{kind}:{parameter}`."""
+        """Returns masters and moments for a checkpoint, by `{kind}:{parameter}`."""
         state = self.inner.state
         found = {f"master:{name}": master for name, master in self.masters.items()}
         for name, master in self.masters.items():
@@ -100,7 +101,7 @@ class MasterAdamW(torch.optim.Optimizer):
         return {key: value.detach().cpu().clone() for key, value in found.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Takes up what `tensors` saved, and copies the masters into the module."""
+        """Restores what `tensors` returned, and copies the masters into the module."""
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(tensors[f"master:{name}"])

@@ -1,50 +1,51 @@
-"""Scoring one batch again and again with one block changed, without running what lies below it.
+"""Partial forward passes: scoring one batch again and again with one block changed, without running those below it.
 
-A walk up the stack holds what enters one block, for each micro-batch. Blocks below it then hand that on instead of
-computing, so trying S changes of each of L blocks costs about S * L^2 / 2 block forwards instead of S * L^2. Nothing
-here knows an architecture: masks, positions and whatever else a decoder gives its blocks are made anew in every pass.
+A walk up the stack holds what enters one block, for each micro-batch. Blocks below it are skipped, so trying S changes
+of each of L blocks costs about S * L^2 / 2 block forwards instead of S * L^2. Nothing here knows an architecture:
+masks, positions and whatever else a decoder gives its blocks are made anew in every pass.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from autolayer.models.fp32 import restore_forward
 from autolayer.models.layers import find_layers
 from autolayer.training.logprobs import ScoreBatch, log_probs
+from autolayer.training.skip_blocks import skipping
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Nats by which log-probabilities may differ if they are the same but for rounding; else `NARROW`."""
 NARROW = 0.1
 
 
-class Boundary:
-    """What enters one block, for the micro-batches of a batch. Use inside `scoring.scoring`, without gradients.
+class PartialForward:
+    """Forward passes over micro-batches that start at one block. Use inside `logprobs.scoring`, without gradients.
 
     Args:
         model: With the weights that the states are to be made by.
         parts: The micro-batches.
-        fixed: Never leaves the lowest block, for a model whose blocks exchange more than a hidden state.
+        fixed: Always start at the lowest block, for a model whose blocks exchange more than a hidden state.
     """
 
     def __init__(self, model: PreTrainedModel, parts: Sequence[ScoreBatch], *, fixed: bool = False) -> None:
         self.model, self.parts, self.fixed = model, tuple(parts), fixed
         self.blocks = find_layers(model)
         self.layer = 0
+        self.num_tokens = sum(int(part.attention_mask.sum()) for part in self.parts)
+        """Real tokens of all micro-batches."""
         self._states: Sequence[torch.Tensor | None] = [None] * len(self.parts)
 
     def move_to(self, layer: int) -> int:
-        """Goes to the input of a block, with the weights now in the model; further down only from the start.
+        """Makes passes start at a block, from states made with the weights now in the model.
 
         Returns:
-            How many blocks were run on the way.
+            The number of blocks that were run on the way; a block further down is reached from the start.
         """
         if self.fixed or layer == self.layer:
             return 0
@@ -55,9 +56,9 @@ class Boundary:
         return run
 
     def log_probs(self) -> Iterator[torch.Tensor]:
-        """As `scoring.log_probs`, one micro-batch after the other."""
+        """Yields `logprobs.log_probs` of one micro-batch after the other."""
         for index, part in enumerate(self.parts):
-            with self._entered(index):
+            with self._started(index):
                 yield log_probs(self.model, part)
 
     def _until(self, layer: int, index: int) -> torch.Tensor:
@@ -66,7 +67,7 @@ class Boundary:
 
         handle = self.blocks[layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with self._entered(index):
+            with self._started(index):
                 log_probs(self.model, self.parts[index])
         except _Reached as reached:
             return reached.state
@@ -74,37 +75,21 @@ class Boundary:
             handle.remove()
         raise AssertionError(f"the forward pass went around block {layer}")
 
-    def _entered(self, index: int) -> AbstractContextManager[None]:
-        """Inside, the blocks below hand on what enters this one."""
+    def _started(self, index: int) -> AbstractContextManager[None]:
+        """Skips the blocks below for one micro-batch."""
         state = self._states[index]
-        return nullcontext() if state is None else handing_on(self.blocks[: self.layer], state)
+        return nullcontext() if state is None else skipping(self.blocks[: self.layer], state)
 
 
 class _Reached(Exception):
-    """Ends a forward pass that has come far enough."""
+    """Ends a forward pass at the block whose input is wanted."""
 
     def __init__(self, state: torch.Tensor) -> None:
         self.state = state
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-@contextmanager
-def handing_on(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterator[None]:
-    """Inside, these blocks hand on a state instead of computing one."""
-    with ExitStack() as undo:
-        for block in blocks:
-            undo.callback(restore_forward, block, block.__dict__.get("forward"))
-            undo.callback(vars(block).update, {name: vars(block)[name] for name in _HOOKS})
-            # No hook sees a block that does nothing; in shards, one would gather it.
-            vars(block).update({name: OrderedDict() for name in _HOOKS})
-            block.forward = lambda *args, **kwargs: state
-        yield
-
-
 def any_batch(model: PreTrainedModel) -> ScoreBatch:
-    """Four short sequences, one of them padded, to try a model on."""
+    """Returns four short sequences, one of them padded, to try a model on."""
     embedding: Any = model.get_input_embeddings()
     ids = torch.arange(64, device=model.device).view(4, 16) % len(embedding.weight)
     mask = torch.ones_like(ids)
@@ -112,22 +97,22 @@ def any_batch(model: PreTrainedModel) -> ScoreBatch:
     return ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask)
 
 
-def can_enter(model: PreTrainedModel, batch: ScoreBatch) -> bool:
-    """Whether a pass that begins in the middle says the same as a whole one. Inside `scoring.scoring`.
+def can_start_midway(model: PreTrainedModel, batch: ScoreBatch) -> bool:
+    """Returns whether a pass that starts in the middle gives the same as a whole one. Inside `logprobs.scoring`.
 
     Tried on two sequences, with two others in between: a block must not remember something of the last pass. Tried in
     the middle and at the last block: upper blocks may read what some lower one has left (Gemma's shared keys).
     """
     (_, few), *more = batch.split(2)
     others = more[0][1] if more else replace(few, input_ids=few.input_ids.roll(1, dims=1))
-    whole, boundary = log_probs(model, few), Boundary(model, [few])
-    for layer in (len(boundary.blocks) // 2, len(boundary.blocks) - 1):
-        boundary.move_to(layer)
+    whole, partial = log_probs(model, few), PartialForward(model, [few])
+    for layer in (len(partial.blocks) // 2, len(partial.blocks) - 1):
+        partial.move_to(layer)
         log_probs(model, others)
         try:
-            (entered,) = boundary.log_probs()
+            (found,) = partial.log_probs()
         except (KeyError, AttributeError, TypeError):  # what it was to read is not there
             return False
-        if not (whole - entered).abs().max() <= TOLERANCE.get(model.dtype, NARROW):
+        if not (whole - found).abs().max() <= TOLERANCE.get(model.dtype, NARROW):
             return False
     return True

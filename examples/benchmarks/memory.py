@@ -31,6 +31,7 @@ from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel
 from autolayer.models.memory_estimate import MicroBatchShape, training_bytes
 from autolayer.tasks.base import SPLITS, Task
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import TrainSettings, Workbench
 
 LAYERS, WIDTH, VOCABULARY = 12, 768, 16384
@@ -89,15 +90,17 @@ def measure(layers: Layers, recompute: bool) -> int:
     loaded = LoadedModel(
         model=model, tokenizer=fast, name="random", num_layers=LAYERS, chat=False, device=torch.device("cpu")
     )
-    settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=GROUP, beta=0.0, recompute=recompute)
+    settings = TrainSettings(
+        algorithm="grpo", prompts_per_step=4, group_size=GROUP, beta=0.0, activation_checkpointing=recompute
+    )
     with tempfile.TemporaryDirectory() as folder:
         bench = Workbench(loaded, task, settings, RunFolder(folder), temperature=1.0)
         arm = Arm(layers=layers, learning_rate=1e-5, seed=0)
-        bench.train(Arm(layers=(LAYERS - 1,), learning_rate=1e-5, seed=1), 1)  # what libraries take once
+        train_arm(bench, Arm(layers=(LAYERS - 1,), learning_rate=1e-5, seed=1), 1)  # what libraries take once
         bench.sample(rows["probe"], list(range(4)))
         reset()
         before = high_water()
-        bench.train(arm, 1)
+        train_arm(bench, arm, 1)
         return high_water() - before
 
 
@@ -106,7 +109,7 @@ def predict(layers: Layers, recompute: bool) -> dict[str, int]:
         model: Any = AutoModelForCausalLM.from_config(config())
     num_trained = sum(p.numel() for p in layer_parameters(model, layers).values())
     passing = MicroBatchShape(
-        width=PROMPT + COMPLETION, tokens=32768, recompute=recompute, batch=4 * GROUP, device="cpu"
+        width=PROMPT + COMPLETION, tokens=32768, activation_checkpointing=recompute, batch=4 * GROUP, device="cpu"
     )
     parts = training_bytes(model, layers, passing, num_trained=num_trained)
     return {name: size for name, size in parts.items() if name != "weights"}

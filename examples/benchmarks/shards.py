@@ -21,8 +21,8 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from autolayer.distributed.fsdp import in_step, make_mesh, shard, whole
-from autolayer.distributed.process_group import joined
+from autolayer.distributed.fsdp import make_mesh, shard, whole
+from autolayer.distributed.process_group import join_process_group
 from autolayer.models.layers import find_layers, layer_parameters
 
 REPEATS = 5
@@ -50,7 +50,7 @@ def timed(model: Qwen3ForCausalLM, ids: torch.Tensor, trained: int) -> tuple[flo
     # While a block is whole.
     handles = [block.get_submodule("mlp").register_forward_hook(look) for block in find_layers(model)]
     seconds = []
-    with in_step(model), whole(model, (trained,)):
+    with whole(model, (trained,)):
         for parameter in layer_parameters(model, (trained,)).values():
             parameter.requires_grad_(True)
         for _ in range(REPEATS):
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args()
-    ranks, cpu = joined(on_cpu=True), torch.device("cpu")
+    group, cpu = join_process_group(on_cpu=True), torch.device("cpu")
     torch.manual_seed(0)
     config = Qwen3Config(
         num_hidden_layers=options.layers, hidden_size=options.width, intermediate_size=4 * options.width,
@@ -79,19 +79,19 @@ def main() -> None:
     _, blocks = held(model)
     floor, _ = timed(model, ids, trained)
     model.requires_grad_(False)
-    shard(model, ranks, make_mesh(ranks, cpu), cpu)
+    shard(model, find_layers(model), group, make_mesh(group, cpu), cpu)
     at_rest, _ = held(model)
     seconds, most = timed(model, ids, trained)
-    if not ranks.leads:
+    if not group.is_rank_0:
         return
     table = Table(box=MARKDOWN)
     for name in ("blocks of", "MB in a process", "over an even share", "seconds of a pass", "over whole"):
         table.add_column(name)
-    share = blocks / ranks.num
+    share = blocks / group.world_size
     rows = (
         ("whole in every process", blocks, floor),
-        (f"{ranks.num} shards, between passes", at_rest, None),
-        (f"{ranks.num} shards, at most in a pass", at_rest + most, seconds),
+        (f"{group.world_size} shards, between passes", at_rest, None),
+        (f"{group.world_size} shards, at most in a pass", at_rest + most, seconds),
     )
     for name, size, took in rows:
         time_columns = ("", "") if took is None else (f"{took:.2f}", f"{took / floor:.2f}")

@@ -37,8 +37,10 @@ from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.training.grpo_trainer import EachStep, quiet_trainer
+from autolayer.training.grpo_trainer import EachStep
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+from autolayer.training.train_arm import train_arm
+from autolayer.training.trainer_side_effects import quiet_trainer
 from autolayer.training.workbench import TrainSettings, Workbench
 
 PROMPT, GROUP, PROMPTS = 16, 8, 1
@@ -142,21 +144,21 @@ def ours(
         device=model.device,
     )  # fmt: skip
     settings = TrainSettings(
-        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=beta, recompute=recompute
+        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=beta, activation_checkpointing=recompute
     )
     rounds = iter(range(1_000_000))
 
     def once() -> float:
         number = next(rounds)
         bench = Workbench(loaded, task, settings, RunFolder(scratch / f"run-{number}"), temperature=1.0)
-        bench.enters = bench.enters and shares
+        bench.scorer.starts_midway = bench.scorer.starts_midway and shares
         clock = Clock()
         from autolayer.training import grpo_trainer as module
 
-        original = module.sample_share
+        original = module.sample_on_all_ranks
 
-        def fixed(*_: Any) -> list[Rollouts]:
-            return [rollouts]
+        def fixed(*_: Any) -> Rollouts:
+            return rollouts
 
         original_init = module.LayerGRPOTrainer.__init__
 
@@ -170,11 +172,11 @@ def ours(
             original_init(self, **{**options, "on_rollouts": on_rollouts})
             self.add_callback(EachStep(clock.end))
 
-        module.sample_share, module.LayerGRPOTrainer.__init__ = fixed, init  # pyright: ignore
+        module.sample_on_all_ranks, module.LayerGRPOTrainer.__init__ = fixed, init  # pyright: ignore
         try:
-            bench.train(Arm(layers=(layer,), learning_rate=1e-6, seed=0), 1)
+            train_arm(bench, Arm(layers=(layer,), learning_rate=1e-6, seed=0), 1)
         finally:
-            module.sample_share, module.LayerGRPOTrainer.__init__ = original, original_init  # pyright: ignore
+            module.sample_on_all_ranks, module.LayerGRPOTrainer.__init__ = original, original_init  # pyright: ignore
         return clock.seconds
 
     return once

@@ -30,6 +30,7 @@ from autolayer.pipeline.calibrate_stage import calibrate_stage
 from autolayer.pipeline.probe_stage import probe_stage
 from autolayer.pipeline.setup import setup
 from autolayer.reporting.contribution import Contribution
+from autolayer.training.train_arm import train_arm
 
 FACTORS, STEPS = (0.5, 1.0, 2.0), (2, 4, 8)
 NUM_ITEMS, NUM_SELECT, PRIOR = 512, 256, 0.02
@@ -53,11 +54,11 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
                 arm = Arm(layers=(layer,), learning_rate=rate * factor, seed=SEED)
                 rows = []
                 for step in STEPS:
-                    segment = bench.train(arm, step)
+                    segment = train_arm(bench, arm, step)
                     arm = segment.arm
                     rows.append([bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm), segment.train_rewards_P])
                 found["runs"][f"{layer} {factor:g}"] = rows
-                bench.forget(arm)
+                bench.checkpoints.delete(arm)
     path.write_text(json.dumps(found))
     return found
 

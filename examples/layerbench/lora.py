@@ -19,6 +19,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import TrainingError
 from autolayer.models import lora
 from autolayer.pipeline.setup import setup
+from autolayer.training.train_arm import train_arm
 
 
 def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1,
 
             def after(rate: float, seed: int) -> tuple[float, float]:
                 """Score on `select`, and gain on `eval`."""
-                arm = bench.train(Arm(layers="full", learning_rate=rate, seed=seed), steps).arm
+                arm = train_arm(bench, Arm(layers="full", learning_rate=rate, seed=seed), steps).arm
                 score = np.mean(bench.evaluate("select", run.config.search.num_select, seed=0, arm=arm))
                 return float(score), float(
                     np.mean(np.array(bench.evaluate("eval", num_eval, seed=0, arm=arm)) - base_I)

@@ -1,4 +1,4 @@
-"""Several processes at one run find what one finds."""
+"""Several processes that run one program find what one finds, and fail together."""
 
 from __future__ import annotations
 
@@ -11,17 +11,80 @@ from safetensors.torch import load_file
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
-from autolayer.distributed.process_group import Ranks
+from autolayer.distributed.process_group import ProcessGroup
 from autolayer.pipeline.checks import check_divisible
 from autolayer.rollouts.types import Rollouts
 
+TOGETHER = """
+import os, sys, torch
+from autolayer.core.errors import ProcessGroupError, RewardError, TrainingError
+from autolayer.distributed.process_group import attempt, join_process_group
+
+group = join_process_group(on_cpu=True)
+rank, number = group.rank, torch.tensor([float(group.rank)])
+
+def raised(work):
+    found = attempt(work)
+    assert isinstance(found, Exception), found
+    return f"{type(found).__name__}: {found}"
+
+def fail(error, on):
+    if rank == on:
+        raise error
+    group.average([number])  # a later exchange than the one that carries the exception
+
+assert group.gather(rank) == [0, 1] and group.broadcast(rank) == 0
+assert group.on_rank_0(lambda: group.on_rank_0(lambda: rank)) == 0, "may be nested"
+group.average([number])
+assert number.item() == 0.5
+
+def together(error, on):
+    with group.failing_together():
+        fail(error, on)
+
+assert raised(lambda: group.on_rank_0(lambda: fail(RewardError("bad"), 0))) == "RewardError: bad"
+assert raised(lambda: together(RewardError("bad"), 1)) == "RewardError: bad"
+assert raised(lambda: together(torch.OutOfMemoryError("full"), 0)) == "OutOfMemoryError: full"
+other = "ProcessGroupError: process 1 of 2 failed (KeyError: 'lost')."
+assert raised(lambda: together(KeyError("lost"), 1)) == (other if rank == 0 else "KeyError: 'lost'")
+
+calls = []
+
+def work(step):
+    calls.append(step)
+    if step == 1:
+        raise TrainingError("diverged")
+    if step == 2:
+        fail(RewardError("bad"), 1)
+    return group.gather(rank)
+
+def program(call):
+    assert rank == 0, "runs on rank 0 alone"
+    found = [call(0), raised(lambda: call(1)), raised(lambda: call(2)), group.on_rank_0(lambda: "alone"), call(3)]
+    return found
+
+found = group.call_from_rank_0(program, work)
+assert found == [[0, 1], "TrainingError: diverged", "RewardError: bad", "alone", [0, 1]] and calls == [0, 1, 2, 3]
+assert raised(lambda: group.call_from_rank_0(lambda call: call(2), work)) == "RewardError: bad"
+assert raised(lambda: group.call_from_rank_0(lambda call: 1 / 0, work)).endswith("division by zero).") or rank == 0
+print(f"rank {rank} is done")
+"""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num", [2, 3])
-def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> None:
-    """Probes, a race, the final training and the evaluation; a step's groups lie across processes where there are 3."""
-    for count, out in ((1, "one"), (num, "many")):
-        done = launch(count, "pick", *SHORT, "--budget", "4", "--out", out, "--json", cwd=tmp_path)
+def test_ranks_exchange_values_and_exceptions(tmp_path: Path) -> None:
+    (tmp_path / "together.py").write_text(TOGETHER)
+    done = launch(2, cwd=tmp_path, program=("together.py",))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.splitlines()) == ["rank 0 is done", "rank 1 is done"]
+
+
+@pytest.mark.slow
+def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
+    """Probes, a race, the final training and the evaluation. A step's groups lie across the three processes."""
+    for count, out in ((1, "one"), (3, "many")):
+        command = ("pick", *SHORT, "--prompts-per-step", "4", "--group-size", "6", "--budget", "4", "--json")
+        done = launch(count, *command, "--out", out, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads(done.stdout)["status"] == "ok", "the result is printed once"
     one, many = (json.loads((tmp_path / out / "result.json").read_text()) for out in ("one", "many"))
@@ -36,17 +99,20 @@ def test_processes_together_pick_what_one_picks(num: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(tmp_path: Path) -> None:
-    kinds = {"full": ("--layers", "full"), "lora": ("--layers", "2", "--adapter", "lora")}
-    for name, kind in kinds.items():
-        for count in (1, 2):
-            command = ("train", *SHORT, *kind, "--learning-rate", "1e-3", "--beta", "0.02", "--out", f"{name}-{count}")
-            done = launch(count, *command, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr[-3000:]
-        files = [next((tmp_path / f"{name}-{count}").rglob("*adapter_model.safetensors"), None)
-                 or tmp_path / f"{name}-{count}" / "layer.safetensors" for count in (1, 2)]  # fmt: skip
-        wanted, tensors = map(load_file, files)
-        same_movement(tensors, wanted)
+@pytest.mark.parametrize("kind", [("--layers", "full"), ("--layers", "2", "--adapter", "lora")], ids=" ".join)
+def test_all_parameters_and_adapters_and_a_reference_train_the_same_together(
+    kind: tuple[str, ...], tmp_path: Path
+) -> None:
+    for count in (1, 2):
+        command = ("train", *SHORT, *kind, "--learning-rate", "1e-3", "--beta", "0.02", "--out", str(count))
+        done = launch(count, *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = [
+        next((tmp_path / str(count)).rglob("*adapter_model.safetensors"), tmp_path / str(count) / "layer.safetensors")
+        for count in (1, 2)
+    ]
+    wanted, tensors = map(load_file, found)
+    same_movement(tensors, wanted)
 
 
 @pytest.mark.slow
@@ -60,36 +126,36 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
     command = ("pick", "--model", "tiny", "--data", "sums.jsonl", "--reward", "reward.py:score", "--steps", "4",
                "--max-new-tokens", "4", "--out", "run")  # fmt: skip
     done = launch(2, *command, cwd=tmp_path)
-    assert done.returncode != 0 and done.stderr.count("autolayer: error: ") == 1
+    assert done.returncode != 0 and done.stderr.count("autolayer: error: ") == 1, done.stderr[-3000:]
     assert "AssertionError: broken here" in done.stderr and not (tmp_path / "run").exists()
 
 
 BREAKING = """
 import os, sys, torch
-from autolayer import cli, segment
-step, kind, who = segment.LayerGRPOTrainer.training_step, sys.argv.pop(1), sys.argv.pop(1)
+from autolayer.cli import main
+from autolayer.training.grpo_trainer import LayerGRPOTrainer
+
+step, kind, who = LayerGRPOTrainer.training_step, sys.argv.pop(1), sys.argv.pop(1)
 
 def breaking(self, *arguments, **options):
     if os.environ["RANK"] == who and self.arm.step + self.state.global_step == 1:
         raise {"memory": torch.OutOfMemoryError("CUDA out of memory. Tried"), "key": KeyError("lost")}[kind]
     return step(self, *arguments, **options)
 
-segment.LayerGRPOTrainer.training_step = breaking
-cli.main(sys.argv[1:])
+LayerGRPOTrainer.training_step = breaking
+main.main(sys.argv[1:])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "who"), [("memory", "1"), ("key", "0")])
-def test_a_process_that_stops_in_the_middle_of_a_step_takes_the_others_along(
-    kind: str, who: str, tmp_path: Path
-) -> None:
-    """One sentence, and soon: nobody waits for what never comes. The same command then goes on."""
+def test_a_process_that_fails_in_the_middle_of_a_step_ends_the_others(kind: str, who: str, tmp_path: Path) -> None:
+    """One sentence, and soon: nobody waits for what never comes. The same command then resumes."""
     (tmp_path / "breaking.py").write_text(BREAKING)
     command = ("train", *SHORT, "--layers", "2", "--learning-rate", "1e-3", "--out", "run")
     done = launch(2, *command, cwd=tmp_path, program=("breaking.py", kind, who))
-    assert done.returncode != 0 and done.stderr.count("stopped in the middle of a step") == 1, done.stderr[-2000:]
-    assert f"autolayer: error: process {who} of 2 stopped in the middle of a step" in done.stderr
+    assert done.returncode != 0 and done.stderr.count("which ends all of them") == 1, done.stderr[-2000:]
+    assert f"autolayer: error: process {who} of 2 failed" in done.stderr
     assert ("give --activation-checkpointing" in done.stderr) == (kind == "memory")
     again = launch(2, *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
@@ -102,10 +168,10 @@ def test_what_cannot_be_divided_is_refused() -> None:
 
 
 def test_shares_are_consecutive_and_complete() -> None:
-    for num in (1, 2, 3, 7):
-        ranks = [Ranks.__new__(Ranks) for _ in range(num)]
-        for index, each in enumerate(ranks):
-            each.index, each.num = index, num
+    for world_size in (1, 2, 3, 7):
+        ranks = [ProcessGroup.__new__(ProcessGroup) for _ in range(world_size)]
+        for rank, each in enumerate(ranks):
+            each.rank, each.world_size = rank, world_size
         for count in (0, 1, 5, 20):
             parts = [list(each.share(range(count))) for each in ranks]
             assert sum(parts, []) == list(range(count))

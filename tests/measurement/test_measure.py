@@ -14,6 +14,7 @@ from autolayer.core import config
 from autolayer.core.errors import ConfigError, DataError, RunFolderError
 from autolayer.measurement import schedule
 from autolayer.measurement.training_runs import MEASURED_FILE
+from autolayer.pipeline import advance
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.workbench import Workbench
@@ -72,16 +73,16 @@ def test_another_number_of_seeds_is_another_configuration(measured: tuple[Contri
 def test_interrupted_in_a_real_run_the_same_numbers_come_out(
     measured: tuple[Contribution, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, left = Workbench.train, 0
+    train, left = advance.train_arm, 0
 
-    def cut(self: Workbench, *args: Any, **options: Any) -> Any:
+    def cut(*args: Any, **options: Any) -> Any:
         nonlocal left
         if not left:
             raise KeyboardInterrupt
         left -= 1
-        return train(self, *args, **options)
+        return train(*args, **options)
 
-    monkeypatch.setattr(Workbench, "train", cut)
+    monkeypatch.setattr(advance, "train_arm", cut)
     for left in (2, 3, 4):  # noqa: B007 (`cut` counts it down)
         with pytest.raises(KeyboardInterrupt):
             autolayer.measure(**SHORT, out=str(tmp_path))

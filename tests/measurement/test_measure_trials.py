@@ -17,8 +17,10 @@ from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError, TrainingError
 from autolayer.core.progress import Stage
 from autolayer.core.run_folder import RunFolder
+from autolayer.distributed.process_group import ProcessGroup
 from autolayer.measurement.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns
+from autolayer.pipeline import advance
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.training import checkpoints
 
@@ -33,6 +35,8 @@ class Bench:
         self.diverging = diverging or {}
         """Rate -> step that it does not reach."""
         self.spent, self.calls, self.left = Cost(), [], 10**9
+        self.process_group = ProcessGroup()
+        self.checkpoints = checkpoints.Checkpoints(folder, self.process_group)
 
     def _work(self, call: tuple) -> None:
         if self.left == 0:
@@ -63,8 +67,10 @@ class Bench:
         best = {"full": 1e-3}.get(str(arm.layers), 1e-2) if arm else 0
         return (1.0 if arm and arm.learning_rate == best else arm.learning_rate if arm else 0.0,) * num_items
 
-    def forget(self, arm: Arm) -> None:
-        checkpoints.delete(self.folder.path, arm)
+
+@pytest.fixture(autouse=True)
+def training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advance, "train_arm", Bench.train)
 
 
 def trials(bench: Bench, *, grid: tuple[float, ...] = GRID, steps: int = 120) -> TrainingRuns:

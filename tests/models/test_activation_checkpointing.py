@@ -15,6 +15,7 @@ from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.shared_batch import make_fold
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
 STEPS = 2
@@ -22,7 +23,7 @@ STEPS = 2
 
 def bench_of(architecture: str, folder: Path, recompute: bool, beta: float = 0.0) -> Workbench:
     bench = make_bench(build_model(architecture), folder / str(recompute), beta=beta)
-    bench.passes.recompute = recompute
+    bench.micro_batching.checkpointing = recompute
     return bench
 
 
@@ -47,7 +48,7 @@ def test_only_the_layers_from_the_lowest_trained_one_up_are_run_again(layers: La
     bench = bench_of("qwen3", tmp_path, recompute=True)
     ran = counting(bench)
     before = Untouched(bench.model)
-    bench.train(Arm(layers=layers, learning_rate=1e-3, seed=0), STEPS)
+    train_arm(bench, Arm(layers=layers, learning_rate=1e-3, seed=0), STEPS)
     before.check()
     lowest = 0 if layers == "full" else min(layers)
     assert ran == [STEPS if index < lowest else 2 * STEPS for index in range(4)]
@@ -58,7 +59,7 @@ def test_only_the_layers_from_the_lowest_trained_one_up_are_run_again(layers: La
 def test_what_is_trained_is_the_same_bit_for_bit(architecture: str, beta: float, tmp_path: Path) -> None:
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
     kept, again = (bench_of(architecture, tmp_path, recompute, beta) for recompute in (False, True))
-    weights = [bench.arm_weights(bench.train(arm, STEPS).arm) for bench in (kept, again)]
+    weights = [bench.arm_weights(train_arm(bench, arm, STEPS).arm) for bench in (kept, again)]
     assert weights[0] is not None and weights[1] is not None
     assert_equal(weights[0], weights[1])
 

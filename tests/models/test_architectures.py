@@ -19,6 +19,7 @@ from autolayer.models.layers import find_layers
 from autolayer.models.loading import LoadedModel, load_model
 from autolayer.models.merge import merge
 from autolayer.models.patch import LayerPatch, apply, load_patch
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import TrainSettings, Workbench
 
 LAYER, NUM_LAYERS, STEPS = 2, 4, 2
@@ -71,7 +72,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=4, beta=0.0)
     bench = Workbench(loaded, make_task(reward), settings, RunFolder(folder / "run"), temperature=1.0)
     before, during = weights_of(loaded.model), []
-    arm = bench.train(
+    arm = train_arm(
+        bench,
         Arm(layers=(LAYER,), learning_rate=1e-2, seed=0),
         STEPS,
         on_step=lambda _: during.append(weights_of(bench.model)),

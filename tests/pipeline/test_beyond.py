@@ -22,6 +22,7 @@ from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import load_model
 from autolayer.models.train_only import train_only
 from autolayer.training.optimizer import MasterAdamW
+from autolayer.training.train_arm import train_arm
 
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 64,
                          "device": "cpu"}  # fmt: skip
@@ -72,7 +73,7 @@ def test_a_trained_adapter_loads_with_peft_and_merges(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base")
     bench = make_bench(model, tmp_path / "run")
     bench.adapt((1, 2), seed=0)
-    arm = bench.train(Arm(layers=(2,), learning_rate=0.05, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(2,), learning_rate=0.05, seed=0), 2).arm
     tensors = bench.arm_weights(arm)
     assert tensors is not None and len(tensors) == 14
     lora.save_adapter(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
@@ -97,7 +98,7 @@ def test_adapters_resume_bit_for_bit_with_a_reference(tmp_path: Path) -> None:
         bench.adapt((1, 2), seed=0)
         reached = arm
         for stop in stops:
-            reached = bench.train(reached, stop).arm
+            reached = train_arm(bench, reached, stop).arm
         ends.append(bench.arm_weights(reached))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -107,7 +108,7 @@ def test_boosted_layers_take_larger_steps(tmp_path: Path) -> None:
     for boost in (1.0, 2.0):
         bench = make_bench(build_model("qwen3"), tmp_path / str(boost))
         arm = Arm(layers="full", learning_rate=1e-3, seed=0, boosted=(1, 3), boost=boost)
-        trained = bench.arm_weights(bench.train(arm, 1).arm)
+        trained = bench.arm_weights(train_arm(bench, arm, 1).arm)
         assert trained is not None
         base = bench.base("full")
         moved[boost] = {name: float((trained[name] - base[name]).abs().max()) for name in trained}

@@ -17,6 +17,7 @@ from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, model_path
 from autolayer.models.merge import merge
+from autolayer.pipeline import advance
 from autolayer.reporting import results
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
@@ -87,9 +88,9 @@ def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Interrupts the n-th piece of training by Ctrl-C, and runs the same command again."""
-    original, count = Workbench.train, 0
+    original, count = advance.train_arm, 0
 
-    def interrupted(self, arm, to_step, *, prompts_per_step=None, on_step=None):
+    def interrupted(bench, arm, to_step, *, on_step=None):
         nonlocal count
         count += 1
         if count == calls:
@@ -97,10 +98,10 @@ def test_interrupted_and_resumed_is_the_same_run(
             def stop(_: float) -> None:
                 raise KeyboardInterrupt
 
-            return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=stop)
-        return original(self, arm, to_step, prompts_per_step=prompts_per_step, on_step=on_step)
+            return original(bench, arm, to_step, on_step=stop)
+        return original(bench, arm, to_step, on_step=on_step)
 
-    monkeypatch.setattr(Workbench, "train", interrupted)
+    monkeypatch.setattr(advance, "train_arm", interrupted)
     try:
         short_pick(tmp_path / "b")
         pytest.fail(f"this run has fewer than {calls} pieces of training")

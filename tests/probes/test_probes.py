@@ -104,7 +104,7 @@ def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
     bench = make_bench(model, tmp_path)
     context = make_context(bench, (0, 1), PLAN)
     before = Untouched(model)
-    log_probs, calls = bench.log_probs, 0
+    log_probs, calls = bench.scorer.log_probs, 0
 
     def interrupted(batch: Any) -> torch.Tensor:
         nonlocal calls
@@ -113,7 +113,7 @@ def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return log_probs(batch)
 
-    bench.log_probs = interrupted  # pyright: ignore
+    bench.scorer.log_probs = interrupted  # pyright: ignore
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             PROBES["representation_change"].score(context)
@@ -190,7 +190,7 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
     context = make_context(bench, layers, plan)
     rates = starting_rates(context, STEPS_TO_DISTANCE)
     trained: dict[int, dict[str, torch.Tensor]] = {}
-    forget = bench.forget
+    forget = bench.checkpoints.delete
 
     def keep(arm: Arm) -> None:
         weights = bench.arm_weights(arm)
@@ -198,7 +198,7 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
         trained[arm.layers[0]] = weights
         forget(arm)
 
-    bench.forget = keep  # pyright: ignore
+    bench.checkpoints.delete = keep  # pyright: ignore
     scores = _score("rl_burst", context)
     for index, layer in enumerate(layers):
         rate = rates[layer]

@@ -39,7 +39,7 @@ from autolayer.tasks.environment import Step
 from autolayer.tasks.math import public
 from autolayer.tasks.math.datasets import SUITES, TRAINING
 from autolayer.tasks.suites import Decoding
-from autolayer.training.gigpo import step_advantages
+from autolayer.training.advantages import step_advantages
 from autolayer.training.grpo_trainer import LayerGRPOTrainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -185,8 +185,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def scoring(self: LayerGRPOTrainer, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = score(self, inputs)
-        assert self.pending is not None
-        found.steps.append((self.pending, output))
+        assert self.rollouts is not None
+        found.steps.append((self.rollouts, output))
         return output
 
     def closing(self: LayerGRPOTrainer) -> None:

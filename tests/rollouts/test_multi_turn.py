@@ -20,9 +20,10 @@ from autolayer.rollouts.multi_turn import PROMPT, play_episodes
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Task
 from autolayer.tasks.environment import Step
-from autolayer.training.gigpo import step_advantages
+from autolayer.training.advantages import step_advantages
 from autolayer.training.grpo_trainer import LayerGRPOTrainer
 from autolayer.training.logprobs import ScoreBatch
+from autolayer.training.train_arm import train_arm, train_rows
 
 
 def make_engine(model: Any, *, chat: bool = False, **options: Any) -> TransformersEngine:
@@ -264,11 +265,11 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     seen = spied_gradients(monkeypatch)
     task = make_task()
     bench = make_bench(often_ending(), tmp_path, task=task, algorithm=algorithm, prompts_per_step=3)
-    bench.train(Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
+    train_arm(bench, Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
 
     twin = often_ending()
     engine = make_engine(twin)
-    rows = [row for row in bench.train_rows(5, 0, 1, 3) for _ in range(4)]
+    rows = [row for row in train_rows(bench, 5, 0, 1, 3) for _ in range(4)]
     rollouts = play_episodes(engine, task, rows, [request_seed(5, "train", 0, index) for index in range(12)], 4)
     rewards = torch.tensor(rollouts.rewards).view(3, 4)
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -323,7 +324,7 @@ def test_off_policy_tokens_are_clipped(algorithm: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(LayerGRPOTrainer, "_compute_loss", compute)
     bench = make_bench(often_ending(), tmp_path, task=make_task(), algorithm=algorithm, prompts_per_step=3)
-    bench.train(Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
+    train_arm(bench, Arm(layers=(1, 2), learning_rate=1e-3, seed=5), 1)
     assert compared and all(found == pytest.approx(wanted, rel=1e-4) for found, wanted in compared)
 
 
@@ -331,8 +332,8 @@ def test_training_over_episodes_resumes_bit_for_bit(tmp_path: Path) -> None:
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=3)
     whole = make_bench(often_ending(), tmp_path / "whole", task=make_task(), algorithm="gigpo")
     cut = make_bench(often_ending(), tmp_path / "cut", task=make_task(), algorithm="gigpo")
-    one = whole.train(arm, 4).arm
-    two = cut.train(cut.train(arm, 1).arm, 4).arm
+    one = train_arm(whole, arm, 4).arm
+    two = train_arm(cut, train_arm(cut, arm, 1).arm, 4).arm
     left, right = whole.arm_weights(one), cut.arm_weights(two)
     assert left is not None and right is not None
     assert all(torch.equal(left[name], right[name]) for name in left)

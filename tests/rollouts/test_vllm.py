@@ -34,6 +34,7 @@ from autolayer.rollouts.engines.vllm_local import VLLMEngine
 from autolayer.rollouts.engines.vllm_server import START, VLLMServerEngine
 from autolayer.tasks.suites import Decoding
 from autolayer.training.grpo_trainer import LayerGRPOTrainer
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
 os.environ.update(
@@ -56,7 +57,7 @@ def test_a_trained_adapter_is_served(tmp_path: Path) -> None:
     build_tokenizer().save_pretrained(tmp_path / "base")
     bench = make_bench(model, tmp_path / "run")
     bench.adapt((1, 2), seed=0)
-    arm = bench.train(Arm(layers=(2,), learning_rate=0.1, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(2,), learning_rate=0.1, seed=0), 2).arm
     tensors = bench.arm_weights(arm)
     assert tensors is not None
     lora.save_adapter(tmp_path / "adapter", tensors, str(tmp_path / "base"), {"base": "test"})
@@ -115,7 +116,7 @@ def test_the_engine_follows_every_change_of_arms_by_whole_layers(folder: Path) -
     prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]  # the first fills blocks of the prefix cache
     assert gap(bench, prompts) < 1e-5 and engine.tensors_sent == 0, "nothing has changed yet"
     whole = [name for name, _ in lora.merged_weights(bench.model, [find_layers(bench.model)[1]])]
-    arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), (2,), "full")]
+    arms = [train_arm(bench, Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), (2,), "full")]
     for arm, layers in zip(arms, (1, 2, None), strict=True):
         assert gap(bench, prompts) < 1e-5, "the base is back"
         before = engine.tensors_sent
@@ -134,7 +135,7 @@ def test_a_change_may_first_be_seen_where_an_evaluation_cuts_the_tail_off(
     folder: Path,
 ) -> None:
     bench = bench_of(folder)
-    arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
     with bench.weights(arm.layers, bench.arm_weights(arm)):
         with bench.engine.decoding(Decoding(temperature=0.6, top_p=0.5, top_k=3, max_new_tokens=4)):
             assert len(bench.engine.generate([[5, 6, 7]], [0])[0]) <= 4
@@ -152,7 +153,7 @@ def test_requests_have_seeds_of_their_own(folder: Path) -> None:
 def test_an_engine_that_does_not_follow_is_found_out(folder: Path) -> None:
     bench = bench_of(folder)
     engine = cast(VLLMEngine, bench.engine)
-    arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
     engine.llm.collective_rpc = lambda *_, **__: None
     with (
         pytest.raises(EngineError, match="vLLM and the policy differ by"),
@@ -187,7 +188,7 @@ def test_it_sleeps_while_the_policy_trains(folder: Path, monkeypatch: pytest.Mon
     engine = cast(VLLMEngine, bench.engine)
     engine.settings = VLLMConfig(sleep=True)
     engine.llm = sleeper = Sleeper(engine.llm)
-    arm = bench.train(Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(1,), learning_rate=0.05, seed=0), 2).arm
     assert sleeper.said[-1] == "sleep" and sleeper.said.count("sleep") >= 2, "the last step, too, trains alone"
     with bench.weights(arm.layers, bench.arm_weights(arm)):
         assert gap(bench, [[5, 6, 7]]) < 1e-5
@@ -205,7 +206,7 @@ def test_training_corrects_for_the_other_engine(folder: Path, monkeypatch: pytes
         return original(self, model, inputs)
 
     monkeypatch.setattr(LayerGRPOTrainer, "_compute_loss", compute)
-    bench_of(folder).train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    train_arm(bench_of(folder), Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
     trainer, ratio = trainers[-1]
     assert trainer.effective[0] > 0.999 and float((ratio - 1).abs().max()) < 1e-3
     assert trainer.vllm_importance_sampling_mode == "token_truncate"
@@ -298,7 +299,7 @@ def test_a_server_follows_and_serves_one_process_or_two(
     engine = cast(VLLMServerEngine, bench.engine)
     prompts = [list(range(5, 45)), list(range(5, 45)), [7, 8, 9]]
     assert engine.max_context == 64 and gap(bench, prompts) < 1e-5
-    arms = [bench.train(Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), "full")]
+    arms = [train_arm(bench, Arm(layers=layers, learning_rate=0.05, seed=0), 2).arm for layers in ((1,), "full")]
     for arm in arms:
         base = bench.engine.generate(prompts, range(3))
         with bench.weights(arm.layers, bench.arm_weights(arm)):

@@ -22,6 +22,7 @@ from autolayer.core.errors import ConfigError, EngineError
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model
 from autolayer.rollouts.engines.vllm_server import VLLMServerEngine
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
 PROMPTS = [[5, 6, 7, 8]] * 3 + [[9, 10, 11]] * 2
@@ -56,7 +57,7 @@ def test_it_serves_what_is_trained_and_gets_changed_layers_only(base: Path, stub
     assert stub.loads == [], "a server is not touched before it is used"
     expected = plain.engine.generate(PROMPTS, range(5))
     assert bench.engine.generate(PROMPTS, range(5)) == expected
-    arm = bench.train(Arm(layers=(2,), learning_rate=0.05, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(2,), learning_rate=0.05, seed=0), 2).arm
     with bench.weights(arm.layers, bench.arm_weights(arm)), plain.weights(arm.layers, bench.arm_weights(arm)):
         served = bench.engine.generate(PROMPTS, range(5))
         assert served == plain.engine.generate(PROMPTS, range(5)) != expected
@@ -124,7 +125,7 @@ def test_what_happens_to_a_server_ends_a_run_and_drops_no_arm(
     bench.engine.generate(PROMPTS, range(5))
     happens(stub)
     with pytest.raises(EngineError, match=said):  # an arm is dropped by a TrainingError only
-        bench.train(Arm(layers=(2,), learning_rate=0.05, seed=0), 2)
+        train_arm(bench, Arm(layers=(2,), learning_rate=0.05, seed=0), 2)
 
 
 @pytest.mark.parametrize("happens", [restarted, used_by_another])
@@ -147,7 +148,7 @@ def test_processes_that_follow_know_which_weights_have_to_be_there(base: Path, s
     loaded = load_model(str(base), "cpu")
     make = partial(VLLMServerEngine, loaded.model, loaded.tokenizer, urls=stub.url, path=str(base), folder=base.parent,
                    max_new_tokens=4, temperature=1.0)  # fmt: skip
-    leader, follower = make(), make(leads=False)
+    leader, follower = make(), make(is_rank_0=False)
     assert follower.publish_version() is None
     follower.expect_version(leader.publish_version())
     assert follower.generate(PROMPTS, range(5)) == leader.generate(PROMPTS, range(5)) and len(stub.loads) == 1

@@ -27,8 +27,9 @@ from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import encode_prompts, request_seed
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.training import checkpoints, micro_batching
+from autolayer.training import micro_batching
 from autolayer.training.grpo_trainer import LayerGRPOTrainer, largest_divisor
+from autolayer.training.train_arm import train_arm, train_rows
 
 LR = 1e-3
 
@@ -50,11 +51,11 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     model, twin = _often_ending(), _often_ending()
     bench = make_bench(model, tmp_path, algorithm=algorithm, prompts_per_step=3, temperature=0.8)
     arm = Arm(layers=(1, 2), learning_rate=LR, seed=5)
-    bench.train(arm, 1)
+    train_arm(bench, arm, 1)
 
     # By hand: sequence by sequence, without padding, log_softmax and autograd.
     engine = TransformersEngine(twin, build_tokenizer(), max_new_tokens=bench.task.max_new_tokens, temperature=0.8)
-    rows = bench.train_rows(5, 0, 1, 3)
+    rows = train_rows(bench, 5, 0, 1, 3)
     prompts = [ids for ids in encode_prompts(build_tokenizer(), rows, {}) for _ in range(4)]
     completions = engine.generate(prompts, [request_seed(5, "train", 0, i) for i in range(12)])
     assert len(set(map(len, completions))) > 1  # otherwise the two normalisations could not be told apart
@@ -94,14 +95,14 @@ def test_kl_by_swapping_in_the_base_equals_stock_trl_with_a_second_model(
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedModel, "__init__", refuse)
         patch.setattr(PreTrainedModel, "from_pretrained", refuse)
-        trained = bench.arm_weights(bench.train(arm, 4).arm)
+        trained = bench.arm_weights(train_arm(bench, arm, 4).arm)
     expected = {name: p.detach() for name, p in layer_parameters(other, layers).items()}
     assert trained is not None and trained.keys() == expected.keys()
     for name, tensor in trained.items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
     # The KL term is large enough here for its absence to show.
     loose = make_bench(free.eval(), tmp_path / "loose", algorithm=algorithm)
-    without = loose.arm_weights(loose.train(arm, 4).arm)
+    without = loose.arm_weights(train_arm(loose, arm, 4).arm)
     assert without is not None
     assert max(float((without[name] - tensor).abs().max()) for name, tensor in expected.items()) > 1e-4
 
@@ -125,7 +126,7 @@ def test_the_backward_pass_stops_at_the_lowest_trained_layer(
         return hook
 
     handles = [block.register_forward_hook(watch(i)) for i, block in enumerate(find_layers(model))]
-    bench.train(Arm(layers=layers, learning_rate=LR, seed=0), 2)
+    train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 2)
     for handle in handles:
         handle.remove()
     # Below, a reference has run the blocks for both.
@@ -141,7 +142,7 @@ def test_training_changes_the_trained_layer_alone_and_leaves_the_model_untouched
     model.generation_config.eos_token_id = [5, 6]
     bench = make_bench(model, tmp_path)
     before = Untouched(model)
-    segment = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 2)
+    segment = train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 2)
     before.check()
     weights = bench.arm_weights(segment.arm)
     assert weights is not None and weights.keys() == layer_parameters(model, (1,)).keys()
@@ -159,9 +160,9 @@ def test_every_step_gets_the_prompts_and_seeds_that_belong_to_it(tmp_path: Path)
         return generate(prompt_ids, seeds)
 
     bench.engine.generate = spy  # pyright: ignore
-    arm = bench.train(Arm(layers=(3,), learning_rate=LR, seed=7), 2).arm
-    bench.train(arm, 4)
-    rows = bench.train_rows(7, 0, 4, 3)
+    arm = train_arm(bench, Arm(layers=(3,), learning_rate=LR, seed=7), 2).arm
+    train_arm(bench, arm, 4)
+    rows = train_rows(bench, 7, 0, 4, 3)
     prompts = [ids for ids in encode_prompts(bench.tokenizer, rows, {}) for _ in range(4)]
     assert [ids for ids, _ in asked] == [prompts[i : i + 12] for i in range(0, 48, 12)]
     assert [seeds for _, seeds in asked] == [[request_seed(7, "train", s, i) for i in range(12)] for s in range(4)]
@@ -169,22 +170,22 @@ def test_every_step_gets_the_prompts_and_seeds_that_belong_to_it(tmp_path: Path)
 
 def test_an_epoch_takes_every_prompt_once_in_another_order_than_the_next(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", num_layers=1), tmp_path)
-    texts = [row["prompt"] for row in bench.train_rows(0, 0, 12, 4)]
+    texts = [row["prompt"] for row in train_rows(bench, 0, 0, 12, 4)]
     everything = sorted(row["prompt"] for row in bench.task.splits["train"])
     assert sorted(texts[:24]) == everything == sorted(texts[24:]) and texts[:24] != texts[24:]
-    assert bench.train_rows(0, 5, 4, 4) == bench.train_rows(0, 0, 12, 4)[20:36]
-    assert bench.train_rows(1, 0, 12, 4) != bench.train_rows(0, 0, 12, 4)
+    assert train_rows(bench, 0, 5, 4, 4) == train_rows(bench, 0, 0, 12, 4)[20:36]
+    assert train_rows(bench, 1, 0, 12, 4) != train_rows(bench, 0, 0, 12, 4)
 
 
 def test_the_checkpoint_holds_what_the_optimizer_had(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", dtype=torch.bfloat16), tmp_path)
-    arm = bench.train(Arm(layers=(2,), learning_rate=LR, seed=0), 2).arm
-    tensors, cost = checkpoints.read(bench.folder.path, arm)
+    arm = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 2).arm
+    tensors = bench.checkpoints.read(arm)
     names = layer_parameters(bench.model, (2,))
     assert set(tensors) == {f"{kind}:{name}" for kind in ("master", "step", "exp_avg", "exp_avg_sq") for name in names}
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     weights = bench.arm_weights(arm)
-    assert weights is not None and cost == bench.training_cost(arm)
+    assert weights is not None
     assert_equal(weights, {name: tensors[f"master:{name}"].bfloat16() for name in names})
     assert differing(weights, weights_of(bench.model))
 
@@ -232,7 +233,7 @@ def test_training_scores_completions_at_the_positions_and_without_the_dropout_th
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LayerGRPOTrainer, "_get_per_token_logps_and_entropies", spy)
-        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+        train_arm(bench, Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
     assert seen
     for found, expected in seen:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

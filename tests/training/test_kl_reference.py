@@ -14,8 +14,9 @@ from workbench_helpers import Untouched, assert_equal, make_bench
 from autolayer.core.arms import Arm
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers
-from autolayer.training import checkpoints, micro_batching
-from autolayer.training.train_arm import reference_of
+from autolayer.training import micro_batching
+from autolayer.training.train_arm import train_arm
+from autolayer.training.trainer_setup import kl_reference
 from autolayer.training.workbench import Workbench
 
 LR = 3e-3
@@ -24,14 +25,14 @@ LR = 3e-3
 def counted(bench: Workbench, layers: Layers) -> tuple[dict[str, Any], list[int], float]:
     """The optimizer's state after two steps, passes through every block's attention, and the bill in layer-tokens."""
     calls: Counter[int] = Counter()
-    assert bench.enters in (True, False)  # tried before anything is counted
+    assert bench.scorer.starts_midway in (True, False)  # tried before anything is counted
     for index, block in enumerate(find_layers(bench.model)):
         attention: Any = block.self_attn
         attention.register_forward_hook(lambda *_, index=index: calls.update([index]))
     before = Untouched(bench.model)
-    segment = bench.train(Arm(layers=layers, learning_rate=LR, seed=0), 2)
+    segment = train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 2)
     before.check()
-    state, _ = checkpoints.read(bench.folder.path, segment.arm)
+    state = bench.checkpoints.read(segment.arm)
     return state, [calls[index] for index in range(len(bench.layers))], segment.cost.layer_tokens
 
 
@@ -45,7 +46,7 @@ def test_layers_below_run_once_for_both_and_nothing_else_changes(
         make_bench(build_model(architecture), tmp_path / name, beta=beta)
         for name, beta in (("shared", 0.1), ("apart", 0.1), ("plain", 0.0))
     )
-    apart.enters = False
+    apart.scorer.starts_midway = False
     state, calls, cost = counted(shared, layers)
     other_state, other_calls, other_cost = counted(apart, layers)
     _, plain_calls, _ = counted(plain, layers)
@@ -72,7 +73,7 @@ def test_a_model_whose_blocks_exchange_more_runs_whole(tmp_path: Path) -> None:
 
     blocks[0].forward, blocks[3].forward = first, last
     bench = make_bench(model, tmp_path / "bench", beta=0.1)
-    reference = reference_of(bench, (2,))
+    reference = kl_reference(bench, (2,))
     assert reference is not None and reference.lowest == 0
     _, calls, _ = counted(bench, (2,))
     assert len(set(calls)) == 1
@@ -80,7 +81,7 @@ def test_a_model_whose_blocks_exchange_more_runs_whole(tmp_path: Path) -> None:
 
 def test_all_parameters_share_nothing(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, beta=0.1)
-    full, some = reference_of(bench, "full"), reference_of(bench, (2, 3))
+    full, some = kl_reference(bench, "full"), kl_reference(bench, (2, 3))
     assert full and some and (full.lowest, some.lowest) == (0, 2)
     assert len(some.base) == len(bench.parameters((2, 3)))
 
@@ -97,5 +98,5 @@ def test_blocks_that_read_what_lower_ones_have_left_run_whole(tmp_path: Path) ->
         max_position_embeddings=256,
     )  # fmt: skip
     bench = make_bench(modeling.Gemma4ForCausalLM(config).eval(), tmp_path, beta=0.1)
-    assert not bench.enters
-    assert bench.train(Arm(layers=(7,), learning_rate=LR, seed=0), 1).arm.step == 1
+    assert not bench.scorer.starts_midway
+    assert train_arm(bench, Arm(layers=(7,), learning_rate=LR, seed=0), 1).arm.step == 1

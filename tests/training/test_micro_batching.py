@@ -14,6 +14,7 @@ from workbench_helpers import Untouched, make_bench
 from autolayer.core.arms import Arm
 from autolayer.core.errors import TrainingError
 from autolayer.training import micro_batching
+from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
 
@@ -28,13 +29,13 @@ def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
 ) -> None:
     arm, steps, told = Arm(layers=(1,), learning_rate=1e-3, seed=0), 3, []
     roomy = bench_of(tmp_path / "roomy", monkeypatch, tokens=32)
-    expected = roomy.train(arm, steps)
+    expected = train_arm(roomy, arm, steps)
     bench = bench_of(tmp_path / "small", monkeypatch, tokens=128)
     device, before = SmallDevice(bench.model, most=30), Untouched(bench.model)
     with caplog.at_level(logging.WARNING):
-        segment = bench.train(arm, steps, on_step=told.append)
+        segment = train_arm(bench, arm, steps, on_step=told.append)
     before.check()
-    assert max(device.tried) > 30 and bench.passes.tokens == 32
+    assert max(device.tried) > 30 and bench.micro_batching.tokens == 32
     assert "CUDA out of memory: going on with at most 64 tokens in a pass." in caplog.messages
     weights, wanted = bench.arm_weights(segment.arm), roomy.arm_weights(expected.arm)
     assert weights is not None and wanted is not None
@@ -49,17 +50,17 @@ def test_activations_are_recomputed_before_passes_get_too_small(
 ) -> None:
     bench = bench_of(tmp_path, monkeypatch, tokens=64)
     device = SmallDevice(bench.model, most=1)
-    keeps = bench.passes._take_less
+    keeps = bench.micro_batching._take_less
 
     def take_less(reason: str) -> None:
         keeps(reason)
-        device.most = 64 if bench.passes.recompute else 1
+        device.most = 64 if bench.micro_batching.checkpointing else 1
 
-    monkeypatch.setattr(bench.passes, "_take_less", take_less)
+    monkeypatch.setattr(bench.micro_batching, "_take_less", take_less)
     with caplog.at_level(logging.WARNING):
-        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
-    assert bench.passes.recompute and bench.passes.tokens == 64
-    assert caplog.messages[-1].endswith("going on with at most 64 tokens in a pass, activations recomputed.")
+        train_arm(bench, Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+    assert bench.micro_batching.checkpointing and bench.micro_batching.tokens == 64
+    assert caplog.messages[-1].endswith("going on with at most 64 tokens in a pass, activations checkpointed.")
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(
@@ -69,5 +70,5 @@ def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(
     SmallDevice(bench.model, most=1)
     before = Untouched(bench.model)
     with pytest.raises(TrainingError, match=r"one sequence of \d+ tokens .*CUDA out of memory\): give a smaller"):
-        bench.train(Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
+        train_arm(bench, Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
     before.check()

@@ -18,7 +18,7 @@ from autolayer.core.costs import Cost
 from autolayer.models.fp32 import fp32_layers
 from autolayer.models.layers import find_layers
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
-from autolayer.training.partial_forward import Boundary, can_enter
+from autolayer.training.partial_forward import PartialForward, can_start_midway
 
 TEMPERATURE = 0.7
 
@@ -54,8 +54,8 @@ def test_from_the_middle_is_the_same_as_whole(architecture: str, dtype: torch.dt
     model, parts = build_model(architecture, dtype=dtype), make_parts()
     untouched = Untouched(model)
     with scoring(model, TEMPERATURE), torch.no_grad():
-        assert can_enter(model, parts[0])
-        boundary = Boundary(model, parts)
+        assert can_start_midway(model, parts[0])
+        boundary = PartialForward(model, parts)
         for layer in (0, 1, 3, 2):  # the last one is further down: from the start again
             assert boundary.move_to(layer) == {0: 0, 1: 1, 3: 2, 2: 2}[layer]
             assert boundary.move_to(layer) == 0
@@ -90,12 +90,12 @@ def test_a_walk_up_the_stack_runs_each_block_as_often_as_the_plan_says(tmp_path:
     layers, tries = (1, 2, 4), 3
     with scoring(model, TEMPERATURE), torch.no_grad():
         batch = make_parts()[0]
-        boundary, before = bench.boundary(batch), bench.spent
+        boundary, before = bench.scorer.partial_forward(batch), bench.spent
         with counting(model) as ran:
             for layer in layers:
-                bench.raise_boundary(boundary, layer)
+                bench.scorer.advance(boundary, layer)
                 for _ in range(tries):
-                    bench.log_probs(boundary)
+                    bench.scorer.log_probs(boundary)
     assert ran == {0: 1, 1: 1 + 3, 2: 1 + 6, 3: 1 + 6, 4: 9}
     tokens = int(batch.attention_mask.sum())
     units = UnitCosts(costs=bench.costs, group_size=1, prompt_tokens=tokens, completion_tokens=0)
@@ -133,8 +133,8 @@ def test_a_model_whose_blocks_exchange_more_is_run_whole(tmp_path: Path) -> None
     bench = make_bench(model, tmp_path, make_task(mean_id))
     with scoring(model, TEMPERATURE), torch.no_grad():
         for parts in (make_parts(), make_parts()[2:]):  # of several sequences, and of one
-            assert not can_enter(model, parts[0])
-        boundary, before = bench.boundary(make_parts()[0]), bench.spent
-        bench.raise_boundary(boundary, 2)
+            assert not can_start_midway(model, parts[0])
+        boundary, before = bench.scorer.partial_forward(make_parts()[0]), bench.spent
+        bench.scorer.advance(boundary, 2)
         assert boundary.layer == 0 and bench.spent == before + Cost(seconds=(bench.spent - before).seconds)
-        assert torch.equal(bench.log_probs(boundary), log_probs(model, make_parts()[0]))
+        assert torch.equal(bench.scorer.log_probs(boundary), log_probs(model, make_parts()[0]))

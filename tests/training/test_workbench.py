@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, differing, make_bench, make_task, mean_id
 
 from autolayer.core.arms import Arm
-from autolayer.core.costs import Cost
-from autolayer.core.errors import AutolayerError, RunFolderError
+from autolayer.core.errors import AutolayerError
 from autolayer.core.layer_set import Layers
 from autolayer.rollouts.types import request_seed
 from autolayer.tasks.base import SPLITS
-from autolayer.training import checkpoints, micro_batching
-from autolayer.training.workbench import Segment, Workbench
+from autolayer.training import micro_batching
+from autolayer.training.train_arm import TrainedArm, train_arm, train_rows
+from autolayer.training.workbench import Workbench
 
 LR = 1e-3
 
@@ -38,7 +37,7 @@ class FailingReward:
 
 
 def _state(bench: Workbench, arm: Arm) -> dict[str, torch.Tensor]:
-    return checkpoints.read(bench.folder.path, arm)[0]
+    return bench.checkpoints.read(arm)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,19 +72,19 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
 
     start = Arm(layers=layers, learning_rate=LR, seed=3)
     whole_bench = fresh("whole")
-    whole = whole_bench.train(start, 4)
+    whole = train_arm(whole_bench, start, 4)
     assert len(whole.train_rewards_P) == 16 and differing(
         whole_bench.arm_weights(whole.arm) or {}, whole_bench.base(layers)
     )
 
-    first = fresh("cut").train(start, 2)
+    first = train_arm(fresh("cut"), start, 2)
     interrupted = fresh("cut", FailingReward(2, KeyboardInterrupt))
     before = Untouched(interrupted.model)
     with pytest.raises(KeyboardInterrupt):
-        interrupted.train(first.arm, 4)
+        train_arm(interrupted, first.arm, 4)
     before.check()
     second_bench = fresh("cut")
-    second = second_bench.train(first.arm, 4)
+    second = train_arm(second_bench, first.arm, 4)
 
     assert second.arm == whole.arm
     assert first.train_rewards_P + second.train_rewards_P == whole.train_rewards_P
@@ -101,10 +100,10 @@ def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -
     bench = make_bench(build_model("qwen3"), tmp_path / "a", task)
     start = Arm(layers=(2,), learning_rate=LR, seed=0)
     with pytest.raises(KeyboardInterrupt):
-        bench.train(start, 4)
-    again = bench.train(start, 4)
+        train_arm(bench, start, 4)
+    again = train_arm(bench, start, 4)
     other = make_bench(build_model("qwen3"), tmp_path / "b")
-    assert_equal(_state(bench, again.arm), _state(other, other.train(start, 4).arm))
+    assert_equal(_state(bench, again.arm), _state(other, train_arm(other, start, 4).arm))
 
 
 @pytest.mark.slow
@@ -123,9 +122,9 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
         bench.engine.generate = spy  # pyright: ignore
         return completions
 
-    def run(bench: Workbench) -> tuple[list[list[list[int]]], Segment, tuple[float, ...], dict[str, torch.Tensor]]:
+    def run(bench: Workbench) -> tuple[list[list[list[int]]], TrainedArm, tuple[float, ...], dict[str, torch.Tensor]]:
         completions = record(bench)
-        segment = bench.train(Arm(layers=(2,), learning_rate=LR, seed=1), 3)
+        segment = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=1), 3)
         scores = bench.evaluate("select", 10, seed=4, arm=segment.arm)
         return completions, segment, scores, _state(bench, segment.arm)
 
@@ -134,7 +133,7 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
     before = Untouched(bench.model)
     base_scores = bench.evaluate("select", 10, seed=4)
     for layers in earlier:
-        trained = bench.train(Arm(layers=layers, learning_rate=10 * LR, seed=9), 3).arm
+        trained = train_arm(bench, Arm(layers=layers, learning_rate=10 * LR, seed=9), 3).arm
         assert bench.evaluate("select", 10, seed=4, arm=trained) != base_scores
     after = run(bench)
     assert after[0] == alone[0] and after[2] == alone[2]
@@ -153,7 +152,7 @@ def test_an_error_in_the_reward_leaves_the_base(
     bench = make_bench(build_model("qwen3", dtype=torch.bfloat16), tmp_path, make_task(FailingReward(call, error)))
     before = Untouched(bench.model)
     with pytest.raises((KeyboardInterrupt, AutolayerError), match="stop"):
-        bench.train(Arm(layers=layers, learning_rate=LR, seed=0), 3)
+        train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 3)
     before.check()
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -161,7 +160,7 @@ def test_an_error_in_the_reward_leaves_the_base(
 def test_an_error_while_a_trained_arm_is_evaluated_leaves_the_base(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, make_task(FailingReward(3, KeyboardInterrupt)))
     before = Untouched(bench.model)
-    arm = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 2).arm
+    arm = train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 2).arm
     with pytest.raises(KeyboardInterrupt):
         bench.evaluate("select", 8, seed=0, arm=arm)
     before.check()
@@ -171,7 +170,7 @@ def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> 
     bench = make_bench(build_model("qwen3"), tmp_path)
     before = Untouched(bench.model)
     with pytest.raises(AutolayerError, match="--learning-rate"):
-        bench.train(Arm(layers=(1,), learning_rate=1e30, seed=0), 4)
+        train_arm(bench, Arm(layers=(1,), learning_rate=1e30, seed=0), 4)
     before.check()
 
 
@@ -179,14 +178,14 @@ def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> 
 def test_steps_without_any_advantage_are_no_error(algorithm: str, tmp_path: Path) -> None:
     task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # six times .1 has a variance, by rounding
     bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=6, algorithm=algorithm)
-    segment = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
+    segment = train_arm(bench, Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
     assert segment.arm.step == 2 and segment.train_rewards_P == pytest.approx([0.1] * 8)
 
 
 def test_every_change_of_the_weights_moves_the_version(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path)
     start = bench.version
-    arm = bench.train(Arm(layers=(1,), learning_rate=LR, seed=0), 1).arm
+    arm = train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 1).arm
     trained = bench.version
     bench.evaluate("select", 4, seed=0)
     assert start < trained == bench.version
@@ -196,7 +195,7 @@ def test_every_change_of_the_weights_moves_the_version(tmp_path: Path) -> None:
 
 def test_base_and_arm_are_evaluated_on_the_same_items_with_the_same_noise(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path)
-    barely = bench.train(Arm(layers=(1,), learning_rate=1e-12, seed=0), 1).arm
+    barely = train_arm(bench, Arm(layers=(1,), learning_rate=1e-12, seed=0), 1).arm
     base = bench.evaluate("select", 12, seed=5)
     assert len(base) == 12 and len(set(base)) > 6
     assert bench.evaluate("select", 12, seed=5, arm=barely) == base
@@ -207,7 +206,7 @@ def test_base_and_arm_are_evaluated_on_the_same_items_with_the_same_noise(tmp_pa
 def test_training_moves_the_reward_up(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, prompts_per_step=8, group_size=8)
     rewards: list[float] = []
-    segment = bench.train(Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
+    segment = train_arm(bench, Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
     assert len(rewards) == 12
     assert rewards == pytest.approx([sum(segment.train_rewards_P[i : i + 8]) / 8 for i in range(0, 96, 8)])
     base, after = bench.evaluate("eval", 24, seed=0), bench.evaluate("eval", 24, seed=0, arm=segment.arm)
@@ -216,8 +215,8 @@ def test_training_moves_the_reward_up(tmp_path: Path) -> None:
 
 def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, beta=0.1)
-    segment = bench.train(Arm(layers=(2,), learning_rate=LR, seed=0), 3)
-    rows = bench.train_rows(0, 0, 3, 4)
+    segment = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 3)
+    rows = train_rows(bench, 0, 0, 3, 4)
     prompt_tokens = 4 * sum(len(row["prompt"]) for row in rows)  # one token for each character
     generated = segment.cost.generated_tokens
     assert generated == bench.engine.tokens
@@ -228,20 +227,21 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
         + (prompt_tokens + generated) * (one - 2)  # the reference, and no second pass through the two layers below
     )
     assert segment.cost.layer_tokens == pytest.approx(expected)
-    assert bench.spent == segment.cost == bench.training_cost(segment.arm)
-    further = bench.train(segment.arm, 4)
-    assert bench.training_cost(further.arm).layer_tokens == pytest.approx(bench.spent.layer_tokens)
+    assert bench.spent == segment.cost == bench.checkpoints.cost(segment.arm)
+    further = train_arm(bench, segment.arm, 4)
+    assert bench.checkpoints.cost(further.arm).layer_tokens == pytest.approx(bench.spent.layer_tokens)
     before = bench.spent
     bench.evaluate("eval", 6, seed=0)
     assert (bench.spent - before).generated_tokens == bench.engine.tokens - before.generated_tokens > 0
     timed = bench.costs.train(prompt_tokens + generated, (2,)) + bench.costs.forward(prompt_tokens + generated)
-    more = bench.costs.train(sum(len(row["prompt"]) for row in bench.train_rows(0, 3, 1, 4)), (2,))
-    assert bench.training_layer_tokens > timed.layer_tokens + more.layer_tokens, "sampling is timed apart"
-    assert bench.training_layer_tokens < bench.training_cost(further.arm).layer_tokens
+    more = bench.costs.train(sum(len(row["prompt"]) for row in train_rows(bench, 0, 3, 1, 4)), (2,))
+    assert bench.account.training_layer_tokens > timed.layer_tokens + more.layer_tokens, "sampling is timed apart"
+    assert bench.account.training_layer_tokens < bench.checkpoints.cost(further.arm).layer_tokens
     bench.engine.seconds = 0.0
-    assert bench.exchange_rate() == 1.0, "a generated token is a forward pass at the least"
-    bench.engine.seconds, bench.training_seconds = 4.0 * bench.engine.tokens, bench.training_layer_tokens / one
-    assert bench.exchange_rate() == pytest.approx(4.0)
+    assert bench.account.exchange_rate(bench.engine) == 1.0, "a generated token is a forward pass at the least"
+    bench.engine.seconds = 4.0 * bench.engine.tokens
+    bench.account.training_seconds = bench.account.training_layer_tokens / one
+    assert bench.account.exchange_rate(bench.engine) == pytest.approx(4.0)
 
 
 def test_groups_are_sampled_in_prompt_order_with_their_rewards(tmp_path: Path) -> None:
@@ -253,51 +253,3 @@ def test_groups_are_sampled_in_prompt_order_with_their_rewards(tmp_path: Path) -
     ]
     assert rollouts.rewards == mean_id([], rollouts.completion_ids)
     assert rollouts.texts == bench.tokenizer.batch_decode(rollouts.completion_ids, skip_special_tokens=True)
-
-
-# Checkpoints
-
-
-def _save(folder: Path, arm: Arm, step: int) -> Arm:
-    arm = replace(arm, step=step)
-    arm = replace(arm, checkpoint=checkpoints.name_of(arm))
-    checkpoints.write(folder, arm, {"w": torch.tensor([float(step)])}, Cost(generated_tokens=step))
-    return arm
-
-
-def test_checkpoints_come_back_with_their_cost_and_the_newest_two_stay(tmp_path: Path) -> None:
-    arm = Arm(layers=(1,), learning_rate=LR, seed=0)
-    saved = [_save(tmp_path, arm, step) for step in (2, 4, 8)]
-    assert [(tmp_path / (s.checkpoint or "")).exists() for s in saved] == [False, True, True]
-    tensors, cost = checkpoints.read(tmp_path, saved[2])
-    assert tensors["w"].item() == 8 and cost == Cost(generated_tokens=8)
-    assert checkpoints.latest(tmp_path, arm) == checkpoints.latest(tmp_path, saved[1]) == saved[2]
-    assert checkpoints.latest(tmp_path, replace(arm, seed=1)) == replace(arm, seed=1)
-    checkpoints.delete(tmp_path, arm)
-    assert checkpoints.latest(tmp_path, arm) == arm
-
-
-def test_a_rung_done_again_keeps_its_checkpoint_though_later_ones_lie_there(tmp_path: Path) -> None:
-    arm = Arm(layers=(1,), learning_rate=LR, seed=0)
-    for step in (8, 16, 4):
-        saved = _save(tmp_path, arm, step)
-        assert checkpoints.read(tmp_path, saved)[0]["w"].item() == step
-
-
-def test_arms_whose_rates_nearly_agree_keep_apart(tmp_path: Path) -> None:
-    saved = [_save(tmp_path, Arm(layers=(1,), learning_rate=rate, seed=0), 2) for rate in (3.00001e-4, 3.00002e-4)]
-    for arm in saved:
-        assert checkpoints.read(tmp_path, arm)[0]["w"].item() == 2
-
-
-def test_a_checkpoint_of_another_arm_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    arm = _save(tmp_path, Arm(layers=(1,), learning_rate=LR, seed=0), 2)
-    with pytest.raises(RunFolderError, match="another arm"):
-        checkpoints.read(tmp_path, replace(arm, seed=1))
-    path = tmp_path / (arm.checkpoint or "")
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(RunFolderError, match="cannot be read"):
-        checkpoints.read(tmp_path, arm)
-    path.unlink()
-    with pytest.raises(RunFolderError, match="cannot be read"):
-        checkpoints.read(tmp_path, arm)

@@ -11,7 +11,7 @@ import bisect
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from transformers import PreTrainedModel
@@ -77,6 +77,7 @@ class Engine(ABC):
         self.model_max_context = self.max_context
         """The same limit by the model and the task alone; a vLLM server may hold less."""
         self.max_sequences = max_sequences
+        self._sampler: Callable[..., list[Completion]] | None = None
         self.seconds, self.tokens = 0.0, 0
         """Seconds spent and tokens generated so far, from which the cost of a generated token is measured."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -87,6 +88,15 @@ class Engine(ABC):
         self.eos_token_ids: list[int] = sorted(
             {cast(int, tokenizer.eos_token_id), *declared, *([] if turn is None else [turn])}
         )
+
+    @contextlib.contextmanager
+    def sampling_by(self, sample_requests: Callable[..., list[Completion]]) -> Iterator[None]:
+        """Makes `generate` sample by another function inside, such as one that runs this engine's on all ranks."""
+        self._sampler = sample_requests
+        try:
+            yield
+        finally:
+            self._sampler = None
 
     @contextlib.contextmanager
     def decoding(self, decoding: Decoding | None) -> Iterator[None]:
@@ -128,13 +138,13 @@ class Engine(ABC):
             "a prompt that fills the context is refused before (length_limits.py, multi_turn.py)"
         )
         ends = set(self.eos_token_ids) | set(stop_ids)
-        completions = self._sample(prompt_ids, seeds, limits, ends)
+        completions = (self._sampler or self.sample_requests)(prompt_ids, seeds, limits, ends)
         self.seconds += time.perf_counter() - started
         self.tokens += sum(map(len, completions))
         return completions
 
     @abstractmethod
-    def _sample(
+    def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
         """Samples one completion per prompt, given the maximum length of each and the tokens that end one."""

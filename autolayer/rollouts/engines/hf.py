@@ -22,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from autolayer.distributed.fsdp import agreed, is_sharded
 from autolayer.rollouts.engines.base import Completion, Engine
 
 MAX_NOISE_TOKENS = 8
@@ -33,12 +34,13 @@ MAX_NOISE_ENTRIES = 1 << 20
 class TransformersEngine(Engine):
     """Generates with the trained model itself: it needs no second copy and no weight sync."""
 
-    def _sample(
+    def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
+        """See `Engine.sample_requests`."""
         completions = [Completion() for _ in prompt_ids]
         longest = max(map(len, prompt_ids), default=0) + self.max_new_tokens
-        batch_size = min(self.max_sequences, max_cached_sequences(self.model, longest))
+        batch_size = agreed(self.model, min(self.max_sequences, max_cached_sequences(self.model, longest)))
         for limit in sorted(set(limits), reverse=True):
             indices = [index for index, own_limit in enumerate(limits) if own_limit == limit]
             for batch in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size)):
@@ -63,7 +65,10 @@ class TransformersEngine(Engine):
         processors.append(GumbelNoise(seeds, device))
         with _generation_mode(self.model, self._generation_config(limit, ends)), torch.no_grad():
             output = cast(Any, self.model).generate(
-                input_ids=input_ids, attention_mask=mask, logits_processor=processors
+                input_ids=input_ids,
+                attention_mask=mask,
+                logits_processor=processors,
+                synced_gpus=is_sharded(self.model),  # no rank stops before the others
             )
         return [_until_end(ids, ends) for ids in output[:, width:].tolist()]  # pyright: ignore
 

@@ -70,9 +70,10 @@ class VLLMEngine(SyncedEngine):
                 "memory_share in [vllm]."
             ) from error
 
-    def _sample(
+    def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
+        """See `Engine.sample_requests`."""
         if self._asleep:  # before weights are sent, because a sleeping engine has no memory for them
             try:
                 self.llm.wake_up()

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from autolayer.core.errors import ConfigError, EngineError
+from autolayer.distributed.fsdp import is_sharded
 from autolayer.models.disk_space import follow_umask
 from autolayer.rollouts.engines.base import Completion
 from autolayer.rollouts.engines.vllm_client import ServerError, VLLMClient
@@ -63,7 +64,7 @@ class VLLMServerEngine(SyncedEngine):
         urls: Of the servers, with commas between them; each gets every n-th request.
         path: What the model was loaded from; the servers read it from there, too.
         folder: Where layers are left for the servers to read.
-        leads: Whether this process, of several at one run, sends the weights.
+        is_rank_0: Whether this process, of several at one run, sends the weights.
 
     Raises:
         ConfigError: A server does not answer, cannot follow, or was started in another way.
@@ -71,10 +72,10 @@ class VLLMServerEngine(SyncedEngine):
 
     is_shared = True
 
-    def __init__(self, *args: Any, urls: str, path: str, folder: Path, leads: bool = True, **options: Any) -> None:
+    def __init__(self, *args: Any, urls: str, path: str, folder: Path, is_rank_0: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
         self.servers = clients_of(urls)
-        self.folder, self.leads = folder.absolute(), leads
+        self.folder, self.is_rank_0 = folder.absolute(), is_rank_0
         self.path = str(Path(path).absolute()) if Path(path).exists() else path
         self._start = START.replace("MODEL", path).replace("DTYPE", str(self.model.dtype).removeprefix("torch."))
         self._version: str | None = None
@@ -102,9 +103,10 @@ class VLLMServerEngine(SyncedEngine):
     def advice(self) -> str:
         return f"Start the server anew by `{self._start}`, and the same command goes on."
 
-    def _sample(
+    def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
+        """See `Engine.sample_requests`."""
         if not prompt_ids:
             return []
         self.sync_weights()
@@ -115,6 +117,8 @@ class VLLMServerEngine(SyncedEngine):
             return self._all(self._complete, range(num), asked)
 
         self._check(prompt_ids[0], one_of_each)
+        if is_sharded(self.model) and not self.is_rank_0:  # every rank was needed for the policy's pass in the check
+            return []
         servers = [index % num for index in range(count)]
         asked = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
         completions = self._all(self._complete, servers, asked)
@@ -122,7 +126,7 @@ class VLLMServerEngine(SyncedEngine):
         return completions
 
     def _look(self) -> None:
-        """Whether all servers have the weights that the leader has given them."""
+        """Whether all servers have the weights that rank 0 has given them."""
         found = self._all(lambda server: self._try(server, server.version), self.servers)
         if any(version != self._version for version in found):
             raise EngineError(
@@ -158,27 +162,26 @@ class VLLMServerEngine(SyncedEngine):
 
     # The policy's weights
 
-    def mark_changed(self, names: Iterable[str]) -> None:
-        if self.leads:
-            super().mark_changed(names)
-
     def sync_weights(self) -> None:
-        if self.leads and self._version is None:  # the run before may have left its layer behind
+        if self.is_rank_0 and self._version is None:  # the run before may have left its layer behind
             self._load(self.path)
         else:
             self._look()  # before anything is sent, which would hide that there were other weights
-        super().sync_weights()  # in a process that does not lead, nothing is ever stale
+        super().sync_weights()
 
     def publish_version(self) -> str | None:
-        if not self.leads:
-            return None
-        self.sync_weights()
+        if self.is_rank_0:
+            self.sync_weights()
+        else:
+            super().sync_weights()  # sends nothing, but a sharded block is made whole by all ranks
         return self._version
 
     def expect_version(self, version: str | None) -> None:
         self._version = version
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
+        if not self.is_rank_0:
+            return
         # A new name each time: some file systems remember the old file.
         there = self.folder / f"sync-{uuid.uuid4().hex}"
         there.mkdir(parents=True)

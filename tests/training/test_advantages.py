@@ -18,7 +18,7 @@ import torch
 from autolayer.core.config import GiGPOConfig
 from autolayer.core.errors import ConfigError
 from autolayer.rollouts.types import Turn
-from autolayer.training.gigpo import EPSILON, discounted, step_advantages
+from autolayer.training.advantages import EPSILON, discounted, step_advantages
 
 
 def episode(*steps: tuple[str, float]) -> tuple[Turn, ...]:
@@ -130,20 +130,21 @@ def advantages(folder, algorithm, inputs):
     from workbench_helpers import make_bench
     from autolayer.core.arms import Arm
     from autolayer.training.optimizer import MasterAdamW
-    from autolayer.distributed.process_group import joined
-    from autolayer.training.grpo_trainer import LayerGRPOTrainer
+    from autolayer.distributed.process_group import join_process_group
+    from autolayer.training.train_arm import train_rows
+    from autolayer.training.trainer_setup import make_trainer
     bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
     for parameter in bench.parameters(arm.layers).values():
         parameter.requires_grad_(True)
-    trainer = LayerGRPOTrainer(
-        model=bench.model, tokenizer=bench.tokenizer, task=bench.task, rows=bench.train_rows(0, 0, 1, 3), arm=arm,
-        num_steps=1, group_size=2, algorithm=algorithm, gigpo=bench.settings.gigpo, beta=0.0, engine=bench.engine,
-        optimizer=MasterAdamW(bench.parameters((1,)), lr=1e-3), micro_batch=32, reference=None,
-        on_rollouts=lambda rollouts: None, ranks=joined())
+    optimizer = MasterAdamW(bench.parameters((1,)), lr=1e-3)
+    bench.process_group = join_process_group()
+    trainer = make_trainer(bench, arm, train_rows(bench, 0, 0, 1, 3), 1, optimizer, lambda rollouts: None)
     trainer.model.train()
     found = trainer._generate_and_score_completions(inputs)
-    return found["advantages"], trainer.pending
+    assert trainer.had_advantage
+    rollouts = trainer.rollouts
+    return found["advantages"], rollouts.between(trainer.own.start, trainer.own.stop, 1)
 
 def work(rank, port, folder, num):
     from pathlib import Path

@@ -1,8 +1,9 @@
-"""GiGPO (arXiv 2505.10978): an advantage for every step of an episode, A = A^E + omega * A^S.
+"""Advantages: of whole completions, compared within their group, and of every step of an episode (GiGPO).
 
-A^E compares the returns of the G episodes of a task, as GRPO does (eq. 3); each episode counts once, however long (the
-authors' code takes the statistics over steps). A^S compares the discounted returns R_t = sum_k gamma^(k-t) r_k of all
-steps of these episodes that were taken in the same state (eqs. 6 to 8); a step that stands alone has none.
+GRPO's advantages are TRL's. GiGPO (arXiv 2505.10978) gives every step of an episode its own, A = A^E + omega * A^S.
+A^E compares the returns of the G episodes of a prompt, as GRPO does (eq. 3); each episode counts once, however long
+(the authors' code takes the statistics over steps). A^S compares the discounted returns R_t = sum_k gamma^(k-t) r_k of
+all steps of these episodes that were taken in the same state (eqs. 6 to 8); a step that stands alone has none.
 
 The loss is TRL's for GRPO, a mean over an episode's tokens and then over episodes. Eq. 9 is a mean over all N * T
 steps: there a step of a long episode weighs as much as one of a short episode, and here less; a long action weighs
@@ -15,8 +16,10 @@ import difflib
 import math
 from collections.abc import Sequence
 
+import torch
+
 from autolayer.core.config import GiGPOConfig
-from autolayer.rollouts.types import Turn
+from autolayer.rollouts.types import Rollouts, Turn
 
 EPSILON = 1e-4
 """Added to a standard deviation, as TRL's GRPO does."""
@@ -24,11 +27,30 @@ EPSILON = 1e-4
 Episode = Sequence[Turn]
 
 
+def centred_rewards(rollouts: Rollouts) -> list[float]:
+    """Returns the rewards, without their group's mean where it would hide their differences in float32 (TRL's).
+
+    Advantages do not depend on a group's mean.
+    """
+    rewards_P_G = rollouts.rewards_P_G()
+    mean_P_1 = rewards_P_G.mean(1, keepdim=True)
+    hides_P_1 = mean_P_1.abs() > 1e3 * rewards_P_G.std(1, keepdim=True)
+    return torch.where(hides_P_1, rewards_P_G - mean_P_1, rewards_P_G).flatten().tolist()
+
+
+def has_advantage(rollouts: Rollouts, own: slice) -> bool:
+    """Returns whether any of a rank's completions differs from the mean of its group, which may lie across ranks."""
+    rewards_P_G = rollouts.rewards_P_G()
+    varies_P_1 = rewards_P_G.amax(1, keepdim=True) > rewards_P_G.amin(1, keepdim=True)  # the mean has rounding errors
+    differs_P_G = varies_P_1 & (rewards_P_G != rewards_P_G.mean(1, keepdim=True))
+    return bool(differs_P_G.flatten()[own].any())
+
+
 def step_advantages(episodes: Sequence[Episode], group_size: int, config: GiGPOConfig) -> list[list[float]]:
-    """The advantage of every turn of every episode.
+    """Returns GiGPO's advantage of every turn of every episode.
 
     Args:
-        episodes: P * G of them, those of one task behind each other.
+        episodes: P * G of them, those of one prompt behind each other.
         group_size: G.
         config: Weights and norms.
     """
@@ -39,7 +61,7 @@ def step_advantages(episodes: Sequence[Episode], group_size: int, config: GiGPOC
 
 
 def discounted(rewards: Sequence[float], gamma: float) -> list[float]:
-    """R_t of every step."""
+    """Returns R_t of every step."""
     returns, later = [], 0.0
     for reward in reversed(rewards):
         later = reward + gamma * later
@@ -61,7 +83,7 @@ def _of_group(group: Sequence[Episode], config: GiGPOConfig) -> list[list[float]
 
 
 def _same_states(group: Sequence[Episode], similarity: float | None) -> list[list[tuple[int, int]]]:
-    """Steps by state, as (episode, turn). Similar states join the first group whose first state they resemble."""
+    """Groups steps, as (episode, turn), by state. Similar states join the first group whose state they resemble."""
     groups: dict[str, list[tuple[int, int]]] = {}
     for index, episode in enumerate(group):
         for turn, step in enumerate(episode):
@@ -78,7 +100,7 @@ def _resemble(one: str, other: str) -> float:
 
 
 def _compared(values: Sequence[float], config: GiGPOConfig) -> list[float]:
-    """Each value against the mean, over the (unbiased) deviation or as it is."""
+    """Returns each value minus the mean, divided by the (unbiased) deviation where the config says so."""
     mean = math.fsum(values) / len(values)
     scale = 1.0
     if config.normalize == "std":

@@ -1,0 +1,59 @@
+"""The run folder of several processes: rank 0 reads and writes it, and every rank gets what rank 0 has found.
+
+The folder may be seen by the machine of rank 0 alone, or late by the others. Only checkpoints are read by every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from autolayer.core.run_folder import RunFolder
+from autolayer.distributed.process_group import ProcessGroup
+
+
+class SharedRunFolder(RunFolder):
+    """A `RunFolder` whose methods are called on every rank. What they raise is raised on every rank."""
+
+    def __init__(self, path: str | Path, process_group: ProcessGroup) -> None:
+        super().__init__(path)
+        self.process_group = process_group
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """See `RunFolder.read`."""
+        return self.process_group.on_rank_0(lambda: RunFolder.read(self, name))
+
+    def has(self, *names: str) -> bool:
+        """See `RunFolder.has`."""
+        return self.process_group.on_rank_0(lambda: RunFolder.has(self, *names))
+
+    def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
+        """See `RunFolder.write`."""
+        self.process_group.on_rank_0(lambda: RunFolder.write(self, name, value, indent=indent))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """See `RunFolder.held`; rank 0 holds the lock."""
+        with ExitStack() as lock:
+
+            def hold() -> None:
+                lock.enter_context(RunFolder.held(self))
+
+            self.process_group.on_rank_0(hold)
+            yield
+
+    def keep_only(self, name: str, value: dict[str, Any]) -> None:
+        """See `RunFolder.keep_only`."""
+        self.process_group.on_rank_0(lambda: RunFolder.keep_only(self, name, value))
+
+    def give_up(self) -> None:
+        """See `RunFolder.give_up`."""
+        self.process_group.on_rank_0(lambda: RunFolder.give_up(self))
+
+    def claim(self, resolved: dict[str, Any], signature: str, *, accept_changes: bool = False) -> dict[str, Any]:
+        """See `RunFolder.claim`."""
+        return self.process_group.on_rank_0(
+            lambda: RunFolder.claim(self, resolved, signature, accept_changes=accept_changes)
+        )

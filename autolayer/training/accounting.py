@@ -1,0 +1,45 @@
+"""What a run has cost in this process so far, in tokens and in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autolayer.core.costs import Cost, CostModel
+from autolayer.rollouts.engines.base import Engine
+from autolayer.rollouts.types import Rollouts
+
+
+class Account:
+    """Adds up costs.
+
+    Args:
+        costs: The costs of passes of the model.
+        num_samplers: Ranks that sample at the same time.
+    """
+
+    def __init__(self, costs: CostModel, num_samplers: int = 1) -> None:
+        self.costs, self.num_samplers = costs, num_samplers
+        self.spent = Cost()
+        self.training_seconds = self.training_layer_tokens = 0.0
+        """Of the passes of training steps alone, which `exchange_rate` takes for the speed of a pass."""
+
+    def charge(self, cost: Cost, seconds: float) -> None:
+        """Adds the cost of work that took so many seconds."""
+        self.spent += replace(cost, seconds=seconds)
+
+    def time_training(self, layer_tokens: float, seconds: float) -> None:
+        """Notes how long the passes of some training steps took."""
+        self.training_layer_tokens += layer_tokens
+        self.training_seconds += seconds
+
+    def generation(self, rollouts: Rollouts) -> Cost:
+        """Returns the cost of sampling some rollouts."""
+        return self.costs.generate(sum(rollouts.prefilled), rollouts.num_generated)
+
+    def exchange_rate(self, engine: Engine) -> float:
+        """Returns the time of generating a token over that of a forward pass over one, as measured here; at least 1."""
+        if not engine.tokens or not self.training_layer_tokens:
+            return 1.0
+        per_generated = engine.seconds / (engine.tokens * self.num_samplers)
+        per_layer_token = self.training_seconds / self.training_layer_tokens
+        return max(1.0, per_generated / (per_layer_token * (self.costs.num_layers + self.costs.head_ratio)))

@@ -1,0 +1,85 @@
+"""Scoring passes: the log-probabilities that the policy gives to completions, by whole or partial forward passes."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel
+
+from autolayer.core.costs import Cost
+from autolayer.core.layer_set import Layers
+from autolayer.distributed.process_group import ProcessGroup
+from autolayer.rollouts.engines.base import Engine
+from autolayer.rollouts.types import Rollouts
+from autolayer.training.accounting import Account
+from autolayer.training.logprobs import ScoreBatch, scoring
+from autolayer.training.micro_batching import MicroBatching
+from autolayer.training.partial_forward import PartialForward, any_batch, can_start_midway
+
+
+class Scorer:
+    """Scores completions with the weights now in the model, and charges what that costs.
+
+    Args:
+        model: The policy.
+        engine: For its temperature and pad token.
+        micro_batching: Sizes of the passes.
+        account: Charged for every pass.
+        process_group: All its ranks score the same completions, and get the same numbers.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        engine: Engine,
+        micro_batching: MicroBatching,
+        account: Account,
+        process_group: ProcessGroup,
+    ) -> None:
+        self.model, self.engine, self.micro_batching = model, engine, micro_batching
+        self.account, self.process_group = account, process_group
+
+    def batch(self, rollouts: Rollouts) -> ScoreBatch:
+        """Returns the sequences of some rollouts, padded, on the model's device."""
+        return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
+
+    def partial_forward(self, batch: ScoreBatch) -> PartialForward:
+        """Returns passes for scoring a batch again and again with one layer changed. Inside `logprobs.scoring` only.
+
+        A model whose blocks exchange more than a hidden state is always run whole.
+        """
+        return PartialForward(self.model, self._micro_batches(batch), fixed=not self.starts_midway)
+
+    @cached_property
+    def starts_midway(self) -> bool:
+        """Whether a forward pass can start at a block in the middle. Tried once by short passes, which are free."""
+        with scoring(self.model, self.engine.temperature), torch.no_grad():
+            return self.process_group.broadcast(can_start_midway(self.model, any_batch(self.model)))
+
+    def shared_below(self, layers: Layers) -> int:
+        """Returns the block below which a policy with these layers trained and its KL reference run once for both."""
+        return min(layers) if layers != "full" and self.starts_midway else 0
+
+    def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:
+        """Returns log-probabilities of the completions, (B, T - 1), the same on every rank.
+
+        Makes one forward pass for each micro-batch, which hooks see one by one. Inside `logprobs.scoring` only.
+        """
+        started = time.perf_counter()
+        passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
+        result = torch.cat(list(passes.log_probs()))
+        if self.process_group.world_size > 1:  # whatever is decided by them is decided alike
+            result = self.process_group.broadcast(result.cpu()).to(result.device)
+        self.account.charge(self.account.costs.forward(passes.num_tokens, passes.layer), time.perf_counter() - started)
+        return result
+
+    def advance(self, passes: PartialForward, layer: int) -> None:
+        """Makes partial passes start at the input of a layer, with the weights now in the model."""
+        started = time.perf_counter()
+        num_blocks = passes.move_to(layer)
+        self.account.charge(Cost(layer_tokens=passes.num_tokens * num_blocks), time.perf_counter() - started)
+
+    def _micro_batches(self, batch: ScoreBatch) -> list[ScoreBatch]:
+        return [part for _, part in batch.split(self.micro_batching.sequences(batch.input_ids.shape[1]))]

@@ -1,0 +1,85 @@
+"""What TRL's trainer does to the process and the model beside training, and how it is undone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+
+@contextlib.contextmanager
+def undone(model: PreTrainedModel) -> Iterator[None]:
+    """Runs a trainer inside; outside, random state, the model's modes and settings, and loggers are as before."""
+    with keeping_random_state(), without_dropout(model), quiet_trainer():
+        yield
+
+
+@contextlib.contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Gives the caller's random state back: TRL reseeds Python, numpy and torch."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    """Sets every dropout to 0 inside, and gives the model's modes and settings back.
+
+    The policy that is trained must be the one that generates. TRL takes out `nn.Dropout` only; many models keep the
+    probability as a number (`attention_dropout`, OPT's `dropout` and `layerdrop`). Trainers also change the cache and
+    the end tokens in the settings.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    dropouts = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("drop" in name or (name == "p" and isinstance(module, torch.nn.Dropout)))
+    ]
+    settings = [(held, dict(vars(held))) for held in (model.config, model.generation_config) if held is not None]
+    try:
+        for module, name, _ in dropouts:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, name, value in dropouts:
+            setattr(module, name, value)
+        for held, values in settings:
+            vars(held).clear()
+            vars(held).update(values)
+
+
+@contextlib.contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Keeps the advice of TRL and accelerate about defaults off the terminal; errors still raise."""
+    names = ("transformers", "trl", "accelerate")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

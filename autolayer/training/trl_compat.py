@@ -1,0 +1,111 @@
+"""Every private part of TRL that autolayer relies on. tests/training/test_trl_compat.py notices when one moves.
+
+TRL is pinned to one minor release (pyproject.toml). To move to a newer one, run that test first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PrinterCallback
+
+from autolayer.training.kl_reference import KLReference
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl.trainer.grpo_config import GRPOConfig  # noqa: E402  (reads the variable above)
+from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+
+__all__ = ["AdaptedGRPOTrainer", "GRPOConfig", "add_fused_lm_head"]
+
+
+class AdaptedGRPOTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer for a model that others own: it moves, wraps and copies nothing.
+
+    Args:
+        num_prompts: Prompts of the whole training. TRL passes their places on to `rollout_func` as text.
+        beta: Weight of the KL term.
+        reference: The reference policy of the KL term; needed when `beta` > 0.
+        has_sampled_log_probs: Whether rollouts come with the log-probabilities that they were sampled at. TRL then
+            weighs tokens by importance.
+        args, options: As TRL's; `args.beta` has to be 0, or TRL would load a second model from disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        args: GRPOConfig,
+        num_prompts: int,
+        beta: float,
+        reference: KLReference | None,
+        has_sampled_log_probs: bool,
+        **options: Any,
+    ) -> None:
+        assert args.beta == 0 and (reference is not None or not beta)
+        # One process has one device, also where it sees more: transformers would spread each batch over them.
+        args._n_gpu = min(args.n_gpu, 1)
+        places = [str(index) for index in range(num_prompts)]
+        super().__init__(args=args, train_dataset=Dataset.from_dict({"prompt": places}), **options)
+        self.remove_callback(PrinterCallback)
+        if self.accelerator.num_processes > 1:  # DDP would reduce gradients after our hooks have taken them
+            self.accelerator.prepare_model = lambda model, *args, **kwargs: model
+        self.beta, self.reference = beta, reference
+        # After construction, which would start vLLM, this only says that completions come with log-probabilities.
+        self.use_vllm = has_sampled_log_probs
+
+    def adjust_batch(self, batch: dict[str, Any]) -> None:
+        """Called with every generated and scored batch before its loss. To be overridden.
+
+        Args:
+            batch: Among others 'completion_ids' and 'completion_mask' (B, T), and 'advantages', (B,) or (B, T).
+        """
+
+    def importance_weights(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Returns the importance weights of a batch and the mask of the tokens that count, both (B, T), or None."""
+        ratio = batch.get("importance_sampling_ratio")
+        return None if ratio is None else (ratio, batch["completion_mask"] * batch.get("tool_mask", 1))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._last_loaded_step = self.state.global_step  # TRL loads no weights: the engine follows them by itself
+        self.beta, beta = 0.0, self.beta  # the reference's pass comes with the policy's (`_compute_loss`)
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        finally:
+            self.beta = beta
+        self.adjust_batch(batch)
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if not self.beta or self.reference is None:
+            return super()._compute_loss(model, inputs)
+        ids, mask = (
+            torch.cat([inputs[f"prompt_{what}"], inputs[f"completion_{what}"]], dim=1) for what in ("ids", "mask")
+        )
+        with self.reference.swapped_in():
+            log_probs, *_ = self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])
+        with self.reference.shared():
+            return super()._compute_loss(model, {**inputs, "ref_per_token_logps": log_probs})
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        # TRL pads prompts on the left and leaves positions to the model; one with learned positions (GPT-2) would
+        # count the padding, and train at other positions than it generates at.
+        hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
+        try:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        finally:
+            hook.remove()
+
+    def _move_model_to_device(self, *_: Any) -> None:
+        """Does nothing: a move would reshard the blocks that are held whole (`fsdp.whole`)."""
+
+
+def _positions(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Counts positions from each sequence's first real token. Rotary positions are relative and need no mending."""
+    rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
+    if rotary is None and "position_ids" in inspect.signature(type(model).forward).parameters:
+        kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return args, kwargs
