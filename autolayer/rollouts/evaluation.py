@@ -1,9 +1,9 @@
-"""The one reading of `eval`: what is asked of the model, and what its answers amount to.
+"""Evaluation of a model on a split: which completions to sample, and how their rewards become a score.
 
-Suffixes: _I items. An item is one row; of several completions of it the mean counts, so that one item stays one unit
-of the paired comparison. With suites, the score is the unweighted mean over them of the mean over their items: an item
-of suite s weighs 1 / (number of suites * items of s). Truncation and form are reported apart from correctness: a model
-that is cut off or writes no answer is wrong for another reason than one that errs.
+Suffixes: _I items. An item is one row. If it has several completions, their mean counts, so that an item stays one
+unit of the paired comparison. With suites, the score is the unweighted mean over suites of the mean over their items:
+an item of suite s weighs 1 / (number of suites * items of s). Truncation and format are reported apart from
+correctness, because a completion that is truncated or has no answer fails for another reason than a wrong one.
 """
 
 from __future__ import annotations
@@ -23,53 +23,60 @@ from autolayer.tasks.suites import MIN_ITEMS, Decoding
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What the model is asked, request by request, the completions of an item next to each other."""
+    """The completions to sample in an evaluation, one request each; the completions of an item are adjacent."""
 
     rows: list[Row]
     seeds: list[int]
     counts_I: tuple[int, ...]
-    """Completions of each item."""
+    """Number of completions of each item."""
     suites_I: tuple[str, ...]
     decoding: Decoding | None
+    """Decoding settings of `eval`; None for the task's sampling settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What one model made of the items of a split."""
+    """Results of one model on the items of a split."""
 
     rewards_I: tuple[float, ...]
     truncated_I: tuple[float, ...]
-    """Share of the item's completions that hit the token limit."""
+    """Share of each item's completions that hit the token limit."""
     well_formed_I: tuple[float, ...] | None
-    """Share of them that look like an answer; None where the task cannot say."""
+    """Share of each item's completions that are well formed; None if the task does not define it."""
     suites_I: tuple[str, ...]
-    """The suite of each item; the task's name where it has none."""
+    """The suite of each item; the task's name if it has no suites."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the reward has logged of all completions."""
+    """Metrics that the reward logged over all completions."""
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """Their names, in order."""
+        """The names of the suites, in order."""
         return tuple(dict.fromkeys(self.suites_I))
 
     @property
     def score(self) -> float:
-        """Mean over the suites of the mean over their items."""
+        """Mean over the suites of the mean reward of their items."""
         return _mean([self.mean(self.rewards_I, suite) for suite in self.suites])
 
     def mean(self, values_I: Sequence[float], suite: str) -> float:
-        """Mean over the items of a suite."""
+        """Returns the mean of `values_I` over the items of a suite."""
         return _mean([value for value, name in zip(values_I, self.suites_I, strict=True) if name == suite])
 
     def well_formed(self, suite: str) -> float | None:
-        """Share of a suite's completions that look like an answer."""
+        """Returns the share of a suite's completions that are well formed; None if the task does not define it."""
         return None if self.well_formed_I is None else self.mean(self.well_formed_I, suite)
 
 
 def items(task: Task, split: str, num_items: int) -> list[int]:
-    """The rows of a split that are read: the first ones, of several suites the first ones of each.
+    """Returns the indices of the rows that an evaluation reads.
 
-    Every suite then gives its share of `num_items`, but never fewer than its interval needs.
+    These are the first rows of the split. If `eval` has suites, they are the first rows of each suite, in proportion to
+    its size but at least `MIN_ITEMS`, which its confidence interval needs.
+
+    Args:
+        task: The task.
+        split: Name of the split.
+        num_items: Number of rows to read; with suites, the result may be longer.
     """
     total = len(task.splits[split])
     if split != "eval" or task.suites is None or num_items >= total:
@@ -85,7 +92,16 @@ def items(task: Task, split: str, num_items: int) -> list[int]:
 
 
 def requests(task: Task, split: str, num_items: int, seed: int) -> Requests:
-    """The completions to sample. Every item has seeds of its own, so more items or samples change no other's."""
+    """Returns the completions to sample for an evaluation.
+
+    Each item has its own seeds, so that adding items or samples does not change the seeds of the others.
+
+    Args:
+        task: The task.
+        split: Name of the split; only `eval` has suites, several samples per item and its own decoding.
+        num_items: Number of items to evaluate.
+        seed: Seed from which the seeds of all requests are derived.
+    """
     rows, seeds, counts, names = [], [], [], []
     for index in items(task, split, num_items):
         suite = task.suites[index] if split == "eval" and task.suites is not None else task.name
@@ -98,27 +114,36 @@ def requests(task: Task, split: str, num_items: int, seed: int) -> Requests:
     return Requests(rows=rows, seeds=seeds, counts_I=tuple(counts), suites_I=tuple(names), decoding=decoding)
 
 
-def evaluation(task: Task, asked: Requests, rollouts: Rollouts) -> Evaluation:
-    """What the completions amount to."""
-    starts = np.cumsum([0, *asked.counts_I[:-1]])
+def evaluation(task: Task, sampled: Requests, rollouts: Rollouts) -> Evaluation:
+    """Returns the results per item of the completions that were sampled for `sampled`.
+
+    Args:
+        task: The task.
+        sampled: The requests, from `requests`.
+        rollouts: One completion per request, in the same order.
+    """
+    starts = np.cumsum([0, *sampled.counts_I[:-1]])
 
     def by_item(values: Sequence[float]) -> tuple[float, ...]:
-        if set(asked.counts_I) == {1}:
+        if set(sampled.counts_I) == {1}:
             return tuple(map(float, values))
-        return tuple(map(float, np.add.reduceat(np.array(values, dtype=float), starts) / np.array(asked.counts_I)))
+        return tuple(map(float, np.add.reduceat(np.array(values, dtype=float), starts) / np.array(sampled.counts_I)))
 
     formed = task.is_well_formed
     return Evaluation(
         rewards_I=by_item(rollouts.rewards),
         truncated_I=by_item([not finished for finished in rollouts.finished]),
         well_formed_I=None if formed is None else by_item(rollouts.well_formed(formed)),
-        suites_I=asked.suites_I,
+        suites_I=sampled.suites_I,
         metrics=dict(rollouts.metrics),
     )
 
 
 def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str, SuiteScore]:
-    """Base and trained model by suite, in the order of the suites; a task without any is one suite of its name."""
+    """Returns the scores of the base and the trained model by suite, in order.
+
+    A task without suites counts as one suite with the task's name.
+    """
     return {
         suite: SuiteScore(
             num_items=base.suites_I.count(suite),
@@ -135,7 +160,7 @@ def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str,
 
 
 def scale(task: Task, num_items: int) -> np.ndarray | None:
-    """Factor by which each item of `eval` counts more than in a plain mean, shape (items,); None for no suites."""
+    """Returns each item's weight relative to a plain mean over `eval`, shape (items,); None without suites."""
     if task.suites is None:
         return None
     suites_I = [task.suites[index] for index in items(task, "eval", num_items)]

@@ -1,4 +1,4 @@
-"""Prompts and completions that the model has positions for: what is left out, cut shorter, or refused."""
+"""Length limits: drops long prompts, shortens completions, or refuses a task that exceeds the model's positions."""
 
 from __future__ import annotations
 
@@ -16,70 +16,74 @@ logger = logging.getLogger(__name__)
 
 
 def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Task:
-    """The task as this model can do it.
+    """Returns the task with prompts and completions that fit the user's limits and the model's positions.
+
+    A task with an environment is returned unchanged, because an episode ends when its context is full.
 
     Args:
-        config: The user's limits.
-        task: Of one turn; where there is an environment an episode ends where its context is full.
-        tokenizer: The model's.
-        positions: Of the model (`models.max_positions`); None where there is no limit.
+        config: Holds the user's limits, `max_prompt_tokens` and `max_new_tokens`.
+        task: The task.
+        tokenizer: Tokenizer of the model.
+        positions: Number of tokens the model can attend to (`loading.max_positions`); None if unlimited.
 
     Raises:
-        ConfigError: No prompt of a split is short enough, or prompts leave no room for completions.
+        ConfigError: No prompt of a split is short enough, prompts leave no space for completions, or
+            --max-prompt-tokens is given for a task with an environment.
     """
     lengths = {name: _lengths(task, name, tokenizer) for name in SPLITS} if task.environment is None else {}
-    task, lengths = _leave_out(config, task, lengths)
-    return task if positions is None or not lengths else _shorten(config, task, lengths, positions)
+    task, lengths = _drop_long_prompts(config, task, lengths)
+    return task if positions is None or not lengths else _limit_completions(config, task, lengths, positions)
 
 
 def _lengths(task: Task, split: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(map(len, encode_prompts(tokenizer, task.splits[split], dict(task.chat_template_kwargs))))
 
 
-def _leave_out(config: Config, task: Task, lengths: dict[str, list[int]]) -> tuple[Task, dict[str, list[int]]]:
-    """Without the prompts that the user finds too long. None of `eval`: a score is one on all of it."""
+def _drop_long_prompts(config: Config, task: Task, lengths: dict[str, list[int]]) -> tuple[Task, dict[str, list[int]]]:
+    """Drops prompts longer than --max-prompt-tokens, except in `eval`, whose score is defined on all its rows."""
     if (limit := config.max_prompt_tokens) is None:
         return task, lengths
     if task.environment is not None:
         raise ConfigError(
-            f"--max-prompt-tokens {limit} cannot work: what task '{task.name}' reads grows turn by turn; leave it out."
+            f"--max-prompt-tokens {limit} cannot be used with task '{task.name}', because its episodes grow turn by "
+            "turn: leave the option out."
         )
     splits, left = dict(task.splits), dict(lengths)
     for name in SPLITS[:-1]:
         kept = [index for index, length in enumerate(lengths[name]) if length <= limit]
         if not kept:
             raise ConfigError(
-                f"--max-prompt-tokens {limit} leaves no prompt in '{name}' of task '{task.name}': the shortest there "
-                f"has {min(lengths[name])} tokens, give at least that."
+                f"--max-prompt-tokens {limit} leaves no prompt in split '{name}' of task '{task.name}', where the "
+                f"shortest has {min(lengths[name])} tokens: give at least {min(lengths[name])}."
             )
         splits[name] = [task.splits[name][index] for index in kept]
         left[name] = [lengths[name][index] for index in kept]
-    if num_left_out := sum(len(task.splits[name]) - len(splits[name]) for name in splits):
-        logger.warning("task '%s': %d prompts of more than %d tokens are left out.", task.name, num_left_out, limit)
+    if num_dropped := sum(len(task.splits[name]) - len(splits[name]) for name in splits):
+        logger.warning("task '%s': dropped %d prompts of more than %d tokens.", task.name, num_dropped, limit)
         task = replace(task, splits=splits)
     return task, left
 
 
-def _shorten(config: Config, task: Task, lengths: dict[str, list[int]], positions: int) -> Task:
-    """Shorter completions where training needs it; of the evaluation only those behind its longest prompts."""
+def _limit_completions(config: Config, task: Task, lengths: dict[str, list[int]], positions: int) -> Task:
+    """Shortens completions if the longest training prompt requires it; long `eval` prompts only cause a warning."""
     longest = max(length for name in SPLITS[:-1] for length in lengths[name])
-    most = max(longest, *lengths["eval"])
-    if most >= positions:
+    longest_any = max(longest, *lengths["eval"])
+    if longest_any >= positions:
         raise ConfigError(
-            f"{config.model} has {positions} positions, and the longest prompt of task '{task.name}' alone has {most} "
-            "tokens: give shorter prompts, or a model with more."
+            f"{config.model} has {positions} positions, but the longest prompt of task '{task.name}' has {longest_any} "
+            "tokens: give shorter prompts, or a model with more positions."
         )
     if config.max_new_tokens is not None and longest + task.max_new_tokens > positions:
         raise ConfigError(
             f"{config.model} has {positions} positions, too few for the longest training prompt of {longest} tokens "
-            f"and {task.max_new_tokens} new ones: give shorter prompts, or --max-new-tokens {positions - longest}."
+            f"and {task.max_new_tokens} new tokens: give shorter prompts, or --max-new-tokens {positions - longest}."
         )
     if longest + task.max_new_tokens > positions:
         task = replace(task, max_new_tokens=positions - longest)
-    asked = task.eval_decoding.max_new_tokens if task.eval_decoding else task.max_new_tokens
-    if tight := sum(length + asked > positions for length in lengths["eval"]):
+    wanted = task.eval_decoding.max_new_tokens if task.eval_decoding else task.max_new_tokens
+    if tight := sum(length + wanted > positions for length in lengths["eval"]):
         logger.warning(
-            "task '%s': %d of %d prompts of 'eval' leave fewer than %d new tokens in the model's %d positions, so an "
-            "answer may be cut off there.", task.name, tight, len(lengths["eval"]), asked, positions,
+            "task '%s': %d of %d prompts of 'eval' leave fewer than %d new tokens in the model's %d positions, so the "
+            "answers may be truncated.", task.name, tight, len(lengths["eval"]), wanted, positions,
         )  # fmt: skip
     return task

@@ -1,8 +1,8 @@
-r"""Episodes: a model acts in an environment over several turns, in one growing sequence.
+r"""Multi-turn episodes: a model acts in an environment over several turns, within one growing sequence.
 
-Plain text reads `{prompt}{observation}\n> {action}\n{observation}\n> {action}\n...`; an action ends with the line. For
-a chat model every observation is a message, as the chat template writes it. The sequence is put together from tokens,
-never decoded and encoded again: what the model wrote is what it is trained on.
+In plain text the sequence is `{prompt}{observation}\n> {action}\n{observation}\n> {action}\n...`, and an action ends at
+the line break. For a chat model every observation is a message rendered by the chat template. The sequence is built
+from token ids and never decoded and encoded again, so the model is trained on exactly the tokens that it generated.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
 
 PROMPT = "\n> "
-"""Stands between an observation and the action, in plain text."""
+"""Separates an observation from the action, in plain text."""
 
 
 @dataclass
 class _Episode:
-    """One that is being played."""
+    """An episode in progress."""
 
     environment: Environment
     prompt_ids: list[int]
@@ -39,11 +39,11 @@ class _Episode:
     actions: list[str] = field(default_factory=list)
     prefilled: int = 0
     done: bool = False
-    """Ended by the environment."""
+    """True if the environment ended the episode."""
     truncated: bool = False
-    """An action hit the token limit."""
-    full: bool = False
-    """There is no room for another action."""
+    """True if an action hit the token limit."""
+    context_full: bool = False
+    """True if the context has no space for another action."""
 
     @property
     def ids(self) -> list[int]:
@@ -51,22 +51,25 @@ class _Episode:
 
 
 def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
-    """Plays an episode for every row, all of them turn by turn together.
+    """Plays one episode per row; all episodes advance together, turn by turn.
 
     Args:
         engine: Generates the actions.
-        task: With an environment.
-        rows: One for each episode, groups of equal ones behind each other.
-        seeds: One for each episode; its turns' follow from it.
-        group_size: Episodes of a prompt.
+        task: A task with an environment.
+        rows: One row per episode; the equal rows of a group are adjacent.
+        seeds: One seed per episode, from which the seeds of its turns are derived.
+        group_size: Number of episodes per prompt.
+
+    Returns:
+        The episodes, in the order of `rows`.
 
     Raises:
-        EpisodeError: An environment failed, or a first observation leaves no room for an action.
+        EpisodeError: An environment failed, or a first observation leaves no space for an action.
     """
     assert task.environment is not None
-    form = _Chat(engine, task.chat_template_kwargs) if task.is_chat else _Plain(engine.tokenizer)
-    most = engine.max_new_tokens
-    room = engine.max_context - most
+    renderer = _ChatMessages(engine, task.chat_template_kwargs) if task.is_chat else _PlainText(engine.tokenizer)
+    max_new_tokens = engine.max_new_tokens
+    max_length = engine.max_context - max_new_tokens
     with ExitStack() as opened:
         episodes = []
         for row in rows:
@@ -74,20 +77,21 @@ def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequen
             opened.callback(end, environment)
             observation = begin(environment, row)
             state = state_of(environment, observation)
-            episodes.append(_Episode(environment, form.first(row, observation, environment), state))
-        if (longest := max(len(episode.ids) for episode in episodes)) > room:
+            episodes.append(_Episode(environment, renderer.first(row, observation, environment), state))
+        if (longest := max(len(episode.ids) for episode in episodes)) > max_length:
             raise EpisodeError(
-                f"a prompt and its first observation have {longest} tokens, which leaves no room for an action of "
-                f"{most} in {engine.max_context}: give shorter ones, or a smaller --max-new-tokens."
+                f"a prompt and its first observation have {longest} tokens, which leaves no space for an action of "
+                f"{max_new_tokens} tokens in a context of {engine.max_context}: give shorter prompts and observations, "
+                "or a smaller --max-new-tokens."
             )
-        _play(episodes, engine, form, seeds, room, task.max_turns)
+        _play(episodes, engine, renderer, seeds, max_length, task.max_turns)
     return Rollouts(
         prompt_ids=[episode.prompt_ids for episode in episodes],
         completion_ids=[episode.completion_ids for episode in episodes],
         turns=[tuple(episode.turns) for episode in episodes],
         actions=[tuple(episode.actions) for episode in episodes],
         rewards=[sum(turn.reward for turn in episode.turns) for episode in episodes],
-        finished=[not (episode.truncated or episode.full) for episode in episodes],
+        finished=[not (episode.truncated or episode.context_full) for episode in episodes],
         prefilled=[episode.prefilled for episode in episodes],
         log_probs=[episode.log_probs for episode in episodes],
         group_size=group_size,
@@ -97,38 +101,40 @@ def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequen
 def _play(
     episodes: Sequence[_Episode],
     engine: Engine,
-    form: _Plain | _Chat,
+    renderer: _PlainText | _ChatMessages,
     seeds: Sequence[int],
-    room: int,
+    max_length: int,
     max_turns: int,
 ) -> None:
-    """Turn by turn until all are done, or have no turn or room left."""
-    ends = {*engine.eos_token_ids, *form.stop_ids}
+    """Plays turn by turn until every episode is done, has a full context, or has had `max_turns` turns."""
+    ends = {*engine.eos_token_ids, *renderer.stop_ids}
     for turn in range(max_turns):
-        playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.full)]
+        playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.context_full)]
         if not playing:
             break
         written = engine.generate(
             [episodes[index].ids for index in playing],
             [request_seed(seeds[index], turn) if turn else seeds[index] for index in playing],
-            stop_ids=form.stop_ids,
+            stop_ids=renderer.stop_ids,
         )
         for index, ids in zip(playing, written, strict=True):
             episode = episodes[index]
             episode.truncated |= ids[-1] not in ends
-            _take_turn(episode, ids, form, room, last=turn + 1 == max_turns)
+            _step(episode, ids, renderer, max_length, last=turn + 1 == max_turns)
     for episode in episodes:
         if not episode.done:
             last = episode.turns[-1]
             episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
 
 
-def _take_turn(episode: _Episode, ids: Completion, form: _Plain | _Chat, room: int, *, last: bool) -> None:
-    """Takes the action that these tokens are, and reads what it led to."""
+def _step(
+    episode: _Episode, ids: Completion, renderer: _PlainText | _ChatMessages, max_length: int, *, last: bool
+) -> None:
+    """Sends the generated action to the environment and appends action and observation to the episode."""
     episode.prefilled += len(episode.ids)
     start = len(episode.completion_ids)
-    said = cast(str, form.tokenizer.decode(ids, skip_special_tokens=True))
-    action = (think_prefix(form.tokenizer, episode.ids) + said).strip()
+    text = cast(str, renderer.tokenizer.decode(ids, skip_special_tokens=True))
+    action = (think_prefix(renderer.tokenizer, episode.ids) + text).strip()
     step = act(episode.environment, action)
     episode.completion_ids += ids
     if episode.log_probs is not None:
@@ -139,20 +145,20 @@ def _take_turn(episode: _Episode, ids: Completion, form: _Plain | _Chat, room: i
     episode.state = state_of(episode.environment, step.observation)
     if last or episode.done:
         return
-    observation = form.next(ids, step.observation, episode.environment)
-    episode.full = len(episode.ids) + len(observation) > room
-    if not episode.full:
+    observation = renderer.next(ids, step.observation, episode.environment)
+    episode.context_full = len(episode.ids) + len(observation) > max_length
+    if not episode.context_full:
         episode.completion_ids += observation
         if episode.log_probs is not None:
             episode.log_probs += [0.0] * len(observation)
 
 
-class _Plain:
-    """Lines of text."""
+class _PlainText:
+    """Renders observations as lines of plain text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.stop_ids = _line_ends(tokenizer)
+        self.stop_ids = _line_break_tokens(tokenizer)
         self._breaks = set(self.stop_ids)
 
     def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
@@ -163,8 +169,8 @@ class _Plain:
         return list(self.tokenizer(line + observation + PROMPT, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
-class _Chat:
-    """Messages."""
+class _ChatMessages:
+    """Renders observations as messages of the chat template."""
 
     def __init__(self, engine: Engine, template_kwargs: Mapping[str, Any]) -> None:
         self.tokenizer = engine.tokenizer
@@ -177,16 +183,17 @@ class _Chat:
         *before, last = row["prompt"]
         content = f"{last['content']}\n\n{observation}" if observation else last["content"]
         messages = [*before, {**last, "content": content}]
-        with _rendering("the tools of the environment"):
+        with _template_errors("the tools of the environment"):
             ids = encode_prompts(self.tokenizer, [{"prompt": messages}], self._options(environment))[0]
         if not self._shows_tools:
             self._check_tools(environment, ids)
         return ids
 
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
-        """What the chat template writes between one assistant message and the next.
+        """Returns the tokens that the chat template puts between one assistant message and the next.
 
-        Found between two known words, since a template may write the messages before them in another way.
+        They are cut out between two known texts, because a template may render earlier messages differently once
+        others follow.
         """
         action, answer = "an action of the assistant", "an observation of the world"
         messages = [
@@ -194,24 +201,24 @@ class _Chat:
             {"role": "assistant", "content": action},
             {"role": getattr(environment, "role", "user"), "content": answer},
         ]
-        with _rendering(f"a message of the role '{messages[-1]['role']}'"):
+        with _template_errors(f"a message of the role '{messages[-1]['role']}'"):
             text = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **self._options(environment)
             )
         assert isinstance(text, str)
         between, _, after = text.rpartition(action)[2].partition(answer)
         found = list(self.tokenizer(between + observation + after, add_special_tokens=False)["input_ids"])  # pyright: ignore
-        # The model has written the end of its message itself.
+        # The model has already generated the end of its own message.
         return found[1:] if found and found[0] == ids[-1] and found[0] in self._ends else found
 
     def _check_tools(self, environment: Environment, ids: list[int]) -> None:
-        """Once: some templates pass the tools over without a word, and the model would never hear of them."""
+        """Checks once that the template shows the tools, because some templates silently ignore them."""
         names = [tool.get("function", tool).get("name", "") for tool in getattr(environment, "tools", None) or ()]
         text = str(self.tokenizer.decode(ids))
         if missing := [name for name in names if name not in text]:
             raise EpisodeError(
                 f"the model's chat template does not show the tool {missing[0]} of the environment: give a model whose "
-                "template lists tools, or describe them in the prompt and leave the environment's `tools` out."
+                "template lists tools, or describe the tools in the prompt and remove the environment's `tools`."
             )
         self._shows_tools = True
 
@@ -221,19 +228,19 @@ class _Chat:
 
 
 @contextmanager
-def _rendering(what: str) -> Iterator[None]:
-    """What a chat template raises names neither the template nor what it was to write."""
+def _template_errors(what: str) -> Iterator[None]:
+    """Adds the template and `what` it was rendering to a template's error, which names neither."""
     try:
         yield
     except TemplateError as error:
         raise EpisodeError(
-            f"the model's chat template cannot write {what} ({error}): give a model whose template can, or an "
-            "environment without."
+            f"the model's chat template cannot render {what} ({error}): give a model whose template can, or another "
+            "environment."
         ) from error
 
 
 @lru_cache(maxsize=4)
-def _line_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token with a line break in it."""
+def _line_break_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Returns the id of every token that contains a line break."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return tuple(token for token, text in enumerate(texts) if "\n" in text)

@@ -1,4 +1,4 @@
-"""Rollouts: prompts in, completions out, and what they earned."""
+"""Rollouts: the sampled completions of a batch of prompts, with their rewards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autolayer.tasks.base import Row
 
 
 def request_seed(*words: object) -> int:
-    """A 63-bit seed from words such as (run seed, "train", step, index): the same on every machine."""
+    """Returns a 63-bit seed derived from words such as (run seed, "train", step, index), equal on every machine."""
     digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -27,10 +27,10 @@ class Turn(NamedTuple):
 
     start: int
     stop: int
-    """The model's own tokens are `completion_ids[start:stop]`; what lies between two turns it has read."""
+    """The model generated `completion_ids[start:stop]`; the tokens between two turns are observations."""
     reward: float
     state: str
-    """The state that the action was taken in, by name; '' where there is no environment."""
+    """Name of the state in which the action was taken; '' without an environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +39,22 @@ class Rollouts:
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    """From the first token written to the last; over several turns with the observations in between."""
+    """Tokens from the first generated one to the last; over several turns, the observations in between are included."""
     turns: list[tuple[Turn, ...]]
     actions: list[tuple[str, ...]]
-    """What was written, decoded without special tokens: the completion, or one text for each turn."""
+    """Generated texts, decoded without special tokens: the completion, or one text per turn."""
     rewards: list[float]
-    """Over several turns the sum of their rewards."""
+    """Reward of each completion; over several turns, the sum of their rewards."""
     finished: list[bool]
-    """Ended by itself, not by the token limit; over several turns, every action did."""
+    """True if the completion ended before the token limit; over several turns, if every action did."""
     prefilled: list[int]
-    """Tokens read in order to write: the prompt, and over several turns everything so far, again for each of them."""
+    """Tokens prefilled for each completion: the prompt; over several turns, the whole sequence so far at every turn."""
     log_probs: list[list[float] | None]
-    """For each token of `completion_ids` what the engine sampled it at (0 where the model only read); None where the
-    engine is the policy itself."""
+    """Log-probability at which the engine sampled each token of `completion_ids` (0 for observations); None if the
+    engine samples from the policy itself."""
     group_size: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the reward has logged of this very batch (TRL's `log_metric`): shares that could not be judged, and why."""
+    """Metrics that the reward logged for this batch (TRL's `log_metric`), such as the share it could not judge."""
 
     @classmethod
     def of_one_turn(
@@ -68,7 +68,7 @@ class Rollouts:
         log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> Rollouts:
-        """Those of a task without an environment."""
+        """Builds the rollouts of a task without an environment; every list has one entry per completion."""
         return cls(
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
@@ -84,30 +84,31 @@ class Rollouts:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Rollouts:
-        """From plain values, as `dataclasses.asdict` makes them."""
+        """Builds rollouts from plain values, as `dataclasses.asdict` returns them."""
         turns = [tuple(Turn(*turn) for turn in episode) for episode in values["turns"]]
         return cls(**{**values, "turns": turns, "actions": list(map(tuple, values["actions"]))})
 
     @property
     def texts(self) -> list[str]:
-        """What was written; each action in lines of its own."""
+        """The generated text of each completion; the actions of an episode are joined by line breaks."""
         return ["\n".join(actions) for actions in self.actions]
 
     def well_formed(self, is_well_formed: Callable[[str], bool]) -> list[float]:
-        """For each completion, the share of its actions that look like one; 0 or 1 where there is one turn."""
+        """Returns, for each completion, the share of its actions that are well formed: 0 or 1 if there is one turn."""
         return [sum(map(is_well_formed, actions)) / max(1, len(actions)) for actions in self.actions]
 
     @property
     def num_generated(self) -> int:
+        """Number of generated tokens, without prompts and observations."""
         return sum(turn.stop - turn.start for turns in self.turns for turn in turns)
 
     @property
     def num_tokens(self) -> int:
-        """Of whole sequences, as they are trained on."""
+        """Number of tokens of all sequences, prompts included, as training reads them."""
         return sum(map(len, self.completion_ids)) + sum(map(len, self.prompt_ids))
 
     def own_masks(self) -> list[list[int]]:
-        """For each completion, 1 at the tokens that the model wrote."""
+        """Returns one mask per completion: 1 for generated tokens, 0 for observations."""
         masks = [[0] * len(ids) for ids in self.completion_ids]
         for mask, turns in zip(masks, self.turns, strict=True):
             for turn in turns:
@@ -115,6 +116,7 @@ class Rollouts:
         return masks
 
     def rewards_P_G(self) -> torch.Tensor:
+        """Returns the rewards as a float64 tensor of shape (P, G)."""
         return torch.tensor(self.rewards, dtype=torch.float64).view(-1, self.group_size)
 
     def __add__(self, other: Rollouts) -> Rollouts:
@@ -123,25 +125,25 @@ class Rollouts:
 
     @classmethod
     def joined(cls, parts: Sequence[Rollouts], group_size: int) -> Rollouts:
-        """What several processes have sampled, each its consecutive part."""
+        """Joins the consecutive parts that several processes sampled; metrics are averaged by number of completions."""
         whole: dict[str, Any] = {name: [entry for part in parts for entry in getattr(part, name)] for name in LISTS}
         metrics: dict[str, float] = {}
         for part in parts:
-            for name, value in part.metrics.items():  # of a batch: means
+            for name, value in part.metrics.items():  # each value is a mean over its part
                 metrics[name] = metrics.get(name, 0.0) + value * len(part.rewards) / len(whole["rewards"])
         return cls(**whole, group_size=group_size, metrics=metrics)
 
     def between(self, start: int, stop: int, group_size: int) -> Rollouts:
-        """Those of completions `start` to `stop`, which may cut through a group."""
+        """Returns completions `start` to `stop` (exclusive), which may split a group."""
         return self._take(range(start, stop), group_size)
 
     def __getitem__(self, prompts: slice) -> Rollouts:
-        """The rollouts of a slice of the prompts, whole groups."""
+        """Returns the rollouts of a slice of the prompts, in whole groups."""
         start, stop, _ = prompts.indices(len(self.rewards) // self.group_size)
         return self._take(range(start * self.group_size, stop * self.group_size), self.group_size)
 
     def thinned(self, completions: int) -> Rollouts:
-        """The first so many completions of every group."""
+        """Returns the first `completions` completions of every group."""
         rows = [row for row in range(len(self.rewards)) if row % self.group_size < completions]
         return self._take(rows, min(completions, self.group_size))
 
@@ -151,11 +153,20 @@ class Rollouts:
 
 
 LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs")
-"""The fields of Rollouts that have an entry for each completion."""
+"""The fields of Rollouts with one entry per completion."""
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: dict) -> list[list[int]]:
-    """Token ids of plain-text prompts, or of message lists through the chat template, as TRL makes them."""
+    """Tokenizes plain-text prompts, or message lists through the chat template, as TRL does.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        rows: Rows of a task; all prompts are of one kind, strings or message lists.
+        template_kwargs: Keyword arguments of the chat template.
+
+    Returns:
+        The token ids of each prompt.
+    """
     prompts = [row["prompt"] for row in rows]
     if not isinstance(prompts[0], str):
         encoded = tokenizer.apply_chat_template(

@@ -272,7 +272,7 @@ def test_long_prompts_are_left_out_of_training_only(tiny_folder: Path, caplog: p
     fitted = apply_length_limits(Config(model="m", max_prompt_tokens=10), task, tokenizer, None)
     found = {name: tuple(len(row["prompt"]) for row in rows) for name, rows in fitted.splits.items()}
     assert found == {"train": (5, 9, 10), "probe": (8,), "select": (3, 4), "eval": (6, 30)}
-    assert "2 prompts of more than 10 tokens are left out" in caplog.text
+    assert "dropped 2 prompts of more than 10 tokens" in caplog.text
     assert apply_length_limits(Config(model="m"), task, tokenizer, None) is task
     assert apply_length_limits(Config(model="m", max_prompt_tokens=20), task, tokenizer, None) is task
 
@@ -282,10 +282,10 @@ def test_a_limit_that_leaves_nothing_is_refused(
 ) -> None:
     tokenizer = read_tokenizer(str(tiny_folder))
     task = toy({"train": (5,), "probe": (9, 8), "select": (3,), "eval": (6,)})
-    with pytest.raises(ConfigError, match="leaves no prompt in 'probe' of task 'toy': the shortest there has 8 tokens"):
+    with pytest.raises(ConfigError, match="leaves no prompt in split 'probe' of task 'toy', where the shortest has 8"):
         apply_length_limits(Config(model="m", max_prompt_tokens=7), task, tokenizer, None)
     with pytest.raises(ConfigError, match="--max-prompt-tokens 0 cannot work"):
         Config(model="m", max_prompt_tokens=0)
     config = stand_in(config_of("qwen2.5-3b-alfworld"), tmp_path, monkeypatch)
-    with pytest.raises(ConfigError, match="'agent:alfworld' reads grows turn by turn"):
+    with pytest.raises(ConfigError, match="'agent:alfworld', because its episodes grow turn by turn"):
         apply_length_limits(config.replace(max_prompt_tokens=7), load_task(config, chat=True), tokenizer, None)

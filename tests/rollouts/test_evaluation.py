@@ -175,7 +175,7 @@ def test_a_long_item_of_the_evaluation_shortens_nothing_but_its_own_answer(caplo
 
 
 def test_prompts_that_fill_the_context_are_refused() -> None:
-    with pytest.raises(ConfigError, match="12 positions, and the longest prompt .* alone has 12 tokens: give shorter"):
+    with pytest.raises(ConfigError, match="12 positions, but the longest prompt .* has 12 tokens: give shorter"):
         fitted(SHORT, 12)
     with pytest.raises(ConfigError, match="16 positions.*--max-new-tokens 7"):
         apply_length_limits(Config(model="m", max_new_tokens=8), fitted(SHORT, 99), build_tokenizer(), 16)

@@ -148,7 +148,7 @@ def test_episodes_end_with_the_context_and_say_so() -> None:
     for prompt_ids, ids, turns in zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.turns, strict=True):
         assert len(prompt_ids) + len(ids) <= 48 and len(turns) < 10
     assert not any(rollouts.finished)
-    with pytest.raises(EpisodeError, match="no room for an action of 6 in 10"):
+    with pytest.raises(EpisodeError, match="no space for an action of 6 tokens in a context of 10"):
         play_some(make_task(), make_engine(build_model("qwen3"), max_context=10))
 
 
@@ -187,7 +187,7 @@ def test_a_template_that_cannot_write_a_role_or_a_tool_is_named() -> None:
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
         "{{ tools }}" + plain
     )
-    with pytest.raises(EpisodeError, match="template cannot write a message of the role 'tool' .no tools"):
+    with pytest.raises(EpisodeError, match="template cannot render a message of the role 'tool' .no tools"):
         play_some(make_task(Tools, chat=True), engine)
 
 
