@@ -74,7 +74,6 @@ __all__ = [
     "SandboxError",
     "Task",
     "TrainingError",
-    "TrainingError",
     "UnknownNameError",
     "compare",
     "load_patch",
