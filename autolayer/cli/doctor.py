@@ -94,7 +94,7 @@ def _device(config: Config | None) -> Iterator[Check]:
     import torch
 
     if config is not None:
-        from autolayer.models.loading import find_device
+        from autolayer.models.device import find_device
 
         try:
             find_device(config.device)

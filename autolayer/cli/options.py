@@ -154,7 +154,7 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
     values |= {name: {**values.get(name, {}), **table} for name, table in tables.items()}
     config = Config(**values)
     from autolayer import tasks
-    from autolayer.models.loading import EMBEDDED, check_name
+    from autolayer.models.names import EMBEDDED, check_name
 
     check_name(config.model)
     packaged = EMBEDDED.get(config.model)

@@ -1,9 +1,9 @@
-"""What a device and its host must hold while layers are trained, worked out from shapes alone.
+"""Estimates the memory that training needs on the device and the host, from shapes alone.
 
-The model is one without weights (on torch's meta device). A pass over one sequence is traced, and what autograd saves
-is counted once by storage: so it is right for any architecture, for any choice of trained layers (a frozen linear map
-does not keep its input), and for recomputation. Attention is traced as the fused kernels save it, without the (T, T)
-scores.
+The model has no weights (it is on torch's meta device). A forward pass over one sequence is traced, and every storage
+that autograd saves is counted once. The estimate therefore holds for any architecture, for any choice of trained layers
+(a frozen linear layer does not save its input), and for activation checkpointing. Attention is traced as fused kernels
+save it, without the (T, T) scores.
 """
 
 from __future__ import annotations
@@ -23,86 +23,100 @@ from autolayer.models.activation_checkpointing import checkpoint_activations
 from autolayer.models.layers import find_layers, layer_parameters
 
 HEAD_TILE = 4096 * 32768
-"""Logits that TRL's fused head computes at once (trl/kernels/chunked_logprob.py)."""
+"""Number of logits that TRL's fused head computes at once (trl/kernels/chunked_logprob.py)."""
 TILES = {"cuda": 1, "cpu": 6}
-"""How many tiles it holds: without its kernel, torch's own operations make copies (examples/benchmarks/memory.py)."""
+"""Number of tiles that the head holds at once, by kind of device. On a CPU, where its kernel is missing, torch's
+operations make copies (examples/benchmarks/memory.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchShape:
-    """How forward and backward passes are made (passes.py)."""
+    """Size of one micro-batch (see `training.micro_batching`)."""
 
     width: int
-    """Tokens of the longest sequence, prompt and completion."""
+    """Number of tokens of the longest sequence, prompt and completion together."""
     tokens: int
+    """Largest number of tokens in one micro-batch; a micro-batch has at least one sequence."""
     recompute: bool
+    """True if activations are recomputed in the backward pass (activation checkpointing)."""
     batch: int
-    """Sequences that there are."""
+    """Number of sequences in the whole batch."""
     device: str = "cuda"
-    """Kind of device."""
+    """Kind of device: "cuda" or "cpu"."""
     shards: int = 1
-    """Processes that the blocks are divided among (shards.py)."""
+    """Number of processes that share the blocks (see `distributed.fsdp`)."""
 
     @property
     def sequences(self) -> int:
-        """In one pass."""
+        """Number of sequences in one micro-batch."""
         return min(self.batch, max(1, self.tokens // self.width))
 
 
-def probing_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> dict[str, int]:
-    """What the device holds in the shared backward pass, by what it is for.
+def probing_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape) -> dict[str, int]:
+    """Estimates the device memory of the probes' shared backward pass.
 
     Args:
-        model: On the meta device.
-        layers: The candidates.
-        passing: How passes are made.
+        model: The model on the meta device.
+        layers: The candidate layers.
+        micro_batches: Size of a micro-batch.
+
+    Returns:
+        Bytes by purpose.
     """
     return {
-        "weights": _weights(model, passing, 1),
-        "activations": activation_bytes(model, layers, passing) * passing.sequences,
-        "working space": _working(model, passing) + _largest(model),
+        "weights": _weight_bytes(model, micro_batches, 1),
+        "activations": activation_bytes(model, layers, micro_batches) * micro_batches.sequences,
+        "working space": _working_bytes(model, micro_batches) + _largest_block_bytes(model),
     }
 
 
 def training_bytes(
-    model: Any, layers: Layers, passing: MicroBatchShape, *, num_trained: int, reference: bool = False
+    model: Any, layers: Layers, micro_batches: MicroBatchShape, *, num_trained: int, reference: bool = False
 ) -> dict[str, int]:
-    """What the device holds while some layers are trained, by what it is for; the key-value cache takes what is left.
+    """Estimates the device memory of training; the key-value cache is not included, as it takes what is left.
 
     Args:
-        model: On the meta device.
-        layers: What is trained.
-        passing: How passes are made.
-        num_trained: Parameters that are trained; fewer than the layers have where they are adapters.
-        reference: Whether a KL term wants the base weights as well.
+        model: The model on the meta device.
+        layers: The trained layers.
+        micro_batches: Size of a micro-batch.
+        num_trained: Number of trained parameters; with adapters, fewer than the layers have.
+        reference: True if a KL term needs the base weights of the trained layers as well.
+
+    Returns:
+        Bytes by purpose.
     """
     head = model.get_output_embeddings().weight.numel()
     return {
-        "weights": _weights(model, passing, 0 if layers == "full" else len(layers)),
+        "weights": _weight_bytes(model, micro_batches, 0 if layers == "full" else len(layers)),
         "float32 master, gradient and Adam": 16 * num_trained,
         **({"reference for the KL term": model.dtype.itemsize * num_trained} if reference else {}),
-        "activations": activation_bytes(model, layers, passing) * passing.sequences,
-        "working space": _working(model, passing) + (4 * head if layers == "full" else 0),
+        "activations": activation_bytes(model, layers, micro_batches) * micro_batches.sequences,
+        "working space": _working_bytes(model, micro_batches) + (4 * head if layers == "full" else 0),
     }
 
 
 def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
-    """What the host holds of the shared batch's gradients: of complete folds, and in float32 of the last one."""
+    """Returns the host memory, in bytes, of the shared batch's gradients.
+
+    Complete folds are stored in the model's dtype and the fold in progress in float32.
+    """
     numel = sum(p.numel() for p in layer_parameters(model, layers).values())
     return numel * (model.dtype.itemsize * (num_folds - 1) + 4)
 
 
-def _weights(model: Any, passing: MicroBatchShape, held: int) -> int:
+def _weight_bytes(model: Any, micro_batches: MicroBatchShape, held: int) -> int:
     """Returns the bytes of the weights that one process holds.
 
     With shards that is its share of the blocks, the `held` blocks that are kept whole, the one that is computing, and
     the buffer that it is gathered in.
     """
     whole, blocks = _bytes(model), sum(map(_bytes, find_layers(model)))
-    return whole if passing.shards == 1 else whole - blocks + blocks // passing.shards + (held + 2) * _largest(model)
+    if micro_batches.shards == 1:
+        return whole
+    return whole - blocks + blocks // micro_batches.shards + (held + 2) * _largest_block_bytes(model)
 
 
-def _largest(model: Any) -> int:
+def _largest_block_bytes(model: Any) -> int:
     return max(map(_bytes, find_layers(model)))
 
 
@@ -110,22 +124,25 @@ def _bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-def _working(model: Any, passing: MicroBatchShape) -> int:
-    """Gradients of one block's activations (and these themselves, where they are recomputed), and the head's tiles."""
+def _working_bytes(model: Any, micro_batches: MicroBatchShape) -> int:
+    """Returns the bytes of the head's tiles and of the gradients of one block's activations.
+
+    With recomputation, the activations of that block are added.
+    """
     last = (len(find_layers(model)) - 1,)
-    block = activation_bytes(model, last, replace(passing, recompute=False)) * passing.sequences
+    block = activation_bytes(model, last, replace(micro_batches, recompute=False)) * micro_batches.sequences
     vocabulary, hidden = model.get_output_embeddings().weight.shape
-    tokens = passing.sequences * passing.width
-    tiles = TILES.get(passing.device, 1) * min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize
-    return tiles + 4 * tokens * hidden + (block if passing.recompute else block // 2)
+    tokens = micro_batches.sequences * micro_batches.width
+    tiles = TILES.get(micro_batches.device, 1) * min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize
+    return tiles + 4 * tokens * hidden + (block if micro_batches.recompute else block // 2)
 
 
-def activation_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> int:
-    """Bytes that a pass over one sequence keeps until its backward pass, the output head apart."""
+def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape) -> int:
+    """Returns the bytes that a forward pass over one sequence saves for its backward pass, without the output head."""
     if model.dtype == torch.float32 and hasattr(model.config.get_text_config(decoder=True), "num_experts_per_tok"):
-        # torch has no shapes of grouped products in float32; norms, which are float32 in any case, then count twice.
+        # torch cannot trace grouped matmuls in float32 on meta. Norms, float32 in either dtype, are counted twice here.
         try:
-            return 2 * activation_bytes(model.to(torch.bfloat16), layers, passing)
+            return 2 * activation_bytes(model.to(torch.bfloat16), layers, micro_batches)
         finally:
             model.to(torch.float32)
     trained = layer_parameters(model, layers)
@@ -135,12 +152,12 @@ def activation_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> in
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, or its number would be used again
+            kept[storage._cdata] = storage  # keeps the storage alive, so that its address is not reused
         return tensor
 
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    ids = torch.zeros(1, passing.width, dtype=torch.long, device="meta")
-    mask = torch.ones(1, 1, passing.width, passing.width, dtype=torch.bool, device="meta")
+    ids = torch.zeros(1, micro_batches.width, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, micro_batches.width, micro_batches.width, dtype=torch.bool, device="meta")
     lowest = 0 if layers == "full" else min(layers)
     try:
         for parameter, _ in flags:
@@ -149,7 +166,7 @@ def activation_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> in
             parameter.requires_grad_(True)
         with (
             _traced_attention(model),
-            checkpoint_activations(model, lowest) if passing.recompute else nullcontext(),
+            checkpoint_activations(model, lowest) if micro_batches.recompute else nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -160,7 +177,7 @@ def activation_bytes(model: Any, layers: Layers, passing: MicroBatchShape) -> in
 
 
 class _SavedAsFused(torch.autograd.Function):
-    """Saves what fused attention kernels save: queries, keys, values, the output and a number for each row."""
+    """Saves what fused attention kernels save: queries, keys, values, the output and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -174,16 +191,16 @@ class _SavedAsFused(torch.autograd.Function):
         raise NotImplementedError("shapes only")
 
 
-def _attend(
+def _traced_attention_forward(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, None]:
-    """In place of a real attention function: (B, H, T, D) in, (B, T, H, D) out."""
+    """Replaces the attention function in a trace: takes (B, H, T, D), returns (B, T, H, D)."""
     groups = getattr(module, "num_key_value_groups", 1)  # with a padding mask transformers repeats keys and values
     output = _SavedAsFused.apply(query, repeat_kv(key, groups), repeat_kv(value, groups))
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("autolayer_traced", _attend)
+AttentionInterface.register("autolayer_traced", _traced_attention_forward)
 
 
 @contextmanager

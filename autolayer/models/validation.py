@@ -1,4 +1,4 @@
-"""What a model or a tokenizer is refused for, in one sentence each, before training can fail on it."""
+"""Checks of models and tokenizers, which raise a one-sentence error before training would fail."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from autolayer.core.errors import ModelError
 
 
 def unreadable(name: str, path: str, error: Exception) -> ModelError:
+    """Builds the error for a model that cannot be read or fetched.
+
+    Args:
+        name: Model name that the user gave.
+        path: The argument of `from_pretrained`.
+        error: What transformers raised.
+    """
     """Returns the error for a model that could not be read, with the reason and what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -19,20 +26,25 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
         )
     if isinstance(error.__cause__, GatedRepoError):
         return ModelError(
-            f"model '{name}' is gated on the Hugging Face Hub: accept its terms there, then `hf auth login`."
+            f"model '{name}' is gated on the Hugging Face Hub: accept its terms there, then run `hf auth login`."
         )
     if isinstance(error.__cause__, RepositoryNotFoundError):
         return ModelError(
-            f"model '{name}' is not on the Hugging Face Hub, or is private: check the name, log in, or give a folder."
+            f"model '{name}' is not on the Hugging Face Hub, or is private: check the name, log in with "
+            "`hf auth login`, or give a folder."
         )
     return ModelError(
-        f"model '{name}' cannot be fetched: it is not in the local cache and the Hugging Face Hub gave none "
+        f"model '{name}' cannot be fetched: it is not in the local cache, and the Hugging Face Hub did not provide it "
         f"({first_line(error)}); go online once, or give a local folder: --model path/to/folder."
     )
 
 
 def check_kind(name: str, config: Any) -> None:
-    """Refuses by the config alone what is no decoder; what lies about itself is left to `check_causal`."""
+    """Checks by the configuration alone that a model is a causal decoder; `check_causal` tests the weights.
+
+    Raises:
+        ModelError: The model is an encoder, an encoder-decoder or another kind.
+    """
     from transformers.models.auto import modeling_auto as auto
 
     kinds = set(config.architectures or ())
@@ -47,18 +59,22 @@ def check_kind(name: str, config: Any) -> None:
 
 
 def check_causal(name: str, model: Any) -> None:
-    """The last of four tokens must not be seen from the first."""
+    """Checks that the prediction after the first of four tokens does not depend on the last token.
+
+    Raises:
+        ModelError: It depends on it, or the logits are not finite.
+    """
     import torch
 
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=model.device) % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad():
-        # One row at a time: two rows of one batch may be computed in different ways.
+        # One row at a time, because the rows of one batch may be computed in different ways.
         first, second = (model(input_ids=row[None], use_cache=False).logits[0, 0].float() for row in ids)
     if not bool(first.isfinite().all()):
         raise ModelError(
-            f"model '{name}' computes logits that are not finite: its weights are damaged; fetch it again."
+            f"model '{name}' computes logits that are not finite, so its weights are damaged: fetch it again."
         )
-    # A mixture may add up its experts in another order, which costs a few roundings.
+    # A mixture of experts may sum its experts in another order, which causes rounding differences.
     tolerance = (1e-5 if model.dtype == torch.float32 else 1e-2) * float(first.abs().max())
     if float((first - second).abs().max()) > tolerance:
         raise ModelError(
@@ -68,7 +84,11 @@ def check_causal(name: str, model: Any) -> None:
 
 
 def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
-    """Refuses what would fail in the middle of training; fills in a missing pad token as TRL does."""
+    """Checks the special tokens and the vocabulary of a tokenizer; sets a missing pad token as TRL does.
+
+    Raises:
+        ModelError: There is no eos token, or the vocabulary is larger than the embedding.
+    """
     if tokenizer.eos_token_id is None:
         missing = "neither an eos_token nor a pad_token" if tokenizer.pad_token_id is None else "no eos_token"
         raise ModelError(
@@ -86,6 +106,7 @@ def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message without its final period or colon, at most 200 characters."""
     """Returns the first line of an error's message, at most 200 characters of it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")[:200]

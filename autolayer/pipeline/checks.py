@@ -9,7 +9,8 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
-from autolayer.models.loading import EMBEDDED, check_name, meta_model, read_tokenizer
+from autolayer.models.loading import meta_model, read_tokenizer
+from autolayer.models.names import EMBEDDED, check_name
 from autolayer.models.quantization import check_installed
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.tasks.base import Task

@@ -24,8 +24,9 @@ from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.run_folder import CALIBRATION, RunFolder
+from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
-from autolayer.models.loading import find_device, max_positions, meta_model, read_tokenizer
+from autolayer.models.loading import max_positions, meta_model, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.pipeline.checks import check_before_loading, check_names
 from autolayer.pipeline.engine_choice import engine_name

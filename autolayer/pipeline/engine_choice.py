@@ -10,7 +10,8 @@ from autolayer.core.config import Config, is_server
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.process_group import ProcessGroup
-from autolayer.models.loading import LoadedModel, model_path
+from autolayer.models.loading import LoadedModel
+from autolayer.models.names import model_path
 from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine

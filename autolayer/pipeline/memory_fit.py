@@ -13,8 +13,8 @@ from autolayer.core.config import Config
 from autolayer.core.launch import num_processes
 from autolayer.core.layer_set import Layers
 from autolayer.models import lora
+from autolayer.models.device import find_device
 from autolayer.models.layers import layer_parameters, linear_module_names
-from autolayer.models.loading import find_device
 from autolayer.models.memory_estimate import MicroBatchShape, probing_bytes, training_bytes
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.training import micro_batching

@@ -6,7 +6,7 @@ import logging
 
 from autolayer.core.budget import BUDGET, default_budget
 from autolayer.core.config import Config
-from autolayer.models.loading import EMBEDDED
+from autolayer.models.names import EMBEDDED
 from autolayer.tasks.base import Task
 
 logger = logging.getLogger(__name__)

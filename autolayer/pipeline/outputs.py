@@ -7,7 +7,7 @@ from collections.abc import Callable
 from autolayer.core.arms import Arm
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
 from autolayer.models import lora
-from autolayer.models.loading import model_path
+from autolayer.models.names import model_path
 from autolayer.models.patch import LayerPatch
 from autolayer.pipeline.run_context import RunContext
 from autolayer.reporting import results

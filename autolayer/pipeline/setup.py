@@ -21,9 +21,10 @@ from autolayer.core.run_folder import PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import ProcessGroup, check_device, join_process_group
 from autolayer.distributed.shared_run_folder import SharedRunFolder
+from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
-from autolayer.models.loading import LoadedModel, find_device, load_model, max_positions
+from autolayer.models.loading import LoadedModel, load_model, max_positions
 from autolayer.models.quantization import quantize_frozen
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
 from autolayer.pipeline.engine_choice import check_context, engine_factory

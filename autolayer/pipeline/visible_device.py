@@ -10,7 +10,7 @@ import torch
 
 from autolayer.core.errors import ConfigError
 from autolayer.core.launch import num_processes
-from autolayer.models.loading import find_device
+from autolayer.models.device import find_device
 
 
 @contextmanager

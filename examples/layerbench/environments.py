@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bases import BASES
 
-from autolayer.models.loading import EMBEDDED
+from autolayer.models.names import EMBEDDED
 
 HERE = Path(__file__).parent
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)

@@ -33,7 +33,7 @@ from table import markdown, number
 
 import autolayer
 from autolayer.comparison.metrics import regret, spearman
-from autolayer.models.loading import EMBEDDED
+from autolayer.models.names import EMBEDDED
 from autolayer.reporting.contribution import Contribution
 
 STORED = RESULTS / "stable"

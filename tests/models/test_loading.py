@@ -12,14 +12,15 @@ from tiny_models import ARCHITECTURES, VOCABULARY, build, build_model, build_tok
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, ModelError, UnknownNameError
-from autolayer.models import loading
-from autolayer.models.loading import EMBEDDED, check_name, load_model, weight_hash
+from autolayer.models import names
+from autolayer.models.loading import load_model, weight_hash
+from autolayer.models.names import EMBEDDED, check_name
 from autolayer.tasks import TASKS
 
 
 def test_import_loads_no_torch():
     code = (
-        "import sys, autolayer.models.loading as m; m.check_name('tiny'); m.check_name('org/name'); "
+        "import sys, autolayer.models.names as m; m.check_name('tiny'); m.check_name('org/name'); "
         "sys.exit(bool({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -37,7 +38,9 @@ def test_presets_are_config_fields():
 def test_names(tmp_path, tiny_folder):
     for name in ("tiny", "Qwen/Qwen3-8B", "a-b/c_d.e", str(tiny_folder)):
         check_name(name)
-    with pytest.raises(UnknownNameError, match="unknown model 'tinny'. Did you mean 'tiny'.*Your own: a folder with"):
+    with pytest.raises(
+        UnknownNameError, match="unknown model 'tinny'. Did you mean 'tiny'.*Or give your own model: a folder with"
+    ):
         check_name("tinny")
     with pytest.raises(UnknownNameError, match="unknown model ''"):
         check_name("")
@@ -51,7 +54,7 @@ def test_names(tmp_path, tiny_folder):
 
 
 def test_missing_embedded_folder(monkeypatch):
-    monkeypatch.setattr(loading, "EMBEDDED", {"tiny": loading.EmbeddedModel(folder="gone")})
+    monkeypatch.setattr(names, "EMBEDDED", {"tiny": names.EmbeddedModel(folder="gone")})
     with pytest.raises(ModelError, match="missing from this installation"):
         load_model("tiny")
 

@@ -8,7 +8,8 @@ import pytest
 
 import autolayer
 from autolayer.core.config import Config
-from autolayer.models.loading import EMBEDDED, load_model, model_path
+from autolayer.models.loading import load_model
+from autolayer.models.names import EMBEDDED, model_path
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.evaluation import requests
 from autolayer.rollouts.sampler import sample

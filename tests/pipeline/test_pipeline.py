@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 import autolayer
 from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import RunFolder
-from autolayer.models.loading import load_model, model_path
+from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
+from autolayer.models.names import model_path
 from autolayer.pipeline import advance
 from autolayer.reporting import results
 from autolayer.reporting.results import PickResult

@@ -19,7 +19,7 @@ from hub_cache import make_dataset_cache, write_files
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
-from autolayer.models.loading import EMBEDDED
+from autolayer.models.names import EMBEDDED
 from autolayer.tasks import TASKS, check_name, load_task
 from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math import formats, public

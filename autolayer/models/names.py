@@ -1,0 +1,87 @@
+"""Model names: the embedded models, local folders and names on the Hugging Face Hub. This module loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from autolayer.core.errors import ModelError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedModel:
+    """A very small base model that ships with the package."""
+
+    folder: str
+    """Folder of the model in `autolayer/data/`."""
+    forms: Mapping[str, str] = field(default_factory=dict)
+    """Maps the kind of a task (the first part of its name) to the one form of it that this model can learn."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Maps a task to defaults of `Config` fields that the user did not set; '' stands for all other tasks."""
+
+    def preset(self, task: str) -> Mapping[str, Any]:
+        """Returns the defaults of `Config` fields for a task."""
+        return self.presets.get(task, self.presets.get("", {}))
+
+
+_FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house"}
+_PRESETS = {
+    "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024, "budget": 0.25},
+    # These cost more than arithmetic: code runs a program per completion, and an episode has about 100 tokens.
+    "code:expr": {"steps": 120, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
+    "agent:house": {"steps": 60, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
+}
+
+EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
+    {
+        "tiny": EmbeddedModel(folder="tiny-2", forms=_FORMS, presets=_PRESETS),
+        "tiny-qwen2": EmbeddedModel(folder="tiny-qwen2-2", forms=_FORMS, presets=_PRESETS),
+    }
+)
+"""A new version of a model gets a new folder, because published numbers belong to one set of weights."""
+
+_HINT = "Or give your own model: a folder with config.json, or a Hugging Face name such as Qwen/Qwen3-8B."
+
+
+def check_name(name: str) -> None:
+    """Checks that a model name can exist, without importing torch or contacting the Hub.
+
+    Raises:
+        UnknownNameError: The name is neither an embedded model, a path nor a valid Hub name.
+        ModelError: The name is a path that does not lead to a model folder.
+    """
+    path = Path(name).expanduser()
+    if name in EMBEDDED:
+        return
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"--model {name} is not a model folder: it has no config.json; give a folder that has one."
+            )
+    elif name and path.exists():
+        raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights.")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"--model {name} does not exist: give the path of a folder with config.json.")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise unknown("model", name, EMBEDDED, _HINT)
+
+
+def model_path(name: str) -> str:
+    """Returns the argument of `from_pretrained` for a model name: the packaged folder, a local folder or a Hub name.
+
+    Raises:
+        UnknownNameError: As `check_name`.
+        ModelError: As `check_name`, or the installation lacks an embedded model.
+    """
+    check_name(name)
+    if name in EMBEDDED:
+        folder = Path(__file__).parent.parent / "data" / EMBEDDED[name].folder
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model '{name}' is missing from this installation ({folder}): reinstall autolayer.")
+        return str(folder)
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
