@@ -98,7 +98,7 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
 
 @cli.command(
     cls=ConfigCommand,
-    leave_out=("budget", "regret", "storage", "top_k", "boost"),  # they steer a search
+    leave_out=("budget", "regret", "storage", "top_k"),  # they steer a search
     epilog="""\b
     Examples:
       autolayer train --model tiny --task math:arith --layers 2
@@ -122,7 +122,7 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
 
 @cli.command(
     cls=ConfigCommand,
-    leave_out=("regret", "storage", "hours", "top_k", "boost", "adapter"),  # they steer a search
+    leave_out=("regret", "storage", "hours", "top_k", "adapter"),  # they steer a search
     epilog="""\b
     Examples:
       autolayer measure --model tiny --task math:arith

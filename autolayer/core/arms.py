@@ -18,10 +18,6 @@ class Arm:
     """Fixes prompts, their order and every request's sampling noise: arms of one seed are paired."""
     step: int = 0
     """Optimizer steps done."""
-    boosted: tuple[int, ...] = ()
-    """Layers with a higher rate than the others."""
-    boost: float = 1.0
-    """Their rate over the others'."""
     checkpoint: str | None = None
     """Trained weights and Adam state at `step`, relative to the run folder; None at step 0."""
 
@@ -33,8 +29,7 @@ class Arm:
     @property
     def key(self) -> str:
         """Names the arm whatever its step; also its folder under `arms/`."""
-        boosted = f"_boost-{','.join(map(str, self.boosted))}x{self.boost:g}" if self.boosted else ""
-        return f"layer-{self.name}_rate-{self.learning_rate:.9g}{boosted}_seed-{self.seed}"
+        return f"layer-{self.name}_rate-{self.learning_rate:.9g}_seed-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

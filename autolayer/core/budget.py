@@ -109,9 +109,9 @@ def default_budget(steps: int) -> float:
     return min(BUDGET, max(BUDGET_STEPS, BUDGET_ROOTS * math.sqrt(steps)) / steps)
 
 
-def final_layers(config: Config, candidates: tuple[int, ...]) -> Layers:
-    """What the final run trains, where it is cheapest: the highest candidates, or with --boost all parameters."""
-    return "full" if config.boost is not None else tuple(sorted(candidates)[-config.top_k :])
+def final_layers(config: Config, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the cheapest layers that the final run may train: the highest candidates."""
+    return tuple(sorted(candidates)[-config.top_k :])
 
 
 def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:

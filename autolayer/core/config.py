@@ -88,8 +88,6 @@ class Config(Settings):
     Default: all."""
     top_k: Count = 1
     """Layers to train together: sets of this many layers race instead of single ones."""
-    boost: Annotated[float, annotated_types.Ge(1)] | None = None
-    """Train all parameters in the end, with this many times the learning rate on the best layers (2 is usual)."""
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
     frozen: Literal["8bit", "4bit"] | None = None
@@ -136,7 +134,7 @@ class Config(Settings):
     URLs of vLLM servers, separated by commas."""
     shard: bool = False
     """Divide the model's blocks among the processes of `torchrun --nproc_per_node N -m autolayer`, for a model that is
-    too large for one device (FSDP2). Not with --adapter, --boost, --frozen, --layers full or --rollouts vllm."""
+    too large for one device (FSDP2). Not with --adapter, --frozen, --layers full or --rollouts vllm."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
@@ -168,10 +166,9 @@ class Config(Settings):
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Returns for every rule about several fields whether it holds, and the sentence if it does not."""
-        packs = (self.boost, self.adapter, self.frozen)
+        packs = (self.adapter, self.frozen)
         own_data = self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl")
         return [
-            (None in (self.boost, self.adapter), "--boost trains all parameters, --adapter only adapters: give one."),
             (
                 self.frozen is None or self.rollouts in ("auto", "transformers"),
                 f"--frozen does not go with --rollouts {self.rollouts}, which would sample from the model as it was: "
@@ -183,8 +180,8 @@ class Config(Settings):
                 "vLLM server.",
             ),
             (
-                not self.shard or packs == (None, None, None),
-                "--shard does not go with --boost, --adapter or --frozen: leave it or them out.",
+                not self.shard or packs == (None, None),
+                "--shard does not go with --adapter or --frozen: leave it or them out.",
             ),
             (
                 own_data,
@@ -236,7 +233,6 @@ class Options(TypedDict, total=False):
     algorithm: Algorithm
     layers: LayersLike | None
     top_k: int
-    boost: float | None
     adapter: Literal["lora"] | None
     frozen: Literal["8bit", "4bit"] | None
     budget: float | None

@@ -1,4 +1,4 @@
-"""Which arms are trained: the candidates of the race, the final arm of `pick`, and the arm that `train` names."""
+"""Which arms are trained: the candidates of the race, and the arm that `train` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autolayer.models import lora
 from autolayer.pipeline.layer_sets import candidate_sets
 from autolayer.pipeline.run_context import RunContext
 from autolayer.probes.probe_report import ProbeReport, joint_rate
-from autolayer.search.records import Candidate, Outcome
+from autolayer.search.records import Candidate
 
 
 def insert_adapters(run: RunContext) -> None:
@@ -44,21 +44,6 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
         return candidates
     sets = candidate_sets(candidates, run.config.top_k, len(run.bench.layers))
     return [replace(each, learning_rate=fixed or each.learning_rate) for each in sets]
-
-
-def final_arm(run: RunContext, report: ProbeReport, outcome: Outcome) -> Arm:
-    """Returns what `pick` trains to the end: the winner, or with --boost all parameters, the winner's faster."""
-    if run.config.boost is None:
-        return outcome.winner
-    # As if the layers that were not probed moved the policy as much as those that were.
-    rate = joint_rate(report) * (len(report.layers) / len(run.bench.layers)) ** 0.5
-    return Arm(
-        layers="full",
-        learning_rate=run.config.learning_rate or rate,
-        seed=run.config.seed,
-        boosted=outcome.best,
-        boost=run.config.boost,
-    )
 
 
 def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:

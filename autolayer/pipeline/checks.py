@@ -66,7 +66,7 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
         ConfigError: An option belongs to another verb, or does not go with these layers.
     """
     num_layers = len(find_layers(model))
-    of_pick = [name for name, default in (("top_k", 1), ("boost", None)) if getattr(config, name) != default]
+    of_pick = ["top_k"] if config.top_k != 1 else []
     if verb == "measure" and config.adapter is not None:
         of_pick.append("adapter")
     if config.storage is not None:

@@ -11,7 +11,6 @@ import torch
 
 from autolayer.core.config import Config
 from autolayer.core.launch import num_processes
-from autolayer.core.layer_set import Layers
 from autolayer.models import lora
 from autolayer.models.device import find_device
 from autolayer.models.layers import layer_parameters, linear_module_names
@@ -80,7 +79,7 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
     engine_bytes = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
-    lowest = "full" if config.boost is not None else candidates[: config.top_k]
+    lowest = candidates[: config.top_k]
     num_trained = _num_trained(config, model, lowest)
 
     def fit(micro_batches: MicroBatchShape) -> MemoryFit:
@@ -120,9 +119,9 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
         shards *= 2
 
 
-def _num_trained(config: Config, model: Any, layers: Layers) -> int:
+def _num_trained(config: Config, model: Any, layers: tuple[int, ...]) -> int:
     """Returns the number of parameters that the final run trains."""
-    if config.adapter is None or layers == "full":
+    if config.adapter is None:
         return sum(p.numel() for p in layer_parameters(model, layers).values())
     maps = [model.get_submodule(name) for name in linear_module_names(model, layers)]
     return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)

@@ -7,7 +7,7 @@ from typing import Literal, Unpack, get_args
 from autolayer.core.config import Config, Options, config_of, with_options
 from autolayer.core.errors import unknown
 from autolayer.core.progress import Progress
-from autolayer.pipeline.arm_choice import final_arm, insert_adapters, named_arm
+from autolayer.pipeline.arm_choice import insert_adapters, named_arm
 from autolayer.pipeline.calibrate_stage import calibrate_stage
 from autolayer.pipeline.outputs import finished_result, save_result, train_once
 from autolayer.pipeline.probe_stage import probe_stage
@@ -65,7 +65,7 @@ def pick(
             return save_result(run, build_result(run, calibration, probes, search))
 
         def train() -> PickResult:
-            training = train_stage(run, final_arm(run, probes.report, search.outcome))
+            training = train_stage(run, search.outcome.winner)
             return save_result(run, build_result(run, calibration, probes, search, training), training.arm)
 
         return train_once(run, train)

@@ -92,8 +92,6 @@ def _search_notes(run: RunContext, search: SearchStage) -> Iterator[str]:
 
 def _training_notes(run: RunContext, training: TrainStage, interval: Interval) -> Iterator[str]:
     arm, steps = training.arm, run.config.steps or 0
-    if arm.boosted:
-        yield f"all parameters were trained, {name_layers(arm.boosted)} at {arm.boost:g} times the learning rate"
     if run.config.adapter is not None:
         yield f"LoRA adapters of rank {lora.RANK} were trained: the folder {ADAPTER} has them"
     if arm.step < steps:

@@ -71,7 +71,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         check_divisible(config, process_group.world_size)
         if config.storage is not None:
             process_group.on_rank_0(partial(check_storage, config.storage))
-        trained = layer_parameters(loaded.model, "full" if config.boost else candidates)
+        trained = layer_parameters(loaded.model, candidates)
         process_group.on_rank_0(lambda: check_disk_space(folder / PATCH, num_bytes(trained.values())))
         if config.history is not None:
             known.history(config.history)

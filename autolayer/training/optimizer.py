@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ class MasterAdamW(torch.optim.Optimizer):
         parameters: Full name -> parameter; the names are the keys of the checkpoint.
         lr: Learning rate.
         max_grad_norm: Clip the gradient's norm over all parameters to this.
-        boosts: Full name -> factor on the rate; 1 for those that are not named.
         average: Replaces gradients by their mean over all ranks.
 
     Raises:
@@ -40,19 +38,13 @@ class MasterAdamW(torch.optim.Optimizer):
         *,
         lr: float,
         max_grad_norm: float = 1.0,
-        boosts: Mapping[str, float] = MappingProxyType({}),
         average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
     ) -> None:
         super().__init__(list(parameters.values()), {"lr": lr})
         self.named = dict(parameters)
         self.max_grad_norm, self.average = max_grad_norm, average
         self.masters = {name: p.detach().to(torch.float32, copy=True) for name, p in self.named.items()}
-        factors = {name: boosts.get(name, 1.0) for name in self.masters}
-        groups = [
-            {"params": [m for name, m in self.masters.items() if factors[name] == factor], "factor": factor}
-            for factor in sorted(set(factors.values()))
-        ]
-        self.inner = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
+        self.inner = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
         self.last_grad_norm = 0.0
         self._hooks = [p.register_post_accumulate_grad_hook(self._mover(name)) for name, p in self.named.items()]
 
@@ -80,8 +72,7 @@ class MasterAdamW(torch.optim.Optimizer):
                 f"{self.param_groups[0]['lr']:g}."
             )
         nn.utils.clip_grads_with_norm_(self.masters.values(), self.max_grad_norm, norm)
-        for group in self.inner.param_groups:
-            group["lr"] = self.param_groups[0]["lr"] * group["factor"]
+        self.inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         for name, parameter in self.named.items():

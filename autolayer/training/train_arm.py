@@ -123,12 +123,7 @@ def _train(
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:
     """Returns the optimizer of an arm as its checkpoint has left it."""
-    optimizer = MasterAdamW(
-        bench.parameters(arm.layers),
-        lr=arm.learning_rate,
-        boosts=dict.fromkeys(bench.parameters(arm.boosted), arm.boost) if arm.boosted else {},
-        average=bench.process_group.average,
-    )
+    optimizer = MasterAdamW(bench.parameters(arm.layers), lr=arm.learning_rate, average=bench.process_group.average)
     if arm.checkpoint is not None:
         optimizer.load_tensors(bench.checkpoints.read(arm))
     return optimizer

@@ -28,7 +28,6 @@ from autolayer.reporting.contribution import Contribution
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "top 3": {"top_k": 3, "budget": 1.0},
-    "all, boost 2": {"boost": 2.0},
     "LoRA on the layer": {"adapter": "lora"},
 }
 

@@ -132,7 +132,7 @@ def test_training_from_shards_goes_on_where_it_was_stopped(tmp_path: Path) -> No
 
 def test_what_shards_cannot_do_is_refused() -> None:
     for options, reason in (
-        ({"rollouts": "vllm"}, "give the URL of a vLLM server"), ({"boost": 2.0}, "leave it or them out"),
+        ({"rollouts": "vllm"}, "give the URL of a vLLM server"),
         ({"adapter": "lora"}, "leave it or them out"), ({"frozen": "4bit"}, "leave it or them out"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=reason):

@@ -1,4 +1,4 @@
-"""More, or less, than one layer: LoRA adapters, all layers with a boost, sets of layers that race."""
+"""More, or less, than one layer: LoRA adapters, and sets of layers that race."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from autolayer.models import lora
 from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import load_model
 from autolayer.models.train_only import train_only
-from autolayer.training.optimizer import MasterAdamW
 from autolayer.training.train_arm import train_arm
 
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 64,
@@ -103,42 +102,10 @@ def test_adapters_resume_bit_for_bit_with_a_reference(tmp_path: Path) -> None:
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_boosted_layers_take_larger_steps(tmp_path: Path) -> None:
-    moved: dict[float, dict[str, float]] = {}
-    for boost in (1.0, 2.0):
-        bench = make_bench(build_model("qwen3"), tmp_path / str(boost))
-        arm = Arm(layers="full", learning_rate=1e-3, seed=0, boosted=(1, 3), boost=boost)
-        trained = bench.arm_weights(train_arm(bench, arm, 1).arm)
-        assert trained is not None
-        base = bench.base("full")
-        moved[boost] = {name: float((trained[name] - base[name]).abs().max()) for name in trained}
-    for name, step in moved[1.0].items():
-        factor = 2 if ".layers.1." in name or ".layers.3." in name else 1
-        assert moved[2.0][name] == pytest.approx(factor * step, rel=1e-3)
-
-
-def test_boosts_survive_a_checkpoint() -> None:
-    parameters = {name: torch.nn.Parameter(torch.ones(3)) for name in ("a", "b")}
-    optimizer = MasterAdamW(parameters, lr=0.1, boosts={"b": 3.0})
-    for parameter in parameters.values():
-        parameter.sum().backward()
-    optimizer.step()
-    assert parameters["a"].tolist() == pytest.approx([0.9] * 3) and parameters["b"].tolist() == pytest.approx([0.7] * 3)
-    again = MasterAdamW({n: torch.nn.Parameter(torch.ones(3)) for n in "ab"}, lr=0.1, boosts={"b": 3.0})
-    again.load_tensors(optimizer.tensors())
-    for held in (optimizer, again):
-        for parameter in held.named.values():
-            parameter.sum().backward()
-        held.step()
-    assert all(torch.equal(optimizer.masters[name], again.masters[name]) for name in "ab")
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"top_k": 0}, "--top-k 0"),
-        ({"boost": 0.5}, "--boost 0.5"),
-        ({"boost": 2.0, "adapter": "lora"}, "--boost trains all parameters"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> None:
@@ -152,7 +119,6 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], words: str) -> Non
     ("verb", "options", "words"),
     [
         ("train", {"top_k": 2, "layers": "1"}, "--top-k belongs to `pick`"),
-        ("train", {"boost": 2.0, "layers": "1"}, "--boost belongs to `pick`"),
         ("measure", {"adapter": "lora"}, "--adapter belongs to `pick`"),
         ("pick", {"top_k": 3, "layers": "0,1"}, "more than the 2 candidate layers"),
     ],
@@ -204,11 +170,3 @@ def test_an_adapter_run_goes_on_after_the_search(tmp_path: Path) -> None:
     assert (resumed.gain, resumed.best_layers, resumed.learning_rate) == (
         whole.gain, whole.best_layers, whole.learning_rate,
     )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_boost_trains_everything(tmp_path: Path) -> None:
-    result = autolayer.pick(**SHORT, boost=2.0, out=str(tmp_path))
-    assert len(result.best_layers or ()) == 1 and result.trained_layers == tuple(range(8))
-    patch = autolayer.load_patch(tmp_path / "layer.safetensors")
-    assert patch.layers == "full" and any("2 times the learning rate" in note for note in result.notes)
