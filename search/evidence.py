@@ -20,13 +20,13 @@ from autolayer.search.records import Run
 
 SHRINKAGE = 0.1
 """Part of the estimated correlations that is taken away: with 128 items and a dozen arms they are themselves noisy."""
-OFFSET = 10.0
+GROUP_OFFSET = 10.0
 """Standard deviation, in units of a reward's, of what the training prompts of a segment are worth for every arm: so
 wide that only differences between the arms count."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EvidenceRow:
     """Whose score it is, and of which stretch of training."""
 
     layers: tuple[int, ...]
@@ -43,14 +43,14 @@ class Row:
 class Evidence:
     """Everything measured so far, in reward units."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[EvidenceRow, ...]
     score_R: np.ndarray
     noise_R_R: np.ndarray
     reward_sd: float
     """Standard deviation of a single reward: the scale on which gains are large or small."""
 
 
-def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[float]) -> Evidence:
+def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[float]) -> Evidence:
     """Scores every run twice: on the `select` items over the base model, and on its last training groups.
 
     Training rewards lag behind, by the same steps for all arms of a rung, and there is no base score for their
@@ -63,7 +63,7 @@ def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[fl
     blocks += [
         block
         for step, seed in dict.fromkeys((run.to_step, run.slot.seed) for run in results)
-        if (block := _train_block(_segment(results, step, seed), reward_sd))
+        if (block := _train_block(_runs_of_rung(results, step, seed), reward_sd))
     ]
     rows = tuple(row for block in blocks for row in block[0])
     noise_R_R = np.zeros((len(rows), len(rows)))
@@ -76,7 +76,7 @@ def gather(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[fl
     return Evidence(rows=rows, score_R=score_R, noise_R_R=noise_R_R, reward_sd=reward_sd)
 
 
-def check(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:
+def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:
     """Refuses what could not be compared.
 
     Raises:
@@ -94,12 +94,12 @@ def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> t
     """Returns the mean gain over the base model on the same items, and its standard error."""
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     gain_I = np.asarray(result.select_rewards_I, dtype=float) - base_I
-    floor = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
-    error = float(np.std(gain_I, ddof=1)) / np.sqrt(len(gain_I)) if len(gain_I) > 1 else floor
-    return float(gain_I.mean()), max(float(error), floor)
+    min_error = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
+    error = float(np.std(gain_I, ddof=1)) / np.sqrt(len(gain_I)) if len(gain_I) > 1 else min_error
+    return float(gain_I.mean()), max(float(error), min_error)
 
 
-Block = tuple[list[Row], np.ndarray, np.ndarray]
+Block = tuple[list[EvidenceRow], np.ndarray, np.ndarray]
 
 
 def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> Block:
@@ -108,7 +108,7 @@ def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_
     return rows, gain_R_I.mean(axis=1), _noise_of_mean(gain_R_I, reward_sd)
 
 
-def _segment(results: Mapping[Run, RungResult], step: int, seed: int) -> dict[Run, RungResult]:
+def _runs_of_rung(results: Mapping[Run, RungResult], step: int, seed: int) -> dict[Run, RungResult]:
     return {run: r for run, r in results.items() if (run.to_step, run.slot.seed) == (step, seed) and r.train_rewards_P}
 
 
@@ -125,13 +125,13 @@ def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> Block |
     if num_groups < 2:
         return None
     reward_R_P = np.array([result.train_rewards_P[-num_groups:] for result in results.values()], dtype=float)
-    noise = _noise_of_mean(reward_R_P, reward_sd) + (OFFSET * reward_sd) ** 2
+    noise = _noise_of_mean(reward_R_P, reward_sd) + (GROUP_OFFSET * reward_sd) ** 2
     mean_R = reward_R_P.mean(axis=1)
     return [_row(run, result, start) for run, result in results.items()], mean_R - mean_R.mean(), noise
 
 
-def _row(run: Run, result: RungResult, start: int) -> Row:
-    return Row(
+def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:
+    return EvidenceRow(
         layers=run.slot.layers,
         rate_index=run.slot.rate_index,
         log_rate=math.log(result.arm.learning_rate),

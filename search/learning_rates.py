@@ -8,7 +8,7 @@ RATE_STEPS = (0.0, 0.5, -0.5)
 """Exponents of the rate span, in the order of trial: the starting rate, one step up, one step down."""
 
 
-def learning_rate(config: RaceConfig, candidate: Candidate, rate_index: int) -> float:
+def slot_learning_rate(config: RaceConfig, candidate: Candidate, rate_index: int) -> float:
     """Returns the learning rate of a slot: the starting rate times the span to the power of the index's exponent."""
     if config.fixed_rate:
         return candidate.learning_rate

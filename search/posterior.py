@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autolayer.search import model
+from autolayer.search import curve_model
+from autolayer.search.curve_model import equality_matrix
 from autolayer.search.evidence import Evidence
 from autolayer.search.records import Candidate, RaceConfig
 
@@ -113,16 +114,17 @@ def _condition(
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
     rate_T = [(candidates[index].layers, rate) for index, rate in targets]
-    rate_R = [model.rate_key(row) for row in evidence.rows]
-    shift_R = np.array([model.rate_mean(config, candidates[place[r.layers]], r.log_rate) for r in evidence.rows])
+    rate_R = [curve_model.rate_key(row) for row in evidence.rows]
+    shift_R = np.array([curve_model.rate_mean(config, candidates[place[r.layers]], r.log_rate) for r in evidence.rows])
     shifts = dict(zip(rate_R, shift_R, strict=True))
     shift_T = np.array([shifts.get(key, 0.0) for key in rate_T])
-    within_R_R = model.within(config, evidence.rows)
-    slopes_K_R, log_prior_K = model.slopes(config, evidence)
+    deviation_R_R = curve_model.deviation_covariance(config, evidence.rows)
+    slopes_K_R, log_prior_K = curve_model.score_slopes(config, evidence)
+    rate_variance = curve_model.RATE_SD**2
     points: list[tuple[float, Part]] = []
-    for trust, probability in model.TRUST:
-        mean_C, covariance_C_C = model.prior(config, candidates, trust)
-        latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + within_R_R
+    for trust, probability in curve_model.TRUST:
+        mean_C, covariance_C_C = curve_model.contribution_prior(config, candidates, trust)
+        latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + deviation_R_R
         total_K_R_R = slopes_K_R[:, :, None] * latent_R_R * slopes_K_R[:, None, :] + evidence.noise_R_R
         residual_K_R = evidence.score_R - slopes_K_R * (mean_C[of_R] + shift_R)
         root_K_R_R = np.linalg.cholesky(total_K_R_R)
@@ -130,8 +132,8 @@ def _condition(
         log_det_K = np.log(np.diagonal(root_K_R_R, axis1=1, axis2=2)).sum(axis=1)
         log_weight_K = np.log(probability) + log_prior_K - 0.5 * (white_K_R**2).sum(axis=1) - log_det_K
 
-        target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + model.RATE_SD**2 * model.same(rate_T, rate_T)
-        cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + model.RATE_SD**2 * model.same(rate_T, rate_R)
+        target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + rate_variance * equality_matrix(rate_T, rate_T)
+        cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + rate_variance * equality_matrix(rate_T, rate_R)
         for k in np.flatnonzero(log_weight_K > log_weight_K.max() + np.log(NEGLIGIBLE)):
             gain_R_T = np.linalg.solve(root_K_R_R[k], (cross_T_R * slopes_K_R[k]).T)
             mean_T = mean_C[of_T] + shift_T + white_K_R[k] @ gain_R_T

@@ -3,7 +3,7 @@
 Synchronous halving with resume. A race is a generator that yields batches of runs and receives what became of them,
 so the whole schedule reads top to bottom in `race`. Each batch depends only on the complete batches before it, never
 on the order in which the runs of a batch finish: the same records give the same decision in every process, and a
-crash between any two lines loses nothing (`Racing` replays the records).
+crash between any two lines loses nothing (`RaceReplay` replays the records).
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Generator, Mapping, Sequence
 
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.evidence import gather
+from autolayer.search.evidence import gather_evidence
+from autolayer.search.ladder import NUM_FINALISTS, Ladder, ladder_cost, plan_ladder
 from autolayer.search.learning_rates import RATE_STEPS
-from autolayer.search.ledger import Ledger
-from autolayer.search.outcome import conclude, settled
-from autolayer.search.plan import NUM_FINALISTS, Plan, ladder_cost, plan
+from autolayer.search.outcome import conclude, settled_verdict
 from autolayer.search.posterior import Posterior, infer
-from autolayer.search.records import Candidate, Outcome, RaceConfig, Run, SearchError, Slot
+from autolayer.search.race_state import RaceState
+from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run, SearchError, Slot
 
-RATE_FROM = 0.04
+MIN_RATE_SHARE = 0.04
 """Share of the full run before which a rate's effect is lost in drift and noise."""
 MAX_SEEDS = 3
 """Training seeds per finalist."""
-WORTHWHILE = 1.25
+MIN_LENGTHENING = 1.25
 """A last, shorter rung must be this much longer than the one before to tell anything new."""
 
 Answer = RungResult | str
 """What became of a run: its result, or the reason why it failed."""
-Race = Generator[tuple[Run, ...], Mapping[Run, Answer], Outcome]
+Race = Generator[tuple[Run, ...], Mapping[Run, Answer], RaceOutcome]
 
 
 def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]) -> Race:
@@ -38,33 +38,33 @@ def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_reward
     Raises:
         SearchError: Every run of the first batch failed.
     """
-    ledger = Ledger(config, candidates)
-    layout, batch = plan(config, candidates), first_batch(config, candidates)
+    state = RaceState(config, candidates)
+    ladder, batch = plan_ladder(config, candidates), first_batch(config, candidates)
     while True:
-        view = look(ledger, base_select_rewards_I)
-        verdict = settled(config, view, measured=bool(ledger.results))
+        posterior = current_posterior(state, base_select_rewards_I)
+        verdict = settled_verdict(config, posterior, measured=bool(state.results))
         if verdict or not batch:
-            return conclude(ledger, view, base_select_rewards_I, verdict, _why_over(ledger, layout, view))
-        ledger.add(batch, (yield batch))
-        if not ledger.results:
-            reason = next(iter(ledger.failures.values()))
+            return conclude(state, posterior, base_select_rewards_I, verdict, _stop_reason(state, ladder, posterior))
+        state.add(batch, (yield batch))
+        if not state.results:
+            reason = next(iter(state.failures.values()))
             raise SearchError(f"every short run failed, so no layer can be chosen; the first one said: {reason}")
-        batch = next_batch(ledger, layout, look(ledger, base_select_rewards_I))
+        batch = next_batch(state, ladder, current_posterior(state, base_select_rewards_I))
 
 
 def first_batch(config: RaceConfig, candidates: Sequence[Candidate]) -> tuple[Run, ...]:
     """The runs of the first rung, known before the race; empty if the budget does not pay for comparing two."""
-    layout = plan(config, candidates)
+    ladder = plan_ladder(config, candidates)
     scouts = [
-        Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=layout.rungs[0].step)
-        for c in layout.first
-        if layout.rungs
+        Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=ladder.rungs[0].step)
+        for c in ladder.first
+        if ladder.rungs
     ]
-    batch = _affordable(Ledger(config, candidates), scouts)  # the plan is made for average layers
+    batch = _affordable(RaceState(config, candidates), scouts)  # the plan is made for average layers
     return batch if len(batch) > 1 else ()
 
 
-class Racing:
+class RaceReplay:
     """A race that follows a record kept elsewhere. The record only grows; asking twice changes nothing."""
 
     def __init__(
@@ -72,9 +72,9 @@ class Racing:
     ) -> None:
         self._race = race(config, candidates, base_select_rewards_I)
         self._batch: tuple[Run, ...] | None = None
-        self._outcome: Outcome | None = None
+        self._outcome: RaceOutcome | None = None
 
-    def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | Outcome:
+    def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
         """The runs that the race is waiting for, given all answers so far, or its outcome."""
         try:
             if self._batch is None:
@@ -86,110 +86,114 @@ class Racing:
         return self._outcome or tuple(run for run in self._batch or () if run not in answers)
 
 
-def look(ledger: Ledger, base_select_rewards_I: Sequence[float]) -> Posterior:
-    """What everything in the ledger says about the candidates."""
-    eligible = [not ledger.lost(candidate.layers) for candidate in ledger.candidates]
-    return infer(ledger.config, ledger.candidates, gather(ledger.results, base_select_rewards_I), eligible)
+def current_posterior(state: RaceState, base_select_rewards_I: Sequence[float]) -> Posterior:
+    """What everything in the state says about the candidates."""
+    eligible = [not state.is_lost(candidate.layers) for candidate in state.candidates]
+    return infer(state.config, state.candidates, gather_evidence(state.results, base_select_rewards_I), eligible)
 
 
-def next_batch(ledger: Ledger, layout: Plan, view: Posterior) -> tuple[Run, ...]:
+def next_batch(state: RaceState, ladder: Ladder, posterior: Posterior) -> tuple[Run, ...]:
     """The next rung of the ladder, or what the finalists can still use; empty if nothing fits the budget."""
-    step = max(run.to_step for run in ledger.results)
-    rung = sum(rung.step <= step for rung in layout.rungs)
-    able = [index for index in view.ranked if _best_slot(ledger, view, index)]
-    if rung < len(layout.rungs):
-        target = layout.rungs[rung]
-        batch = _affordable(ledger, _advance(ledger, view, able[: target.num_layers], target.step))
+    step = max(run.to_step for run in state.results)
+    rung = sum(rung.step <= step for rung in ladder.rungs)
+    able = [index for index in posterior.ranked if _best_slot(state, posterior, index)]
+    if rung < len(ladder.rungs):
+        target = ladder.rungs[rung]
+        batch = _affordable(state, _continue(state, posterior, able[: target.num_layers], target.step))
         if len(batch) >= 2:
-            return batch + _second_rates(ledger, layout, view, rung, batch)
-    return _finals(ledger, view, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
+            return batch + _second_rates(state, ladder, posterior, rung, batch)
+    return _final_batch(state, posterior, able[:NUM_FINALISTS], step) if len(able) > 1 else ()
 
 
-def _why_over(ledger: Ledger, layout: Plan, view: Posterior) -> str:
+def _stop_reason(state: RaceState, ladder: Ladder, posterior: Posterior) -> str:
     """What ends a race in which nothing is settled."""
-    if not ledger.results:
+    if not state.results:
         return "the budget pays for no race, so the prediction decides alone"
-    if next_batch(ledger.unlimited(), layout, view):
+    if next_batch(state.without_budget(), ladder, posterior):
         return "the next runs would cost more than is left of the budget"
     return "there is no further run to make, the best layers were trained to the end at every rate and seed"
 
 
-def _finals(ledger: Ledger, view: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:
+def _final_batch(state: RaceState, posterior: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:
     """Longer runs of the finalists as long as fresh seeds stay affordable, then those, then whatever still fits."""
-    config = ledger.config
+    config = state.config
     double = min(2 * step, config.total_steps)
-    has_fresh_seed = any(run.slot.seed != config.seed for run in (*ledger.results, *ledger.failures))
-    reserve = Cost() if has_fresh_seed else ledger.cost(_fresh_seeds(ledger, view, finalists, double))
-    longer = _advance(ledger, view, finalists, double)
-    if double > step and ledger.affords(longer, reserve):
+    has_fresh_seed = any(run.slot.seed != config.seed for run in (*state.results, *state.failures))
+    reserve = Cost() if has_fresh_seed else state.expected_cost(_fresh_seeds(state, posterior, finalists, double))
+    longer = _continue(state, posterior, finalists, double)
+    if double > step and state.affords(longer, reserve):
         return tuple(longer)
-    fresh = _fresh_seeds(ledger, view, finalists, step)
-    if fresh and (not has_fresh_seed or double == step) and ledger.affords(fresh):
+    fresh = _fresh_seeds(state, posterior, finalists, step)
+    if fresh and (not has_fresh_seed or double == step) and state.affords(fresh):
         return tuple(fresh)
     for to_step in range(double, step, -1):
-        longer = _advance(ledger, view, finalists, to_step)
-        if to_step >= WORTHWHILE * step and ledger.affords(longer):
+        longer = _continue(state, posterior, finalists, to_step)
+        if to_step >= MIN_LENGTHENING * step and state.affords(longer):
             return tuple(longer)
-    return _affordable(ledger, [run for index in finalists for run in _fresh_rate(ledger, view, index, step)])
+    return _affordable(state, [run for index in finalists for run in _fresh_rate(state, posterior, index, step)])
 
 
-def _second_rates(ledger: Ledger, layout: Plan, view: Posterior, rung: int, batch: tuple[Run, ...]) -> tuple[Run, ...]:
+def _second_rates(
+    state: RaceState, ladder: Ladder, posterior: Posterior, rung: int, batch: tuple[Run, ...]
+) -> tuple[Run, ...]:
     """Another learning rate for the survivors, best first, as far as what is planned for later stays affordable."""
     unit = Cost(
-        generated_tokens=max(ledger.planned([run]).generated_tokens / (run.to_step - run.from_step) for run in batch),
-        layer_tokens=max(ledger.planned([run]).layer_tokens / (run.to_step - run.from_step) for run in batch),
+        generated_tokens=max(
+            state.planned_cost([run]).generated_tokens / (run.to_step - run.from_step) for run in batch
+        ),
+        layer_tokens=max(state.planned_cost([run]).layer_tokens / (run.to_step - run.from_step) for run in batch),
     )
-    reserve = ladder_cost(ledger.config, layout.rungs, rung + 1, unit)
-    if layout.is_long:
-        last = layout.rungs[-1].step
-        reserve = reserve + ledger.cost(_fresh_seeds(ledger, view, view.ranked[:NUM_FINALISTS], last))
+    reserve = ladder_cost(state.config, ladder.rungs, rung + 1, unit)
+    if ladder.is_long:
+        last = ladder.rungs[-1].step
+        reserve = reserve + state.expected_cost(_fresh_seeds(state, posterior, posterior.ranked[:NUM_FINALISTS], last))
     chosen: list[Run] = []
-    for index in view.ranked[: max(NUM_FINALISTS, layout.rungs[rung].num_layers // 2)]:
-        for run in _fresh_rate(ledger, view, index, layout.rungs[rung].step):
-            if ledger.affords([*batch, *chosen, run], reserve):
+    for index in posterior.ranked[: max(NUM_FINALISTS, ladder.rungs[rung].num_layers // 2)]:
+        for run in _fresh_rate(state, posterior, index, ladder.rungs[rung].step):
+            if state.affords([*batch, *chosen, run], reserve):
                 chosen.append(run)
     return tuple(chosen)
 
 
-def _advance(ledger: Ledger, view: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
+def _continue(state: RaceState, posterior: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
     """Takes candidates' best-rate arms to a rung; a candidate that was not measured yet joins from step 0."""
-    slots = [slot for index in indices if (slot := _best_slot(ledger, view, index))]
-    return [Run(slot=slot, from_step=ledger.step(slot), to_step=to_step) for slot in slots]
+    slots = [slot for index in indices if (slot := _best_slot(state, posterior, index))]
+    return [Run(slot=slot, from_step=state.step(slot), to_step=to_step) for slot in slots]
 
 
-def _best_slot(ledger: Ledger, view: Posterior, index: int) -> Slot | None:
+def _best_slot(state: RaceState, posterior: Posterior, index: int) -> Slot | None:
     """The candidate's most advanced arm at its best rate, else at any; None if a failure left it none."""
-    layers = view.candidates[index].layers
-    slots = ledger.slots(layers) or [Slot(layers=layers, seed=ledger.config.seed)]
-    sound = [slot for slot in slots if not ledger.has_failed(slot)]
-    return min(sound, key=lambda slot: slot.rate_index != view.rate_index_C[index], default=None)
+    layers = posterior.candidates[index].layers
+    slots = state.slots(layers) or [Slot(layers=layers, seed=state.config.seed)]
+    sound = [slot for slot in slots if not state.has_failed(slot)]
+    return min(sound, key=lambda slot: slot.rate_index != posterior.rate_index_C[index], default=None)
 
 
-def _fresh_rate(ledger: Ledger, view: Posterior, index: int, to_step: int) -> list[Run]:
+def _fresh_rate(state: RaceState, posterior: Posterior, index: int, to_step: int) -> list[Run]:
     """Returns a run of the next learning rate that was not tried, if there may be one."""
-    layers = view.candidates[index].layers
-    tried = {run.slot.rate_index for run in (*ledger.results, *ledger.failures) if run.slot.layers == layers}
-    too_early = to_step < RATE_FROM * ledger.config.total_steps
-    if ledger.config.fixed_rate or too_early or not tried or len(tried) >= len(RATE_STEPS):
+    layers = posterior.candidates[index].layers
+    tried = {run.slot.rate_index for run in (*state.results, *state.failures) if run.slot.layers == layers}
+    too_early = to_step < MIN_RATE_SHARE * state.config.total_steps
+    if state.config.fixed_rate or too_early or not tried or len(tried) >= len(RATE_STEPS):
         return []
-    slot = Slot(layers=layers, rate_index=max(tried) + 1, seed=ledger.config.seed)
+    slot = Slot(layers=layers, rate_index=max(tried) + 1, seed=state.config.seed)
     return [Run(slot=slot, from_step=0, to_step=to_step)]
 
 
-def _fresh_seeds(ledger: Ledger, view: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
+def _fresh_seeds(state: RaceState, posterior: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
     """One run per candidate at its best rate with the next unused seed; the same one for all, so that they pair."""
-    used = {run.slot.seed for run in (*ledger.results, *ledger.failures)}
+    used = {run.slot.seed for run in (*state.results, *state.failures)}
     if len(used) >= MAX_SEEDS:
         return []
-    slots = [slot for index in indices if (slot := _best_slot(ledger, view, index))]
+    slots = [slot for index in indices if (slot := _best_slot(state, posterior, index))]
     fresh = [Slot(layers=slot.layers, rate_index=slot.rate_index, seed=max(used) + 1) for slot in slots]
     return [Run(slot=slot, from_step=0, to_step=to_step) for slot in fresh]
 
 
-def _affordable(ledger: Ledger, runs: Sequence[Run]) -> tuple[Run, ...]:
+def _affordable(state: RaceState, runs: Sequence[Run]) -> tuple[Run, ...]:
     """As many runs as fit what is left of the budget, in order of preference."""
     chosen: list[Run] = []
     for run in runs:
-        if ledger.affords([*chosen, run]):
+        if state.affords([*chosen, run]):
             chosen.append(run)
     return tuple(chosen)

@@ -12,7 +12,7 @@ from autolayer.core.errors import AutolayerError, ConfigError
 from autolayer.core.layer_set import Layers
 from autolayer.reporting.results import Rung
 
-Verdict = Literal["clear", "tied", "budget_spent"]
+RaceVerdict = Literal["clear", "tied", "budget_spent"]
 
 
 TIME_IS_UP = "time is up"
@@ -122,13 +122,13 @@ class RacedCandidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RaceOutcome:
     """The end of a race."""
 
     best: tuple[int, ...]
     tied: tuple[tuple[int, ...], ...]
     """Layers that could not be told apart from the best one, itself left out; empty if the verdict is clear."""
-    verdict: Verdict
+    verdict: RaceVerdict
     stop_reason: str
     expected_regret: float
     """Contribution that choosing `best` is expected to lose against the truly best candidate."""

@@ -7,9 +7,9 @@ import numpy as np
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.learning_rates import learning_rate
-from autolayer.search.race import Racing
-from autolayer.search.records import Candidate, Outcome, RaceConfig
+from autolayer.search.learning_rates import slot_learning_rate
+from autolayer.search.race import RaceReplay
+from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
 
 NUM_ITEMS = 128
 
@@ -65,14 +65,14 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
 def drive(config, candidates, run, base_I, fail=lambda each: None):
     """Plays a race to its end; returns the outcome and every batch."""
     of_layers = {c.layers: c for c in candidates}
-    answers, batches, racing = {}, [], Racing(config, candidates, base_I)
-    while not isinstance(due := racing.due(answers), Outcome):
+    answers, batches, replay = {}, [], RaceReplay(config, candidates, base_I)
+    while not isinstance(due := replay.due(answers), RaceOutcome):
         batches.append(due)
         results = {r: a for r, a in answers.items() if isinstance(a, RungResult)}
         finished = {}
         for each in due:
             before = [r.arm for e, r in results.items() if e.slot == each.slot]
-            rate = learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
+            rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
             arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed)
             arm = max(before, key=lambda a: a.step, default=arm)
             assert arm.step == each.from_step < each.to_step <= config.total_steps

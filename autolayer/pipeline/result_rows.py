@@ -23,14 +23,14 @@ def predicted_rows(report: ProbeReport) -> tuple[RankingRow, ...]:
     return tuple(sorted(rows, key=lambda row: -(row.predicted or 0.0)))
 
 
-def raced_rows(outcome: records.Outcome, predicted: Sequence[RankingRow]) -> tuple[RankingRow, ...]:
+def raced_rows(outcome: records.RaceOutcome, predicted: Sequence[RankingRow]) -> tuple[RankingRow, ...]:
     """Returns the candidates in the order of the race, then those that did not race in the order predicted."""
     by_layer, best_at = {row.layer: row for row in predicted}, best_gains(outcome)
     rows = [_measured(row, by_layer.pop(row.layers[0]), best_at) for row in outcome.ranking]
     return (*rows, *by_layer.values())
 
 
-def raced_sets(outcome: records.Outcome) -> tuple[SetRow, ...]:
+def raced_sets(outcome: records.RaceOutcome) -> tuple[SetRow, ...]:
     """Returns the sets of layers of --top-k in the order of the race."""
     best_at = best_gains(outcome)
     return tuple(_measured(row, SetRow(layers=row.layers, predicted=row.predicted), best_at) for row in outcome.ranking)
@@ -48,7 +48,7 @@ def predicted_baselines(report: ProbeReport, rows: Sequence[RankingRow]) -> dict
     return found
 
 
-def best_gains(outcome: records.Outcome) -> dict[int, float]:
+def best_gains(outcome: records.RaceOutcome) -> dict[int, float]:
     """Returns the largest gain of the short runs at each step: the unit of contribution among runs of that length."""
     best: dict[int, float] = {}
     for rung in (rung for row in outcome.ranking for rung in row.rungs):

@@ -14,7 +14,7 @@ from autolayer.core.config import Config
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Progress
 from autolayer.core.run_folder import RunFolder
-from autolayer.search.turns import take_turn
+from autolayer.search.run_once import run_once
 from autolayer.training.workbench import Workbench
 
 
@@ -65,6 +65,6 @@ class RunContext:
         storage, process_group = self.config.storage, self.bench.process_group
         if storage is not None:
             turn = f"{self.signature} {name}"
-            process_group.call_from_rank_0(lambda work: take_turn(storage, turn, work, is_done), work)
+            process_group.call_from_rank_0(lambda work: run_once(storage, turn, work, is_done), work)
         elif not process_group.on_rank_0(is_done):
             work()

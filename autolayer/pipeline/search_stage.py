@@ -13,15 +13,15 @@ from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.run_context import RunContext
-from autolayer.search.records import Outcome, RaceConfig
-from autolayer.search.study import run_search
+from autolayer.search.records import RaceConfig, RaceOutcome
+from autolayer.search.worker import run_search
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStage:
     """What the race decided."""
 
-    outcome: Outcome
+    outcome: RaceOutcome
     cost: Cost
 
 

@@ -33,7 +33,7 @@ from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
 from autolayer.rollouts.length_limits import apply_length_limits
-from autolayer.search.journal import check_storage
+from autolayer.search.study import check_storage
 from autolayer.training.workbench import TrainSettings, Workbench
 
 

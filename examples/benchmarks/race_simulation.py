@@ -37,10 +37,10 @@ from rich.table import Table
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.learning_rates import learning_rate
-from autolayer.search.plan import plan
+from autolayer.search.ladder import plan_ladder
+from autolayer.search.learning_rates import slot_learning_rate
 from autolayer.search.race import Race, race
-from autolayer.search.records import Candidate, Outcome, RaceConfig, Run
+from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run
 
 NUM_SELECT, NUM_PROMPTS, GROUP_SIZE = 128, 16, 8
 PRIORS = ("good", "useless", "reversed")
@@ -159,7 +159,9 @@ class World:
         )
 
 
-def simulate(running: Race, config: RaceConfig, candidates: list[Candidate], run: Callable[..., RungResult]) -> Outcome:
+def simulate(
+    running: Race, config: RaceConfig, candidates: list[Candidate], run: Callable[..., RungResult]
+) -> RaceOutcome:
     """Drives a race without a study."""
     results: dict[Run, RungResult] = {}
     of_layers = {candidate.layers: candidate for candidate in candidates}
@@ -168,7 +170,7 @@ def simulate(running: Race, config: RaceConfig, candidates: list[Candidate], run
         while True:
             finished = {}
             for each in batch:
-                rate = learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
+                rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
                 arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed, step=each.from_step)
                 finished[each] = run(arm, each.from_step, each.to_step)
             results.update(finished)
@@ -204,7 +206,7 @@ def run_optuna(
     Without a pruner every trial runs as long as the race's second rung. With one it runs up the race's rungs.
     """
     candidates, config = world.candidates(prior), world.config(seed)
-    rungs = [rung.step for rung in plan(config, candidates).rungs] or [1]
+    rungs = [rung.step for rung in plan_ladder(config, candidates).rungs] or [1]
     resource = [rungs[min(1, len(rungs) - 1)]] if pruner is None else rungs
     sampler = optuna.samplers.TPESampler(seed=seed)
     chosen = pruner(resource[0], resource[-1]) if pruner else optuna.pruners.NopPruner()

@@ -28,7 +28,7 @@ from autolayer.core.costs import Cost
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.memory_estimate import MicroBatchShape, gradient_bytes, training_bytes
 from autolayer.pipeline.memory_fit import USABLE
-from autolayer.search.plan import plan
+from autolayer.search.ladder import plan_ladder
 from autolayer.search.records import Candidate, RaceConfig
 
 GPUS = (8, 64, 512)
@@ -82,16 +82,16 @@ def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus:
         seed=0, num_layers=depth, total_steps=STEPS, budget=left, step_cost=lambda layers: units.step(layers) * PROMPTS,
         eval_cost=units.generate_one * select_items(config),
     )  # fmt: skip
-    layout = plan(
+    ladder = plan_ladder(
         race, [Candidate(layers=(i,), predicted=0.5, predicted_sd=0.2, learning_rate=1e-5) for i in range(depth)]
     )
     workers, total, before = max(1, gpus // model.copy), 0.0, 0
-    for rung in layout.rungs:
+    for rung in ladder.rungs:
         step = units.step((depth // 2,)) * (PROMPTS * (rung.step - before))
         arm = hours(model, step, min(gpus, model.copy), busy, rung.step - before)
         total += arm * math.ceil(rung.num_layers / workers)
         before = rung.step
-    shape = " ".join(f"{rung.num_layers}@{rung.step}" for rung in layout.rungs)
+    shape = " ".join(f"{rung.num_layers}@{rung.step}" for rung in ladder.rungs)
     return total, shape
 
 

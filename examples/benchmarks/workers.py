@@ -23,9 +23,9 @@ from rich.table import Table
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.race import Racing
-from autolayer.search.records import Candidate, Outcome, RaceConfig
-from autolayer.search.study import run_search
+from autolayer.search.race import RaceReplay
+from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
+from autolayer.search.worker import run_search
 
 SECONDS = 0.5
 """Of an optimizer step."""
@@ -63,8 +63,8 @@ def work(folder: str, start: float) -> None:
 
 def batches() -> list[list[int]]:
     """The steps of every run that the race asks for, batch by batch."""
-    racing, answers, found = Racing(CONFIG, CANDIDATES, BASE_I), {}, []
-    while not isinstance(due := racing.due(answers), Outcome):
+    replay, answers, found = RaceReplay(CONFIG, CANDIDATES, BASE_I), {}, []
+    while not isinstance(due := replay.due(answers), RaceOutcome):
         found.append([each.to_step - each.from_step for each in due])
         for each in due:
             before = [a.arm for r, a in answers.items() if r.slot == each.slot]

@@ -5,7 +5,7 @@
 Each layer runs at half, one and two times the rate that the probes start it at, one seed. `all` ranks all layers by the
 gain on 256 `select` items after so many steps. `wide` takes the better half of all after 2 steps and the best of those
 after 4; `narrow` does the same among the four best predictions. Both add half of the training rewards' differences and,
-in .02 of a standard deviation, the prediction: simpler than search/model.py, so that only the schedule differs.
+in .02 of a standard deviation, the prediction: simpler than search/curve_model.py, so that only the schedule differs.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from autolayer.search.journal import quiet
+from autolayer.search.optuna_storage import quiet_optuna
 
 if "AUTOLAYER_ENGINES" in os.environ:
     import pg8000  # pyright: ignore[reportMissingImports, reportMissingModuleSource]  # noqa: F401
@@ -48,7 +48,7 @@ def start(out: Path, storage: str) -> subprocess.Popen[bytes]:
 
 
 def trials(storage: str, name: str = "autolayer") -> list[Any]:
-    with quiet():
+    with quiet_optuna():
         try:
             return optuna.load_study(study_name=name, storage=storage).get_trials()
         except KeyError:

@@ -12,10 +12,10 @@ from race_helpers import drive, make_candidates, make_config, make_runner, play
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import AutolayerError
-from autolayer.search.evidence import gather
+from autolayer.search.evidence import gather_evidence
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.posterior import infer
-from autolayer.search.race import Racing
+from autolayer.search.race import RaceReplay
 from autolayer.search.records import Candidate, Run, SearchError, Slot
 
 
@@ -25,11 +25,13 @@ def test_same_records_same_decision():
     second = play(predicted_L, predicted_L, 60)
     assert first[0] == second[0] and first[1] == second[1]
     outcome, batches, answers, config, candidates, base_I = first
-    assert Racing(config, candidates, base_I).due({}) == batches[0]
-    assert Racing(config, candidates, base_I).due(dict(reversed(answers.items()))) == outcome
+    assert RaceReplay(config, candidates, base_I).due({}) == batches[0]
+    assert RaceReplay(config, candidates, base_I).due(dict(reversed(answers.items()))) == outcome
     for number, run in enumerate(batches[1]):  # in whatever order a batch comes in, the rest of it is still wanted
         known = {r: answers[r] for r in (*batches[0], run)}
-        assert Racing(config, candidates, base_I).due(known) == tuple(r for r in batches[1] if r != batches[1][number])
+        assert RaceReplay(config, candidates, base_I).due(known) == tuple(
+            r for r in batches[1] if r != batches[1][number]
+        )
 
 
 def test_a_race_can_be_taken_up_at_every_point():
@@ -38,9 +40,9 @@ def test_a_race_can_be_taken_up_at_every_point():
     known = {}
     for batch in batches:
         for number, run in enumerate(batch):
-            assert Racing(config, candidates, base_I).due(known) == batch[number:]
+            assert RaceReplay(config, candidates, base_I).due(known) == batch[number:]
             known[run] = answers[run]
-    assert Racing(config, candidates, base_I).due(known) == outcome
+    assert RaceReplay(config, candidates, base_I).due(known) == outcome
 
 
 @pytest.mark.parametrize("winner", [0, 5, 11])
@@ -103,12 +105,12 @@ def test_the_base_models_rollouts_are_no_evidence():
     run, base_I = make_runner([0.0, 1.0, 0.5, 0.2], config)
     runs = [Run(slot=Slot(layers=c.layers, seed=0), from_step=0, to_step=2) for c in candidates]
     results = {each: run(Arm(layers=each.slot.layers, learning_rate=1e-4, seed=0), 2) for each in runs}
-    found = gather(results, base_I)
+    found = gather_evidence(results, base_I)
     changed = {
         each: replace(result, train_rewards_P=(9.0,) * 4 + result.train_rewards_P[4:])
         for each, result in results.items()
     }
-    again = gather(changed, base_I)
+    again = gather_evidence(changed, base_I)
     assert len(found.rows) == 8 and {row.start for row in found.rows} == {1, 2}
     assert again.score_R == pytest.approx(found.score_R) and again.noise_R_R == pytest.approx(found.noise_R_R)
 
@@ -182,11 +184,11 @@ def test_measured_gain_is_the_paired_mean():
 
 def test_without_evidence_the_posterior_is_the_prior():
     config, candidates = make_config(4, 10), make_candidates([0.2, 0.4, 0.6, 0.8], sd=0.1)
-    view = infer(config, candidates, gather({}, (0.0, 1.0)), [True] * 4, num_draws=20_000)
-    assert view.expected_C == pytest.approx(np.array([0.36, 0.46, 0.54, 0.64]), abs=0.06)
-    assert np.all(np.diff(view.expected_C) > 0) and view.ranked[0] == 3
-    assert view.draws_D_C.mean(axis=0) == pytest.approx(view.expected_C, abs=0.01)
-    assert 3 in indistinguishable(config, view, 3)
+    posterior = infer(config, candidates, gather_evidence({}, (0.0, 1.0)), [True] * 4, num_draws=20_000)
+    assert posterior.expected_C == pytest.approx(np.array([0.36, 0.46, 0.54, 0.64]), abs=0.06)
+    assert np.all(np.diff(posterior.expected_C) > 0) and posterior.ranked[0] == 3
+    assert posterior.draws_D_C.mean(axis=0) == pytest.approx(posterior.expected_C, abs=0.01)
+    assert 3 in indistinguishable(config, posterior, 3)
 
 
 def test_scale_and_offset_of_rewards_do_not_matter():

@@ -1,4 +1,4 @@
-"""What a race may cost, on simulated learning curves: the layout that is planned, and the ledger of what was spent."""
+"""What a race may cost, on simulated learning curves: the ladder that is planned, and the state of what was spent."""
 
 import itertools
 from dataclasses import replace
@@ -11,8 +11,8 @@ from autolayer.core.arms import Arm
 from autolayer.core.budget import scout_steps
 from autolayer.core.costs import Cost
 from autolayer.core.errors import ConfigError
-from autolayer.search.ledger import Ledger
-from autolayer.search.plan import LADDER_SHARE, Rung, ladder_cost, middle, plan
+from autolayer.search.ladder import LADDER_SHARE, PlannedRung, ladder_cost, middle_candidate, plan_ladder
+from autolayer.search.race_state import RaceState
 
 
 @pytest.mark.parametrize("case", range(40))
@@ -27,12 +27,14 @@ def test_never_exceeds_the_budget_in_either_component(case):
         contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999,
     )  # fmt: skip
     assert outcome.spent.fits(budget * (1 + 1e-9))
-    assert plan(config, candidates).planned_cost.fits(budget)
+    assert plan_ladder(config, candidates).planned_cost.fits(budget)
     actual = sum((answer.cost for answer in answers.values()), Cost())
     assert actual.generated_tokens == pytest.approx(outcome.spent.generated_tokens)
-    ledger = Ledger(config, candidates)
-    ledger.add(answers, answers)  # in the order of the race
-    assert ledger.planned(ledger.results).layer_tokens == pytest.approx(actual.layer_tokens), "as planned, to the last"
+    state = RaceState(config, candidates)
+    state.add(answers, answers)  # in the order of the race
+    assert state.planned_cost(state.results).layer_tokens == pytest.approx(actual.layer_tokens), (
+        "as planned, to the last"
+    )
     assert len(answers) == len(list(itertools.chain(*batches))), "a run was asked for twice"
     assert sum(row.probability_best for row in outcome.ranking) == pytest.approx(1)
     assert sorted(row.layers for row in outcome.ranking) == [c.layers for c in candidates]
@@ -59,18 +61,18 @@ def test_middle_and_a_random_layer_race_whatever_is_predicted():
     randoms = set()
     for seed in range(20):
         config, candidates = make_config(36, 60, seed=seed), make_candidates(predicted_L)
-        layout = plan(config, candidates)
-        layers = {c.layers[0] for c in layout.first}
-        assert middle(config, candidates).layers == (18,) and 18 in layers and 35 in layers
-        assert len(layers) == layout.rungs[0].num_layers
+        ladder = plan_ladder(config, candidates)
+        layers = {c.layers[0] for c in ladder.first}
+        assert middle_candidate(config, candidates).layers == (18,) and 18 in layers and 35 in layers
+        assert len(layers) == ladder.rungs[0].num_layers
         randoms |= {layer for layer in layers if layer < 18}
     assert len(randoms) > 3
 
 
 def test_more_money_means_more_layers_and_then_longer_runs():
     budgets = (40, 160, 640, 2560)
-    layouts = [plan(make_config(36, steps, total_steps=400), make_candidates(np.ones(36))) for steps in budgets]
-    widths, ends = [x.rungs[0].num_layers for x in layouts], [x.rungs[-1].step for x in layouts]
+    ladders = [plan_ladder(make_config(36, steps, total_steps=400), make_candidates(np.ones(36))) for steps in budgets]
+    widths, ends = [x.rungs[0].num_layers for x in ladders], [x.rungs[-1].step for x in ladders]
     assert widths == sorted(widths) and len(set(widths)) == 3 and widths[-2:] == [36, 36]
     assert ends == sorted(ends) and ends[-2] < ends[-1]
 
@@ -97,12 +99,15 @@ def test_a_first_rung_of_dear_layers_stays_within_the_budget():
 @pytest.mark.parametrize("num_layers", [5, 12, 36])
 def test_a_race_is_first_wide_and_never_shorter_than_a_scout(num_layers, budget_steps):
     config, candidates = make_config(num_layers, budget_steps, total_steps=60), make_candidates(np.ones(num_layers))
-    layout = plan(config, candidates)
-    first = layout.rungs[0]
+    ladder = plan_ladder(config, candidates)
+    first = ladder.rungs[0]
     assert first.step >= scout_steps(60) == 2
-    assert layout.planned_cost.fits(config.budget)
+    assert ladder.planned_cost.fits(config.budget)
     if first.num_layers < num_layers:  # one more arm would not have fitted, whatever the ladder's length
-        wider = [Rung(step=2, num_layers=first.num_layers + 1), Rung(step=4, num_layers=first.num_layers // 2 + 1)]
+        wider = [
+            PlannedRung(step=2, num_layers=first.num_layers + 1),
+            PlannedRung(step=4, num_layers=first.num_layers // 2 + 1),
+        ]
         step_cost = sum((config.step_cost(c.layers) for c in candidates), Cost()) * (1 / num_layers)
         assert not ladder_cost(config, wider, 0, step_cost).fits(config.budget * LADDER_SHARE)
     else:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import TrialState
 
-from autolayer.search.journal import connect, opened, quiet, reap, sign
+from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, open_study, quiet_optuna, storage_errors
 
-NAME = "autolayer-turns"
-POLL_SECONDS = 1.0
+RUN_ONCE_STUDY = "autolayer-run-once"
+RUN_ONCE_POLL_SECONDS = 1.0
 
 
-def take_turn(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
+def run_once(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
     """Returns when the work is done, by this worker or by another.
 
     Args:
@@ -29,30 +29,30 @@ def take_turn(storage: str, name: str, work: Callable[[], None], is_done: Callab
     """
     if is_done():
         return
-    with quiet(), opened(storage):
-        study = connect(storage, NAME)
+    with quiet_optuna(), storage_errors(storage):
+        study = open_study(storage, RUN_ONCE_STUDY)
 
         def run(trial: optuna.Trial) -> float:
-            if trial.user_attrs.get("turn") != name or is_done() or _is_taken(study, name, before=trial.number):
+            if trial.user_attrs.get("work") != name or is_done() or _is_taken(study, name, before=trial.number):
                 raise optuna.TrialPruned
-            sign(trial)
+            mark_worker(trial)
             work()
             return 0.0
 
         while not is_done():
             if not _is_taken(study, name):
-                study.enqueue_trial({}, user_attrs={"turn": name})
+                study.enqueue_trial({}, user_attrs={"work": name})
             if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.optimize(run, n_trials=1)
             else:
-                reap(study)
-                time.sleep(POLL_SECONDS)
+                fail_dead_trials(study)
+                time.sleep(RUN_ONCE_POLL_SECONDS)
 
 
 def _is_taken(study: optuna.Study, name: str, before: int | None = None) -> bool:
     """Whether somebody is at it, or a trial (older than `before`) waits for somebody."""
     return any(
-        trial.user_attrs.get("turn") == name and not trial.state.is_finished()
+        trial.user_attrs.get("work") == name and not trial.state.is_finished()
         for trial in study.get_trials(deepcopy=False)
         if before is None or trial.number < before
     )

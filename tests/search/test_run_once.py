@@ -12,13 +12,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autolayer.search.turns import NAME, take_turn
+from autolayer.search.run_once import RUN_ONCE_STUDY, run_once
 
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from autolayer.search import turns
-turns.POLL_SECONDS = 0.1
+from autolayer.search import run_once
+run_once.RUN_ONCE_POLL_SECONDS = 0.1
 folder, patience = Path(sys.argv[1]), float(sys.argv[2])
 
 def work():
@@ -27,7 +27,7 @@ def work():
     time.sleep(patience)
     (folder / "done").write_text(str(os.getpid()))
 
-turns.take_turn(f"sqlite:///{folder}/study.db", "work", work, (folder / "done").exists)
+run_once.run_once(f"sqlite:///{folder}/study.db", "work", work, (folder / "done").exists)
 """
 
 
@@ -47,7 +47,7 @@ def test_one_works_and_the_others_wait(tmp_path: Path) -> None:
     workers = [start(tmp_path, 1.0) for _ in range(3)]
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
     assert len((tmp_path / "begun").read_text().split()) == 1
-    take_turn(f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists)  # nothing left to do
+    run_once(f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists)  # nothing left to do
 
 
 @pytest.mark.slow
@@ -71,8 +71,8 @@ def test_an_error_ends_the_turn_and_leaves_it_to_the_next(tmp_path: Path) -> Non
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        take_turn(storage, "work", fail, done.exists)
-    take_turn(storage, "other work", lambda: (tmp_path / "other").touch(), (tmp_path / "other").exists)
-    take_turn(storage, "work", done.touch, done.exists)
-    states = [t.state.name for t in optuna.load_study(study_name=NAME, storage=storage).trials]
+        run_once(storage, "work", fail, done.exists)
+    run_once(storage, "other work", lambda: (tmp_path / "other").touch(), (tmp_path / "other").exists)
+    run_once(storage, "work", done.touch, done.exists)
+    states = [t.state.name for t in optuna.load_study(study_name=RUN_ONCE_STUDY, storage=storage).trials]
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]

@@ -21,7 +21,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from autolayer.search.evidence import Evidence, Row
+from autolayer.search.evidence import Evidence, EvidenceRow
 from autolayer.search.records import Candidate, RaceConfig
 
 DRIFT = 0.25
@@ -50,7 +50,9 @@ FULL_GAIN_SPREAD = 1.0
 """Standard deviation of the logarithm of the full gain."""
 
 
-def prior(config: RaceConfig, candidates: Sequence[Candidate], trust: float) -> tuple[np.ndarray, np.ndarray]:
+def contribution_prior(
+    config: RaceConfig, candidates: Sequence[Candidate], trust: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of theta if the prediction deserves `trust`.
 
     What the prediction is not trusted with comes back as variance, so that the spread over layers stays the same.
@@ -65,14 +67,14 @@ def prior(config: RaceConfig, candidates: Sequence[Candidate], trust: float) -> 
     return mean_C, sd_C[:, None] * correlation_C_C * sd_C
 
 
-def within(config: RaceConfig, rows: Sequence[Row]) -> np.ndarray:
+def deviation_covariance(config: RaceConfig, rows: Sequence[EvidenceRow]) -> np.ndarray:
     """Covariance of rate + delta + seed between rows; rate effects drift like the layers' own."""
     step_R = np.array([row.end for row in rows], dtype=float)
     later_R_R = np.minimum(np.maximum(step_R[:, None], step_R) / config.total_steps, 1.0)
     drift_R_R = (1 / later_R_R - 1) / (1 / EARLY - 1)
-    layers_R_R = same([row.layers for row in rows], [row.layers for row in rows])
-    rate_R_R = same([rate_key(row) for row in rows], [rate_key(row) for row in rows])
-    arm_R_R = rate_R_R * same([row.seed for row in rows], [row.seed for row in rows])
+    layers_R_R = equality_matrix([row.layers for row in rows], [row.layers for row in rows])
+    rate_R_R = equality_matrix([rate_key(row) for row in rows], [rate_key(row) for row in rows])
+    arm_R_R = rate_R_R * equality_matrix([row.seed for row in rows], [row.seed for row in rows])
     return DRIFT**2 * layers_R_R * drift_R_R + RATE_SD**2 * rate_R_R * (1 + drift_R_R) + SEED_SD**2 * arm_R_R
 
 
@@ -83,7 +85,7 @@ def rate_mean(config: RaceConfig, candidate: Candidate, log_rate: float) -> floa
     return -RATE_SD * ((log_rate - np.log(candidate.learning_rate)) / np.log(config.rate_span)) ** 2
 
 
-def slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
+def score_slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     """K g_c for every grid point and row, and the grid points' log-probabilities (not normalised)."""
     slopes_K_R, log_prior_K = [], []
     for constant in TIME_CONSTANTS:
@@ -94,19 +96,19 @@ def slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np.ndarr
     return np.array(slopes_K_R), np.array(log_prior_K)
 
 
-def rate_key(row: Row) -> tuple[tuple[int, ...], int]:
+def rate_key(row: EvidenceRow) -> tuple[tuple[int, ...], int]:
     """What two rows share if they are of one candidate at one learning rate."""
     return row.layers, row.rate_index
 
 
-def same(left: Sequence[Hashable], right: Sequence[Hashable]) -> np.ndarray:
+def equality_matrix(left: Sequence[Hashable], right: Sequence[Hashable]) -> np.ndarray:
     """Matrix of ones where the two keys are equal."""
     codes = {key: code for code, key in enumerate(dict.fromkeys([*left, *right]))}
     left_codes, right_codes = np.array([codes[k] for k in left]), np.array([codes[k] for k in right])
     return (left_codes[:, None] == right_codes).astype(float).reshape(len(left), len(right))
 
 
-def _learned(row: Row, total_steps: int, constant: float) -> float:
+def _learned(row: EvidenceRow, total_steps: int, constant: float) -> float:
     """Share of the full gain learned at the row's end, or on average over the steps it covers."""
     # Rollouts of step k come from the weights after k - 1 steps.
     steps = np.array([row.end]) if row.start == row.end else np.arange(row.start, row.end)

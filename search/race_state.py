@@ -11,7 +11,7 @@ from autolayer.core.costs import Cost
 from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 
 
-class Ledger:
+class RaceState:
     """Finished and failed runs of one race, in the order in which the race asked for them.
 
     Args:
@@ -35,10 +35,10 @@ class Ledger:
             else:
                 self.results[run] = answer
 
-    def unlimited(self) -> Ledger:
+    def without_budget(self) -> RaceState:
         """The same record under a budget that pays for everything."""
         everything = Cost(generated_tokens=math.inf, layer_tokens=math.inf)
-        free = Ledger(replace(self.config, budget=everything), self.candidates)
+        free = RaceState(replace(self.config, budget=everything), self.candidates)
         free.results, free.failures = self.results, self.failures
         return free
 
@@ -61,12 +61,12 @@ class Ledger:
         """True if a run of the slot raised; such a slot is not taken further."""
         return any(run.slot == slot for run in self.failures)
 
-    def lost(self, layers: tuple[int, ...]) -> bool:
+    def is_lost(self, layers: tuple[int, ...]) -> bool:
         """True if runs of `layers` failed and none finished: they cannot be chosen."""
         failed = any(run.slot.layers == layers for run in self.failures)
         return failed and not self.slots(layers)
 
-    def planned(self, runs: Iterable[Run]) -> Cost:
+    def planned_cost(self, runs: Iterable[Run]) -> Cost:
         """What the configuration says that these runs cost."""
         steps = (self._step_costs[run.slot.layers] * (run.to_step - run.from_step) for run in runs)
         return sum((step + self.config.eval_cost for step in steps), Cost())
@@ -74,24 +74,24 @@ class Ledger:
     @property
     def spent(self) -> Cost:
         """What the runs cost; as planned where they failed or did not say."""
-        told, silent = self._told
-        return sum((result.cost for result in told.values()), Cost()) + self.planned([*silent, *self.failures])
+        priced, unpriced = self._with_cost
+        return sum((result.cost for result in priced.values()), Cost()) + self.planned_cost([*unpriced, *self.failures])
 
     @property
-    def _told(self) -> tuple[dict[Run, RungResult], list[Run]]:
+    def _with_cost(self) -> tuple[dict[Run, RungResult], list[Run]]:
         """The finished runs that say what they cost, and those that do not."""
-        told = {run: result for run, result in self.results.items() if _says(result.cost)}
-        return told, [run for run in self.results if run not in told]
+        priced = {run: result for run, result in self.results.items() if _has_cost(result.cost)}
+        return priced, [run for run in self.results if run not in priced]
 
-    def cost(self, runs: Iterable[Run]) -> Cost:
+    def expected_cost(self, runs: Iterable[Run]) -> Cost:
         """What runs to come will cost: as planned, or more where finished runs cost more than planned.
 
         Completions grow during RL, so a plan made on the base model's can be too low.
         """
-        told, _ = self._told
-        planned = self.planned(told)
-        actual = sum((result.cost for result in told.values()), Cost())
-        total = self.planned(runs)
+        priced, _ = self._with_cost
+        planned = self.planned_cost(priced)
+        actual = sum((result.cost for result in priced.values()), Cost())
+        total = self.planned_cost(runs)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
             layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),
@@ -99,12 +99,12 @@ class Ledger:
 
     def affords(self, runs: Sequence[Run], reserve: Cost | None = None) -> bool:
         """True if the runs, and then still `reserve`, fit what is left of the budget in both components."""
-        wanted = self.spent + self.cost(runs) + (reserve or Cost())
+        wanted = self.spent + self.expected_cost(runs) + (reserve or Cost())
         # Sums of floats in another order differ in the last digits; a billionth of the budget is no overspending.
         return wanted.fits(self.config.budget * (1 + 1e-9))
 
 
-def _says(cost: Cost) -> bool:
+def _has_cost(cost: Cost) -> bool:
     return cost.generated_tokens > 0 or cost.layer_tokens > 0
 
 

@@ -20,14 +20,14 @@ from autolayer.search.records import Candidate, RaceConfig
 LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6
 """Share of the budget for the ladder. The rest pays for second learning rates and fresh seeds of the finalists, which
 are worth more than longer runs only at the end of a long ladder."""
-LONG = 0.5
-"""Share of the full run from which a ladder is long: what early values still mislead by (`model.DRIFT`, `model.EARLY`)
-is then no more than what a learning rate and a seed do together (`model.RATE_SD`, `model.SEED_SD`)."""
+LONG_FROM = 0.5
+"""Share of the full run from which a ladder counts as long. The error of early values (`DRIFT` and `EARLY` in
+`curve_model`) is then no larger than the joint effect of learning rate and seed (`RATE_SD` and `SEED_SD` there)."""
 NUM_FINALISTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class PlannedRung:
     """All arms at this step are compared with each other."""
 
     step: int
@@ -35,10 +35,10 @@ class Rung:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Ladder:
     """What the race starts with. It may do less (it stops early) or more (what is left goes to the finalists)."""
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[PlannedRung, ...]
     """Empty if the budget does not pay for comparing two layers."""
     first: tuple[Candidate, ...]
     """The candidates of the first rung, best prediction first."""
@@ -48,38 +48,38 @@ class Plan:
     """True if the budget keeps a part back for fresh seeds of the finalists."""
 
 
-def plan(config: RaceConfig, candidates: Sequence[Candidate]) -> Plan:
+def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
     """Chooses the ladder: as wide as scouting and one more rung fit the budget, then as long."""
     if len(candidates) < 2:
-        return Plan(rungs=(), first=tuple(candidates), planned_cost=Cost())
-    step_cost = _average(config, candidates)
+        return Ladder(rungs=(), first=tuple(candidates), planned_cost=Cost())
+    step_cost = _average_step_cost(config, candidates)
     for width in range(len(candidates), 1, -1):
-        if rungs := _rungs(config, step_cost, width):
-            return Plan(
+        if rungs := _rungs_of_width(config, step_cost, width):
+            return Ladder(
                 rungs=rungs,
-                first=_first(config, candidates, width),
+                first=_first_candidates(config, candidates, width),
                 planned_cost=ladder_cost(config, rungs, 0, step_cost),
-                is_long=rungs[-1].step >= LONG * config.total_steps,
+                is_long=rungs[-1].step >= LONG_FROM * config.total_steps,
             )
-    return Plan(rungs=(), first=(), planned_cost=Cost())
+    return Ladder(rungs=(), first=(), planned_cost=Cost())
 
 
-def _rungs(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Rung, ...]:
+def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[PlannedRung, ...]:
     """The ladder of this width, empty if it does not fit: the longest whole one, or as many rungs of a scouting one."""
-    scout, small = scout_steps(config.total_steps), width <= MIN_WIDTH
-    whole = _longest(config, step_cost, config.budget * LADDER_SHARE, width)
-    if whole and whole[-1].step >= LONG * config.total_steps:
-        whole = _longest(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or whole
+    scout, is_smallest = scout_steps(config.total_steps), width <= MIN_WIDTH
+    whole = _longest_rungs(config, step_cost, config.budget * LADDER_SHARE, width)
+    if whole and whole[-1].step >= LONG_FROM * config.total_steps:
+        whole = _longest_rungs(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or whole
     if whole and whole[0].step >= scout:
         return whole
-    # A small budget is better spent on one rung than kept for later.
-    share, ladder = 1.0 if small else LADDER_SHARE, _ladder(config, width, scout)
-    parts = [ladder[:count] for count in range(1 if small else 2, len(ladder) + 1)]
+    # A is_smallest budget is better spent on one rung than kept for later.
+    share, ladder = 1.0 if is_smallest else LADDER_SHARE, _halving_rungs(config, width, scout)
+    parts = [ladder[:count] for count in range(1 if is_smallest else 2, len(ladder) + 1)]
     scouting = max((part for part in parts if _fits(config, part, step_cost, share)), key=len, default=())
-    return scouting or (_longest(config, step_cost, config.budget, width) if width < MIN_WIDTH else ())
+    return scouting or (_longest_rungs(config, step_cost, config.budget, width) if width < MIN_WIDTH else ())
 
 
-def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost: Cost) -> Cost:
+def ladder_cost(config: RaceConfig, rungs: Sequence[PlannedRung], start: int, step_cost: Cost) -> Cost:
     """Cost of the rungs from index `start` on, each arm continuing from the rung before.
 
     Args:
@@ -95,50 +95,50 @@ def ladder_cost(config: RaceConfig, rungs: Sequence[Rung], start: int, step_cost
     return total
 
 
-def middle(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:
+def middle_candidate(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:
     """The candidate nearest to the model's middle; of two, the higher."""
     return min(candidates, key=lambda c: (abs(np.mean(c.layers) - config.num_layers // 2), -np.mean(c.layers)))
 
 
-def _average(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
+def _average_step_cost(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
     """A step of the average candidate; before a batch starts, it is held against what its own layers cost."""
     return sum((config.step_cost(candidate.layers) for candidate in candidates), Cost()) * (1 / len(candidates))
 
 
-def _fits(config: RaceConfig, rungs: Sequence[Rung], step_cost: Cost, share: float) -> bool:
+def _fits(config: RaceConfig, rungs: Sequence[PlannedRung], step_cost: Cost, share: float) -> bool:
     return ladder_cost(config, rungs, 0, step_cost).fits(config.budget * share)
 
 
-def _ladder(config: RaceConfig, width: int, steps: int) -> tuple[Rung, ...]:
-    rungs = [Rung(step=steps, num_layers=width)]
+def _halving_rungs(config: RaceConfig, width: int, steps: int) -> tuple[PlannedRung, ...]:
+    rungs = [PlannedRung(step=steps, num_layers=width)]
     while rungs[-1].num_layers > NUM_FINALISTS and rungs[-1].step < config.total_steps:
         num_layers = max(NUM_FINALISTS, math.ceil(rungs[-1].num_layers / 2))
-        rungs.append(Rung(step=min(2 * rungs[-1].step, config.total_steps), num_layers=num_layers))
+        rungs.append(PlannedRung(step=min(2 * rungs[-1].step, config.total_steps), num_layers=num_layers))
     return tuple(rungs)
 
 
-def _longest(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> tuple[Rung, ...]:
+def _longest_rungs(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> tuple[PlannedRung, ...]:
     """The ladder with the longest first rung that fits; empty if none does."""
 
     def fits(steps: int) -> bool:
-        rungs = _ladder(config, width, steps)
+        rungs = _halving_rungs(config, width, steps)
         return ladder_cost(config, rungs, 0, step_cost).fits(budget)
 
     low, high = 0, config.total_steps
     while low < high:  # the ladder's cost grows with its first rung
         half = (low + high + 1) // 2
         low, high = (half, high) if fits(half) else (low, half - 1)
-    return _ladder(config, width, low) if low else ()
+    return _halving_rungs(config, width, low) if low else ()
 
 
-def _first(config: RaceConfig, candidates: Sequence[Candidate], width: int) -> tuple[Candidate, ...]:
+def _first_candidates(config: RaceConfig, candidates: Sequence[Candidate], width: int) -> tuple[Candidate, ...]:
     """The best predictions, and always `middle` and one random layer: what keeps a wrong prediction honest."""
     ranked = sorted(candidates, key=lambda c: (-c.predicted, [-index for index in c.layers]))
     if width >= len(ranked):
         return tuple(ranked)
     chosen = [ranked[0]]
-    if middle(config, candidates) not in chosen:
-        chosen.append(middle(config, candidates))
+    if middle_candidate(config, candidates) not in chosen:
+        chosen.append(middle_candidate(config, candidates))
     others = [c for c in ranked if c not in chosen]
     control = others[np.random.default_rng([config.seed, len(candidates)]).integers(len(others))]
     if len(chosen) < width:

@@ -1,0 +1,146 @@
+"""Opens Optuna storages and studies, and takes back the trials of workers that have died."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import optuna
+import sqlalchemy.event
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from autolayer.core.errors import RunFolderError
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
+"""A worker on another machine that has not been heard of for the second is taken for dead, and its run is repeated."""
+MAX_TABLE_ATTEMPTS = 6
+"""To make the tables, where several workers start at once."""
+_WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+
+
+@contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Says in one sentence what is wrong with a storage, instead of a database's own words.
+
+    Raises:
+        RunFolderError: It cannot be storage_errors, is damaged, or needs a driver that is not installed.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+        where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
+        cure = "give a --storage that Optuna can open, or leave it out"
+        if storage.startswith("sqlite") and where.endswith("/study.db"):  # a run's own
+            cure = "delete that file to redo the search, or choose another --out"
+        elif isinstance(error, ImportError) and storage.startswith("postgresql"):
+            cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
+        raise RunFolderError(
+            f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
+        ) from error
+
+
+def open_study(storage: str, name: str) -> optuna.Study:
+    """A study, made where there is none."""
+    backend = open_storage(storage)
+    if storage.startswith("sqlite"):
+        # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
+        # waits and both claim it. Taking the write lock before the read makes the claim atomic.
+        sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
+    study = optuna.create_study(
+        study_name=name, storage=backend, load_if_exists=True, direction="maximize", sampler=QueueSampler()
+    )
+    fail_dead_trials(study)
+    return study
+
+
+def open_storage(storage: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage, its tables made where there are none."""
+    arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
+    for attempt in range(MAX_TABLE_ATTEMPTS):
+        try:
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            )
+        except SQLAlchemyError as error:
+            beaten = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not beaten or attempt + 1 == MAX_TABLE_ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # another worker is making them at this moment
+    raise AssertionError("the last try returns or raises")
+
+
+def mark_worker(trial: optuna.Trial) -> None:
+    """Notes which process runs the trial."""
+    trial.set_user_attr("worker", _WORKER)
+
+
+def fail_dead_trials(study: optuna.Study) -> None:
+    """Gives up the running trials of workers that have gone silent, so that their work is asked for again."""
+    optuna.storages.fail_stale_trials(study)
+    limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs.get("worker")
+        # A worker without a mark died between claiming the trial and its first heartbeat, so none could go stale.
+        lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
+        dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)  # no heartbeat to wait for
+        if lost or dead:
+            _give_up(study, trial)
+
+
+def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
+    with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+class QueueSampler(optuna.samplers.BaseSampler):
+    """Samples nothing: all parameters of a trial are set when it is enqueued."""
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        """Returns an empty search space."""
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        """Returns no parameters."""
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        """Raises ValueError: every parameter comes with the enqueued trial."""
+        raise ValueError(f"'{param_name}' is not in the queue: autolayer enqueues the trials of this study itself.")
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silences Optuna's log and its warnings about experimental parts; autolayer reports progress itself."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _is_dead(worker: dict[str, Any]) -> bool:
+    if worker["pid"] == _WORKER["pid"]:
+        return worker["token"] != _WORKER["token"]  # containers start with the same pid again and again
+    if os.name == "nt":
+        return False  # there signal 0 is no question; the heartbeat decides
+    try:
+        os.kill(worker["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's process, but alive
+    return False
