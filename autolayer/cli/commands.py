@@ -1,7 +1,7 @@
-"""The verbs of the command line: options in, one library call, report out.
+"""The commands of the command line. Each reads its options, makes one library call and prints the result.
 
-What can be checked cheaply is checked before torch is imported, so a mistyped name is answered at once. The library is
-imported inside the commands for the same reason.
+Cheap checks run before torch is imported, so that a mistyped name is refused at once. The library is imported inside
+the commands for the same reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELP = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 
 
 class Commands(click.Group):
-    """The commands, listed in the order in which they are used; a mistyped one is answered with the nearest."""
+    """Lists the commands in the order in which they are used, and suggests the nearest name for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -112,7 +112,7 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
     """Train the layers you name, without searching."""
     config = read_config(ctx)
     if config.layers is None:
-        raise ConfigError("--layers is missing: name what is trained (16, 10-14 or 8,16), or let `pick` find it.")
+        raise ConfigError("--layers is missing: name the layers to train (16, 10-14 or 8,16), or let `pick` find one.")
     with only_stderr():
         from autolayer.pipeline.pick import train_layer
 
@@ -176,9 +176,9 @@ def measure(
 @click.option("--json", "as_json", is_flag=True, help="Print comparison.json on stdout, all else on stderr.")
 @debug_option
 def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json: bool) -> None:
-    """Judge predicted contribution by measured contribution.
+    """Compare predicted with measured contribution.
 
-    The judgement stands beside the noise ceiling and every baseline. PREDICTED is a run folder of `pick`, its
+    The report also shows the noise ceiling and every baseline. PREDICTED is a run folder of `pick`, its
     result.json, a contribution.json (its probes, and its values for another task), or a CSV with the columns
     layer,predicted[,low,high]. MEASURED are run folders of `measure`, contribution.json files, CSVs with the columns
     layer,contribution, or published:qwen3-1.7b.
@@ -222,7 +222,7 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
 @cli.command(epilog="\b\nExamples:\n  autolayer merge runs/demo-seed-0 --out merged\n"
              "  autolayer merge layer.safetensors --model ./copy-of-the-base --out merged")  # fmt: skip
 @click.argument("source", metavar="RUN_FOLDER_OR_PATCH", type=click.Path(path_type=Path))
-@click.option("--model", metavar="NAME", help="Base model, if it is not where the patch says.")
+@click.option("--model", metavar="NAME", help="Base model, if it is not at the place that the patch names.")
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @debug_option
 def merge(source: Path, model: str | None, out: Path) -> None:
@@ -249,7 +249,7 @@ def tasks() -> None:
     width = max(map(len, shown))
     for name, task in shown.items():
         click.echo(f"{name:{width}}  {task.description}")
-    click.echo("\nYour own: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
+    click.echo("\nYour own task: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
 
 
 @cli.command(
@@ -257,13 +257,13 @@ def tasks() -> None:
     needs_model=False,
     epilog="\b\nExamples:\n  autolayer doctor\n  autolayer doctor --model Qwen/Qwen3-8B --task math",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was found on stdout as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings on stdout as JSON.")
 @debug_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
-    """Say what this machine can do and, with --model, whether a run fits.
+    """Check this machine and, with --model, whether a run fits.
 
-    Leaves with exit code 2 if something is missing without which nothing works.
+    Exits with code 2 if something that every run needs is missing.
     """
     given = ctx.params["model"] is not None or ctx.params["toml"] is not None
     config = read_config(ctx) if given else None
@@ -285,4 +285,4 @@ def _why_no_result(folder: RunFolder) -> str:
         return f"{folder.path} has no {RESULT}: give the folder of a run, or repeat its command to finish it."
     if calibration.get("status") == "no_signal":
         return f"{folder.path} found no training signal: {calibration.get('message') or 'see ' + CALIBRATION}"
-    return f"{folder.path} is not finished: repeat the command that made it, and it goes on."
+    return f"{folder.path} is not finished: repeat the command that made it to resume it."

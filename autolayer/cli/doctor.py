@@ -1,4 +1,4 @@
-"""`autolayer doctor`: finds out what this machine can do before a run does, and says what to change."""
+"""`autolayer doctor`: checks this machine and its packages before a run, and says what to change."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from autolayer.core.config import Config
 
 TESTED = {"torch": "2.13", "transformers": "5.23", "trl": "1.16", "peft": "0.21", "optuna": "5.0", "vllm": "0.30"}
-"""Versions that the tests run with (constraints.txt). No other minor version of TRL works."""
+"""Versions that the tests use (constraints.txt). No other minor version of TRL works."""
 NEEDED_DISK = 5 << 30
 """Free bytes below which a run of a large model may not finish: it keeps checkpoints of the raced layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was checked."""
+    """The result of one check."""
 
     name: str
     state: Literal["good", "note", "bad"]
-    """bad means that a run of this kind cannot work."""
+    """bad means that a run cannot work."""
     says: str
-    """The finding, and what to do if it is not good."""
+    """The finding, and the remedy if it is not good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class Diagnosis:
 
     @property
     def is_well(self) -> bool:
+        """True if no check is bad."""
         return all(check.state != "bad" for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,8 +68,8 @@ def diagnose(config: Config | None, folder: Path = Path(".")) -> Diagnosis:
     """Checks Python, packages, devices, disk and sandbox, and with a configuration the model and the plan.
 
     Args:
-        config: Settings of the run that is planned, or None.
-        folder: Folder that the run writes to; its disk is checked.
+        config: Settings of the planned run, or None to check the machine only.
+        folder: Folder that the run writes to; the free space of its disk is checked.
     """
     return Diagnosis(checks=(*_packages(), *_device(config), *_engine(), _disk(folder), _sandbox(), *_plan(config)))
 
@@ -81,10 +82,10 @@ def _packages() -> Iterator[Check]:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if name != "vllm":
-                yield Check(name=name, state="bad", says="not installed: install autolayer again")
+                yield Check(name=name, state="bad", says="not installed: reinstall autolayer")
             continue
         fits = wanted is None or found.startswith(f"{wanted}.") or found == wanted
-        says = found if fits else f"{found}; tested with {wanted}: `pip install -c constraints.txt` takes that"
+        says = found if fits else f"{found}; tested with {wanted}: `pip install -c constraints.txt` installs it"
         state = "good" if fits else "bad" if name == "trl" else "note"
         yield Check(name=name, state=state, says=says)
 
@@ -105,7 +106,9 @@ def _device(config: Config | None) -> Iterator[Check]:
         yield Check(name=f"GPU {index}", state="good", says=f"{about.name}, {format_bytes(about.total_memory)}")
     if not torch.cuda.is_available():
         yield Check(
-            name="GPU", state="note", says="none that torch can use: models of more than some millions are slow"
+            name="GPU",
+            state="note",
+            says="none that torch can use: models of more than a few million parameters are slow",
         )
     memory = psutil.virtual_memory()
     yield Check(
@@ -145,7 +148,7 @@ def _sandbox() -> Check:
 
 
 def _plan(config: Config | None) -> Iterator[Check]:
-    """Checks what would refuse the run, and whether it fits."""
+    """Plans the run, and checks its model, time, memory and search."""
     if config is None:
         return
     from autolayer.pipeline.dry_run import plan_run
@@ -159,8 +162,8 @@ def _plan(config: Config | None) -> Iterator[Check]:
     if plan.seconds is not None:
         whole, train = sum(plan.seconds.values()), plan.seconds["train"]
         parts = f"about {format_seconds(whole)} in one process, of which training {format_seconds(train)}"
-        says = f"{parts}, to a factor of two or three"
+        says = f"{parts}, uncertain by a factor of two or three"
         yield Check(name="time", state="good", says=says)
     yield Check(name="memory", state="good" if plan.memory.fits else "bad", says=plan.memory.sentence)
     if not plan.races:
-        yield Check(name="search", state="note", says="the budget pays for no short runs: the probes decide alone")
+        yield Check(name="search", state="note", says="the budget pays for no short runs, so the probes decide alone")

@@ -1,7 +1,7 @@
-"""The console script: runs a command and turns whatever ends it into an exit code.
+"""The console script: runs a command and turns its end into an exit code.
 
-Exit codes: 0 for every verdict, 2 for what the user can mend (one sentence on stderr), 1 for a bug of ours, 130 for
-Ctrl-C.
+Exit codes: 0 for every verdict, 2 for an error that the user can correct (one sentence on stderr), 1 for a bug of
+autolayer, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from autolayer.cli.commands import cli
 from autolayer.core.errors import AutolayerError, LoneRankError
 from autolayer.core.launch import is_first_process, num_processes
 
-LAST_WORDS = 5.0
-"""Seconds that rank 0 has to print its sentence before the other ranks leave."""
+EXIT_DELAY = 5.0
+"""Seconds that the other ranks wait before they exit, so that rank 0 can print its message."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL)
-"""Errors of the disk, which the user can mend."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *DISK_FULL)
+"""Error numbers of the disk that the user can correct."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and leaves with its exit code.
+    """Runs a command and exits with its exit code.
 
     Args:
-        arguments: Words of the command line; default: those of the process.
+        arguments: Arguments of the command line; default: those of the process.
     """
     state = {"debug": False}
-    # peft imports it, and it advises on kernels that are not used here.
+    # peft imports bitsandbytes, which warns about kernels that are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)
@@ -46,20 +46,24 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"autolayer: {sentence}", err=True)
         if code and num_processes() > 1:
             sys.stderr.flush()
-            if not is_first_process():  # once one rank has left, the launcher ends the others
-                time.sleep(LAST_WORDS)
-            os._exit(code)  # an ordinary end would wait for the other ranks
+            if not is_first_process():  # the launcher ends all ranks once one has exited
+                time.sleep(EXIT_DELAY)
+            os._exit(code)  # an ordinary exit would wait for the other ranks
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """Returns the exit code and the sentence for an error."""
+    """Returns the exit code and the message for an error."""
     if isinstance(error, click.Abort):  # Ctrl-C
         return 130, "interrupted: the same command resumes where it stopped"
     if isinstance(error, AutolayerError | click.ClickException):
         return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
-    if isinstance(error, OSError) and error.errno in NO_DISK:
-        cure = "Make room, or give another --out" if error.errno in FULL else "Give an --out that you may write to"
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        cure = (
+            "Free some space, or give another --out"
+            if error.errno in DISK_FULL
+            else "Give an --out that you may write to"
+        )
         return 2, f"error: {error.filename or 'a file'}: {error.strerror}. {cure}."
     if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
         return 2, "error: the device ran out of memory: give a smaller --prompts-per-step or --max-new-tokens."

@@ -1,6 +1,6 @@
-"""Options of the command line, made from the fields of `Config`: name, type, choices, default and help text.
+"""Options of the command line. Their name, type, choices, default and help text come from the fields of `Config`.
 
-`Config` is imported when a command needs its options, so that `autolayer --help` is instant.
+`Config` is imported when a command needs its options, so that `autolayer --help` is fast.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ GROUPS = {
     "Devices and machines": ("device", "shard", "storage"),
     "Other": ("accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip
-"""Headings of `--help` after the options that people use first, which are all that is not named here."""
+"""Headings of `--help` and their options. All other options come first, under "Options"."""
 
 COMMON = ("model", "task", "data", "reward", "layers", "steps", "budget", "seed", "out", "toml", "dry_run", "as_json")
-"""Order of the options that people use first."""
+"""Order of the options under "Options"."""
 
 METAVARS = {
     "model": "NAME", "task": "NAME", "data": "PATH", "reward": "FILE.py:FUNCTION", "layers": "LAYERS",
@@ -46,7 +46,7 @@ NUMBERS = {int: "N", float: "NUMBER"}
 
 
 class Choice(click.Choice):
-    """Answers an unknown value with the nearest one."""
+    """A choice that suggests the nearest value for an unknown one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value not in self.choices:
@@ -58,7 +58,7 @@ class Choice(click.Choice):
 
 
 class NumberOrAuto(click.ParamType):
-    """A number, or 'auto' for a searched one (None)."""
+    """A number, or 'auto' (None), which lets the run search for it."""
 
     name = "auto|number"
 
@@ -73,7 +73,7 @@ class ConfigOption(click.Option):
         record = super().get_help_record(ctx)
         if record is None or self.name == "thinking":
             return record
-        return record[0].split(" / --no-")[0], record[1]  # --no-... is for a switch that the file turns on
+        return record[0].split(" / --no-")[0], record[1]  # --no-... only undoes a switch of the --config file
 
 
 class ConfigCommand(click.Command):
@@ -84,8 +84,8 @@ class ConfigCommand(click.Command):
 
         Args:
             args: Arguments of `click.Command`.
-            leave_out: Fields of `Config` that mean nothing to this command.
-            needs_model: Mark --model as required in the help.
+            leave_out: Fields of `Config` that this command does not use.
+            needs_model: True to mark --model as required in the help.
             kwargs: Keyword arguments of `click.Command`.
         """
         super().__init__(*args, **kwargs)
@@ -137,13 +137,16 @@ def _option(name: str, field: FieldInfo, needs_model: bool) -> click.Option:
 
 
 def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
-    """Returns the settings of a command: its options, then those of its --config file, then the defaults.
+    """Returns the settings of a command: options override the --config file, which overrides the defaults.
 
-    Checks the names of model and task, which takes no torch, and names the run folder.
+    Checks the names of model and task, which needs no torch, and sets `out` to the run folder.
 
     Args:
         ctx: Context of the command.
-        tables: Options of the command that belong into a table of the --config file.
+        tables: Options of the command that belong to a table of the --config file.
+
+    Raises:
+        ConfigError: Some settings cannot work, or a name does not exist.
     """
     from autolayer.core.config import Config, read_toml
 

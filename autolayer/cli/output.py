@@ -1,4 +1,4 @@
-"""What a command prints: the report or the JSON on stdout, everything else on stderr, by rank 0 alone."""
+"""Output of the commands: rank 0 prints the report or the JSON on stdout, and everything else on stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def only_stderr() -> Iterator[None]:
-    """Sends what libraries and their child processes print to stderr while the block runs."""
+    """Redirects the output of libraries and their child processes to stderr while the block runs."""
     sys.stdout.flush()
     saved = os.dup(1)
     try:
@@ -34,12 +34,12 @@ def only_stderr() -> Iterator[None]:
 
 
 def print_found(text: str, renderable: RenderableType, as_json: bool) -> None:
-    """Prints what a command found.
+    """Prints the result of a command, on rank 0 only.
 
     Args:
-        text: The JSON, for --json.
-        renderable: The report, for a person.
-        as_json: Print the JSON.
+        text: The JSON, printed with --json.
+        renderable: The report, printed otherwise.
+        as_json: True with --json.
     """
     if not is_first_process():
         return
@@ -47,11 +47,18 @@ def print_found(text: str, renderable: RenderableType, as_json: bool) -> None:
         return click.echo(text)
     import rich
 
-    rich.get_console().print(renderable, crop=False)  # a command in it is to be copied whole
+    rich.get_console().print(renderable, crop=False)  # so that a command in the report can be copied whole
 
 
 def print_result(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:
-    """Prints the result of `pick` or `train`, or the text of result.json."""
+    """Prints the report of `pick` or `train`, or the text of result.json.
+
+    Args:
+        result: The result.
+        folder: The run folder, which the report names.
+        as_json: True with --json.
+        show_all: Show every layer of a long ranking.
+    """
     from autolayer.reporting.terminal import Report
 
     print_found(result.to_json(), Report(result, folder=folder, show_all=show_all), as_json)

@@ -1,7 +1,7 @@
-"""Progress on stderr: a bar per stage, and one line when a stage has ended.
+"""Progress on stderr: one bar per stage, and one line when a stage ends.
 
-If stderr is no terminal, plain lines come at most every ten seconds, so that a log file stays readable. rich is
-imported when the first bar is shown.
+If stderr is not a terminal, plain lines are printed at most every ten seconds, so that a log file stays readable. rich
+is imported when the first bar is shown.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class TerminalProgress(Progress):
-    """Shows stages on a stream."""
+    """Shows the progress of stages on a stream."""
 
     def __init__(self, *, stream: TextIO | None = None, every: float = 10.0) -> None:
-        """Opens nothing yet.
+        """Creates the progress display; nothing is shown before the first stage.
 
         Args:
-            stream: Where to print; default: stderr.
-            every: Seconds between two lines of one stage where the stream is no terminal.
+            stream: Stream to print to; default: stderr.
+            every: Seconds between two lines of one stage if the stream is not a terminal.
         """
         super().__init__()
         self.stream, self.every = stream, every
@@ -88,7 +88,7 @@ def _make_bars(stream: TextIO | None) -> rich.progress.Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(file=stream or sys.stderr),
-        transient=True,  # the closing line stays instead
+        transient=True,  # the closing line replaces the bar
         refresh_per_second=4,
         speed_estimate_period=600,  # one RL step can take a minute
     )

@@ -37,11 +37,11 @@ NOT_SIGNED = (
     "out", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
     "accept_changes",
 )  # fmt: skip
-"""Fields that may change between two calls for one folder: where a run works and for how long, not what it does."""
+"""Fields that may change when a run is resumed, because they decide where and how long it runs, but not its results."""
 
 
 def is_server(rollouts: str) -> bool:
-    """Returns whether --rollouts names vLLM servers: URLs, with commas between them."""
+    """Returns True if a value of --rollouts names vLLM servers: URLs separated by commas."""
     return all(re.fullmatch(r"https?://[\w.\-\[\]:]+(/v1)?/?", url.strip()) for url in rollouts.split(","))
 
 
@@ -91,12 +91,12 @@ class Config(Settings):
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
     frozen: Literal["8bit", "4bit"] | None = None
-    """Keep the layers that `train` leaves alone in so many bits (needs the extra `quantized`)."""
+    """Keep the layers that `train` does not train in 8 or 4 bits (needs the extra `quantized`)."""
     budget: Positive | None = None
     """Cost of finding the layer, as a share of one full run of the final training. Default: the cost of
     max(40, 2·√steps) training steps, at most 0.25."""
     regret: Positive = 0.05
-    """Contribution you are ready to lose: the search stops when no more than this is at stake."""
+    """Contribution that you are ready to lose: the search stops when no more than this is at stake."""
     hours: Positive | None = None
     """Deadline for the whole run in hours, on top of the budget."""
     history: PathText | None = None
@@ -110,7 +110,7 @@ class Config(Settings):
     max_new_tokens: Count | None = None
     """Longest completion, in tokens."""
     max_prompt_tokens: Count | None = None
-    """Leave longer prompts out of training; the evaluation keeps all."""
+    """Drop longer prompts from training; the evaluation keeps all prompts."""
     temperature: Positive = 1.0
     """Sampling temperature of rollouts and evaluation."""
     learning_rate: Annotated[Positive | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
@@ -138,9 +138,9 @@ class Config(Settings):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
-    """Run programs that the model writes without a sandbox if there is none. They can do everything you can."""
+    """Run programs that the model writes without a sandbox if there is none. They can do everything that you can."""
     accept_changes: bool = False
-    """Go on with a run although its reward, data or task file has changed since; the result says so."""
+    """Resume a run although its reward, data or task file has changed; the result records the change."""
     probe: ProbeConfig = ProbeConfig()
     search: SearchConfig = SearchConfig()
     measure: MeasureConfig = MeasureConfig()
@@ -165,19 +165,19 @@ class Config(Settings):
         return self
 
     def _combinations(self) -> list[tuple[bool, str]]:
-        """Returns for every rule about several fields whether it holds, and the sentence if it does not."""
+        """Returns one pair per rule about several fields: True if it holds, and the message if it does not."""
         packs = (self.adapter, self.frozen)
         own_data = self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl")
         return [
             (
                 self.frozen is None or self.rollouts in ("auto", "transformers"),
-                f"--frozen does not go with --rollouts {self.rollouts}, which would sample from the model as it was: "
+                f"--frozen does not go with --rollouts {self.rollouts}, which would sample from the unquantized model: "
                 "leave one out.",
             ),
             (
                 not self.shard or self.rollouts != "vllm",
-                "--shard does not go with --rollouts vllm, which needs the whole model beside it: give the URL of a "
-                "vLLM server.",
+                "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give "
+                "the URL of a vLLM server.",
             ),
             (
                 not self.shard or packs == (None, None),
@@ -190,7 +190,7 @@ class Config(Settings):
             ),
             (
                 self.reward is None or self.task == DEFAULT_TASK,
-                f"--task {self.task} would be ignored beside --data and --reward: leave it out.",
+                f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.",
             ),
             (
                 None in (self.learning_rate, self.measure.rates),
@@ -200,7 +200,7 @@ class Config(Settings):
 
     @property
     def signature(self) -> str:
-        """Ten characters that two configurations share only if they would do the same."""
+        """Hash of ten characters; two configurations have the same one only if their runs do the same."""
         signed = self.signed()
         if self.measure == MeasureConfig():  # the other verbs do not read it
             del signed["measure"]
@@ -209,7 +209,7 @@ class Config(Settings):
     def signed(self) -> dict[str, Any]:
         """Returns the settings that decide what a run does, as plain values."""
         left_out = NOT_SIGNED if self.algorithm == "gigpo" else (*NOT_SIGNED, "gigpo")
-        rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # wherever the server is
+        rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # a server's address changes no result
         return {name: v for name, v in (self.model_dump() | rollouts).items() if name not in left_out}
 
 
@@ -224,7 +224,7 @@ TABLES: dict[str, type[Settings]] = {
 
 
 class Options(TypedDict, total=False):
-    """The fields of `Config` as keyword arguments, in the forms that it accepts, for type checkers and editors."""
+    """The fields of `Config` as keyword arguments, with the types that it accepts, for type checkers and editors."""
 
     model: str | Path
     task: str
@@ -266,7 +266,11 @@ class Options(TypedDict, total=False):
 
 
 def config_of(config: Config | None, options: Mapping[str, Any]) -> Config:
-    """Returns the configuration that a verb of the library was called with, as an object or as keywords.
+    """Returns the configuration that a function of the library was called with.
+
+    Args:
+        config: The configuration, or None if keyword arguments are given.
+        options: The keyword arguments, fields of `Config`.
 
     Raises:
         ConfigError: Both are given, or some settings cannot work.
@@ -277,7 +281,7 @@ def config_of(config: Config | None, options: Mapping[str, Any]) -> Config:
 
 
 def with_options(verb: Verb) -> Verb:
-    """Gives a verb of the library the signature with all options in it, for `help()` and notebooks."""
+    """Gives a function of the library a signature that lists all options, for `help()` and notebooks."""
     signature = inspect.signature(verb)
     *parameters, options = signature.parameters.values()
     assert options.kind is inspect.Parameter.VAR_KEYWORD
@@ -294,7 +298,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a --config file. Its keys are the fields of `Config`; the names in `TABLES` are tables.
 
     Raises:
-        ConfigError: It is missing or is not TOML.
+        ConfigError: The file does not exist, cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text())
@@ -303,4 +307,4 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not valid TOML ({error}): mend that line.") from None
+        raise ConfigError(f"--config {path} is not valid TOML ({error}): correct that line.") from None

@@ -27,14 +27,14 @@ def _rates(value: Any) -> tuple[float, ...] | None:
 
 
 class ProbeConfig(Settings):
-    """How the probes measure."""
+    """Settings of the probes."""
 
     table: ClassVar[str | None] = "probe"
 
     share: Share = 0.3
     """Share of the finding budget that the probes may spend when a race follows. Without a race they may spend all."""
     num_folds: Annotated[int, annotated_types.Ge(2)] = 3
-    """Parts of the shared batch: a direction is taken on all but one of them and judged on that one."""
+    """Number of folds of the shared batch: a direction is computed on all folds but one and evaluated on that one."""
     num_prompts: Count = 64
     """Largest number of prompts in each fold; a small budget takes fewer."""
     burst_steps: Annotated[int, annotated_types.Ge(0)] | None = None
@@ -43,7 +43,7 @@ class ProbeConfig(Settings):
 
 
 class SearchConfig(Settings):
-    """How the race confirms the prediction."""
+    """Settings of the search, which confirms the prediction by short runs."""
 
     table: ClassVar[str | None] = "search"
 
@@ -56,7 +56,7 @@ class SearchConfig(Settings):
 
 
 class MeasureConfig(Settings):
-    """How `measure` finds the contribution of every layer."""
+    """Settings of `measure`, which finds the contribution of every layer."""
 
     table: ClassVar[str | None] = None  # both are options of `measure`
 
@@ -67,7 +67,7 @@ class MeasureConfig(Settings):
 
 
 class GiGPOConfig(Settings):
-    """How GiGPO (arXiv 2505.10978) weighs the steps of an episode."""
+    """Settings of GiGPO (arXiv 2505.10978), which weighs the steps of an episode."""
 
     table: ClassVar[str | None] = "gigpo"
 
@@ -82,11 +82,11 @@ class GiGPOConfig(Settings):
 
 
 class VLLMConfig(Settings):
-    """How much of the device vLLM takes beside the training."""
+    """Settings of a vLLM engine that shares the device with training."""
 
     table: ClassVar[str | None] = "vllm"
 
     memory_share: OpenShare = 0.5
     """Share of the device's memory for a second copy of the weights and the cache of many sequences."""
     sleep: bool = False
-    """Give all of that memory back while the policy trains (CUDA only; the weights wait in host memory)."""
+    """Free all of that memory while the policy trains (CUDA only; the weights are kept in host memory)."""

@@ -1,7 +1,7 @@
-"""Errors that are the user's to mend: what is wrong, why it cannot work, what to do instead.
+"""Errors that the user can correct. Each message says what is wrong, why it cannot work, and what to do instead.
 
-The command line prints them as one sentence and exits with code 2. Everything else is a bug of ours (code 1).
-All are picklable: they cross process borders.
+The command line prints them as one sentence and exits with code 2. Any other exception is a bug of autolayer (code 1).
+All errors are picklable, because processes send them to each other.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 
 class AutolayerError(Exception):
-    """Base of every error with a sentence meant for the user."""
+    """Base class of all errors whose message is meant for the user."""
 
 
 class ConfigError(AutolayerError, ValueError):
-    """An option, or a combination of options, cannot work."""
+    """An option or a combination of options that cannot work."""
 
 
 class UnknownNameError(ConfigError):
-    """A model, task, algorithm or probe that does not exist. Built by `unknown()`."""
+    """A name of a model, task, algorithm or probe that does not exist. `unknown()` builds it."""
 
 
 class ModelError(AutolayerError, ValueError):
@@ -39,27 +39,27 @@ class RewardError(AutolayerError, ValueError):
 
 
 class SandboxError(AutolayerError, RuntimeError):
-    """There is no sandbox for the programs that a model writes, or it failed."""
+    """A sandbox for the programs that a model writes that is missing or failed."""
 
 
 class EpisodeError(AutolayerError, RuntimeError):
-    """An environment that raised, or returned something other than an observation, a number and whether it is done."""
+    """An environment that raised, or did not return an observation, a reward and a flag that ends the episode."""
 
 
 class NoSignalError(AutolayerError, RuntimeError):
-    """The base model's rewards do not vary, so RL has nothing to learn from."""
+    """Rewards of the base model that do not vary, so that RL has nothing to learn from."""
 
 
 class TrainingError(AutolayerError, RuntimeError):
-    """Training diverged."""
+    """Training that diverged."""
 
 
 class EngineError(AutolayerError, RuntimeError):
-    """The rollout engine failed, or has other weights than the policy."""
+    """A rollout engine that failed, or has other weights than the policy."""
 
 
 class ProcessGroupError(AutolayerError, RuntimeError):
-    """One of several processes of a run failed, so all of them end."""
+    """A failure of one of several processes of a run, which ends all of them."""
 
 
 class LoneRankError(ProcessGroupError):
@@ -75,13 +75,13 @@ class PatchError(AutolayerError, RuntimeError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Builds the error for a name that does not exist, with the nearest known one first.
+    """Builds the error for a name that does not exist; it suggests the nearest name and lists all of them.
 
     Args:
-        kind: What it was meant to be: "task", "model", ...
-        name: What the user wrote.
-        known: Every valid name.
-        hint: How to bring one's own, as a full sentence.
+        kind: Kind of thing that the name stands for: "task", "model", ...
+        name: The name that the user gave.
+        known: All valid names.
+        hint: A full sentence about how users give their own, or ''.
     """
     names = list(known)
     text = f"unknown {kind} '{name}'.{did_you_mean(name, names)} Known {kind}s: {', '.join(names)}."
@@ -89,7 +89,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Returns a sentence with the nearest known name and a space before it, or an empty text."""
+    """Returns " Did you mean '...'?" with the nearest known name, or '' if none is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 

@@ -1,4 +1,4 @@
-"""The processes that a launcher such as torchrun started together, as its environment variables describe them."""
+"""Reads the environment variables with which a launcher such as torchrun describes the processes it started."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 
 def num_processes() -> int:
-    """Returns how many processes the launcher started, this one included."""
+    """Returns the number of processes that the launcher started, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def processes_here() -> int:
-    """Returns how many of them run on this machine."""
+    """Returns the number of these processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Returns whether this is rank 0, which alone prints."""
+    """Returns True on rank 0, the only process that prints."""
     return num_processes() < 2 or os.environ.get("RANK", "0") == "0"

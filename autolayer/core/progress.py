@@ -1,4 +1,4 @@
-"""Progress of a run, as the stages report it. Here nothing is shown; `cli.progress` shows it on the terminal."""
+"""Progress of a run, as the stages report it. These classes show nothing; `cli.progress` shows it on the terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Stage:
         self.start = time.monotonic()
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Counts work as done.
+        """Records work as done.
 
         Args:
             amount: Work done since the last call, in the units of the stage's total. 0 only changes the note.
-            note: What is worth knowing now, in a few words.
+            note: A few words about the current state.
         """
         self.completed += amount
         self.note = note or self.note
@@ -52,15 +52,15 @@ class Progress:
 
     def __init__(self) -> None:
         self.depth = 0
-        """Stages that are open."""
+        """Number of open stages."""
 
     @contextlib.contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
-        """Runs a stage while the block runs, and says afterwards how it ended.
+        """Opens a stage for the duration of the block, and prints a closing line with its time.
 
         Args:
-            name: Name of the stage, as in the log.
-            total: The work to do, in any unit; None if it is not known.
+            name: Name of the stage in the log.
+            total: The amount of work, in any unit; None if it is not known.
         """
         stage = self.open(name, total)
         self.depth += 1
@@ -75,7 +75,7 @@ class Progress:
             self.say(f"{'  ' * self.depth}{name}  {outcome} {format_seconds(time.monotonic() - stage.start)}{note}")
 
     def open(self, name: str, total: float | None) -> Stage:
-        """Starts to show a stage. Subclasses override it."""
+        """Starts showing a stage. Subclasses override it."""
         return Stage(name, total)
 
     def close(self, stage: Stage) -> None:

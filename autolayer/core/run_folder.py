@@ -1,6 +1,6 @@
-"""The run folder: what every stage leaves for the next, and how a run is resumed or refused.
+"""The run folder: holds the files of every stage, so that a run can be resumed, and refuses another configuration.
 
-Files are written to a temporary name and moved into place, so a crash leaves the old file or the new one.
+Files are written to a temporary name and moved into place, so that a crash leaves either the old or the new file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
 )
 PATCH, REPORT = "layer.safetensors", "report.html"
 ADAPTER = "adapter"
-"""Folder of what --adapter trained, in PEFT's format."""
+"""Folder of the adapters that --adapter trained, in PEFT's format."""
 
 
 class RunFolder:
-    """One run on disk. Opening it creates nothing; the first write does."""
+    """The folder of one run. The first write creates it on disk."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -44,7 +44,7 @@ class RunFolder:
         """Returns a stage's JSON, or None if that stage has not finished.
 
         Raises:
-            RunFolderError: The file is there but is not JSON: somebody or something damaged it.
+            RunFolderError: The file exists but holds no JSON object.
         """
         file = self.path / name
         if not file.exists():
@@ -54,26 +54,35 @@ class RunFolder:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise self.damaged(name, error) from None
         if not isinstance(value, dict):
-            raise self.damaged(name, "no JSON object")
+            raise self.damaged(name, "it holds no JSON object")
         return value
 
     def has(self, *names: str) -> bool:
-        """Returns whether one of these files or folders is there."""
+        """Returns True if at least one of these files or folders exists."""
         return any((self.path / name).exists() for name in names)
 
     def damaged(self, name: str, reason: object) -> RunFolderError:
-        """The error for a file that cannot be used, with the way that loses least."""
+        """Builds the error for an unusable file, with the remedy that loses the least work."""
         cure = "delete that file to redo its stage"
-        if name == CONFIG:  # says whose folder it is, so nothing in it can be trusted
+        if name == CONFIG:  # without it nobody knows which configuration the other files belong to
             cure = "restore that file, delete the folder to start again"
         return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
-        """Writes a stage's JSON whole or not at all. NaN and infinities are refused: they are no results."""
-        self._beside(name, value, indent).replace(self.path / name)
+        """Writes a stage's JSON atomically.
 
-    def _beside(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
-        """Writes to a temporary name, for what moves it into place."""
+        Args:
+            name: File name.
+            value: Plain values.
+            indent: Indentation of the JSON; None for a single line.
+
+        Raises:
+            ValueError: A value is NaN or infinite.
+        """
+        self._write_temporary(name, value, indent).replace(self.path / name)
+
+    def _write_temporary(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
+        """Writes the JSON to a temporary file and returns its path; the caller moves it into place."""
         text = json.dumps(value, indent=indent, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{uuid.uuid4().hex}"
@@ -82,19 +91,19 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes of this machine out, so that two do not write over each other.
+        """Locks the folder against other processes of this machine while the block runs.
 
         Raises:
-            RunFolderError: Another process is at work here.
+            RunFolderError: Another process holds the lock.
         """
-        # Beside the folder would be litter, and inside it a file that is no result.
+        # The lock file is in the temporary folder, so that the run folder holds results only.
         name = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"autolayer-{name}.lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunFolderError(
-                f"another process is at work in {self.path}: wait until it ends, or choose another --out."
+                f"another process is working in {self.path}: wait until it ends, or choose another --out."
             ) from None
         try:
             yield
@@ -102,29 +111,29 @@ class RunFolder:
             lock.release()
 
     def keep_only(self, name: str, value: dict[str, Any]) -> None:
-        """Writes one file and gives up the claim: a run that found nothing leaves just the reason."""
+        """Writes one file and deletes config.json, so that a run without a result leaves only the reason."""
         self.write(name, value)
         (self.path / CONFIG).unlink(missing_ok=True)
 
     def give_up(self) -> None:
-        """Gives up the claim if no stage has finished, so that a mended reward may use the same folder."""
+        """Deletes the folder if no stage has finished, so that a corrected reward can use the same --out."""
         if list(self.path.iterdir()) == [self.path / CONFIG]:
             (self.path / CONFIG).unlink()
             self.path.rmdir()
 
     def claim(self, resolved: dict[str, Any], signature: str, *, accept_changes: bool = False) -> dict[str, Any]:
-        """Makes the folder this configuration's, or checks that it already is.
+        """Writes config.json into a new folder, or checks that an existing one belongs to this configuration.
 
         Args:
-            resolved: All that decides what the run does, with hashes of the user's files.
-            signature: Made from that.
-            accept_changes: Go on with a run whose files have changed. It keeps its signature.
+            resolved: All settings that decide what the run does, with hashes of the user's files.
+            signature: Hash of `resolved`.
+            accept_changes: Resume a run although the user's files have changed. The run keeps its signature.
 
         Returns:
-            What config.json holds; under 'changed' the kinds of files that were changed on the way.
+            The content of config.json; 'changed' lists the kinds of files that have changed during the run.
 
         Raises:
-            RunFolderError: The folder belongs to another configuration, or holds something else.
+            RunFolderError: The folder belongs to another configuration, or is not a run folder.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--out {self.path} is a file: give a folder.")
@@ -136,10 +145,10 @@ class RunFolder:
             if inside and (before := self.read(CONFIG)):
                 return self.claim(resolved, signature, accept_changes=accept_changes)  # another worker was faster
             if inside == [calibration]:
-                calibration.unlink()  # what `keep_only` left: there was nothing to lose
+                calibration.unlink()  # `keep_only` left it after a run without a signal
             elif inside:
                 raise RunFolderError(
-                    f"--out {self.path} is not empty and is no run folder (it has no {CONFIG}): give a new folder."
+                    f"--out {self.path} is not empty and is not a run folder (it has no {CONFIG}): give a new folder."
                 )
             if not self._create(CONFIG, claimed):
                 return self.claim(resolved, signature, accept_changes=accept_changes)
@@ -157,28 +166,28 @@ class RunFolder:
             )
         if not accept_changes:
             raise RunFolderError(
-                f"the {' and '.join(files)} file has changed since the run in {self.path} was made, and with it what "
-                "that run would find: give a new --out to start again, --accept-changes to go on all the same (the "
-                "result will say so), or the old file back."
+                f"the {' and '.join(files)} file has changed since the run in {self.path} was made, which changes "
+                "its results: give a new --out to start again, restore the old file, or give --accept-changes to "
+                "continue anyway (the result records the change)."
             )
         claimed = {**before, **resolved, "changed": sorted({*before.get("changed", ()), *files})}
         self.write(CONFIG, claimed)
         return claimed
 
     def _inside(self) -> list[Path]:
-        """What the folder holds, without what another process is writing at this moment."""
+        """Returns the paths in the folder, without the temporary files of other processes."""
         if not self.path.is_dir():
             return []
         return [path for path in self.path.iterdir() if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name)]
 
     def _create(self, name: str, value: dict[str, Any]) -> bool:
-        """Writes a file that is not there; False where another process was faster."""
-        temporary = self._beside(name, value, 1)
+        """Writes a file if it does not exist; returns False if another process has created it first."""
+        temporary = self._write_temporary(name, value, 1)
         try:
             os.link(temporary, self.path / name)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
+        except OSError:  # the file system has no hard links
             temporary.replace(self.path / name)
         finally:
             temporary.unlink(missing_ok=True)
@@ -186,7 +195,12 @@ class RunFolder:
 
 
 def open_run(config: Config, verb: str = "pick") -> RunFolder:
-    """The folder of a configuration: `--out`, or a name made from model, task and signature."""
+    """Returns the run folder of a configuration: `--out`, or a name made from model, task and signature.
+
+    Args:
+        config: Settings of the run.
+        verb: Name of the command; all but "pick" are put before the name.
+    """
     if config.out is not None:
         return RunFolder(config.out)
     task = Path(config.data).stem if config.data and config.reward else config.task
@@ -196,7 +210,7 @@ def open_run(config: Config, verb: str = "pick") -> RunFolder:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """'steps: 300 there, 200 here' for every setting that differs."""
+    """Returns a text such as 'steps: 300 there, 200 here' for every setting that differs."""
     return [
         f"{name}: {before.get(name)} there, {now.get(name)} here"
         for name in now

@@ -1,6 +1,6 @@
-"""The base of all settings: a pydantic model that is frozen once made and refuses bad values in sentences of ours.
+"""Base class of all settings: a frozen pydantic model whose validation errors are messages for the user.
 
-A sentence names the option, the value, and what to give instead, read from the field's type. Several problems are
+A message names the option, the value, and the valid values, which follow from the field's type. Several problems are
 collected and raised as one ConfigError.
 """
 
@@ -24,13 +24,13 @@ OpenShare = Annotated[float, annotated_types.Gt(0), annotated_types.Lt(1)]
 
 
 class Settings(BaseModel):
-    """A set of named settings. An int serves as a float; nothing else is converted."""
+    """A set of named settings. An int is accepted as a float; no other value is converted."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
     table: ClassVar[str | None] = None
-    """Name of the table of a --config file that holds these settings; None for those at its top."""
+    """Name of the table of a --config file that holds these settings; None for the top level."""
 
     if not TYPE_CHECKING:  # type checkers read the arguments from the fields
 
@@ -38,7 +38,7 @@ class Settings(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                problems = [_sentence(type(self), dict(problem)) for problem in error.errors()]
+                problems = [_message(type(self), dict(problem)) for problem in error.errors()]
                 raise ConfigError(" ".join(problems)) from None
 
     def replace(self, **changes: Any) -> Self:
@@ -47,16 +47,17 @@ class Settings(BaseModel):
 
 
 def wanted(field: FieldInfo) -> str:
-    """Returns what a field takes, for a person: "a whole number above 0", "grpo, dr_grpo or gigpo"."""
+    """Describes the valid values of a field: "a whole number above 0", "grpo, dr_grpo or gigpo"."""
     kind, bounds = value_type(field)
     if get_origin(kind) is Literal:
         return one_of(get_args(kind))
-    said = {"gt": "above", "ge": "of at least", "lt": "below", "le": "up to"}
-    limits = {name: getattr(bound, name) for bound in bounds for name in said if hasattr(bound, name)}
+    comparisons = {"gt": "above", "ge": "of at least", "lt": "below", "le": "up to"}
+    limits = {name: getattr(bound, name) for bound in bounds for name in comparisons if hasattr(bound, name)}
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, "a table")
     if {"ge", "le"} <= limits.keys():
         return f"{words} from {limits['ge']} to {limits['le']}"
-    return f"{words} {' and '.join(f'{text} {limits[name]}' for name, text in said.items() if name in limits)}".rstrip()
+    bounds_text = " and ".join(f"{text} {limits[name]}" for name, text in comparisons.items() if name in limits)
+    return f"{words} {bounds_text}".rstrip()
 
 
 def value_type(field: FieldInfo) -> tuple[Any, list[Any]]:
@@ -71,10 +72,10 @@ def value_type(field: FieldInfo) -> tuple[Any, list[Any]]:
     return kind, [each for each in metadata if isinstance(each, bounds)]
 
 
-def _sentence(cls: type[Settings], problem: dict[str, Any]) -> str:
-    """Returns the sentence for one of pydantic's errors."""
+def _message(cls: type[Settings], problem: dict[str, Any]) -> str:
+    """Returns the message for one of pydantic's errors."""
     error = problem.get("ctx", {}).get("error")
-    if isinstance(error, AutolayerError):  # raised by a check of ours, in a sentence
+    if isinstance(error, AutolayerError):  # one of our own validators raised it
         return str(error)
     if not problem["loc"]:
         return f"{problem['msg']}."
@@ -95,5 +96,5 @@ def _sentence(cls: type[Settings], problem: dict[str, Any]) -> str:
 
 
 def option(cls: type[Settings], name: str) -> str:
-    """Returns how a user writes a setting: --group-size, or [probe] share =."""
+    """Returns a setting as the user writes it: --group-size, or [probe] share =."""
     return f"[{cls.table}] {name} =" if cls.table else "--" + name.replace("_", "-")

@@ -130,7 +130,7 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(refused: Any, qwen:
         (("--algorithm", "gigpo"), ("--algorithm gigpo compares the steps of an episode",)),
         (("--seed", "-1"), ("--seed -1 cannot work", "from 0 to 4294967295")),
         (("--seed", "4294967296"), ("--seed 4294967296 cannot work",)),
-        (("--task", "math:arith"), ("--task math:arith would be ignored beside --data and --reward",)),
+        (("--task", "math:arith"), ("--task math:arith would be ignored, because --data and --reward",)),
         (("--data", "."), ("--data . is a folder", "a --reward goes with a .jsonl file")),
         (("--budget", "inf"), ("--budget inf cannot work",)),
         (("--rollouts", "vllm"), ("--rollouts vllm needs vLLM", "--rollouts transformers")),
@@ -347,7 +347,9 @@ def test_another_configuration_is_refused_with_both_values(
 def test_a_folder_of_something_else_is_refused(refused: Refused, qwen: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    refused("pick", "--model", qwen, *OWN, parts=("--out run is not empty and is no run folder", "give a new folder"))
+    refused(
+        "pick", "--model", qwen, *OWN, parts=("--out run is not empty and is not a run folder", "give a new folder")
+    )
     refused("pick", "--model", qwen, *OWN[:-1], "sums.jsonl", parts=("--out sums.jsonl is a file", "give a folder"))
 
 

@@ -52,7 +52,7 @@ def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.claim({"model": "m", "reward_hash": "1", "base_hash": "2"}, "first")
     with pytest.raises(
-        RunFolderError, match="the reward file has changed since .* give a new --out .* or the old file back"
+        RunFolderError, match="the reward file has changed since .* give a new --out .* restore the old file"
     ):
         folder.claim({"model": "m", "reward_hash": "3", "base_hash": "2"}, "second")
     with pytest.raises(RunFolderError, match="another configuration"):

@@ -39,7 +39,7 @@ def test_names(tmp_path, tiny_folder):
     for name in ("tiny", "Qwen/Qwen3-8B", "a-b/c_d.e", str(tiny_folder)):
         check_name(name)
     with pytest.raises(
-        UnknownNameError, match="unknown model 'tinny'. Did you mean 'tiny'.*Or give your own model: a folder with"
+        UnknownNameError, match="unknown model 'tinny'. Did you mean 'tiny'.*Or give your own model: a "
     ):
         check_name("tinny")
     with pytest.raises(UnknownNameError, match="unknown model ''"):

@@ -120,7 +120,7 @@ def test_only_a_named_layer_can_be_trained_so() -> None:
             verb(model="tiny", task="math:arith", frozen="8bit", layers=layers, learning_rate=1e-3, device="cpu")
     with pytest.raises(ValueError, match="Did you mean '8bit'"):
         autolayer.train_layer(model="tiny", task="math:arith", layers="2", **cast(Any, {"frozen": "8bits"}))
-    with pytest.raises(ConfigError, match="would sample from the model as it was"):
+    with pytest.raises(ConfigError, match="would sample from the unquantized model"):
         autolayer.train_layer(model="tiny", task="math:arith", frozen="8bit", layers="2", rollouts="vllm")
 
 
