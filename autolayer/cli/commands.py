@@ -50,12 +50,12 @@ debug_option = click.option("--debug", is_flag=True, is_eager=True, expose_value
 @click.version_option(__version__, message="autolayer %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    r"""Finds the transformer layer that RL post-training improves most, and trains it.
+    """Finds the transformer layer that RL post-training improves most, and trains it.
 
     \b
     Start here (minutes on a laptop, nothing is downloaded):
       autolayer pick --model tiny --task math:arith
-    """
+    """  # noqa: D301  (click needs the backspace character, not a raw string)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
