@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Arguments of the command line; default: those of the process.
     """
     state = {"debug": False}
-    # peft imports bitsandbytes, which warns about kernels that are not used here.
+    # peft imports bitsandbytes where it is installed, and it warns about kernels that are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)

@@ -23,7 +23,7 @@ GROUPS = {
     "Search": ("until", "regret", "top_k", "hours", "history"),
     "Measurement": ("num_seeds", "rates"),
     "Training": (
-        "algorithm", "learning_rate", "prompts_per_step", "group_size", "beta", "adapter", "frozen",
+        "algorithm", "learning_rate", "prompts_per_step", "group_size", "beta", "adapter",
         "activation_checkpointing",
     ),
     "Sampling and evaluation": (

@@ -90,8 +90,6 @@ class Config(Settings):
     """Layers to train together: sets of this many layers race instead of single ones."""
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
-    frozen: Literal["8bit", "4bit"] | None = None
-    """Keep the layers that `train` does not train in 8 or 4 bits (needs the extra `quantized`)."""
     budget: Positive | None = None
     """Cost of finding the layer, as a share of one full run of the final training. Default: the cost of
     max(40, 2·√steps) training steps, at most 0.25."""
@@ -134,7 +132,7 @@ class Config(Settings):
     URLs of vLLM servers, separated by commas."""
     shard: bool = False
     """Divide the model's blocks among the processes of `torchrun --nproc_per_node N -m autolayer`, for a model that is
-    too large for one device (FSDP2). Not with --adapter, --frozen, --layers full or --rollouts vllm."""
+    too large for one device (FSDP2). Not with --adapter, --layers full or --rollouts vllm."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass from the start, not only when memory runs out."""
     allow_unsandboxed: bool = False
@@ -166,22 +164,16 @@ class Config(Settings):
 
     def _combinations(self) -> list[tuple[bool, str]]:
         """Returns one pair per rule about several fields: True if it holds, and the message if it does not."""
-        packs = (self.adapter, self.frozen)
         own_data = self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl")
         return [
-            (
-                self.frozen is None or self.rollouts in ("auto", "transformers"),
-                f"--frozen does not go with --rollouts {self.rollouts}, which would sample from the unquantized model: "
-                "leave one out.",
-            ),
             (
                 not self.shard or self.rollouts != "vllm",
                 "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give "
                 "the URL of a vLLM server.",
             ),
             (
-                not self.shard or packs == (None, None),
-                "--shard does not go with --adapter or --frozen: leave it or them out.",
+                not self.shard or self.adapter is None,
+                "--shard does not go with --adapter: leave one out.",
             ),
             (
                 own_data,
@@ -234,7 +226,6 @@ class Options(TypedDict, total=False):
     layers: LayersLike | None
     top_k: int
     adapter: Literal["lora"] | None
-    frozen: Literal["8bit", "4bit"] | None
     budget: float | None
     regret: float
     hours: float | None

@@ -114,5 +114,5 @@ def _routers(model: nn.Module) -> list[nn.Module]:
 
 
 def count_parameters(parameters: Iterable[Any]) -> int:
-    """Returns the number of entries of parameters; quantized ones, which pack several into a byte, count in full."""
-    return sum(getattr(p, "num_entries", p.numel()) for p in parameters)
+    """Returns the number of entries of parameters."""
+    return sum(p.numel() for p in parameters)

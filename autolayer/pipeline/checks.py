@@ -11,7 +11,6 @@ from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
 from autolayer.models.loading import meta_model, read_tokenizer
 from autolayer.models.names import EMBEDDED, check_name
-from autolayer.models.quantization import check_installed
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.tasks.base import Task
 
@@ -76,12 +75,6 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
     if config.shard and (verb == "measure" or candidates == "full"):
         raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
-    if config.frozen is not None:
-        if verb != "train":
-            raise ConfigError(f"--frozen belongs to `train`: `{verb}` looks at every layer as it is. Leave it out.")
-        if candidates == "full" or len(candidates) == num_layers:
-            raise ConfigError(f"--layers {config.layers} leaves no layer for --frozen {config.frozen}: leave one out.")
-        check_installed(config.frozen)
     if candidates == "full" and config.learning_rate is None:
         raise ConfigError(
             "--layers full has no learning rate to start from, since probes score single layers: give --learning-rate."

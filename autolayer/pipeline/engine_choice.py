@@ -27,9 +27,8 @@ def engine_name(config: Config, device_type: str) -> str:
     Returns:
         'transformers', 'vllm' or 'server'.
     """
-    # Packed or sharded weights have no whole copy that vLLM could load beside the model.
-    only_copy = config.frozen is not None or config.shard
-    rollouts = "transformers" if only_copy and config.rollouts == "auto" else config.rollouts
+    # Sharded weights have no whole copy that vLLM could load beside the model.
+    rollouts = "transformers" if config.shard and config.rollouts == "auto" else config.rollouts
     if is_server(rollouts):
         return "server"
     if rollouts == "auto":

@@ -22,16 +22,10 @@ MANY_TRUNCATED = 0.2
 
 
 def run_notes(run: RunContext) -> Iterator[str]:
-    """Yields what holds for the whole run: files that were edited on the way, packed weights, vLLM's numerics."""
+    """Yields what holds for the whole run: files that were edited on the way, and vLLM's numerics."""
     if run.changed_files:
         files = " and ".join(run.changed_files)
         yield f"the {files} file was changed during the run: parts of it were made with the old one"
-    if run.config.frozen is not None:
-        bits = run.config.frozen.removesuffix("bit")
-        yield (
-            f"{run.packed_share:.0%} of the parameters, none of them trained, were held in {bits} bits, for both "
-            "scores as well: the merged checkpoint, in full precision, scores a little differently"
-        )
     if effective := run.bench.effective:
         mean = sum(effective) / len(effective)
         yield (

@@ -34,8 +34,6 @@ class RunContext:
     """`time.monotonic()` when the run began, for the deadline."""
     changed_files: tuple[str, ...] = ()
     """Kinds of the user's files (reward, data, task) that were edited while the run was under way."""
-    packed_share: float = 0.0
-    """Share of the parameters that --frozen has packed."""
 
     @property
     def folder(self) -> RunFolder:

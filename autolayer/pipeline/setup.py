@@ -25,7 +25,6 @@ from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import LoadedModel, load_model, max_positions
-from autolayer.models.quantization import quantize_frozen
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
 from autolayer.pipeline.engine_choice import check_context, engine_factory
 from autolayer.pipeline.open_fields import resolve
@@ -76,11 +75,6 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         if config.history is not None:
             known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)
-        packed_share = 0.0
-        if config.frozen is not None:  # after the weight hash, which is the base's
-            assert candidates != "full"
-            loaded.device = device
-            packed_share = quantize_frozen(loaded.model, candidates, config.frozen, device)
         settings = TrainSettings(
             algorithm=config.algorithm,
             prompts_per_step=config.prompts_per_step or 0,
@@ -117,15 +111,14 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             progress=progress,
             signature=claimed["signature"],
             changed_files=tuple(claimed.get("changed", ())),
-            packed_share=packed_share,
             started=started,
         )
 
 
 def load(config: Config, process_group: ProcessGroup, device: torch.device) -> LoadedModel:
-    """Loads the model: on its device, as this rank's shards, or in host memory where it is still to be packed."""
+    """Loads the model on its device, whole or as this rank's shards."""
     if not config.shard:
-        return load_model(config.model, config.device if config.frozen is None else "cpu")
+        return load_model(config.model, config.device)
     if process_group.world_size < 2:
         raise ConfigError(
             "--shard divides the model among the processes of a launcher, and there is one: start several by "

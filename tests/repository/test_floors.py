@@ -33,7 +33,6 @@ HOMES = {
     "trl": {"training"},
     "vllm": {"rollouts.engines.vllm_local"},
     "optuna": {"search"},
-    "bitsandbytes": {"models.quantization"},
 }
 """The only rooms or modules that may import a library whose private parts change with every release."""
 
