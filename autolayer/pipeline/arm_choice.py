@@ -1,4 +1,4 @@
-"""Which arms are trained: the candidates of the race, and the arm that `train` names."""
+"""Chooses the arms to train: the candidates of the race, and the arm of `train`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
         if rate is not None
     ]
     if not candidates:
-        raise ConfigError(f"no candidate layer moves the policy at all ({list(report.layers)}): give other --layers.")
+        raise ConfigError(
+            f"none of the candidate layers {list(report.layers)} changes the policy, so none can be trained: give "
+            "other --layers."
+        )
     if run.config.top_k == 1:
         return candidates
     sets = candidate_sets(candidates, run.config.top_k, len(run.bench.layers))
@@ -47,11 +50,11 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
 
 
 def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:
-    """Returns what `train` trains: the layers that the user named.
+    """Returns the arm of `train`, with the layers that the user named.
 
     Args:
         run: The run, with its adapters inserted.
-        report: The probes' report, or None where the user gave the learning rate.
+        report: The probes' report, or None if the user gave the learning rate.
     """
     rate = run.config.learning_rate
     if rate is None:
@@ -61,5 +64,5 @@ def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:
 
 
 def _rate_factor(run: RunContext) -> float:
-    """Returns the learning rates of adapters over those of whole layers, or 1 without adapters."""
+    """Returns the ratio of the learning rates of adapters to those of whole layers; 1 without adapters."""
     return 1.0 if run.config.adapter is None else lora.learning_rate_factor(run.bench.model)

@@ -15,7 +15,7 @@ from autolayer.training.calibration import Calibration, calibrate, refuse
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationStage:
-    """What calibration found."""
+    """The result of calibration."""
 
     calibration: Calibration
     units: UnitCosts
@@ -24,10 +24,10 @@ class CalibrationStage:
 
 
 def calibrate_stage(run: RunContext) -> CalibrationStage:
-    """Samples the base model, or reads what an earlier call has sampled.
+    """Samples the base model, or reads the result of an earlier call.
 
     Raises:
-        NoSignalError: The rewards do not vary. Only calibration.json is left then.
+        NoSignalError: The rewards do not vary. The run folder then holds only calibration.json.
     """
     run.run_once("calibrate", lambda: _calibrate(run), lambda: _is_calibrated(run))
     found = run.folder.read(CALIBRATION) or {}

@@ -16,7 +16,7 @@ from autolayer.tasks.base import Task
 
 
 def check_names(config: Config) -> None:
-    """Refuses unknown models and tasks without importing anything heavy.
+    """Refuses unknown models and tasks, without importing torch.
 
     Raises:
         AutolayerError: The model or the task does not exist.
@@ -74,7 +74,10 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
         names = " and ".join("--" + name.replace("_", "-") for name in of_pick)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
     if config.shard and (verb == "measure" or candidates == "full"):
-        raise ConfigError("--shard holds one block whole at a time, and this trains all at once: leave it out.")
+        raise ConfigError(
+            "--shard does not go with training all layers at once, because each device can hold only a few whole "
+            "blocks: leave it out."
+        )
     if candidates == "full" and config.learning_rate is None:
         raise ConfigError(
             "--layers full has no learning rate to start from, since probes score single layers: give --learning-rate."
@@ -84,7 +87,7 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
     adapted = range(num_layers) if candidates == "full" else candidates
     if config.adapter is not None and not linear_module_names(model, adapted):
         raise ConfigError(
-            f"--adapter lora finds no torch.nn.Linear in the layers of {config.model} to adapt: leave it out."
+            f"--adapter lora needs torch.nn.Linear modules, and the layers of {config.model} have none: leave it out."
         )
 
 
@@ -92,7 +95,7 @@ def check_divisible(config: Config, num_processes: int) -> None:
     """Refuses a training step that cannot be divided among the processes.
 
     Raises:
-        ConfigError: The completions of a step are no multiple of the number of processes.
+        ConfigError: The number of completions of a step is not a multiple of the number of processes.
     """
     batch = (config.prompts_per_step or 0) * config.group_size
     if batch % num_processes:

@@ -48,10 +48,10 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
 
     Args:
         config: The user's settings.
-        timed: Whether a few blocks are timed, to estimate how long the run takes.
+        timed: True to time a few blocks, which gives an estimate of the run's duration.
 
     Raises:
-        AutolayerError: What would also stop the run itself: unknown names, unusable data, layers that do not exist.
+        AutolayerError: The run itself could not start: unknown names, unusable data, layers that do not exist.
     """
     check_names(config)
     task = check_before_loading(config, "pick")
@@ -81,9 +81,9 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     stages["search"] = left if races else Cost()
     training = full_run(config, units, final_layers(config, candidates))
 
-    asked = requests(task, "eval", config.num_eval or 0, config.seed)
-    max_new_tokens = (asked.decoding or task).max_new_tokens
-    evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(asked.rows))
+    sampled = requests(task, "eval", config.num_eval or 0, config.seed)
+    max_new_tokens = (sampled.decoding or task).max_new_tokens
+    evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
     seconds, device = None, find_device(config.device)
     engine = engine_name(config, device.type)
     if timed and engine != "server":
@@ -101,7 +101,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
         calibration_prompts=prompts,
         probes=probes,
         evaluation=EvaluationPlan(
-            num_items=len(asked.counts_I), num_completions=len(asked.rows), max_new_tokens=max_new_tokens
+            num_items=len(sampled.counts_I), num_completions=len(sampled.rows), max_new_tokens=max_new_tokens
         ),
         full_run=training,
         finding_budget=budget,
@@ -116,20 +116,20 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Mean tokens of an episode, and the most that a sequence may have."""
+    """Mean numbers of tokens of an episode, and the largest number of a sequence."""
 
     prompt_tokens: float
-    """Tokens of the sequence that the policy did not write."""
+    """Tokens of the sequence that the policy did not generate."""
     completion_tokens: float
     prefill_tokens: float
-    """Tokens that the engine reads, over several turns again and again."""
+    """Tokens that the engine reads; over several turns, the whole sequence so far is read at every turn."""
     longest: int
     calibrated: bool
-    """Whether the means are those of an earlier calibration in the same run folder."""
+    """True if the means come from an earlier calibration in the same run folder."""
 
 
 def _lengths(config: Config, task: Task, tokenizer: Any) -> Lengths:
-    """Reads the lengths that calibration has left, or assumes that completions and episodes are as long as allowed."""
+    """Reads the lengths of an earlier calibration, or assumes that completions and episodes are as long as allowed."""
     rows = task.splits["probe"][:SAMPLED_PROMPTS]
     prompts = [len(ids) for ids in encode_prompts(tokenizer, rows, dict(task.chat_template_kwargs))]
     prompt, action, turns = sum(prompts) / len(prompts), task.max_new_tokens, task.max_turns

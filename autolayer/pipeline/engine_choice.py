@@ -1,4 +1,4 @@
-"""Which rollout engine a run uses, and whether that engine works here."""
+"""Chooses the rollout engine of a run, and checks that it works on this machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from autolayer.training.workbench import Workbench
 
 
 def engine_name(config: Config, device_type: str) -> str:
-    """Returns the engine that generates: the one the user named, or with 'auto' the best one here.
+    """Returns the rollout engine: the one that the user named, or with 'auto' the fastest available one.
+
+    Args:
+        config: The user's settings.
+        device_type: Kind of the device: 'cuda' or 'cpu'.
 
     Returns:
         'transformers', 'vllm' or 'server'.
     """
-    # Sharded weights have no whole copy that vLLM could load beside the model.
+    # With sharded weights, vLLM has no space for a whole copy of the model on the same devices.
     rollouts = "transformers" if config.shard and config.rollouts == "auto" else config.rollouts
     if is_server(rollouts):
         return "server"
@@ -54,7 +58,14 @@ def check_engine(name: str) -> None:
 def engine_factory(
     config: Config, loaded: LoadedModel, folder: RunFolder, process_group: ProcessGroup
 ) -> Callable[..., Engine]:
-    """Returns the callable that makes the rollout engine of a workbench."""
+    """Returns a callable that creates the rollout engine of a workbench.
+
+    Args:
+        config: The user's settings.
+        loaded: The loaded model.
+        folder: The run folder, in which a server finds the trained layers.
+        process_group: The ranks of the run.
+    """
     name, path = engine_name(config, loaded.device.type), model_path(loaded.name)
     if name == "transformers":
         return TransformersEngine
@@ -68,7 +79,7 @@ def check_context(bench: Workbench) -> None:
     """Refuses a server whose context is shorter than the task needs and than the model allows.
 
     Raises:
-        ConfigError: The server would cut sequences off that the model itself would finish.
+        ConfigError: The server would truncate sequences that the model itself could complete.
     """
     engine, task = bench.engine, bench.task
     if engine.max_context >= engine.model_max_context:
@@ -80,6 +91,6 @@ def check_context(bench: Workbench) -> None:
     needed = engine.model_max_context if task.environment is not None else min(longest, engine.model_max_context)
     if needed > engine.max_context:
         raise ConfigError(
-            f"prompts with their completions are up to {needed} tokens, and the server holds {engine.max_context}: "
-            "start it with a larger --max-model-len, or give a smaller --max-new-tokens."
+            f"prompts with their completions have up to {needed} tokens, but the context of the server has "
+            f"{engine.max_context}: start it with a larger --max-model-len, or give a smaller --max-new-tokens."
         )

@@ -1,4 +1,4 @@
-"""Predicts, before anything is loaded, whether a run fits on its device and how small its micro-batches have to be."""
+"""Predicts, before weights are loaded, whether a run fits on its device and how large its micro-batches can be."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from autolayer.pipeline.engine_choice import engine_name
 from autolayer.training import micro_batching
 
 USABLE = 0.9
-"""Share of a device's memory that a run may plan with: fragments and the libraries' own buffers take the rest."""
-MOST_SHARDS = 1024
-"""Processes up to which a forecast looks for the number that is needed."""
+"""Share of a device's memory that a plan may use; fragmentation and the libraries' buffers take the rest."""
+MAX_SHARDS = 1024
+"""Largest number of processes that a forecast for --shard tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFit:
-    """What the device must hold, with micro-batches as small as they have to be, and what it has."""
+    """The memory that a run needs at the chosen size of its micro-batches, and the memory of the device."""
 
     device: str
     total: int
-    """Bytes of memory, without those that vLLM keeps throughout."""
+    """Bytes of the device's memory, without those that vLLM keeps during training."""
     micro_batches: MicroBatchShape
-    """How forward and backward passes are made."""
+    """Size of the micro-batches."""
     probing: dict[str, int]
     """Bytes during the shared backward pass of the probes, by purpose."""
     training: dict[str, int]
-    """Bytes while the lowest candidate is trained, which keeps most, by purpose."""
+    """Bytes while the lowest candidate is trained, which needs most memory, by purpose."""
     engine_awake: int
-    """Bytes that a sleeping vLLM takes when it wakes up, beside what training keeps; 0 where it does not sleep."""
+    """Bytes that vLLM takes when it wakes up, in addition to the weights and states of training; 0 if it never
+    sleeps."""
 
     @property
     def fits(self) -> bool:
-        """Whether probing, training and generation each fit."""
+        """True if probing, training and generation each fit."""
         held = sum(size for name, size in self.training.items() if name not in ("activations", "working space"))
         if held + self.engine_awake > self.total:
             return False
@@ -50,7 +51,7 @@ class MemoryFit:
 
     @property
     def sentence(self) -> str:
-        """Says whether the run fits, and if it does not, what to change."""
+        """One sentence that says whether the run fits and, if it does not, what to change."""
         shape = self.micro_batches
         if not self.fits:
             cure = "a device with more" if shape.shards > 1 else "a device with more, or several with --shard"
@@ -69,8 +70,8 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
     Args:
         config: The resolved settings.
         model: The model on the meta device.
-        candidates: The layers that may be trained; the lowest keep most.
-        width: Tokens of the longest sequence.
+        candidates: The layers that may be trained; the lowest need most memory.
+        width: Number of tokens of the longest sequence.
 
     Returns:
         The first choice that fits, or else the smallest one.
@@ -102,10 +103,10 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
 
 
 def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShape]:
-    """Yields ways to make passes, from the fastest to the smallest; with --shard then over more processes."""
+    """Yields sizes of micro-batches from the fastest to the smallest, with --shard then for more and more processes."""
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
     shards = max(2, num_processes()) if config.shard else 1
-    more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast says how many would do
+    more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast finds the number of processes
     while True:
         choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.activation_checkpointing)
         while choice is not None:
@@ -114,7 +115,7 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
                 width=width, tokens=tokens, recompute=recompute, batch=batch, device=device, shards=shards
             )
             choice = micro_batching.less(tokens, recompute, width)
-        if not more_shards or shards >= MOST_SHARDS:
+        if not more_shards or shards >= MAX_SHARDS:
             return
         shards *= 2
 

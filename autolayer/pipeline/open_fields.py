@@ -1,4 +1,4 @@
-"""Fills the fields that a user left open: from the packaged model's preset, then from the task, then from defaults."""
+"""Fills the fields that a user did not set: from the packaged model's preset, then from the task or from defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autolayer.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 STEPS, PROMPTS_PER_STEP = 400, 64
-"""Defaults where neither the user nor a preset says: 400 steps of 512 completions, close to arXiv 2607.01232."""
+"""Defaults if neither the user nor a preset sets them: 400 steps of 512 completions, close to arXiv 2607.01232."""
 NUM_EVAL = 512
 
 
@@ -21,7 +21,7 @@ def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
 
     Args:
         config: The user's settings.
-        task: The loaded task, with its token limit fitted to the model.
+        task: The loaded task, after `apply_length_limits`.
         verb: 'pick', 'train' or 'measure'. Only `pick` has a budget that shrinks with the number of steps.
     """
     num_items = len(task.splits["eval"])

@@ -1,4 +1,4 @@
-"""What a run keeps: the trained layers, the report, and result.json, which comes last and says that all is there."""
+"""Writes the outputs of a run: the trained layers, the report, and last result.json, which marks them as complete."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from autolayer.reporting.results import PickResult
 
 
 def finished_result(run: RunContext) -> PickResult | None:
-    """Returns the result of an earlier run of the same command that came to its end, or None."""
+    """Returns the result of an earlier, completed run of the same command, or None."""
     found = run.folder.read(RESULT)
     result = None if found is None else results.from_dict(found)
-    # Trained layers that were deleted are made again from the arm's checkpoint.
+    # If the trained layers were deleted, they are written again from the arm's checkpoint.
     whole = run.folder.has(PATCH, ADAPTER)
     return result if result is not None and result.status == "ok" and whole else None
 
@@ -29,11 +29,11 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
 
     Args:
         run: The run.
-        result: What to write.
-        trained: The arm whose weights are kept.
+        result: The result to write.
+        trained: The arm whose weights are written; None before training.
 
     Returns:
-        Rank 0's result, on every rank: what was timed differs between them.
+        The result of rank 0, on every rank, because timings differ between ranks.
     """
     patch = None if trained is None else _patch(run, trained)
 
@@ -53,14 +53,14 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
 
 
 def train_once(run: RunContext, work: Callable[[], PickResult]) -> PickResult:
-    """Does the final training once across workers, and returns its result, whichever worker did it.
+    """Runs the final training once across workers, and returns its result on all of them.
 
     Args:
         run: The run.
-        work: Trains, and saves the result.
+        work: Trains the arm and saves the result.
     """
     mine: list[PickResult] = []
-    # A training that --hours has ended is over for this call; the next call goes on with it.
+    # If --hours ends the training, it is over for this call, and the next call resumes it.
     run.run_once("train", lambda: mine.append(work()), lambda: bool(mine) or finished_result(run) is not None)
     result = mine[0] if mine else finished_result(run)
     assert result is not None

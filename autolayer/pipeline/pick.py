@@ -1,4 +1,4 @@
-"""The whole flow, top to bottom. The same verbs serve the command line and somebody's own pipeline."""
+"""The whole flow from calibration to the result: `pick` and `train_layer`, for the command line and the library."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def pick(
 
     Args:
         config: The settings of the run.
-        until: Stop after this stage; the same call without it goes on from there.
+        until: Stop after this stage; the same call without it resumes there.
         progress: Shows progress; default: nothing is shown.
         options: The settings as keyword arguments instead of a `config`.
 
     Returns:
-        What was found. The run folder holds it as result.json, and the trained layer as layer.safetensors.
+        The result. The run folder holds it as result.json, and the trained layer as layer.safetensors.
 
     Raises:
-        AutolayerError: Something in the settings, the model, the data or the reward cannot work; among them
-            NoSignalError, where the base model's rewards do not vary.
+        AutolayerError: The settings, the model, the data or the reward cannot work.
+        NoSignalError: The base model's rewards do not vary.
 
     Example:
         result = autolayer.pick(model="tiny", task="math:arith", seed=1)
@@ -77,7 +77,7 @@ def train_layer(
 ) -> PickResult:
     """Trains the layers that `layers` names, without searching; "full" trains all parameters.
 
-    Without a `learning_rate` it takes the starting rate that the probes give.
+    Without `learning_rate`, it trains at the starting rate that the probes determine.
 
     Args:
         config: The settings of the run.

@@ -18,7 +18,7 @@ from autolayer.rollouts.types import Rollouts
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeStage:
-    """What the probes predict."""
+    """The result of the probes."""
 
     report: ProbeReport
     cost: Cost
@@ -29,8 +29,9 @@ def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: 
 
     Args:
         run: The run.
-        calibration: Its rollouts are probed as well, and its lengths decide how many more fit the budget.
-        before_race: Whether a race may follow, which leaves a part of the budget to it.
+        calibration: The result of calibration. The probes use its rollouts, and its lengths decide how many more
+            rollouts the budget allows.
+        before_race: True if a race may follow, for which a part of the budget is kept.
     """
     run.run_once("probe", lambda: _probe(run, calibration, before_race), lambda: run.folder.read(PROBE) is not None)
     found = run.folder.read(PROBE) or {}
@@ -45,7 +46,7 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
     sizes = plan_probes(config, units, run.candidates, budget, searches=before_race)
     with run.reading(ROLLOUTS):
         rollouts = Rollouts.from_dict(run.folder.read(ROLLOUTS) or {})
-    # A prediction never learns from this very base, unless the user measured it.
+    # The prediction does not learn from the packaged measurement of the same base model, only from the user's own.
     measured = known.packaged(without_base=bench.loaded.weight_hash)
     measured += known.history(config.history) if config.history else []
     with run.progress.stage("probe", len(PROBES)) as bar:
@@ -64,6 +65,6 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
             )
         )
         bar.advance(0, f"{len(report.scores)} signals and baselines")
-    # Linear algebra between the passes counts as time only: on very small models it is most of the work.
+    # The linear algebra between the passes is counted in seconds only; on very small models it is most of the work.
     cost = replace(bench.spent - before, seconds=time.perf_counter() - started)
     run.folder.write(PROBE, {**report.to_dict(), "cost": asdict(cost)})

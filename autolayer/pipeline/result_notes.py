@@ -1,4 +1,4 @@
-"""The notes of a result: what a reader of its numbers has to know."""
+"""The notes of a result, which qualify its numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from autolayer.probes.predictor import MIN_BASES
 from autolayer.search.records import name_layers
 
 MANY_TRUNCATED = 0.2
-"""Share of completions at the token limit from which a note says so."""
+"""A note is added if more than this share of completions hit the token limit."""
 
 
 def run_notes(run: RunContext) -> Iterator[str]:
-    """Yields what holds for the whole run: files that were edited on the way, and vLLM's numerics."""
+    """Yields notes on the whole run: files edited during the run, and vLLM's numerics."""
     if run.changed_files:
         files = " and ".join(run.changed_files)
         yield f"the {files} file was changed during the run: parts of it were made with the old one"
@@ -42,7 +42,7 @@ def stage_notes(
     training: TrainStage | None,
     interval: Interval | None,
 ) -> Iterator[str]:
-    """Yields what each stage has to add to its numbers."""
+    """Yields the notes of each stage."""
     if (truncated := calibration.calibration.truncated) > MANY_TRUNCATED:
         yield f"{truncated:.0%} of the base model's completions hit the token limit"
     if probes is not None:
@@ -54,7 +54,7 @@ def stage_notes(
 
 
 def finding_cost_note(config: Config, share: float | None) -> Iterator[str]:
-    """Yields a note where finding the layer cost more than --budget."""
+    """Yields a note if finding the layer cost more than --budget."""
     budget = config.budget or 0.0
     if share is not None and share > budget:
         digits = 0 if f"{share:.0%}" != f"{budget:.0%}" else 2
@@ -81,7 +81,7 @@ def _search_notes(run: RunContext, search: SearchStage) -> Iterator[str]:
     shown = {row.measured_steps for row in outcome.ranking if row.measured_steps}
     if flat := sorted(steps for steps in shown if best_at[steps] <= 0):
         steps = " and ".join(map(str, flat))
-        yield f"no layer had gained by step {steps}: such short runs say nothing about contribution"
+        yield f"no layer had gained by step {steps}, so these short runs say nothing about contribution"
 
 
 def _training_notes(run: RunContext, training: TrainStage, interval: Interval) -> Iterator[str]:
@@ -89,9 +89,9 @@ def _training_notes(run: RunContext, training: TrainStage, interval: Interval) -
     if run.config.adapter is not None:
         yield f"LoRA adapters of rank {lora.RANK} were trained: the folder {ADAPTER} has them"
     if arm.step < steps:
-        yield f"--hours ended the training after {arm.step} of {steps} steps; the same command goes on"
+        yield f"--hours ended the training after {arm.step} of {steps} steps; the same command resumes it"
     if interval.low == interval.high:
         yield (
-            f"all {interval.num_items} items changed by the same amount, so the interval has no width: that is no "
-            "certainty, evaluate on more items"
+            f"all {interval.num_items} items changed by the same amount, so the interval has no width, which is not "
+            "certainty: evaluate on more items"
         )

@@ -1,7 +1,7 @@
-"""What all stages of a run share, and how a stage does its work once and leaves a file.
+"""The state that all stages of a run share, and the rule by which each stage runs once and writes a file.
 
-calibrate leaves calibration.json, probe leaves probe.json, search leaves search.json and study.db, train leaves arms/.
-A stage reads only the files of the stages before it, so an interrupted run goes on where it stopped.
+calibrate writes calibration.json, probe writes probe.json, search writes search.json and study.db, train writes arms/.
+A stage reads only the files of earlier stages, so an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autolayer.training.workbench import Workbench
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What all stages of one run share. `setup.setup` makes it."""
+    """The state that all stages of one run share. `setup.setup` creates it."""
 
     config: Config
     """The settings with every open field filled."""
@@ -28,12 +28,12 @@ class RunContext:
     candidates: tuple[int, ...]
     progress: Progress
     trained_layers: Layers
-    """What `train` trains; `pick` chooses among the candidates."""
+    """The layers that `train` trains; `pick` chooses among the candidates instead."""
     signature: str
     started: float
     """`time.monotonic()` when the run began, for the deadline."""
     changed_files: tuple[str, ...] = ()
-    """Kinds of the user's files (reward, data, task) that were edited while the run was under way."""
+    """Kinds of the user's files (reward, data, task) that were edited during the run."""
 
     @property
     def folder(self) -> RunFolder:
@@ -42,7 +42,7 @@ class RunContext:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Reports what is missing or wrong in a file of the run folder as damage of that file.
+        """Turns errors that the content of a run folder's file causes into an error about that file.
 
         Raises:
             RunFolderError: The block could not use the file's content.
@@ -57,8 +57,8 @@ class RunContext:
 
         Args:
             name: The name of the work, unique in a run.
-            work: Does it, on every rank.
-            is_done: Whether an earlier call, or another worker, has done it. Called on rank 0.
+            work: Does the work. Called on every rank.
+            is_done: Returns True if an earlier call or another worker has done the work. Called on rank 0.
         """
         storage, process_group = self.config.storage, self.bench.process_group
         if storage is not None:

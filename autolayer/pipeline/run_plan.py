@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 BUDGETED = {"generated_tokens": "generated tokens", "layer_tokens": "layer-tokens"}
-"""Fields of a cost that the budget bounds, and their names for people."""
+"""Fields of a cost that the budget limits, and their names in the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """How the base and the trained model are evaluated at the end."""
+    """Size of the evaluation of the base and the trained model."""
 
     num_items: int
     num_completions: int
-    """Completions of each of the two models."""
+    """Number of completions of each of the two models."""
     max_new_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What a run would do and cost."""
+    """The work and the cost of a planned run."""
 
     config: Config
     """The settings with every open field filled."""
@@ -42,15 +42,15 @@ class RunPlan:
     full_run: Cost
     """Cost of the final training."""
     finding_budget: Cost
-    """What finding the layer may cost."""
+    """Largest cost of finding the layer."""
     stages: dict[str, Cost]
-    """What each stage of finding the layer costs; for the search, what it may spend."""
+    """Cost of each stage of finding the layer; for the search, the largest cost."""
     lengths: str
-    """Where the lengths of completions come from."""
+    """Origin of the lengths of completions."""
     races: bool
     """False if the budget is too small for short runs, so that the probes decide alone and may spend all of it."""
     seconds: dict[str, float] | None
-    """Rough seconds of each stage, the training and the evaluation, in one process here; None if unknown."""
+    """Estimated seconds of each stage, training and evaluation, in one process on this machine; None if unknown."""
     memory: MemoryFit
     host_bytes: dict[str, int]
 
@@ -114,7 +114,7 @@ class RunPlan:
         rows = []
         if self.seconds is not None:
             parts = ", ".join(f"{name} {format_seconds(value)}" for name, value in self.seconds.items() if value)
-            rows.append(("time", f"in one process here, to a factor of two or three: {parts}"))
+            rows.append(("time", f"in one process here, uncertain by a factor of two or three: {parts}"))
         memory = self.memory
         for name, sizes in (
             ("memory, probing", memory.probing), ("memory, training", memory.training), ("host memory", self.host_bytes)

@@ -19,19 +19,19 @@ from autolayer.search.worker import run_search
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStage:
-    """What the race decided."""
+    """The result of the search."""
 
     outcome: RaceOutcome
     cost: Cost
 
 
 def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeStage) -> SearchStage:
-    """Races the candidates, or goes on with a race that an earlier call began.
+    """Races the candidates, or resumes the race of an earlier call.
 
     Args:
-        run: The run. Adapters are inserted here.
-        calibration: The planned costs.
-        probes: The prediction, which is the race's prior, and the learning rates to start from.
+        run: The run. With --adapter, this stage inserts the adapters.
+        calibration: The result of calibration, with the planned costs.
+        probes: The result of the probes: the prediction is the race's prior, and each layer has a starting rate.
     """
     config, bench, units = run.config, run.bench, calibration.units
     assert config.steps is not None and config.prompts_per_step is not None
@@ -79,7 +79,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
 
 @dataclass(frozen=True, kw_only=True)
 class BaseScore:
-    """The base model's rewards on the items by which every decision of the search is made."""
+    """The base model's rewards on the items of `select`, which decide everything in the search."""
 
     rewards_I: tuple[float, ...]
     cost: Cost
@@ -100,12 +100,12 @@ def _base_score(run: RunContext, num_items: int) -> BaseScore:
 
 
 def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungResult:
-    """Trains an arm to a step and scores it; goes on from a checkpoint that a stopped process has left."""
+    """Trains an arm to a step and scores it; resumes from the checkpoint of an interrupted call."""
     bench, checkpoints = run.bench, run.bench.checkpoints
     found = checkpoints.latest(arm)
     trained = found if found.step <= to_step else arm
-    for segment in advance(bench, trained, to_step):
-        trained = segment.arm
+    for trained_arm in advance(bench, trained, to_step):
+        trained = trained_arm.arm
     before = bench.spent
     rewards_I = bench.evaluate("select", num_items, seed=run.config.seed, arm=trained)
     return RungResult(

@@ -38,19 +38,18 @@ from autolayer.training.workbench import TrainSettings, Workbench
 
 @contextmanager
 def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[RunContext]:
-    """Checks all that can be checked before work begins, cheap things first, and holds the run folder.
+    """Checks everything that can be checked before work begins, cheap checks first, and locks the run folder.
 
     Args:
         config: The user's settings.
-        progress: Where to show progress; default: nowhere.
+        progress: Shows progress; default: nothing is shown.
         verb: 'pick', 'train' or 'measure'.
 
     Yields:
-        The run. Its folder is this process's until the block ends, or with --storage this worker's and others'.
+        The run. Its folder is locked until the block ends; with --storage, several workers share it instead.
 
     Raises:
-        AutolayerError: Something in the settings, the model, the data or the run folder cannot work. Nothing has
-            been written then.
+        AutolayerError: The settings, the model, the data or the run folder cannot work. Nothing has been written.
     """
     started = time.monotonic()
     check_names(config)
@@ -116,13 +115,22 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
 
 
 def load(config: Config, process_group: ProcessGroup, device: torch.device) -> LoadedModel:
-    """Loads the model on its device, whole or as this rank's shards."""
+    """Loads the model on its device, whole or as the shard of this rank.
+
+    Args:
+        config: The user's settings.
+        process_group: The ranks of the run.
+        device: The device of this rank.
+
+    Raises:
+        ConfigError: --shard is given, but there is only one process.
+    """
     if not config.shard:
         return load_model(config.model, config.device)
     if process_group.world_size < 2:
         raise ConfigError(
-            "--shard divides the model among the processes of a launcher, and there is one: start several by "
-            "`torchrun --nproc_per_node N -m autolayer ... --shard`."
+            "--shard divides the model among the processes of a launcher, but there is only one process: start "
+            "several with `torchrun --nproc_per_node N -m autolayer ... --shard`."
         )
     mesh = make_mesh(process_group, device)
 
@@ -134,7 +142,7 @@ def load(config: Config, process_group: ProcessGroup, device: torch.device) -> L
         loaded.device = device
         return loaded
 
-    # One rank of a machine after the other: its host holds one whole model, not one for each.
+    # The ranks of a machine load one after the other, so that its host memory holds one whole model at a time.
     found: LoadedModel | None = None
     for turn in range(processes_here()):
         with process_group.failing_together():
@@ -146,7 +154,7 @@ def load(config: Config, process_group: ProcessGroup, device: torch.device) -> L
 
 
 def _signed(config: Config, verb: str, base_hash: str) -> dict[str, object]:
-    """Returns all that decides what the run does: an edited file of the user's makes another configuration."""
+    """Returns everything that decides what the run does, with hashes of the user's files."""
     signed = {"verb": verb, **config.signed(), "base_hash": base_hash}
     if verb != "measure":
         del signed["measure"]

@@ -1,9 +1,9 @@
-"""How fast this machine is with a model of this shape, timed on a few of its blocks before anything is loaded.
+"""Estimates this machine's speed with a model by timing a few of its blocks, before the weights are loaded.
 
-Forward and backward passes are timed, and so is generation by transformers. vLLM is not started: its time follows from
-what bounds it, since each step reads all weights once for the whole batch, reads every sequence's cache, and makes a
-forward pass. The estimate is good to a factor of two or three: it knows neither the lengths of completions nor what
-else runs on the machine.
+Forward and backward passes and generation by transformers are timed. vLLM is not started; its time is computed from
+its bounds: each step reads all weights once for the whole batch, reads every sequence's cache, and makes a forward
+pass. The estimate is uncertain by a factor of two or three, because neither the lengths of completions nor the other
+load of the machine are known.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from autolayer.rollouts.engines.base import MAX_SEQUENCES
 from autolayer.rollouts.engines.hf import TransformersEngine, cache_bytes_per_token
 
 SHALLOW, DEEP = 1, 3
-"""Blocks of the two models that are timed: the difference of their times is the time of the blocks between."""
+"""Numbers of blocks of the two timed models; the difference of their times is the time of the additional blocks."""
 VOCABULARY = 1024
-"""Vocabulary of these models; the real head counts as a number of blocks (`CostModel.head_ratio`)."""
+"""Vocabulary of the timed models; the real head counts as a number of blocks (`CostModel.head_ratio`)."""
 PASS_TOKENS, NEW_TOKENS, REPEATS = 2048, 12, 2
-"""Tokens of a timed pass, tokens that each sequence generates, and repetitions, the fastest of which counts."""
+"""Tokens of a timed pass, tokens that each sequence generates, and repetitions, of which the fastest counts."""
 MAX_CPU_SEQUENCES, MAX_CPU_PARAMETERS = 64, 10_000_000
-"""Limits of the timing on a CPU: sequences generated at once, as more take long and are no faster each, and parameters
-of a block, as larger ones take too long."""
+"""Limits of the timing on a CPU: sequences generated at once, because more are not faster per sequence, and parameters
+of a block, because larger blocks take too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """Seconds for units of work."""
+    """Seconds per unit of work."""
 
     layer_token: float
-    """Seconds for one token through one block, in a pass over many."""
+    """Seconds for one token through one block, in a pass over many tokens."""
     decode_step: float
     """Seconds for one more token of every sequence of a batch."""
     batch: int
-    """Sequences of that batch."""
+    """Number of sequences of that batch."""
 
     def seconds(self, cost: Cost, costs: CostModel) -> float:
         """Returns the seconds that some work takes when all batches are full.
@@ -58,19 +58,19 @@ class Throughput:
 def measure_throughput(
     shape: Any, tokenizer: Any, costs: CostModel, device: torch.device, *, width: int, batch: int, vllm: bool
 ) -> Throughput | None:
-    """Times a model of this shape.
+    """Times a small model with blocks of this shape.
 
     Args:
         shape: The model on the meta device.
         tokenizer: The model's tokenizer.
         costs: The cost model of the whole model.
-        device: Where it is going to run.
-        width: Tokens of a sequence.
-        batch: Sequences that are generated together.
-        vllm: Whether vLLM generates.
+        device: The device of the run.
+        width: Number of tokens of a sequence.
+        batch: Number of sequences that are generated together.
+        vllm: True if vLLM generates.
 
     Returns:
-        None for an architecture that cannot be built with fewer blocks, and for one too large for a CPU.
+        The throughput; None if the architecture cannot be built with fewer blocks, or is too large for a CPU.
     """
     batch = min(batch, MAX_SEQUENCES)
     if device.type != "cuda":
@@ -83,7 +83,7 @@ def measure_throughput(
         shallow_pass, deep_pass = (_pass_seconds(model, width) for model in timed)
         shallow_step, deep_step = (0.0, 0.0) if vllm else (_step_seconds(m, tokenizer, width, batch) for m in timed)
     except (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError):
-        return None  # raised by architectures that cannot have fewer blocks, and where memory is too small
+        return None  # the architecture cannot have fewer blocks, or memory is too small
     # A pass is 3 layer-tokens for each token and block: one forward, two backward.
     layer_token = max((deep_pass - shallow_pass) / (DEEP - SHALLOW), deep_pass / (4 * DEEP)) / 3
     num_blocks = costs.num_layers + costs.head_ratio
@@ -130,7 +130,7 @@ def _step_seconds(model: Any, tokenizer: Any, width: int, batch: int) -> float:
         engine.pad_token_id, engine.eos_token_ids = 0, []
         engine.generate([[1] * max(1, min(width, PASS_TOKENS) // 2)] * batch, range(batch))
 
-    # Both read the prompts, so the difference is what the further tokens took.
+    # Both calls read the prompts, so the difference is the time of the additional tokens.
     more = _fastest(lambda: generate(1 + NEW_TOKENS), model.device)
     one = _fastest(lambda: generate(1), model.device)
     return max(more - one, 0.1 * more) / NEW_TOKENS

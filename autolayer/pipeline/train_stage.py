@@ -21,15 +21,15 @@ class TrainStage:
     trained: Evaluation
     """The trained model on the same items."""
     cost: Cost
-    """Without the steps that the search has paid for."""
+    """Cost of training and evaluation, without the steps that the search has already paid for."""
 
 
 def train_stage(run: RunContext, arm: Arm) -> TrainStage:
-    """Trains the arm to the end of the full run from wherever it stands, and evaluates it and the base model.
+    """Trains the arm from its latest checkpoint to the end of the full run, and evaluates it and the base model.
 
     Args:
         run: The run.
-        arm: What to train; the winner of a race goes on from its last short run.
+        arm: The arm to train; the winner of a race continues its last short run.
     """
     config, bench = run.config, run.bench
     steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
@@ -41,8 +41,8 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
         def on_step(reward: float) -> None:
             bar.advance(1, f"training reward {reward:.3f}")
 
-        for segment in advance(bench, arm, steps, on_step=on_step, deadline=deadline):
-            arm = segment.arm
+        for trained_arm in advance(bench, arm, steps, on_step=on_step, deadline=deadline):
+            arm = trained_arm.arm
     before = bench.spent
     with run.progress.stage("evaluate", 2) as bar:
         base = bench.examine("eval", config.num_eval or 0, seed=config.seed)

@@ -1,4 +1,4 @@
-"""Makes one GPU the only one that this process sees, while a run lasts."""
+"""Makes the chosen GPU the only one that this process sees during a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from autolayer.models.device import find_device
 
 @contextmanager
 def only_visible(device: str) -> Iterator[str]:
-    """Hides all GPUs but the chosen one by CUDA_VISIBLE_DEVICES, which is as before afterwards.
+    """Hides all GPUs but the chosen one by CUDA_VISIBLE_DEVICES while the block runs, then restores the variable.
 
-    transformers' Trainer and vLLM take the first GPU that they see, whatever the current device is.
+    This is needed because transformers' Trainer and vLLM use the first visible GPU, whatever the current device is.
 
     Args:
         device: The value of --device. Nothing is hidden for a CPU, for the first GPU, or with several processes, each
             of which takes its own GPU.
 
     Yields:
-        The name that the device has inside.
+        The name of the device inside the block.
 
     Raises:
-        ConfigError: There is no such device, or CUDA is in use already and would not notice.
+        ConfigError: There is no such device, or this process has initialized CUDA, which then ignores the variable.
     """
     index = find_device(device).index
     if not index or num_processes() > 1:
@@ -35,8 +35,8 @@ def only_visible(device: str) -> Iterator[str]:
         return
     if torch.cuda.is_initialized():
         raise ConfigError(
-            f"--device {device} comes too late, since this process uses CUDA already: start it with "
-            f"CUDA_VISIBLE_DEVICES={index}."
+            f"--device {device} cannot be selected, because this process has already initialized CUDA: start the "
+            f"process with CUDA_VISIBLE_DEVICES={index}."
         )
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[index] if before else str(index)

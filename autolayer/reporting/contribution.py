@@ -74,7 +74,7 @@ def _rows(layers: dict[int, ArmGain]) -> list[LayerGain]:
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What `measure` found. Intervals hold training-seed and evaluation noise.
+    """The result of `measure`. Intervals include training-seed and evaluation noise.
 
     Example:
         found = autolayer.measure(model="tiny", task="math:arith")
@@ -126,7 +126,7 @@ class Contribution:
     """Square root of the reliability of the layers' mean gains: what a perfect prediction would correlate with them.
     Null with one seed or one layer."""
     estimator: str
-    """How value, low and high were made, in one sentence."""
+    """Description of how value, low and high were computed, in one sentence."""
     rates: Rates
     """Learning rates that every arm was tried at."""
     probes: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Contribution:
     seed: int = 0
     """Seed of the run: of calibration, probes, and the first training."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers must know."""
+    """Notes that qualify the numbers."""
     cost: dict[str, dict[Literal["generated_tokens", "layer_tokens", "seconds"], NonNegative]] = field(
         default_factory=dict
     )
@@ -236,7 +236,7 @@ def _with_mapping(values: Any) -> Any:
 
 
 def _contradictions(found: Contribution) -> list[str]:
-    """Checks what the types of single fields cannot say."""
+    """Checks the rules that the types of single fields cannot express."""
     wrong = []
     if {len(arm.gains) for arm in (found.full, *found.layers.values())} != {len(found.seeds)}:
         wrong.append("every arm needs one gain for each seed")

@@ -86,7 +86,7 @@ class RankingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SetRow:
-    """LayerIndices that race together (--top-k)."""
+    """A set of layers that race together (--top-k)."""
 
     __pydantic_config__ = RECORD
 
@@ -158,16 +158,16 @@ class SuiteScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A layer that is chosen without looking at the model."""
+    """A layer that is chosen without any information about the model."""
 
     __pydantic_config__ = RECORD
 
     layer: LayerIndex
     """Index of the layer."""
     predicted: float | None = None
-    """Its predicted contribution."""
+    """Predicted contribution of the layer."""
     measured: float | None = None
-    """Its measured contribution; null where it was never run."""
+    """Measured contribution of the layer; null if it was never run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,19 +210,19 @@ class PickResult:
     num_layers: Count
     """Transformer blocks of the base model."""
     candidates: LayerIndices
-    """LayerIndices that could be chosen."""
+    """The layers that could be chosen."""
     best_layers: LayerIndices | None = None
-    """The chosen layers; after --until the best so far; null where no layer was looked at."""
+    """The chosen layers; after --until the best so far; null if no layer was examined."""
     tied_layers: LayerIndices | None = None
-    """LayerIndices that cannot be told apart from the best one, the best included; empty where it is clear."""
+    """Layers that cannot be distinguished from the best one, the best included; empty if the winner is clear."""
     trained_layers: LayerIndices | None = None
-    """LayerIndices that the final run trained; null before training."""
+    """Layers that the final run trained; null before training."""
     verdict: Literal["clear", "tied", "budget_spent"] | None = None
-    """How the search ended; null where it did not run to its end."""
+    """Outcome of the search; null if it did not run to its end."""
     stop_reason: str | None = None
     """Why the search ended, as a sentence."""
     expected_regret: NonNegative | None = None
-    """Contribution that one expects to lose by taking best_layers instead of the true best."""
+    """Expected loss of contribution from taking best_layers instead of the true best layers."""
     learning_rate: Positive | None = None
     """Learning rate of the final run (before it: of the best layer so far)."""
     base_score: float | None = None
@@ -230,28 +230,28 @@ class PickResult:
     trained_score: float | None = None
     """Mean reward of the trained model on the eval split, in the dtype it is saved in."""
     gain: Gain | None = None
-    """What training won on the eval split, item by item against the base model; null before training."""
+    """Gain of training on the eval split, paired by item with the base model; null before training."""
     suites: Mapping[str, SuiteScore] | None = None
     """Base and trained model on every set of the eval split (one, named as the task, where it has no sets); null
     before training, left out by older versions. base_score and trained_score are the unweighted means over the
     sets."""
     reward_metrics: Mapping[str, Mapping[str, float]] | None = None
-    """What the reward has logged about the evaluation (TRL's log_metric), for base and trained: shares of answers
+    """Values that the reward logged about the evaluation (TRL's log_metric), for base and trained: shares of answers
     that could not be judged, of programs that ran out of time or memory. Null before training and where there is
     nothing, left out by older versions."""
     contribution_reference: Literal["full", "best"] | None = None
-    """What a measured contribution of 1 stands for: the gain of training all parameters (full), or the gain of the
+    """Meaning of a measured contribution of 1: the gain of training all parameters (full), or the gain of the
     best candidate measured at that rung (best)."""
     ranking: Rows | None = None
-    """Every candidate once, most probable first; null where no layer was looked at."""
+    """Every candidate once, most probable first; null if no layer was examined."""
     sets: SetRows | None = None
     """With --top-k, the sets of layers that raced, most probable first; else null."""
     baselines: Mapping[str, Baseline] | None = None
-    """random, first, middle and last, for comparison; null where no layer was looked at."""
+    """random, first, middle and last, for comparison; null if no layer was examined."""
     probes: Mapping[str, Sequence[float | None]] | None = None
     """Raw scores of every probe; higher means more contribution."""
     cost: Mapping[str, StageCost] = field(default_factory=dict)
-    """What every stage that ran has cost."""
+    """Cost of every stage that ran."""
     cost_share_of_full_run: NonNegative | None = None
     """Cost of finding the layer (calibrate, probe and search) over the cost of one full run of the final training."""
     seed: int
@@ -259,7 +259,7 @@ class PickResult:
     signature: str
     """Two runs with the same signature had the same configuration."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of autolayer and of the libraries that matter."""
+    """Versions of autolayer and of its main libraries."""
     notes: Texts = ()
     """Warnings, and what was left out, in plain words."""
 
@@ -312,7 +312,7 @@ def schema() -> dict[str, Any]:
 
 
 def _ranking_problems(value: dict[str, Any]) -> list[str]:
-    """Checks what a type cannot say about the ranking."""
+    """Checks the rules about the ranking that types cannot express."""
     if value.get("ranking") is None:
         return []
     layers = [row["layer"] for row in value["ranking"]]

@@ -37,7 +37,7 @@ class Report:
     folder: Path | None = None
     """The run folder, to name the files in it and the next command."""
     show_all: bool = False
-    """Whether all candidates are shown; by default the first dozen, the tied layers and the baselines."""
+    """True to show all candidates; by default the first dozen, the tied layers and the baselines are shown."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yields the answer first, then the ranking, the details, the costs and the files."""

@@ -106,7 +106,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
             ("--algorithm 'ppo' cannot work", "give grpo, dr_grpo or gigpo"),
         ),
         (("--model", "./nowhere"), ("--model ./nowhere does not exist", "config.json")),
-        (("--model", "."), ("--model . has no config.json", "give a folder")),
+        (("--model", "."), ("--model . is not a model folder", "config.json")),
         (("--model", "reward.py"), ("--model reward.py is a file", "give the folder")),
     ],
 )

@@ -138,7 +138,7 @@ def test_what_shards_cannot_do_is_refused() -> None:
         with pytest.raises(ConfigError, match=reason):
             Config(model="tiny", shard=True, **cast(Any, options))
     config, shape = Config(model="tiny", shard=True, learning_rate=1e-3), meta_model("tiny")
-    with pytest.raises(ConfigError, match="and there is one: start several by `torchrun"):
+    with pytest.raises(ConfigError, match="but there is only one process: start several with `torchrun"):
         load(config, ProcessGroup(), torch.device("cpu"))
     check_options(config, "pick", (2,), shape)
     with pytest.raises(ConfigError, match="trains all at once"):
