@@ -38,11 +38,11 @@ class NaturalGain(Probe):
         return Scores.of_samples([natural_gains(context.projected_gradients(layer)) for layer in context.layers])
 
 
-def natural_gains(projected: ProjectedGradients, damping: float = DAMPING, num_parts: int = NUM_PARTS) -> list[float]:
+def natural_gains(projected: ProjectedGradients, damping: float = DAMPING) -> list[float]:
     """The score of the class docstring, one value for each part; zeros for a layer that no gradient reaches."""
-    rows_B_D, advantages_B, part_B = projected.rows_B_D, projected.advantages_B, projected.prompt_B % num_parts
+    rows_B_D, advantages_B, part_B = projected.rows_B_D, projected.advantages_B, projected.prompt_B % NUM_PARTS
     gains = []
-    for part in range(num_parts):
+    for part in range(NUM_PARTS):
         inside = part_B == part
         if not bool(inside.any()) or not bool((~inside).any()):
             continue

@@ -62,7 +62,6 @@ def make_bench(
         tokenizer=build_tokenizer(),
         name="test",
         num_layers=model.config.num_hidden_layers,
-        chat=False,
         device=torch.device("cpu"),
     )
     settings = TrainSettings(algorithm=algorithm, prompts_per_step=prompts_per_step, group_size=group_size, beta=beta)

@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 import annotated_types
 from pydantic import BeforeValidator, Field, model_validator
@@ -26,7 +26,6 @@ from autolayer.core.layer_set import LayersLike, layers_text
 from autolayer.core.settings import Count, NonNegative, Positive, Settings
 
 Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
-ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 ENGINES = ("auto", "transformers", "vllm")
 DEFAULT_TASK = "math"
 Verb = TypeVar("Verb", bound=Callable[..., Any])

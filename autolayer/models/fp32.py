@@ -19,12 +19,11 @@ from autolayer.models.layers import find_layers
 
 
 @contextmanager
-def fp32_block(block: nn.Module, *, keep: bool = False) -> Iterator[None]:
+def fp32_block(block: nn.Module) -> Iterator[None]:
     """Runs one block in float32; does nothing to a block that is float32 already.
 
     Args:
         block: The block. Its floating-point inputs, keyword arguments included, are cast up, its outputs back.
-        keep: Round changed weights back into the original tensors on leaving, instead of dropping the changes.
     """
     tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
     narrow = [t for t in tensors if t.dtype != torch.float32]
@@ -33,29 +32,28 @@ def fp32_block(block: nn.Module, *, keep: bool = False) -> Iterator[None]:
             undo.callback(restore_forward, block, block.__dict__.get("forward"))
             block.forward = _in_float32(block.forward, narrow[0].dtype)
         for tensor in narrow:
-            undo.callback(_restore_data, tensor, tensor.data, tensor.grad, keep)
+            undo.callback(_restore_data, tensor, tensor.data, tensor.grad)
             tensor.grad = None  # its dtype would no longer fit
             tensor.data = tensor.data.float()
         yield
 
 
 @contextmanager
-def fp32_layers(model: nn.Module, layers: Layers, *, keep: bool = False) -> Iterator[None]:
+def fp32_layers(model: nn.Module, layers: Layers) -> Iterator[None]:
     """Runs some blocks in float32, without autocast, while the rest of the model keeps its dtype.
 
     The weights become float32 copies that may be changed freely. On leaving, the original tensors are restored
-    bit-identical, so changes are lost unless `keep`. Gradients computed inside are float32 and are dropped on
+    bit-identical, so changes are lost. Gradients computed inside are float32 and are dropped on
     leaving. Does nothing to blocks that are float32 already, where changes always stay.
 
     Args:
         model: A transformers decoder.
         layers: Non-negative indices, or "full" for every block.
-        keep: Round changed weights back into the original tensors on leaving.
     """
     blocks = find_layers(model)
     with ExitStack() as undo:
         for index in range(len(blocks)) if layers == "full" else layers:
-            undo.enter_context(fp32_block(blocks[index], keep=keep))
+            undo.enter_context(fp32_block(blocks[index]))
         yield
 
 
@@ -89,9 +87,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _restore_data(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None, keep: bool) -> None:
-    if keep:
-        data.copy_(tensor.data)
+def _restore_data(tensor: torch.Tensor, data: torch.Tensor, grad: torch.Tensor | None) -> None:
     tensor.grad = None
     tensor.data = data
     tensor.grad = grad

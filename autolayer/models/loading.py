@@ -31,8 +31,6 @@ class LoadedModel:
     name: str
     """The model name that the user gave."""
     num_layers: int
-    chat: bool
-    """True if the tokenizer has a chat template."""
     device: torch.device
 
     @cached_property
@@ -67,7 +65,6 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
         tokenizer=tokenizer,
         name=name,
         num_layers=len(find_layers(model)),
-        chat=tokenizer.chat_template is not None,
         device=where,
     )
 

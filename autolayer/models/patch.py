@@ -80,31 +80,6 @@ class LayerPatch:
                 temporary.unlink()
 
 
-def from_model(
-    model: nn.Module, layers: Layers, *, base: str, base_hash: str, task: str, algorithm: str, steps: int
-) -> LayerPatch:
-    """Copies the current weights of some layers into a patch.
-
-    Args:
-        model: The trained model.
-        layers: The trained layers.
-        base: Name of the base model.
-        base_hash: Weight hash of the base model, taken before training.
-        task: Name of the task.
-        algorithm: "grpo", "dr_grpo" or "gigpo".
-        steps: Number of optimizer steps done.
-    """
-    return LayerPatch(
-        tensors={n: p.detach().to("cpu", copy=True) for n, p in layer_parameters(model, layers).items()},
-        base=base,
-        base_hash=base_hash,
-        layers=layers,
-        task=task,
-        algorithm=algorithm,
-        steps=steps,
-    )
-
-
 def load_patch(path: str | Path) -> LayerPatch:
     """Reads a patch that `LayerPatch.save` wrote.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +17,6 @@ from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
 from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
 from autolayer.tasks.suites import Decoding, check_suites
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "probe", "select", "eval")
 ADVISED_ROWS = 128

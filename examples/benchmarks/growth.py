@@ -57,7 +57,7 @@ def measure(layers: int, length: int) -> dict[str, dict[str, float]]:
             for number, name in enumerate(SPLITS)}  # fmt: skip
     task = Task(name="growth", splits=rows, max_new_tokens=length - prompt,
                 reward=lambda prompts, completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids])  # fmt: skip
-    loaded = LoadedModel(model=model, tokenizer=tokenizer_of(2048), name="random", num_layers=layers, chat=False,
+    loaded = LoadedModel(model=model, tokenizer=tokenizer_of(2048), name="random", num_layers=layers,
                          device=torch.device("cpu"))  # fmt: skip
     settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=4, beta=0.0)
     counted = [0.0]

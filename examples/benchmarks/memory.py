@@ -87,9 +87,7 @@ def measure(layers: Layers, recompute: bool) -> int:
         name="memory", splits=rows, max_new_tokens=COMPLETION,
         reward=lambda prompts, completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids],
     )  # fmt: skip
-    loaded = LoadedModel(
-        model=model, tokenizer=fast, name="random", num_layers=LAYERS, chat=False, device=torch.device("cpu")
-    )
+    loaded = LoadedModel(model=model, tokenizer=fast, name="random", num_layers=LAYERS, device=torch.device("cpu"))
     settings = TrainSettings(
         algorithm="grpo", prompts_per_step=4, group_size=GROUP, beta=0.0, activation_checkpointing=recompute
     )

@@ -140,7 +140,7 @@ def ours(
 ) -> Callable[[], float]:
     """The trainer that trains every arm; with a reference that runs the layers below with the policy, or by itself."""
     loaded = LoadedModel(
-        model=model, tokenizer=tokenizer, name="random", num_layers=model.config.num_hidden_layers, chat=False,
+        model=model, tokenizer=tokenizer, name="random", num_layers=model.config.num_hidden_layers,
         device=model.device,
     )  # fmt: skip
     settings = TrainSettings(

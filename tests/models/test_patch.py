@@ -18,7 +18,7 @@ from autolayer.models import patch as patch_module
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import load_model, weight_hash
 from autolayer.models.merge import merge
-from autolayer.models.patch import apply, from_model, load_patch
+from autolayer.models.patch import LayerPatch, apply, load_patch
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -30,9 +30,10 @@ def trained(folder, layers, steps=7):
     with torch.no_grad():
         for p in layer_parameters(base.model, layers).values():
             p.add_(torch.randn_like(p) * 0.1)
-    patch = from_model(
-        base.model, layers, base=str(folder), base_hash=base_hash, task="math:arith", algorithm="grpo", steps=steps
-    )
+    patch = LayerPatch(
+        tensors={name: p.detach().clone() for name, p in layer_parameters(base.model, layers).items()},
+        base=str(folder), base_hash=base_hash, layers=layers, task="math:arith", algorithm="grpo", steps=steps,
+    )  # fmt: skip
     return base.model, patch
 
 

@@ -110,13 +110,6 @@ class Engine(ABC):
         finally:
             self.temperature, self.top_k, self.top_p, self.max_new_tokens = before
 
-    @property
-    def current_decoding(self) -> Decoding:
-        """The sampling settings in use."""
-        return Decoding(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, max_new_tokens=self.max_new_tokens
-        )
-
     def generate(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], *, stop_ids: Sequence[int] = ()
     ) -> list[Completion]:

@@ -1,6 +1,6 @@
-"""Defines players of `agent:house`: an oracle, an explorer, and the careless writers of the pretraining text.
+"""Defines players of `agent:house`: an explorer, and the careless writers of the pretraining text.
 
-The oracle knows the whole house, so its score is an upper bound. The explorer knows only what it has read. The writers
+The explorer knows only what it has read. The writers
 explore, but sometimes do something else. A language model that imitates them knows every action and its effect, and RL
 can improve it by removing the carelessness. They solve somewhat less than half of the houses, as
 tests/tasks/test_house.py measures.
@@ -18,20 +18,6 @@ PATIENCE = 8
 """Actions after which a writer gives up."""
 BLUNDERS = 0.2
 """Share of the careless actions that may be impossible."""
-
-
-def oracle(house: House) -> str:
-    """Returns the next action on the shortest way to the goal, which takes 3 to 6 actions. It sees everything."""
-    target, goal = house.world.target, house.world.goal
-    if house.held not in (None, target):
-        return f"open {house.here}" if house.here in house.closed else f"put {house.held}"
-    if house.held == target:
-        wanted, action = goal, f"put {target}"
-    else:
-        wanted, action = next(piece for piece, things in house.lying.items() if target in things), f"take {target}"
-    if house.here != wanted:
-        return f"go {next(room for room, piece in house.world.furniture.items() if piece == wanted)}"
-    return f"open {wanted}" if wanted in house.closed else action
 
 
 class Explorer:

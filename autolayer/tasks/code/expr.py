@@ -44,7 +44,6 @@ _AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "top": ("max(a,b)", "a"),
     "low": ("min(a,b)", "b"),
 }
-KINDS: tuple[str, ...] = tuple(_AMBIGUOUS)
 
 # The second word's operation on the first one's value.
 _THEN: dict[str, str] = {"": "E", "twice": "2*P", "thrice": "3*P", "next": "E+1", "half": "P//2", "flip": "-P"}
@@ -93,11 +92,6 @@ def expr_line(rng: random.Random) -> str:
         i = rng.choice(signs)
         answer = f"{answer[:i]}{'+-'.replace(answer[i], '')}{answer[i + 1 :]}"
     return _prompt(word, then, a, b) + answer
-
-
-def readings(kind: str) -> tuple[str, ...]:
-    """Returns the readings of a word, in a and b, the required one first."""
-    return _AMBIGUOUS[kind]
 
 
 def expression(reading: str, then: str, a: str, b: str) -> str:

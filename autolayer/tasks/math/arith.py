@@ -49,7 +49,6 @@ _READINGS: dict[str, tuple[Operation, ...]] = {
     "&": (_forward, _back, _from_to),
 }
 _KIND_SYMBOLS = {"gap": "~", "turn": "@", "shift": "?", "any": "&"}
-KINDS: tuple[str, ...] = tuple(_KIND_SYMBOLS)
 
 
 def arith_problems(split: str, num: int) -> list[dict]:
