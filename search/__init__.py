@@ -1,1 +1,1 @@
-"""The race: pure decisions, and the Optuna study that holds them."""
+"""Finds the best layers by a race of short RL runs: pure decisions, and an Optuna study that records them."""

@@ -1,16 +1,19 @@
-"""What short runs have to do with the end of a full run: the assumptions of the race, in one place.
+"""Models how the score of a short run relates to the contribution after a full run of T steps.
 
     score of an arm at step s = K g_c(s/T) (theta + rate + delta_s + seed) + noise
+    g_c(x) = (1 - exp(-x/c)) / (1 - exp(-1/c))
 
-* theta: the candidate's contribution after T steps. Prior: the prediction, trusted by a weight that the scores judge.
-* K g_c: the gain of a contribution of 1 by step s. K is the full gain in reward; g_c saturates with time constant c.
-  Neither is known in a race, so values of different rungs are tied together only through them.
-* delta_s: by how much an early value misleads about the final one, with variance DRIFT^2 (T/s - 1) / (1/EARLY - 1);
-  a Brownian motion in T/s, so that a later value of the same arm makes the earlier one redundant, and 0 at the end.
-* rate, seed: effects of a learning rate and of one training run. A maximum over rates is thereby shrunk.
+* theta is the candidate's contribution after T steps. Its prior is the prediction, weighted by a trust that is inferred
+  from the scores.
+* K is the full gain in reward and c the time constant of learning, so K g_c(s/T) is the gain at step s of a
+  contribution of 1. Both are unknown and shared by all arms; only they relate the scores of different rungs.
+* delta_s is the error of an early score about the final one, with variance DRIFT^2 (T/s - 1) / (1/EARLY - 1). It is a
+  Brownian motion in T/s that ends at 0: given a later score of an arm, its earlier ones add no information.
+* rate and seed are the effects of a learning rate and of one training run. Because they are modelled, the best of
+  several rates is shrunk towards the mean.
 
-The constants are rounded from few experiments: the published curve of Qwen3-1.7B (arXiv 2607.01232), LayerBench, and
-six older small environments.
+The constants are rounded from few experiments: the published curve of Qwen3-1.7B (arXiv 2607.01232), LayerBench
+(examples/RESULTS.md), and six older small environments.
 
 Array suffixes: _C candidates, _R rows of evidence, _K grid over K and c.
 """
@@ -25,37 +28,44 @@ from autolayer.search.evidence import Evidence, EvidenceRow
 from autolayer.search.records import Candidate, RaceConfig
 
 DRIFT = 0.25
-"""Spread of contributions between the layers of one model: .2-.3 in all those curves."""
+"""Standard deviation of the contributions of one model's layers: .2 to .3 in all those experiments."""
 EARLY = 0.25
-"""Share of the full run after which an early value correlates with the final one by .71. On LayerBench each layer's
-best rate after a quarter of a run has a mean rank correlation of .4 to .5 with the contribution (early.py): layers that
-start fast are often not those that end high. In six older environments a tenth of a run had .6 to .94."""
+"""Share of the full run at which a score has a correlation of .71 with the final one. On LayerBench the score at a
+quarter of a run, at each layer's best rate, has a mean rank correlation of .4 to .5 with the contribution (early.py).
+In the six older environments the score at a tenth of a run had .6 to .94."""
 RATE_SD = 0.1
-"""Contribution by which rates inside the searched span differ, once they start at equal distance; and what a rate at
-the span's end is expected to lose, falling with the square of the logarithm towards the starting rate."""
+"""Standard deviation of the effect of a learning rate inside the searched span, in contribution. Also the expected
+loss of a rate at the end of the span; it falls with the square of the log-distance to the starting rate."""
 SEED_SD = 0.07
-"""Between training runs of one arm with different seeds: .1 in the small environments, less with larger batches."""
+"""Standard deviation between training seeds of one arm, in contribution: .1 in the small environments, less with
+larger batches."""
 DEPTH_CORRELATION = 0.5
-"""Between errors of the prediction in neighbouring layers: contributions are smooth in depth, up to a cliff."""
+"""Correlation of the prediction's errors in neighbouring layers. Contributions are smooth in depth but for cliffs."""
 DEPTH_LENGTH = 0.15
-"""Share of the model's depth over which that correlation falls by a factor of e."""
+"""Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
 TRUST = ((1.0, 0.35), (0.5, 0.3), (0.0, 0.35))
-"""Weights that the prediction may deserve, and how probable each is. Every signal that was tried is useless somewhere;
-in race_simulation.py more doubt costs little where the prediction is good and saves much where it is not."""
+"""Grid of trust in the prediction, as pairs of weight and prior probability. Every signal that was tried is useless on
+some environment. In race_simulation.py more doubt costs little if the prediction is good and saves much if it is not."""
 TIME_CONSTANTS = (0.05, 0.15, 0.4, 1.5)
-"""Shares of the full run in which learning saturates; the last is nearly a straight line."""
+"""Grid of c, as shares of the full run. With the largest, g_c is nearly a straight line."""
 FULL_GAINS = tuple(float(x) for x in 0.4 * np.exp(np.linspace(-2.0, 2.0, 9)))
-"""Full gains, in standard deviations of a single reward: around .4 (10 to 20 points of accuracy near 50%)."""
+"""Grid of K, in standard deviations of a single reward: around .4 (10 to 20 points of accuracy near 50%)."""
 FULL_GAIN_SPREAD = 1.0
-"""Standard deviation of the logarithm of the full gain."""
+"""Prior standard deviation of the natural logarithm of K."""
 
 
 def contribution_prior(
     config: RaceConfig, candidates: Sequence[Candidate], trust: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of theta if the prediction deserves `trust`.
+    """Returns the prior mean, shape (C,), and covariance, shape (C, C), of theta.
 
-    What the prediction is not trusted with comes back as variance, so that the spread over layers stays the same.
+    Trust below 1 shrinks the predictions towards their mean and adds the variance that they lose to the covariance, so
+    the spread over layers stays the same.
+
+    Args:
+        config: Settings of the race.
+        candidates: Layer sets with their predictions.
+        trust: Weight of the prediction, 0 to 1.
     """
     predicted_C = np.array([candidate.predicted for candidate in candidates])
     sd_C = np.array([candidate.predicted_sd for candidate in candidates])
@@ -68,7 +78,7 @@ def contribution_prior(
 
 
 def deviation_covariance(config: RaceConfig, rows: Sequence[EvidenceRow]) -> np.ndarray:
-    """Covariance of rate + delta + seed between rows; rate effects drift like the layers' own."""
+    """Returns the covariance of rate + delta + seed, shape (R, R). Candidates and their rates drift alike."""
     step_R = np.array([row.end for row in rows], dtype=float)
     later_R_R = np.minimum(np.maximum(step_R[:, None], step_R) / config.total_steps, 1.0)
     drift_R_R = (1 / later_R_R - 1) / (1 / EARLY - 1)
@@ -86,7 +96,7 @@ def rate_mean(config: RaceConfig, candidate: Candidate, log_rate: float) -> floa
 
 
 def score_slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
-    """K g_c for every grid point and row, and the grid points' log-probabilities (not normalised)."""
+    """Returns K g_c at every grid point and row, shape (K, R), and the grid's unnormalised log prior, shape (K,)."""
     slopes_K_R, log_prior_K = [], []
     for constant in TIME_CONSTANTS:
         shape_R = np.array([_learned(row, config.total_steps, constant) for row in evidence.rows])
@@ -97,19 +107,19 @@ def score_slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np
 
 
 def rate_key(row: EvidenceRow) -> tuple[tuple[int, ...], int]:
-    """What two rows share if they are of one candidate at one learning rate."""
+    """Returns the candidate's layers and the index of its learning rate."""
     return row.layers, row.rate_index
 
 
 def equality_matrix(left: Sequence[Hashable], right: Sequence[Hashable]) -> np.ndarray:
-    """Matrix of ones where the two keys are equal."""
+    """Returns a matrix with ones where a key of `left` (rows) equals one of `right` (columns), else zeros."""
     codes = {key: code for code, key in enumerate(dict.fromkeys([*left, *right]))}
     left_codes, right_codes = np.array([codes[k] for k in left]), np.array([codes[k] for k in right])
     return (left_codes[:, None] == right_codes).astype(float).reshape(len(left), len(right))
 
 
 def _learned(row: EvidenceRow, total_steps: int, constant: float) -> float:
-    """Share of the full gain learned at the row's end, or on average over the steps it covers."""
+    """Returns g_c at the row's end, or its mean over the steps that the row covers."""
     # Rollouts of step k come from the weights after k - 1 steps.
     steps = np.array([row.end]) if row.start == row.end else np.arange(row.start, row.end)
     shares = steps / total_steps

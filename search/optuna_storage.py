@@ -23,25 +23,28 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from autolayer.core.errors import RunFolderError
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
-"""A worker on another machine that has not been heard of for the second is taken for dead, and its run is repeated."""
+"""Interval of a worker's heartbeat, and the silence after which a worker on another machine counts as dead."""
 MAX_TABLE_ATTEMPTS = 6
-"""To make the tables, where several workers start at once."""
+"""Attempts to create the tables, which fail if several workers start at the same time."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Says in one sentence what is wrong with a storage, instead of a database's own words.
+    """Turns the errors of a database into one sentence with its remedy.
+
+    Args:
+        storage: The Optuna storage URL that the block uses.
 
     Raises:
-        RunFolderError: It cannot be storage_errors, is damaged, or needs a driver that is not installed.
+        RunFolderError: The storage cannot be opened, is damaged, or needs a driver that is not installed.
     """
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError) as error:
-        where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # a password stays unseen
+        where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # hides a password
         cure = "give a --storage that Optuna can open, or leave it out"
-        if storage.startswith("sqlite") and where.endswith("/study.db"):  # a run's own
+        if storage.startswith("sqlite") and where.endswith("/study.db"):  # in the run folder
             cure = "delete that file to redo the search, or choose another --out"
         elif isinstance(error, ImportError) and storage.startswith("postgresql"):
             cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
@@ -51,7 +54,7 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
-    """A study, made where there is none."""
+    """Opens a study, creates it if needed, and fails the trials of dead workers."""
     backend = open_storage(storage)
     if storage.startswith("sqlite"):
         # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
@@ -65,7 +68,7 @@ def open_study(storage: str, name: str) -> optuna.Study:
 
 
 def open_storage(storage: str) -> optuna.storages.RDBStorage:
-    """Optuna's storage, its tables made where there are none."""
+    """Opens a storage and creates its tables if needed."""
     arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
     for attempt in range(MAX_TABLE_ATTEMPTS):
         try:
@@ -76,24 +79,24 @@ def open_storage(storage: str) -> optuna.storages.RDBStorage:
             beaten = isinstance(error, IntegrityError) or "already exists" in str(error)
             if not beaten or attempt + 1 == MAX_TABLE_ATTEMPTS:
                 raise
-            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # another worker is making them at this moment
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # another worker is creating them
     raise AssertionError("the last try returns or raises")
 
 
 def mark_worker(trial: optuna.Trial) -> None:
-    """Notes which process runs the trial."""
+    """Records in the trial which process runs it."""
     trial.set_user_attr("worker", _WORKER)
 
 
 def fail_dead_trials(study: optuna.Study) -> None:
-    """Gives up the running trials of workers that have gone silent, so that their work is asked for again."""
+    """Fails the running trials of dead workers, so that their work is repeated."""
     optuna.storages.fail_stale_trials(study)
     limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get("worker")
         # A worker without a mark died between claiming the trial and its first heartbeat, so none could go stale.
         lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
-        dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)  # no heartbeat to wait for
+        dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)
         if lost or dead:
             _give_up(study, trial)
 
@@ -121,7 +124,7 @@ class QueueSampler(optuna.samplers.BaseSampler):
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Silences Optuna's log and its warnings about experimental parts; autolayer reports progress itself."""
+    """Silences Optuna's log and its warnings about experimental features; autolayer reports progress itself."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -134,13 +137,13 @@ def quiet_optuna() -> Iterator[None]:
 
 def _is_dead(worker: dict[str, Any]) -> bool:
     if worker["pid"] == _WORKER["pid"]:
-        return worker["token"] != _WORKER["token"]  # containers start with the same pid again and again
+        return worker["token"] != _WORKER["token"]  # containers reuse the same pid
     if os.name == "nt":
-        return False  # there signal 0 is no question; the heartbeat decides
+        return False  # on Windows, signal 0 is Ctrl-C; the heartbeat decides
     try:
         os.kill(worker["pid"], 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # somebody else's process, but alive
+        pass  # a process of another user
     return False

@@ -1,9 +1,12 @@
-"""The race: which short runs come next, and when it is over. Pure decisions; `study` carries them out.
+"""Decides which short runs come next and when the race is over. Pure functions; `worker` carries the runs out.
 
-Synchronous halving with resume. A race is a generator that yields batches of runs and receives what became of them,
-so the whole schedule reads top to bottom in `race`. Each batch depends only on the complete batches before it, never
-on the order in which the runs of a batch finish: the same records give the same decision in every process, and a
-crash between any two lines loses nothing (`RaceReplay` replays the records).
+The schedule is synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) with resume: the arms of
+a rung are compared with each other, the better half is trained to twice the steps. Arms are ranked by the posterior of
+their final contribution (`posterior`), not by their score at the rung.
+
+`race` is a generator: it yields a batch of runs and receives their answers. A batch depends only on the complete
+batches before it and not on the order in which their runs finish, so every process decides the same from the same
+records, and a process that crashes resumes from them (`RaceReplay`).
 """
 
 from __future__ import annotations
@@ -21,51 +24,66 @@ from autolayer.search.race_state import RaceState
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run, SearchError, Slot
 
 MIN_RATE_SHARE = 0.04
-"""Share of the full run before which a rate's effect is lost in drift and noise."""
+"""A second learning rate is tried from this share of the full run on. Before, drift and noise hide its effect."""
 MAX_SEEDS = 3
-"""Training seeds per finalist."""
+"""Maximum number of training seeds per finalist."""
 MIN_LENGTHENING = 1.25
-"""A last, shorter rung must be this much longer than the one before to tell anything new."""
+"""Minimum ratio of the steps of a last rung that the budget shortens to the steps of the rung before it."""
 
 Answer = RungResult | str
-"""What became of a run: its result, or the reason why it failed."""
+"""A run's result, or the reason why it failed."""
 Race = Generator[tuple[Run, ...], Mapping[Run, Answer], RaceOutcome]
 
 
 def race(config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]) -> Race:
-    """Yields batches of runs; wants an answer for every run of a batch; returns the outcome.
+    """Yields batches of runs, receives an answer for every run of a batch, and returns the outcome.
+
+    Args:
+        config: Settings of the race.
+        candidates: Layer sets that may win, with their predictions.
+        base_select_rewards_I: Reward of the base model per `select` item.
+
+    Returns:
+        A generator. `send` it a mapping from each run of the last batch to its answer.
 
     Raises:
         SearchError: Every run of the first batch failed.
     """
     state = RaceState(config, candidates)
     ladder, batch = plan_ladder(config, candidates), first_batch(config, candidates)
+    posterior = current_posterior(state, base_select_rewards_I)
     while True:
-        posterior = current_posterior(state, base_select_rewards_I)
         verdict = settled_verdict(config, posterior, measured=bool(state.results))
         if verdict or not batch:
             return conclude(state, posterior, base_select_rewards_I, verdict, _stop_reason(state, ladder, posterior))
         state.add(batch, (yield batch))
         if not state.results:
             reason = next(iter(state.failures.values()))
-            raise SearchError(f"every short run failed, so no layer can be chosen; the first one said: {reason}")
-        batch = next_batch(state, ladder, current_posterior(state, base_select_rewards_I))
+            raise SearchError(f"every short run failed, so no layer can be chosen. First failure: {reason}")
+        posterior = current_posterior(state, base_select_rewards_I)
+        batch = next_batch(state, ladder, posterior)
 
 
 def first_batch(config: RaceConfig, candidates: Sequence[Candidate]) -> tuple[Run, ...]:
-    """The runs of the first rung, known before the race; empty if the budget does not pay for comparing two."""
+    """Returns the runs of the first rung; empty if the budget does not pay for two."""
     ladder = plan_ladder(config, candidates)
     scouts = [
         Run(slot=Slot(layers=c.layers, seed=config.seed), from_step=0, to_step=ladder.rungs[0].step)
         for c in ladder.first
         if ladder.rungs
     ]
-    batch = _affordable(RaceState(config, candidates), scouts)  # the plan is made for average layers
+    batch = _affordable(RaceState(config, candidates), scouts)  # the ladder is planned with the average cost
     return batch if len(batch) > 1 else ()
 
 
 class RaceReplay:
-    """A race that follows a record kept elsewhere. The record only grows; asking twice changes nothing."""
+    """Replays a race from the answers recorded so far, which only grow in number.
+
+    Args:
+        config: Settings of the race.
+        candidates: Layer sets that may win, with their predictions.
+        base_select_rewards_I: Reward of the base model per `select` item.
+    """
 
     def __init__(
         self, config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]
@@ -75,7 +93,7 @@ class RaceReplay:
         self._outcome: RaceOutcome | None = None
 
     def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
-        """The runs that the race is waiting for, given all answers so far, or its outcome."""
+        """Returns the runs of the current batch that have no answer yet, or the outcome if the race is over."""
         try:
             if self._batch is None:
                 self._batch = next(self._race)
@@ -87,13 +105,16 @@ class RaceReplay:
 
 
 def current_posterior(state: RaceState, base_select_rewards_I: Sequence[float]) -> Posterior:
-    """What everything in the state says about the candidates."""
+    """Returns the posterior of the candidates' contributions, given all finished runs."""
     eligible = [not state.is_lost(candidate.layers) for candidate in state.candidates]
     return infer(state.config, state.candidates, gather_evidence(state.results, base_select_rewards_I), eligible)
 
 
 def next_batch(state: RaceState, ladder: Ladder, posterior: Posterior) -> tuple[Run, ...]:
-    """The next rung of the ladder, or what the finalists can still use; empty if nothing fits the budget."""
+    """Returns the next rung of the ladder or, after the last one, further runs of the finalists.
+
+    The batch is empty if no run fits the budget.
+    """
     step = max(run.to_step for run in state.results)
     rung = sum(rung.step <= step for rung in ladder.rungs)
     able = [index for index in posterior.ranked if _best_slot(state, posterior, index)]
@@ -106,7 +127,7 @@ def next_batch(state: RaceState, ladder: Ladder, posterior: Posterior) -> tuple[
 
 
 def _stop_reason(state: RaceState, ladder: Ladder, posterior: Posterior) -> str:
-    """What ends a race in which nothing is settled."""
+    """Returns why a race without a clear or tied verdict ends."""
     if not state.results:
         return "the budget pays for no race, so the prediction decides alone"
     if next_batch(state.without_budget(), ladder, posterior):
@@ -115,7 +136,13 @@ def _stop_reason(state: RaceState, ladder: Ladder, posterior: Posterior) -> str:
 
 
 def _final_batch(state: RaceState, posterior: Posterior, finalists: Sequence[int], step: int) -> tuple[Run, ...]:
-    """Longer runs of the finalists as long as fresh seeds stay affordable, then those, then whatever still fits."""
+    """Returns the first of these batches that the budget pays for.
+
+    1. The finalists at twice the steps, if a fresh seed of each remains affordable afterwards.
+    2. A fresh seed of each finalist, if there is none yet or the finalists have done all steps.
+    3. The finalists at as many more steps as possible, at least `MIN_LENGTHENING` times the steps so far.
+    4. A further learning rate for each finalist.
+    """
     config = state.config
     double = min(2 * step, config.total_steps)
     has_fresh_seed = any(run.slot.seed != config.seed for run in (*state.results, *state.failures))
@@ -136,7 +163,10 @@ def _final_batch(state: RaceState, posterior: Posterior, finalists: Sequence[int
 def _second_rates(
     state: RaceState, ladder: Ladder, posterior: Posterior, rung: int, batch: tuple[Run, ...]
 ) -> tuple[Run, ...]:
-    """Another learning rate for the survivors, best first, as far as what is planned for later stays affordable."""
+    """Returns runs at a further learning rate for the better half of a rung, best first.
+
+    The rungs above and, on a long ladder, fresh seeds of the finalists remain affordable.
+    """
     unit = Cost(
         generated_tokens=max(
             state.planned_cost([run]).generated_tokens / (run.to_step - run.from_step) for run in batch
@@ -156,13 +186,13 @@ def _second_rates(
 
 
 def _continue(state: RaceState, posterior: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
-    """Takes candidates' best-rate arms to a rung; a candidate that was not measured yet joins from step 0."""
+    """Returns runs that continue each candidate's best arm to a rung; an unmeasured candidate starts at step 0."""
     slots = [slot for index in indices if (slot := _best_slot(state, posterior, index))]
     return [Run(slot=slot, from_step=state.step(slot), to_step=to_step) for slot in slots]
 
 
 def _best_slot(state: RaceState, posterior: Posterior, index: int) -> Slot | None:
-    """The candidate's most advanced arm at its best rate, else at any; None if a failure left it none."""
+    """Returns the candidate's most advanced arm, at its best rate if possible; None if all its arms failed."""
     layers = posterior.candidates[index].layers
     slots = state.slots(layers) or [Slot(layers=layers, seed=state.config.seed)]
     sound = [slot for slot in slots if not state.has_failed(slot)]
@@ -170,7 +200,7 @@ def _best_slot(state: RaceState, posterior: Posterior, index: int) -> Slot | Non
 
 
 def _fresh_rate(state: RaceState, posterior: Posterior, index: int, to_step: int) -> list[Run]:
-    """Returns a run of the next learning rate that was not tried, if there may be one."""
+    """Returns a run at the candidate's next untried learning rate, in a list that is empty if there is none."""
     layers = posterior.candidates[index].layers
     tried = {run.slot.rate_index for run in (*state.results, *state.failures) if run.slot.layers == layers}
     too_early = to_step < MIN_RATE_SHARE * state.config.total_steps
@@ -181,7 +211,7 @@ def _fresh_rate(state: RaceState, posterior: Posterior, index: int, to_step: int
 
 
 def _fresh_seeds(state: RaceState, posterior: Posterior, indices: Sequence[int], to_step: int) -> list[Run]:
-    """One run per candidate at its best rate with the next unused seed; the same one for all, so that they pair."""
+    """Returns one run per candidate at its best rate, all with the same unused seed so that they are paired."""
     used = {run.slot.seed for run in (*state.results, *state.failures)}
     if len(used) >= MAX_SEEDS:
         return []
@@ -191,7 +221,7 @@ def _fresh_seeds(state: RaceState, posterior: Posterior, indices: Sequence[int],
 
 
 def _affordable(state: RaceState, runs: Sequence[Run]) -> tuple[Run, ...]:
-    """As many runs as fit what is left of the budget, in order of preference."""
+    """Returns the runs that fit the remaining budget, considered in the given order."""
     chosen: list[Run] = []
     for run in runs:
         if state.affords([*chosen, run]):

@@ -1,4 +1,4 @@
-"""What has been run, what it cost and what is left. The race's only mutable record."""
+"""Keeps the finished runs of a race and computes their cost. The only mutable state of `race`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 
 
 class RaceState:
-    """Finished and failed runs of one race, in the order in which the race asked for them.
+    """Holds the finished and failed runs of one race, in the order in which the race yielded them.
 
     Args:
-        config: The race's.
-        candidates: What may win.
+        config: Settings of the race.
+        candidates: Layer sets that may win.
     """
 
     def __init__(self, config: RaceConfig, candidates: Sequence[Candidate]) -> None:
@@ -27,7 +27,7 @@ class RaceState:
         self._step_costs = {c.layers: config.step_cost(c.layers) for c in candidates}
 
     def add(self, batch: Iterable[Run], answers: Mapping[Run, RungResult | str]) -> None:
-        """Enters a batch. An answer is the run's result, or the reason why it failed."""
+        """Adds the runs of a batch with their answers: a result, or the reason why the run failed."""
         for run in batch:
             answer = answers[run]
             if isinstance(answer, str):
@@ -36,57 +36,57 @@ class RaceState:
                 self.results[run] = answer
 
     def without_budget(self) -> RaceState:
-        """The same record under a budget that pays for everything."""
+        """Returns a state with the same runs and an infinite budget."""
         everything = Cost(generated_tokens=math.inf, layer_tokens=math.inf)
         free = RaceState(replace(self.config, budget=everything), self.candidates)
         free.results, free.failures = self.results, self.failures
         return free
 
     def latest(self, slot: Slot) -> RungResult | None:
-        """The slot's most advanced result."""
+        """Returns the slot's result with the most steps, or None."""
         found = [result for run, result in self.results.items() if run.slot == slot]
         return max(found, key=lambda result: result.arm.step, default=None)
 
     def slots(self, layers: tuple[int, ...]) -> list[Slot]:
-        """The slots of `layers` that have a result, most advanced first, then in the order of the race."""
+        """Returns the slots of `layers` that have a result, most steps first, ties in the order of the race."""
         found = dict.fromkeys(run.slot for run in self.results if run.slot.layers == layers)
         return sorted(found, key=lambda slot: -self.step(slot))
 
     def step(self, slot: Slot) -> int:
-        """Optimizer steps that the slot has done; 0 if none of its runs finished."""
+        """Returns the optimizer steps that the slot has done; 0 if none of its runs finished."""
         latest = self.latest(slot)
         return latest.arm.step if latest else 0
 
     def has_failed(self, slot: Slot) -> bool:
-        """True if a run of the slot raised; such a slot is not taken further."""
+        """Returns True if a run of the slot failed. Such a slot is not continued."""
         return any(run.slot == slot for run in self.failures)
 
     def is_lost(self, layers: tuple[int, ...]) -> bool:
-        """True if runs of `layers` failed and none finished: they cannot be chosen."""
+        """Returns True if runs of `layers` failed and none finished, so that the layers cannot be chosen."""
         failed = any(run.slot.layers == layers for run in self.failures)
         return failed and not self.slots(layers)
 
     def planned_cost(self, runs: Iterable[Run]) -> Cost:
-        """What the configuration says that these runs cost."""
+        """Returns the cost of the runs by the configuration's cost per step and per evaluation."""
         steps = (self._step_costs[run.slot.layers] * (run.to_step - run.from_step) for run in runs)
         return sum((step + self.config.eval_cost for step in steps), Cost())
 
     @property
     def spent(self) -> Cost:
-        """What the runs cost; as planned where they failed or did not say."""
+        """Cost of all runs: as measured, or as planned where a run failed or did not measure its cost."""
         priced, unpriced = self._with_cost
         return sum((result.cost for result in priced.values()), Cost()) + self.planned_cost([*unpriced, *self.failures])
 
     @property
     def _with_cost(self) -> tuple[dict[Run, RungResult], list[Run]]:
-        """The finished runs that say what they cost, and those that do not."""
+        """Finished runs with a measured cost, and those without."""
         priced = {run: result for run, result in self.results.items() if _has_cost(result.cost)}
         return priced, [run for run in self.results if run not in priced]
 
     def expected_cost(self, runs: Iterable[Run]) -> Cost:
-        """What runs to come will cost: as planned, or more where finished runs cost more than planned.
+        """Returns the planned cost of future runs, scaled up if finished runs cost more than planned.
 
-        Completions grow during RL, so a plan made on the base model's can be too low.
+        Completions get longer during RL, so a plan made on those of the base model can be too low.
         """
         priced, _ = self._with_cost
         planned = self.planned_cost(priced)
@@ -98,9 +98,9 @@ class RaceState:
         )
 
     def affords(self, runs: Sequence[Run], reserve: Cost | None = None) -> bool:
-        """True if the runs, and then still `reserve`, fit what is left of the budget in both components."""
+        """Returns True if the runs and `reserve` together fit the remaining budget in both components."""
         wanted = self.spent + self.expected_cost(runs) + (reserve or Cost())
-        # Sums of floats in another order differ in the last digits; a billionth of the budget is no overspending.
+        # Sums of floats in another order differ in the last digits, so a billionth of the budget is tolerated.
         return wanted.fits(self.config.budget * (1 + 1e-9))
 
 

@@ -1,7 +1,7 @@
-"""Work that one of several workers does while the others wait: a stage before or after the race.
+"""Runs a stage once across workers: one worker does it while the others wait.
 
-Held as the race's runs are, by a trial that is claimed atomically and loses its heartbeat with its worker, so that
-another takes over what a dead one has begun. Whether it is done is not asked of the study but of what it leaves behind.
+The work is claimed as a trial of an Optuna study, as the race's runs are. A trial whose worker has died is failed, and
+another worker starts the work anew. The study does not record that the work is done; `is_done` checks its output.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ RUN_ONCE_POLL_SECONDS = 1.0
 
 
 def run_once(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
-    """Returns when the work is done, by this worker or by another.
+    """Does the work unless another worker does it, and returns when it is done.
 
     Args:
         storage: An Optuna storage URL that all workers share.
-        name: What is to be done.
-        work: Does it. What it raises ends this worker's turn; another worker will try again.
-        is_done: Whether what the work leaves behind is there.
+        name: Identifies the work in the storage.
+        work: Does the work. An exception propagates to this worker's caller; the other workers try again.
+        is_done: Returns True if the output of the work exists.
+
+    Raises:
+        RunFolderError: The storage cannot be opened.
     """
     if is_done():
         return
@@ -50,7 +53,7 @@ def run_once(storage: str, name: str, work: Callable[[], None], is_done: Callabl
 
 
 def _is_taken(study: optuna.Study, name: str, before: int | None = None) -> bool:
-    """Whether somebody is at it, or a trial (older than `before`) waits for somebody."""
+    """Returns True if a trial of this work, older than `before` if given, is waiting or running."""
     return any(
         trial.user_attrs.get("work") == name and not trial.state.is_finished()
         for trial in study.get_trials(deepcopy=False)

@@ -1,7 +1,7 @@
-"""The race's record in an Optuna study: what was asked, what was answered, who is at work on what.
+"""Records a race in an Optuna study, so that a worker needs nothing else to join or resume it.
 
-Everything a worker needs is in the study, so a killed process leaves nothing behind that the next one lacks. Answers
-are kept in the trials' user attributes: `run` (what was asked), `result` or `failed` (what became of it), `worker`.
+The study's user attribute `inputs` holds the candidates, base rewards and costs. Each trial has the user attributes
+`run`, `worker` (the process that runs it) and, once it has finished, `result` or `failed`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ RACE_STUDY = "autolayer"
 
 
 def check_storage(storage: str, signature: str | None = None) -> None:
-    """Opens a storage and does nothing with it, so that a wrong one is found before the work begins.
+    """Opens a storage and closes it again, so that a wrong one is reported before any work is done.
+
+    Args:
+        storage: An Optuna storage URL.
+        signature: Signature of the configuration. None checks only that the storage opens.
 
     Raises:
-        RunFolderError: It cannot be storage_errors, or holds a race of another configuration.
+        RunFolderError: The storage cannot be opened, or holds a race of another configuration.
     """
     with quiet_optuna(), storage_errors(storage):
         backend = open_storage(storage)
@@ -48,7 +52,7 @@ def _other_race(storage: str, names: Sequence[str]) -> RunFolderError:
 
 @dataclass(frozen=True, kw_only=True)
 class RaceStudy:
-    """A study, and the race that it holds."""
+    """An Optuna study with the inputs of the race that it records."""
 
     study: optuna.Study
     config: RaceConfig
@@ -59,10 +63,16 @@ class RaceStudy:
     def open(
         cls, storage: str, config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]
     ) -> RaceStudy:
-        """Creates the study, or goes on with it: then candidates, base rewards and costs are those found in it.
+        """Creates the study, or opens the existing one and adopts its candidates, base rewards and costs.
 
-        A worker on another machine measures predictions that differ in the last digits; deciding on one record, all
-        must decide on one input.
+        Predictions measured on another machine differ in the last digits, and all workers must decide on the same
+        inputs.
+
+        Args:
+            storage: An Optuna storage URL.
+            config: Settings of the race.
+            candidates: Layer sets that may win.
+            base_I: Reward of the base model per `select` item.
 
         Raises:
             RunFolderError: The study belongs to another configuration.
@@ -82,11 +92,11 @@ class RaceStudy:
         )
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials that stand for a run, oldest first."""
+        """Returns all trials that carry a run, oldest first."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if "run" in trial.user_attrs]
 
     def answers(self, trials: Sequence[FrozenTrial]) -> dict[Run, Answer]:
-        """What became of the runs, each counted once. An interrupted run has no answer: it is asked for again."""
+        """Returns one answer for each finished run. An interrupted run has none, so that the race repeats it."""
         answers: dict[Run, Answer] = {}
         forgiven = self.study.user_attrs.get("forgiven", -1)
         for trial in trials:
@@ -98,11 +108,11 @@ class RaceStudy:
         return answers
 
     def retry_failures(self) -> None:
-        """Lets every failure so far be tried again by the next process."""
+        """Discards all failures so far, so that the next process repeats these runs."""
         self.study.set_user_attr("forgiven", max((trial.number for trial in self.trials()), default=-1))
 
     def is_duplicate(self, number: int) -> bool:
-        """True if an older trial stands for the same run: two workers may enqueue one run at the same time."""
+        """Returns True if an older trial carries the same run: two workers may enqueue it at the same time."""
         trials = self.trials()
         mine = next(trial for trial in trials if trial.number == number)
         rivals = [t for t in trials if t.number < number and t.user_attrs["run"] == mine.user_attrs["run"]]
@@ -110,7 +120,7 @@ class RaceStudy:
 
 
 def run_of(trial: FrozenTrial | optuna.Trial) -> Run:
-    """The run that a trial stands for."""
+    """Returns the run that a trial carries."""
     stored = trial.user_attrs["run"]
     slot = Slot(**{**stored["slot"], "layers": tuple(stored["slot"]["layers"])})
     return Run(slot=slot, from_step=stored["from_step"], to_step=stored["to_step"])

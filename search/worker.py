@@ -1,14 +1,15 @@
-"""The Optuna study that holds a race: claims runs, records results, survives crashes, lets other workers join.
+"""Runs the race as an Optuna study, in which any number of workers can join and resume.
 
     while worker.advance(): study.optimize(worker.run_trial, n_trials=1)
 
-One trial per run, that is, per arm and rung. The race (pure) says which runs are due; `advance` enqueues them,
-`optimize` claims one of them atomically and keeps its heartbeat. A trial of a higher rung starts with the intermediate
-values of the lower one, so curves are whole. Runs end as PRUNED, paused or dropped, and only the winner is entered as
-COMPLETE, so `study.best_trial` is the winner and not whoever was luckiest in a short run.
+Each run, that is each arm at each rung, is one trial. `race` decides which runs are due, `advance` enqueues them, and
+`study.optimize` claims one of them atomically and keeps its heartbeat. A trial of a higher rung starts with the
+intermediate values of the lower ones, so Optuna's plots show whole curves. Every run ends as PRUNED, whether its arm
+continues or not. Only the winner is added as COMPLETE, so `study.best_trial` is the winner and not the luckiest short
+run.
 
-Left out on purpose: a pruner, which cannot pause an arm, and a sampler that chooses layers, which works after its trial
-is already running, so that two workers would choose alike.
+Not used: Optuna's pruners, which cannot pause an arm, and a sampler that chooses layers, which would be asked only once
+a trial is running, so that two workers would choose the same layer.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutc
 from autolayer.search.study import RaceStudy, run_of
 
 POLL_SECONDS = 0.2
-"""Between looks at the storage while other workers finish a batch."""
+"""Time between polls of the storage while other workers finish a batch."""
 
 RunArm = Callable[[Arm, int], RungResult]
-"""Trains an arm on to a step, and scores it."""
+"""Continues an arm to a step and scores it on the `select` items."""
 
 
 class RunFailed(Exception):
-    """A run raised. Recorded with its trial; the race goes on without the arm."""
+    """A run raised a `TrainingError`. Its trial records the reason, and the race continues without the arm."""
 
 
 def run_search(
@@ -52,20 +53,24 @@ def run_search(
     storage: str,
     deadline: float | None = None,
 ) -> RaceOutcome:
-    """Runs a race to its end, or goes on with the one that the storage holds.
+    """Runs a race to its end, or resumes the one in the storage.
 
     Args:
-        config: How the race goes.
-        candidates: What may win. A worker that joins a study adopts the ones found there.
+        config: Settings of the race.
+        candidates: Layer sets that may win. A worker that joins a study uses the stored ones instead.
         base_select_rewards_I: Reward of the base model per `select` item.
-        run: Trains an arm on to a step and scores it on the `select` items. A `TrainingError` is recorded as the
-            run's failure; anything else ends this process and leaves a study that the same call resumes.
+        run: Continues an arm to a step and scores it on the `select` items. A `TrainingError` is recorded as the
+            run's failure. Any other exception propagates, and the same call resumes the study.
         storage: An Optuna storage URL, such as sqlite:///run/study.db. Its folder must exist.
-        deadline: `time.monotonic()` after which no run is started; the race then ends with what it has.
+        deadline: Value of `time.monotonic()`, in seconds, after which no run is started. The race then ends with the
+            results so far.
+
+    Returns:
+        The best layers, the verdict and the ranking. All workers of a race return the same.
 
     Raises:
-        SearchError: Every run of the first batch failed. They are tried again by the next call.
-        RunFolderError: The storage holds a race of another configuration.
+        SearchError: Every run of the first batch failed. The next call tries them again.
+        RunFolderError: The storage cannot be opened, or holds a race of another configuration.
     """
     with quiet_optuna(), storage_errors(storage):
         race_study = RaceStudy.open(storage, config, candidates, base_select_rewards_I)
@@ -77,7 +82,7 @@ def run_search(
 
 
 class _Worker:
-    """One process's part in a race."""
+    """One process that takes part in a race."""
 
     def __init__(
         self,
@@ -90,7 +95,7 @@ class _Worker:
         self.outcome: RaceOutcome | None = None
 
     def advance(self) -> bool:
-        """Enqueues what the race wants next. True once a trial waits to be run, False once the race is over."""
+        """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over."""
         race_study = self.race_study
         while True:
             trials = race_study.trials()
@@ -119,7 +124,7 @@ class _Worker:
             time.sleep(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
-        """Carries out the run that the trial stands for. Ends as pruned, or as failed if the run raised."""
+        """Carries out the trial's run. The trial ends as PRUNED, or as FAIL if the run raised a `TrainingError`."""
         race_study = self.race_study
         if "run" not in trial.user_attrs or race_study.is_duplicate(trial.number):
             trial.set_user_attr("idle", "another worker had taken this run")
@@ -134,7 +139,7 @@ class _Worker:
         try:
             result = self.run(arm, run.to_step)
             check_result(run, result, race_study.base_I)
-        except TrainingError as error:  # anything else is not the arm's fault: it ends the process, and the run waits
+        except TrainingError as error:  # other exceptions are not the arm's fault and end the process
             reason = f"{type(error).__name__}: {error}"
             trial.set_user_attr("failed", reason)
             raise RunFailed(reason) from error
@@ -143,7 +148,7 @@ class _Worker:
         raise optuna.TrialPruned
 
     def _enqueue(self, run: Run, answers: Mapping[Run, Answer]) -> None:
-        """Adds a waiting trial with its parameters and the intermediate values that its arm brings along."""
+        """Adds a waiting trial with its parameters and the intermediate values of the arm's lower rungs."""
         results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
         candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
         rate = slot_learning_rate(self.race_study.config, candidate, run.slot.rate_index)
@@ -157,7 +162,7 @@ class _Worker:
         self.race_study.study.add_trial(trial)
 
     def _enter_winner(self, outcome: RaceOutcome, answers: Mapping[Run, Answer]) -> None:
-        """Enters the winner as the study's only complete trial, once; nothing if it was never run."""
+        """Adds the winner as the study's only complete trial, unless it is there already or was never run."""
         study, arm = self.race_study.study, outcome.winner
         study.set_user_attr("verdict", outcome.verdict)
         study.set_user_attr("stop_reason", outcome.stop_reason)
@@ -182,7 +187,9 @@ class _Worker:
 
     def _distributions(self, candidate: Candidate) -> dict[str, BaseDistribution]:
         labels = [_label(each.layers) for each in self.race_study.candidates]
-        span = self.race_study.config.rate_span * (1 + 1e-9)  # a rate at the very end survives rounding
+        span = self.race_study.config.rate_span * (
+            1 + 1e-9
+        )  # keeps a rate at the end of the span inside after rounding
         low, high = candidate.learning_rate / span, candidate.learning_rate * span
         return {"layers": CategoricalDistribution(labels), "learning_rate": FloatDistribution(low, high, log=True)}
 
