@@ -44,8 +44,8 @@ DEPTH_CORRELATION = 0.5
 DEPTH_LENGTH = 0.15
 """Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
 TRUST = ((1.0, 0.35), (0.5, 0.3), (0.0, 0.35))
-"""Grid of trust in the prediction, as pairs of weight and prior probability. Every signal that was tried is useless on
-some environment. In race_simulation.py more doubt costs little if the prediction is good and saves much if it is not."""
+"""Grid of trust in the prediction, as pairs of weight and prior probability. Every signal that was tried is useless
+somewhere. In race_simulation.py more doubt costs little if the prediction is good and saves much if it is not."""
 TIME_CONSTANTS = (0.05, 0.15, 0.4, 1.5)
 """Grid of c, as shares of the full run. With the largest, g_c is nearly a straight line."""
 FULL_GAINS = tuple(float(x) for x in 0.4 * np.exp(np.linspace(-2.0, 2.0, 9)))
@@ -78,7 +78,7 @@ def contribution_prior(
 
 
 def deviation_covariance(config: RaceConfig, rows: Sequence[EvidenceRow]) -> np.ndarray:
-    """Returns the covariance of rate + delta + seed, shape (R, R). Candidates and their rates drift alike."""
+    """Returns the covariance of rate + delta + seed, shape (R, R). The rate effect drifts too."""
     step_R = np.array([row.end for row in rows], dtype=float)
     later_R_R = np.minimum(np.maximum(step_R[:, None], step_R) / config.total_steps, 1.0)
     drift_R_R = (1 / later_R_R - 1) / (1 / EARLY - 1)
@@ -89,7 +89,7 @@ def deviation_covariance(config: RaceConfig, rows: Sequence[EvidenceRow]) -> np.
 
 
 def rate_mean(config: RaceConfig, candidate: Candidate, log_rate: float) -> float:
-    """Expected contribution of a learning rate over that of the starting rate: 0 there, -RATE_SD at the span's ends."""
+    """Returns the prior mean of a rate's effect: 0 at the starting rate, -RATE_SD at the ends of the span."""
     if config.fixed_rate or config.rate_span == 1:
         return 0.0
     return -RATE_SD * ((log_rate - np.log(candidate.learning_rate)) / np.log(config.rate_span)) ** 2

@@ -1,8 +1,8 @@
-"""From finished runs to scores and the covariance of their noise.
+"""Turns finished runs into scores and the covariance of the scores' noise.
 
-Arms are scored on the same items, and arms of one seed train on the same prompts with the same sampling noise, so
-most of the luck is shared. The covariance over items (not over arms) says how much: what is left after pairing is
-what two arms can differ by chance.
+All arms are scored on the same items, and arms of one seed train on the same prompts with the same sampling noise, so
+their scores share most of their noise. The covariance over items estimates the shared part; the rest is the noise of a
+difference between two arms.
 
 Array suffixes: _R rows (one score each), _I `select` items, _P training groups.
 """
@@ -19,15 +19,15 @@ from autolayer.core.arms import RungResult
 from autolayer.search.records import Run
 
 SHRINKAGE = 0.1
-"""Part of the estimated correlations that is taken away: with 128 items and a dozen arms they are themselves noisy."""
+"""Share by which estimated correlations are shrunk. With 128 items and a dozen arms they are noisy themselves."""
 GROUP_OFFSET = 10.0
-"""Standard deviation, in units of a reward's, of what the training prompts of a segment are worth for every arm: so
-wide that only differences between the arms count."""
+"""Standard deviation of a common offset of all training scores of a rung and seed, in standard deviations of a reward.
+It is so wide that only differences between the arms count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceRow:
-    """Whose score it is, and of which stretch of training."""
+    """Identifies a score: the arm, and the training steps that it covers."""
 
     layers: tuple[int, ...]
     rate_index: int
@@ -35,26 +35,30 @@ class EvidenceRow:
     """Natural logarithm of the arm's learning rate."""
     seed: int
     start: int
-    """First step that the score averages over; equal to `end` for `select` scores, which are of the rung's end."""
+    """First training step that the score averages over; equal to `end` for a `select` score, taken after `end` steps."""
     end: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything measured so far, in reward units."""
+    """All scores measured so far, in units of reward: `score_R`, shape (R,), and its noise `noise_R_R`, shape (R, R)."""
 
     rows: tuple[EvidenceRow, ...]
     score_R: np.ndarray
     noise_R_R: np.ndarray
     reward_sd: float
-    """Standard deviation of a single reward: the scale on which gains are large or small."""
+    """Standard deviation of a single reward, the scale of the full gain's prior."""
 
 
 def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Sequence[float]) -> Evidence:
-    """Scores every run twice: on the `select` items over the base model, and on its last training groups.
+    """Scores every run twice: by its gain over the base model on the `select` items, and by its training rewards.
 
-    Training rewards lag behind, by the same steps for all arms of a rung, and there is no base score for their
-    prompts: they count as differences within one rung and seed only.
+    Training rewards have no base score on the same prompts and lag behind the rung's end, by the same steps for all
+    its arms. They therefore count only as differences within one rung and seed.
+
+    Args:
+        results: Results of the finished runs.
+        base_select_rewards_I: Reward of the base model per `select` item.
     """
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     rewards = np.concatenate([base_I, *(r.select_rewards_I for r in results.values())])
@@ -77,13 +81,18 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
 
 
 def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:
-    """Refuses what could not be compared.
+    """Checks that a result can be compared with those of other arms.
+
+    Args:
+        run: The run that was carried out.
+        result: What it returned.
+        base_select_rewards_I: Reward of the base model per `select` item.
 
     Raises:
-        ValueError: The result is of another arm or step, or does not hold one finite reward per `select` item.
+        ValueError: The result is of another arm or step, or lacks one finite reward per `select` item.
     """
     if (result.arm.layers, result.arm.seed, result.arm.step) != (run.slot.layers, run.slot.seed, run.to_step):
-        raise ValueError(f"{run.key} was answered by {result.arm.key} at step {result.arm.step}")
+        raise ValueError(f"the run {run.key} returned the arm {result.arm.key} at step {result.arm.step}")
     if len(result.select_rewards_I) != len(base_select_rewards_I):
         raise ValueError(f"{len(result.select_rewards_I)} rewards for {len(base_select_rewards_I)} select items")
     if not np.isfinite(result.select_rewards_I).all() or not np.isfinite(result.train_rewards_P).all():
@@ -91,7 +100,7 @@ def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[f
 
 
 def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean gain over the base model on the same items, and its standard error."""
+    """Returns the mean gain in reward over the base model on the same items, and its standard error."""
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     gain_I = np.asarray(result.select_rewards_I, dtype=float) - base_I
     min_error = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
@@ -115,8 +124,8 @@ def _runs_of_rung(results: Mapping[Run, RungResult], step: int, seed: int) -> di
 def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> Block | None:
     if len(results) < 2:
         return None
-    # An arm that joined late ran from step 0 in one go: only the steps that all arms just made are common.
-    # The first step's rollouts are the base model's, the same for all of them.
+    # An arm that joined late started at step 0, so only the last steps are common to all arms.
+    # The rollouts of the first step come from the base model and are the same for all arms.
     start = max(1, *(run.from_step for run in results))
     num_groups = min(
         round(len(r.train_rewards_P) * (run.to_step - start) / (run.to_step - run.from_step))
@@ -144,7 +153,7 @@ def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:
 def _noise_of_mean(value_R_I: np.ndarray, reward_sd: float) -> np.ndarray:
     """Returns the covariance of the rows' means, shape (R, R).
 
-    Correlations are shrunk, and no variance is below that of one odd item.
+    Correlations are shrunk by `SHRINKAGE`, and the variance is at least that of one item that differs by `reward_sd`.
     """
     num_items = value_R_I.shape[1]
     centred_R_I = value_R_I - value_R_I.mean(axis=1, keepdims=True)

@@ -1,8 +1,8 @@
-"""How wide and how long: the ladder of rungs that fits a budget.
+"""Plans the ladder of rungs that fits a budget: how many layers race, and for how many steps.
 
-Synchronous halving: every rung has twice the steps of the one before and half of its layers, and an arm that goes
-up a rung continues from its checkpoint. A prediction often misses the best layer (examples/RESULTS.md), so the race is
-first wide, then long.
+The ladder is that of successive halving (arXiv 1502.07943): every rung has twice the steps of the one before and half
+of its layers, and an arm that is promoted continues from its checkpoint. A prediction often misses the best layer
+(examples/RESULTS.md), so a larger budget first adds layers and then steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_FINALISTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRung:
-    """All arms at this step are compared with each other."""
+    """A step at which `num_layers` arms are compared with each other."""
 
     step: int
     num_layers: int
@@ -36,20 +36,25 @@ class PlannedRung:
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """What the race starts with. It may do less (it stops early) or more (what is left goes to the finalists)."""
+    """The planned rungs. A race may stop earlier, and what is left of the budget goes to the finalists."""
 
     rungs: tuple[PlannedRung, ...]
-    """Empty if the budget does not pay for comparing two layers."""
+    """Shortest first; empty if the budget does not pay for comparing two layers."""
     first: tuple[Candidate, ...]
     """The candidates of the first rung, best prediction first."""
     planned_cost: Cost
-    """The ladder's, for average candidates."""
+    """Cost of all rungs for average candidates."""
     is_long: bool = False
-    """True if the budget keeps a part back for fresh seeds of the finalists."""
+    """True if a part of the budget is reserved for fresh seeds of the finalists."""
 
 
 def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
-    """Chooses the ladder: as wide as scouting and one more rung fit the budget, then as long."""
+    """Chooses the widest ladder whose first rungs fit the budget, and then the longest of this width.
+
+    Args:
+        config: Settings of the race.
+        candidates: Layer sets that may win.
+    """
     if len(candidates) < 2:
         return Ladder(rungs=(), first=tuple(candidates), planned_cost=Cost())
     step_cost = _average_step_cost(config, candidates)
@@ -65,7 +70,11 @@ def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
 
 
 def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[PlannedRung, ...]:
-    """The ladder of this width, empty if it does not fit: the longest whole one, or as many rungs of a scouting one."""
+    """Returns the rungs of a ladder of this width; empty if it does not fit the budget.
+
+    The longest complete ladder is taken if its first rung has at least `scout_steps`. Otherwise the first rung has
+    exactly these steps, and the ladder ends where the budget does.
+    """
     scout, is_smallest = scout_steps(config.total_steps), width <= MIN_WIDTH
     whole = _longest_rungs(config, step_cost, config.budget * LADDER_SHARE, width)
     if whole and whole[-1].step >= LONG_FROM * config.total_steps:
@@ -80,13 +89,13 @@ def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Pl
 
 
 def ladder_cost(config: RaceConfig, rungs: Sequence[PlannedRung], start: int, step_cost: Cost) -> Cost:
-    """Cost of the rungs from index `start` on, each arm continuing from the rung before.
+    """Returns the cost of the rungs from index `start` on, each arm continuing from the rung before.
 
     Args:
-        config: The race's.
+        config: Settings of the race.
         rungs: The ladder.
-        start: Index of the first rung that counts.
-        step_cost: One step of the average candidate.
+        start: Index of the first rung to count.
+        step_cost: Cost of one step of one arm.
     """
     total = Cost()
     for index in range(start, len(rungs)):
@@ -96,12 +105,12 @@ def ladder_cost(config: RaceConfig, rungs: Sequence[PlannedRung], start: int, st
 
 
 def middle_candidate(config: RaceConfig, candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate nearest to the model's middle; of two, the higher."""
+    """Returns the candidate nearest to the model's middle; of two, the higher."""
     return min(candidates, key=lambda c: (abs(np.mean(c.layers) - config.num_layers // 2), -np.mean(c.layers)))
 
 
 def _average_step_cost(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
-    """A step of the average candidate; before a batch starts, it is held against what its own layers cost."""
+    """Returns the mean cost of a step over the candidates."""
     return sum((config.step_cost(candidate.layers) for candidate in candidates), Cost()) * (1 / len(candidates))
 
 
@@ -118,21 +127,21 @@ def _halving_rungs(config: RaceConfig, width: int, steps: int) -> tuple[PlannedR
 
 
 def _longest_rungs(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> tuple[PlannedRung, ...]:
-    """The ladder with the longest first rung that fits; empty if none does."""
+    """Returns the complete ladder with the longest first rung that fits; empty if none does."""
 
     def fits(steps: int) -> bool:
         rungs = _halving_rungs(config, width, steps)
         return ladder_cost(config, rungs, 0, step_cost).fits(budget)
 
     low, high = 0, config.total_steps
-    while low < high:  # the ladder's cost grows with its first rung
+    while low < high:  # bisection: the cost grows with the first rung's steps
         half = (low + high + 1) // 2
         low, high = (half, high) if fits(half) else (low, half - 1)
     return _halving_rungs(config, width, low) if low else ()
 
 
 def _first_candidates(config: RaceConfig, candidates: Sequence[Candidate], width: int) -> tuple[Candidate, ...]:
-    """The best predictions, and always `middle` and one random layer: what keeps a wrong prediction honest."""
+    """Returns the best predictions, always with the middle and a random layer in case the prediction is wrong."""
     ranked = sorted(candidates, key=lambda c: (-c.predicted, [-index for index in c.layers]))
     if width >= len(ranked):
         return tuple(ranked)

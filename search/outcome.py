@@ -1,4 +1,4 @@
-"""When a race is over, and what it reports then."""
+"""Decides when a race is over, and builds its outcome."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ Z95 = 1.9600
 
 
 def settled_verdict(config: RaceConfig, posterior: Posterior, measured: bool) -> RaceVerdict | None:
-    """'clear' or 'tied' if no further run is worth its cost.
+    """Returns 'clear' or 'tied' if no further run is worth its cost, else None.
 
-    A prediction alone settles nothing as long as there are two candidates: it was never tested on this model.
+    A prediction alone settles nothing between two candidates, because it was never tested on this model.
+
+    Args:
+        config: Settings of the race.
+        posterior: Contributions of the candidates, given all finished runs.
+        measured: True if a run has finished.
     """
     if len(posterior.ranked) == 1:
         return "clear"
@@ -33,7 +38,7 @@ def settled_verdict(config: RaceConfig, posterior: Posterior, measured: bool) ->
 
 
 def indistinguishable(config: RaceConfig, posterior: Posterior, index: int) -> list[int]:
-    """Candidates that are better than the one at `index` with a probability above 1 - confidence, itself included."""
+    """Returns the candidates, `index` included, that beat the one at `index` with probability above 1 - confidence."""
     above_C = posterior.probability_above(index)
     return [i for i in posterior.ranked if i == index or above_C[i] > 1 - config.confidence]
 
@@ -45,23 +50,23 @@ def conclude(
     verdict: RaceVerdict | None,
     reason: str,
 ) -> RaceOutcome:
-    """Chooses, and says why.
+    """Chooses the best layers, and states the reason in a sentence.
 
     Args:
-        state: Everything that was run.
-        posterior: What it says.
+        state: All runs of the race.
+        posterior: Contributions of the candidates, given these runs.
         base_select_rewards_I: Reward of the base model per `select` item.
-        verdict: None if the race ends although nothing is settled.
-        reason: Why it ends then.
+        verdict: None if the race ends without a clear or tied verdict.
+        reason: Why the race ends in that case.
     """
     config, leader = state.config, posterior.ranked[0]
     tied = indistinguishable(config, posterior, leader)
     best = leader
-    if verdict is None and state.results:  # a race that never began leaves all that the prediction cannot tell apart
+    if verdict is None and state.results:  # without any run, unmeasured candidates stay tied
         tied = [i for i in tied if state.slots(posterior.candidates[i].layers) or i == leader]
     if verdict == "tied":
-        # The user allows to lose `regret`: of the measured layers that stay within it, the higher is cheaper to train.
-        # Where the budget ended the race nothing stays within it, and what little is known should not be given away.
+        # The user accepts a loss of `regret`: of the measured layers within it, the highest is the cheapest to train.
+        # If the budget ended the race, no layer is within it, and the leader stays the best choice.
         close = [
             i for i in tied if posterior.regret_C[i] <= config.regret and state.slots(posterior.candidates[i].layers)
         ]

@@ -1,7 +1,11 @@
-"""What is known about every candidate's final contribution, from the prediction and the short runs together.
+"""Computes the posterior of every candidate's final contribution from the prediction and the short runs.
 
-The model of `model` is normal once its three nuisances (trust in the prediction, full gain, time constant) are fixed;
-these are averaged over on a grid, each point weighted by how well it explains the scores.
+The model (`curve_model`) is Gaussian once trust in the prediction, full gain K and time constant c are fixed. Then, for
+a score vector y = S (m + z) + noise with slopes S = diag(K g_c), prior mean m and covariance C of z:
+
+    y ~ N(S m, V) with V = S C S + noise,    E[t | y] = m_t + C_tz S V^-1 (y - S m)
+
+The posterior averages over a grid of the three, each point weighted by its prior times N(y; S m, V).
 
 Array suffixes: _C candidates, _R rows of evidence, _T targets (a candidate at one rate), _G grid points, _D draws.
 """
@@ -19,41 +23,41 @@ from autolayer.search.evidence import Evidence
 from autolayer.search.records import Candidate, RaceConfig
 
 NEGLIGIBLE = 1e-3
-"""Grid points less probable than this against the best one are left out."""
+"""Grid points whose probability relative to the best one is below this are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """Contributions of the candidates, each at its best measured learning rate."""
+    """Joint posterior of the candidates' contributions, each at its best measured learning rate."""
 
     candidates: tuple[Candidate, ...]
     eligible_C: np.ndarray
     """False for candidates that cannot be chosen because their runs failed."""
     rate_index_C: tuple[int, ...]
-    """The rate with the highest expectation, so that a lucky short run does not choose it alone."""
+    """Index of each candidate's rate with the highest posterior mean, which a lucky short run alone does not decide."""
     expected_C: np.ndarray
     draws_D_C: np.ndarray
-    """Joint draws; candidates that cannot be chosen are at minus infinity."""
+    """Joint draws, shape (D, C); minus infinity for candidates that cannot be chosen."""
 
     @property
     def ranked(self) -> list[int]:
-        """Candidates that can be chosen, highest expectation first; of equals, the higher layers first."""
+        """Indices of the eligible candidates, highest posterior mean first; ties by higher layers first."""
         eligible = [index for index in range(len(self.candidates)) if self.eligible_C[index]]
         return sorted(eligible, key=lambda i: (self.expected_C[i], self.candidates[i].layers), reverse=True)
 
     @property
     def probability_best_C(self) -> np.ndarray:
-        """Sums to 1; 0 for candidates that cannot be chosen."""
+        """Probability that each candidate is the best, shape (C,). Sums to 1; 0 for ineligible candidates."""
         counts_C = np.bincount(self.draws_D_C.argmax(axis=1), minlength=len(self.candidates))
         return counts_C / len(self.draws_D_C)
 
     @property
     def regret_C(self) -> np.ndarray:
-        """Contribution that choosing each candidate is expected to lose; infinite for those that cannot be chosen."""
+        """Expected loss of contribution by choosing each candidate, shape (C,); infinite for ineligible ones."""
         return np.mean(self.draws_D_C.max(axis=1, keepdims=True) - self.draws_D_C, axis=0)
 
     def probability_above(self, index: int) -> np.ndarray:
-        """For each candidate, the probability that it is better than the one at `index`."""
+        """Returns the probability that each candidate is better than the one at `index`, shape (C,)."""
         return np.mean(self.draws_D_C > self.draws_D_C[:, [index]], axis=0)
 
 
@@ -64,14 +68,14 @@ def infer(
     eligible: Sequence[bool],
     num_draws: int = 4000,
 ) -> Posterior:
-    """Combines prediction and evidence.
+    """Combines prediction and evidence into the posterior of the contributions.
 
     Args:
-        config: Gives the depth, the length of a full run and the seed of the draws.
-        candidates: At least one that is eligible.
-        evidence: May be empty; then the prediction is all there is.
+        config: Settings of the race: number of layers, steps of the full run, seed of the draws.
+        candidates: Layer sets with their predictions; at least one is eligible.
+        evidence: Scores so far. If empty, the posterior is the prior.
         eligible: False for each candidate that cannot be chosen.
-        num_draws: Joint draws from the posterior; probabilities are multiples of one over this.
+        num_draws: Number of joint draws; probabilities are multiples of its inverse.
     """
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     targets = sorted({(place[row.layers], row.rate_index) for row in evidence.rows})
@@ -104,13 +108,13 @@ def infer(
 
 
 Part = tuple[float, np.ndarray, np.ndarray]
-"""Weight of a grid point, and mean and covariance of the targets there."""
+"""Weight of a grid point, with the mean and covariance of the targets at it."""
 
 
 def _condition(
     config: RaceConfig, candidates: Sequence[Candidate], evidence: Evidence, targets: list[tuple[int, int]]
 ) -> list[Part]:
-    """Conditions the targets on the scores at every grid point that is not negligible."""
+    """Conditions the targets on the scores at every grid point that is not negligible. Weights sum to 1."""
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
     rate_T = [(candidates[index].layers, rate) for index, rate in targets]

@@ -1,4 +1,4 @@
-"""What the race is told and what it answers. Pure records; the decisions are in `race`, the model in `posterior`."""
+"""Defines the inputs and outputs of the race as plain records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RaceVerdict = Literal["clear", "tied", "budget_spent"]
 
 
 TIME_IS_UP = "time is up"
-"""In the stop reason of a race that its deadline has cut: the same call may go on with it."""
+"""Stop reason of a race that its deadline ended. The same call with more time resumes it."""
 
 
 class SearchError(AutolayerError, RuntimeError):
@@ -25,42 +25,42 @@ class SearchError(AutolayerError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A set of layers that may win, and what the probes say about it."""
+    """A set of layers that may win, with its prediction and starting learning rate."""
 
     layers: tuple[int, ...]
     predicted: float
     """Predicted contribution: the share of the full-parameter gain that training these layers recovers."""
     predicted_sd: float
-    """Standard deviation of the prediction's error against the model's mean, in contribution."""
+    """Standard deviation of the prediction's error relative to the mean over layers, in contribution."""
     learning_rate: float
-    """The starting rate: it moves the policy equally far in every candidate, as far as training goes."""
+    """Starting learning rate, at which the same number of steps moves the policy equally far for every candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaceConfig:
-    """Everything besides the candidates that decides how a race goes."""
+    """Settings of a race."""
 
     signature: str = ""
-    """Names everything else that decides a run: two races share a storage only if they share this."""
+    """Identifies the rest of the configuration. Two races share a storage only if they share this."""
     seed: int
     num_layers: int
-    """Blocks of the model: distances between layers and `middle` are relative to it."""
+    """Number of blocks of the model."""
     total_steps: int
     """Optimizer steps of the full run; no short run is longer."""
     budget: Cost
-    """What the race may cost; held in generated tokens and in layer-tokens."""
+    """Maximum cost of the race, in generated tokens and in layer-tokens."""
     step_cost: Callable[[Layers], Cost]
-    """Cost of one optimizer step, rollouts included."""
+    """Returns the cost of one optimizer step of these layers, rollouts included."""
     eval_cost: Cost
     """Cost of scoring one arm on all `select` items."""
     regret: float = 0.05
-    """Contribution one is ready to lose: below it the race stops as tied."""
+    """Acceptable loss of contribution. The race stops as tied once the leader's expected loss is at most this."""
     confidence: float = 0.95
-    """The leader is clear when it is best with at least this probability."""
+    """Probability of being the best from which the leader is clear."""
     rate_span: float = 4.0
-    """Rates are searched between the starting rate divided and multiplied by this."""
+    """Learning rates are searched between the starting rate divided by this and multiplied by this."""
     fixed_rate: bool = False
-    """True if the user gave the learning rate: then no other is tried."""
+    """True if the user gave the learning rate, so that no other is tried."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -78,17 +78,17 @@ class RaceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """An arm's place in the race: layers, learning rate and seed, without a step."""
+    """Identifies an arm independently of its step: layers, learning rate and seed."""
 
     layers: tuple[int, ...]
     rate_index: int = 0
-    """Which of the layers' learning rates (`learning_rates.RATE_STEPS`); 0 is the starting rate."""
+    """Index into `learning_rates.RATE_STEPS`; 0 is the starting rate."""
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One short run: a slot taken from where it stands to a rung. One Optuna trial."""
+    """One short run, which continues a slot from one step to another. It is one Optuna trial."""
 
     slot: Slot
     from_step: int
@@ -96,19 +96,19 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Names the run in every process; two runs of one key are the same work."""
+        """Identifies the run in every process."""
         layers = ",".join(map(str, self.slot.layers))
         return f"layer-{layers}_rate-{self.slot.rate_index}_seed-{self.slot.seed}_step-{self.to_step}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RacedCandidate:
-    """One candidate: what was predicted, what was measured, and what follows from both."""
+    """One candidate of the ranking: predicted, measured and posterior values."""
 
     layers: tuple[int, ...]
     predicted: float
     measured: float | None
-    """Gain in reward of the layers' best arm at its last step; None if no run of theirs finished."""
+    """Gain in reward of the candidate's best arm at its last step; None if none of its runs finished."""
     measured_low: float | None
     measured_high: float | None
     measured_steps: int | None
@@ -116,29 +116,29 @@ class RacedCandidate:
     """Posterior mean of the contribution after a full run."""
     probability_best: float
     failed: str | None
-    """Why a run of these layers failed, if one did."""
+    """Reason of the first failed run of these layers, or None."""
     rungs: tuple[Rung, ...]
-    """Finished runs; a gain is the mean reward over the base model's on the `select` items, with a 95% interval."""
+    """Finished runs, each with its mean gain over the base model on the `select` items and a 95% interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaceOutcome:
-    """The end of a race."""
+    """The result of a race."""
 
     best: tuple[int, ...]
     tied: tuple[tuple[int, ...], ...]
-    """Layers that could not be told apart from the best one, itself left out; empty if the verdict is clear."""
+    """Other layers that cannot be told apart from the best; empty if the verdict is clear."""
     verdict: RaceVerdict
     stop_reason: str
     expected_regret: float
-    """Contribution that choosing `best` is expected to lose against the truly best candidate."""
+    """Expected loss of contribution by choosing `best` instead of the truly best candidate."""
     winner: Arm
-    """The arm of `best` with the best learning rate, as far as it was trained; at step 0 if it never was."""
+    """Arm of `best` at its best learning rate, with its last checkpoint; at step 0 if it was never trained."""
     ranking: tuple[RacedCandidate, ...]
     """Every candidate once, most probable first."""
     spent: Cost
 
 
 def name_layers(layers: tuple[int, ...]) -> str:
-    """'layer 16' or 'layers 10,11,12', for sentences."""
+    """Returns 'layer 16' or 'layers 10,11,12', for sentences."""
     return f"layer{'s' if len(layers) > 1 else ''} {','.join(map(str, layers))}"
