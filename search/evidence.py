@@ -35,13 +35,13 @@ class EvidenceRow:
     """Natural logarithm of the arm's learning rate."""
     seed: int
     start: int
-    """First training step that the score averages over; equal to `end` for a `select` score, taken after `end` steps."""
+    """First training step that the score averages over; `end` for a `select` score, taken after `end` steps."""
     end: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All scores measured so far, in units of reward: `score_R`, shape (R,), and its noise `noise_R_R`, shape (R, R)."""
+    """All scores measured so far, shape (R,), and the covariance of their noise, shape (R, R), in units of reward."""
 
     rows: tuple[EvidenceRow, ...]
     score_R: np.ndarray
