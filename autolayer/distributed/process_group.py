@@ -55,7 +55,7 @@ class ProcessGroup:
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self.passes_are_collective = False
-        """Whether a forward pass needs all ranks (FSDP): a rank that fails alone cannot tell the others."""
+        """True if a forward pass needs all ranks (FSDP), so that a rank that fails alone cannot report it to others."""
         self._lone_error: LoneRankError | None = None
         self._on_rank_0_alone = False
         """Rank 0 is inside work that the other ranks do not run: nothing is exchanged."""
@@ -64,7 +64,7 @@ class ProcessGroup:
 
     @property
     def is_rank_0(self) -> bool:
-        """Whether this process writes files, talks to Optuna and prints."""
+        """True if this process is the one that writes files, talks to Optuna and prints."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:

@@ -1,4 +1,4 @@
-"""Sampling: completions or whole episodes for rows of a task, and their rewards."""
+"""Samples completions or whole episodes for rows of a task, and scores them by the task's reward."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from autolayer.tasks.base import Row, Task
 
 
 def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
-    """Samples and rewards with the weights now in the model.
+    """Samples completions with the current weights of the model, and scores them.
 
     Args:
-        engine: Generates.
-        task: Rewards completions, or makes the environments.
-        rows: One for each prompt.
-        seeds: One for each completion: `group_size` times as many.
-        group_size: Completions of a prompt.
+        engine: Generates the completions.
+        task: Scores completions, or creates the environments.
+        rows: One row per prompt, P in all.
+        seeds: One seed per completion, P * `group_size` in all.
+        group_size: Number of completions per prompt.
+
+    Returns:
+        The rollouts, in the order of `rows`.
 
     Raises:
         RewardError: The reward failed.
         EpisodeError: An environment failed.
     """
-    if not rows:  # of so few, this process has none
+    if not rows:  # with fewer completions than ranks, some ranks have none
         return Rollouts.joined((), group_size)
     repeated = [row for row in rows for _ in range(group_size)]
     if task.environment is not None:
@@ -38,8 +41,8 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     kept = written if task.stop is None else [truncate_at_stop(engine.tokenizer, ids, task.stop) for ids in written]
     finished = [engine.finished(ids) or len(ids) < len(whole) for ids, whole in zip(kept, written, strict=True)]
     completion_ids = [list(ids) for ids in kept]
-    said = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, said, strict=True)]
+    decoded = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, decoded, strict=True)]
     metrics: dict[str, float] = {}
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
     log_probs = [completion.log_probs for completion in kept]
@@ -47,7 +50,13 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
 
 
 def in_order(rows: Sequence[Row], seed: int, positions: Iterable[int]) -> list[Row]:
-    """The rows at some positions of an endless list, in which every epoch has a seeded order of its own."""
+    """Returns rows of an endless sequence of epochs, each of which has all rows in its own seeded order.
+
+    Args:
+        rows: The rows of a split.
+        seed: Seed of the order.
+        positions: Positions in the sequence; position p lies in epoch p // len(rows).
+    """
     orders: dict[int, list[int]] = {}
     chosen = []
     for position in positions:
@@ -66,18 +75,18 @@ def sample_on_all_ranks(
     seeds: Sequence[int],
     group_size: int,
 ) -> Rollouts:
-    """Samples and rewards completions, each rank its share of them. Call it on every rank.
+    """Samples and scores completions; each rank does its share of them. Call it on every rank.
 
-    Where the model is sharded a forward pass takes all ranks. Then all of them generate every completion, and rank 0
-    alone runs rewards and environments.
+    If the model is sharded, a forward pass needs all ranks. Then every rank takes part in generating all completions,
+    and only rank 0 runs rewards and environments.
 
     Args:
         process_group: The ranks.
-        engine: This rank's.
-        task: Rewards completions, or makes the environments.
-        rows: One for each prompt.
-        seeds: One for each completion.
-        group_size: Completions of a prompt.
+        engine: The engine of this rank.
+        task: Scores completions, or creates the environments.
+        rows: One row per prompt, P in all.
+        seeds: One seed per completion, P * `group_size` in all.
+        group_size: Number of completions per prompt.
 
     Returns:
         The rollouts of all ranks, on every rank.
@@ -86,7 +95,7 @@ def sample_on_all_ranks(
         RewardError: The reward failed on some rank.
         EpisodeError: An environment failed on some rank.
     """
-    if engine.is_shared and process_group.world_size > 1:  # no rank may ask before rank 0 has sent the weights
+    if engine.is_shared and process_group.world_size > 1:  # no rank may sample before rank 0 has sent the weights
         engine.expect_version(process_group.gather(attempt(engine.publish_version))[0])
     try:
         if is_sharded(engine.model):

@@ -54,9 +54,9 @@ class BuiltIn(NamedTuple):
     description: str
     """One line for `autolayer tasks`."""
     load: Callable[..., Task]
-    """Function of `chat`, which says whether the model has a chat template."""
+    """Function that builds the task; its argument `chat` is True if the model has a chat template."""
     runs_programs: bool = False
-    """Whether the reward runs what the model writes. `load` then takes `allow_unsandboxed` as well."""
+    """True if the reward runs programs that the model writes; `load` then takes `allow_unsandboxed` as well."""
 
 
 TASKS: dict[str, BuiltIn] = {

@@ -18,7 +18,7 @@ class Step(NamedTuple):
     """The result of an action."""
 
     observation: str
-    """What the model reads next. It is not shown once the episode is done."""
+    """Text that the model reads next. It is not shown once the episode is done."""
     reward: float
     """Reward of this action alone. An episode's return is the sum over its actions."""
     done: bool

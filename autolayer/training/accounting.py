@@ -1,4 +1,4 @@
-"""What a run has cost in this process so far, in tokens and in seconds."""
+"""Accounts for the cost of a run in this process so far, in tokens and in seconds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Account:
         self.costs, self.num_samplers = costs, num_samplers
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
-        """Of the passes of training steps alone, which `exchange_rate` takes for the speed of a pass."""
+        """Totals of the passes of training steps only, from which `exchange_rate` takes the speed of a pass."""
 
     def charge(self, cost: Cost, seconds: float) -> None:
-        """Adds the cost of work that took so many seconds."""
+        """Adds the cost of some work and the seconds that it took."""
         self.spent += replace(cost, seconds=seconds)
 
     def time_training(self, layer_tokens: float, seconds: float) -> None:
-        """Notes how long the passes of some training steps took."""
+        """Adds the work and the seconds of the passes of some training steps."""
         self.training_layer_tokens += layer_tokens
         self.training_seconds += seconds
 

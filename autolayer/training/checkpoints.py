@@ -33,7 +33,7 @@ class History:
     rewards: tuple[tuple[float, ...], ...]
     """Mean reward of every group, by training step."""
     costs: Mapping[int, Cost]
-    """By checkpointed step, what the training up to it has cost; nothing at step 0."""
+    """Maps each checkpointed step to the cost of training up to it; step 0 has no entry."""
 
 
 class Checkpoints:
@@ -119,7 +119,7 @@ class Checkpoints:
         return tuple(reward for step in steps for reward in step)
 
     def latest(self, arm: Arm) -> Arm:
-        """Returns the arm at its furthest checkpoint on disk, where an interrupted run goes on."""
+        """Returns the arm at its furthest checkpoint on disk, at which an interrupted run resumes."""
 
         def find() -> int:
             return max((step_of(path) for path in self._all(arm)), default=0)

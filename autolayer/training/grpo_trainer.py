@@ -92,16 +92,16 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         self.prompts_per_step = len(self.rows) // num_steps
         self.gigpo = gigpo if algorithm == "gigpo" else None
         self.rollouts: Rollouts | None = None
-        """Those of the current step, of all ranks."""
+        """The rollouts of the current step, of all ranks."""
         self.sampling_seconds = 0.0
         """Time spent on rollouts, their rewards included."""
         self.had_advantage = False
-        """Whether any token of this rank so far had an advantage: without, a zero gradient is right."""
+        """True if any token of this rank so far had a non-zero advantage; otherwise a zero gradient is correct."""
         self.effective: list[float] = []
-        """For each batch, the effective sample size of the importance weights, as a share of its tokens."""
+        """Effective sample size of the importance weights, as a share of the tokens, for each batch."""
         share = self.prompts_per_step * group_size // process_group.world_size
         self.own = slice(share * process_group.rank, share * (process_group.rank + 1))
-        """The completions of a step that this rank trains on. A group may lie across ranks."""
+        """The completions of a step that this rank trains on. A group may be divided between ranks."""
         micro_batch = largest_divisor(share, micro_batch)
         self._scratch = tempfile.TemporaryDirectory()
         super().__init__(

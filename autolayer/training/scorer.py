@@ -54,7 +54,7 @@ class Scorer:
 
     @cached_property
     def starts_midway(self) -> bool:
-        """Whether a forward pass can start at a block in the middle. Tried once by short passes, which are free."""
+        """True if a forward pass can start at a block in the middle. Short passes of negligible cost test this once."""
         with scoring(self.model, self.engine.temperature), torch.no_grad():
             return self.process_group.broadcast(can_start_midway(self.model, any_batch(self.model)))
 

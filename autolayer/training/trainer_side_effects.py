@@ -1,4 +1,4 @@
-"""What TRL's trainer does to the process and the model beside training, and how it is undone."""
+"""Undoes the side effects of TRL's trainer on the process and the model."""
 
 from __future__ import annotations
 

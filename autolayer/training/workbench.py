@@ -42,7 +42,7 @@ from autolayer.training.scorer import Scorer
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What all trainings of a run share."""
+    """The settings that all trainings of a run share."""
 
     algorithm: str
     prompts_per_step: int
@@ -50,7 +50,7 @@ class TrainSettings:
     beta: float
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
     activation_checkpointing: bool = False
-    """From the start, not only when memory runs out."""
+    """True to recompute activations from the start, not only when memory runs out."""
 
 
 class Workbench:

@@ -320,5 +320,5 @@ def test_a_server_follows_and_serves_one_process_or_two(
     one, two = (pick({**options, "rollouts": server}, folder / f"served-{num}", num) for num in (1, 2))
     assert one["status"] == two["status"] == "ok" and two["best_layers"] == one["best_layers"]
     assert two["trained_score"] == pytest.approx(one["trained_score"], abs=0.02) and one["gain"]["value"] > 0
-    with pytest.raises(ConfigError, match="is no vLLM server that can follow .*VLLM_SERVER_DEV_MODE=1"):
+    with pytest.raises(ConfigError, match="is not a vLLM server that can load new weights .*VLLM_SERVER_DEV_MODE=1"):
         make_engine(loaded.model, loaded.tokenizer, max_new_tokens=8, temperature=1.0, urls="http://127.0.0.1:9")

@@ -185,12 +185,12 @@ def test_a_server_that_cannot_follow_is_refused(base: Path, stub: Stub) -> None:
     for path, answer, said in (
         ("/server_info", b"", "404 Not Found; VLLM_SERVER_DEV_MODE=1 is not set"),
         ("/server_info", {"vllm_config": {"model_config": {"dtype": "torch.float32"}}}, "gives None in torch.float32"),
-        ("/v1/models", {"data": []}, "is no vLLM server that can follow"),
+        ("/v1/models", {"data": []}, "is not a vLLM server that can load new weights"),
     ):
         stub.answers = {path: answer}
         with pytest.raises(ConfigError, match=said):
             bench_of(base, stub.url)
-    with pytest.raises(ConfigError, match="is no vLLM server that can follow .*refused"):
+    with pytest.raises(ConfigError, match="is not a vLLM server that can load new weights .*refused"):
         autolayer.pick(model=str(base), task="math:arith", rollouts="http://127.0.0.1:9", out=str(base.parent / "no"))
     assert not (base.parent / "no").exists()
     for text in ("http://", "http://one:1,ftp://two", "https://a b", "http://one:8000,"):
@@ -245,9 +245,10 @@ def test_a_server_follows_a_policy_in_shards(base: Path, stub: Stub, options: di
 
 def test_a_server_that_holds_too_little_is_refused(base: Path, options: dict[str, Any]) -> None:
     loaded = load_model(str(base), "cpu")
+    refusal = r"have up to 1\d tokens, but the context of the server has 10: .*--max-model-len"
     with (
         serving(loaded.model, loaded.tokenizer, max_model_len=10) as small,
-        pytest.raises(ConfigError, match=r"are up to 1\d tokens, but the context of the server has 10: "),
+        pytest.raises(ConfigError, match=refusal),
     ):
         autolayer.pick(**options, rollouts=small.url, out=str(base.parent / "small"))
     assert not (base.parent / "small").exists()

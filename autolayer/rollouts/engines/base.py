@@ -54,10 +54,10 @@ class Engine(ABC):
     """
 
     has_own_weights = False
-    """Whether the engine has a copy of the weights and its own kernels, so that training corrects for differences."""
+    """True if the engine has its own copy of the weights and its own kernels, whose differences training corrects."""
 
     is_shared = False
-    """Whether several processes of a run sample from the same copy, which rank 0 keeps up to date."""
+    """True if several processes of a run sample from the same copy, to which rank 0 sends the weights."""
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class VLLMEngine(SyncedEngine):
             except Exception as error:  # CUDA and vLLM raise different types
                 raise EngineError(
                     f"vLLM did not wake up beside the training ({str(error).splitlines()[0]}): give a smaller "
-                    "memory_share in [vllm], and the same command goes on."
+                    "memory_share in [vllm], then rerun the command to resume."
                 ) from error
             self._asleep = False
         self.sync_weights()

@@ -1,13 +1,13 @@
-"""Rollouts by vLLM servers on other devices or machines (weight_sync.py sends them the weights).
+"""Rollouts by vLLM servers on other devices or machines (weight_sync.py decides which weights they need).
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
 
-A layer travels as a file: it is written into the run folder, and the server is told to read it there. That works
-between any two machines that see one file system, whatever their GPUs and however the server has divided the model
-among them, and needs no process group with it.
+Weights are sent as files: a layer is written into the run folder, and the server loads it from there. This works
+between any two machines that share a file system, for any GPUs and any parallelism of the server, and needs no process
+group with the server.
 
-A server belongs to one run at a time. Each load leaves a version of its own there, which is looked at before and after
-every batch: log-probabilities alone would not tell a layer in training from the base in 16 bits.
+A server belongs to one run at a time. Each load sets a new version on the server, which is checked before and after
+every batch, because log-probabilities alone cannot distinguish a layer in training from the base in 16 bits.
 """
 
 from __future__ import annotations
@@ -30,21 +30,28 @@ from autolayer.rollouts.engines.vllm_client import ServerError, VLLMClient
 from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype DTYPE --logprobs-mode processed_logprobs"
-"""The command that starts a server which can follow."""
+"""The command that starts a server which can load new weights."""
 
 T = TypeVar("T")
 
 
 def clients_of(rollouts: str) -> list[VLLMClient]:
-    """--rollouts as servers: URLs, with commas between them."""
+    """Returns one client per server that --rollouts names (URLs separated by commas)."""
     return [VLLMClient(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
 
 
 def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What servers serve, and how they were started.
+    """Checks that all servers answer and can load new weights.
+
+    Args:
+        rollouts: The value of --rollouts, URLs separated by commas.
+        start: The command that the error recommends for starting a server.
+
+    Returns:
+        For each server, the served model and the server's settings.
 
     Raises:
-        ConfigError: One does not answer, or cannot follow; `start` is the command that starts one which can.
+        ConfigError: A server does not answer, or cannot load new weights.
     """
     found = []
     for server in clients_of(rollouts):
@@ -52,22 +59,25 @@ def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any
             found.append((server.model(), server.settings()))
         except ServerError as error:
             raise ConfigError(
-                f"--rollouts {server.url} is no vLLM server that can follow ({error}): start one by `{start}`."
+                f"--rollouts {server.url} is not a vLLM server that can load new weights ({error}): start one with "
+                f"`{start}`."
             ) from None
     return found
 
 
 class VLLMServerEngine(SyncedEngine):
-    """See `Engine`; vLLM need not be installed here. A server is changed when it is first used, not before.
+    """An engine that samples from vLLM servers; vLLM need not be installed in this process. See `Engine`.
+
+    A server's weights are not changed before its first use.
 
     Args:
-        urls: Of the servers, with commas between them; each gets every n-th request.
-        path: What the model was loaded from; the servers read it from there, too.
-        folder: Where layers are left for the servers to read.
-        is_rank_0: Whether this process, of several at one run, sends the weights.
+        urls: URLs of the servers, separated by commas; with n servers, each gets every n-th request.
+        path: Folder or name that the model was loaded from; the servers load it from there, too.
+        folder: The run folder, in which the servers find the trained layers.
+        is_rank_0: True if this process sends the weights.
 
     Raises:
-        ConfigError: A server does not answer, cannot follow, or was started in another way.
+        ConfigError: A server does not answer, cannot load new weights, or was started with other settings.
     """
 
     is_shared = True
@@ -79,7 +89,7 @@ class VLLMServerEngine(SyncedEngine):
         self.path = str(Path(path).absolute()) if Path(path).exists() else path
         self._start = START.replace("MODEL", path).replace("DTYPE", str(self.model.dtype).removeprefix("torch."))
         self._version: str | None = None
-        """That this run has left in the servers; None before the first use."""
+        """Version that this run has set on the servers; None before the first use."""
         found = check_servers(urls, self._start)
         for server, (_, settings) in zip(self.servers, found, strict=True):
             self._check_settings(server, settings)
@@ -91,17 +101,18 @@ class VLLMServerEngine(SyncedEngine):
         if settings.get("quantization") is not None:
             raise ConfigError(
                 f"the server at {server.url} quantizes its copy ({settings['quantization']}) and would sample from "
-                f"another policy: start it by `{self._start}`."
+                f"another policy: start it with `{self._start}`."
             )
         if mode != "processed_logprobs" or f"torch.{dtype.removeprefix('torch.')}" != str(self.model.dtype):
             raise ConfigError(
-                f"the server at {server.url} gives {mode} in {dtype}, which does not compare with the policy's: start "
-                f"it by `{self._start}`."
+                f"the server at {server.url} returns {mode} in {dtype}, which cannot be compared with the policy's "
+                f"log-probabilities: start it with `{self._start}`."
             )
 
     @property
     def advice(self) -> str:
-        return f"Start the server anew by `{self._start}`, and the same command goes on."
+        """One sentence that says how to restart the server and resume the run."""
+        return f"Restart the server with `{self._start}`, then rerun the command to resume."
 
     def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
@@ -117,21 +128,25 @@ class VLLMServerEngine(SyncedEngine):
             return self._all(self._complete, range(num), asked)
 
         self._check(prompt_ids[0], one_of_each)
-        if is_sharded(self.model) and not self.is_rank_0:  # every rank was needed for the policy's pass in the check
+        if is_sharded(self.model) and not self.is_rank_0:  # the check's forward pass of the policy needed every rank
             return []
         servers = [index % num for index in range(count)]
         asked = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
         completions = self._all(self._complete, servers, asked)
-        self._look()  # nobody has changed anything meanwhile
+        self._check_version()  # nobody has changed the weights during the batch
         return completions
 
-    def _look(self) -> None:
-        """Whether all servers have the weights that rank 0 has given them."""
+    def _check_version(self) -> None:
+        """Checks that all servers still have the weights that rank 0 sent.
+
+        Raises:
+            EngineError: A server has another version of the weights.
+        """
         found = self._all(lambda server: self._try(server, server.version), self.servers)
         if any(version != self._version for version in found):
             raise EngineError(
-                "a server has other weights than this run has given it: it was started again, or another run uses it. "
-                "Start one for each run, and the same command goes on."
+                "a server has other weights than this run has given it, because it was restarted or another run uses "
+                "it. Start one server for each run, then rerun the command to resume."
             )
 
     def _request(self, server: int, prompt: Sequence[int], seed: int, limit: int, ends: set[int]) -> dict[str, Any]:
@@ -139,7 +154,7 @@ class VLLMServerEngine(SyncedEngine):
             "model": self._names[server], "prompt": list(prompt), "seed": seed, "max_tokens": limit,
             "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "stop_token_ids": sorted(ends),
             "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False,
-            # Nothing of the model's own sampling settings, which a server may take as defaults.
+            # A server may take the model's own sampling settings as defaults, so they are switched off.
             "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0,
         }  # fmt: skip
 
@@ -153,7 +168,7 @@ class VLLMServerEngine(SyncedEngine):
             raise EngineError(f"the server at {server.url} has failed ({error}). {self.advice}") from None
 
     def _all(self, work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-        """At once, as many as the engine may; an error, or Ctrl-C, waits for none of the others."""
+        """Calls `work` in up to `max_sequences` threads; an error or Ctrl-C does not wait for the other calls."""
         threads = ThreadPoolExecutor(self.max_sequences)
         try:
             return list(threads.map(work, *arguments))
@@ -163,26 +178,29 @@ class VLLMServerEngine(SyncedEngine):
     # The policy's weights
 
     def sync_weights(self) -> None:
-        if self.is_rank_0 and self._version is None:  # the run before may have left its layer behind
+        """Loads the base weights at the first use, then sends the layers that have changed."""
+        if self.is_rank_0 and self._version is None:  # an earlier run may have left a trained layer on the server
             self._load(self.path)
         else:
-            self._look()  # before anything is sent, which would hide that there were other weights
+            self._check_version()  # before sending, which would hide that the server had other weights
         super().sync_weights()
 
     def publish_version(self) -> str | None:
+        """Sends the weights from rank 0, and returns their version. Call it on every rank."""
         if self.is_rank_0:
             self.sync_weights()
         else:
-            super().sync_weights()  # sends nothing, but a sharded block is made whole by all ranks
+            super().sync_weights()  # sends nothing, but gathering a sharded block needs all ranks
         return self._version
 
     def expect_version(self, version: str | None) -> None:
+        """Sets the version that the servers must have from now on."""
         self._version = version
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         if not self.is_rank_0:
             return
-        # A new name each time: some file systems remember the old file.
+        # A new name each time, because some network file systems cache the old file.
         there = self.folder / f"sync-{uuid.uuid4().hex}"
         there.mkdir(parents=True)
         try:
@@ -193,7 +211,11 @@ class VLLMServerEngine(SyncedEngine):
             shutil.rmtree(there, ignore_errors=True)
 
     def _load(self, path: str) -> None:
-        """Has every server read the weights in a folder."""
+        """Makes every server load the weights from a folder, and sets a new version.
+
+        Raises:
+            EngineError: A server could not load them.
+        """
         version = uuid.uuid4().hex
 
         def load(server: VLLMClient) -> None:
@@ -201,7 +223,8 @@ class VLLMServerEngine(SyncedEngine):
                 server.load(path, version)
             except ServerError as error:
                 raise EngineError(
-                    f"the server at {server.url} did not load {path} ({error}); it has to see that path. {self.advice}"
+                    f"the server at {server.url} did not load {path} ({error}); that path must be readable on its "
+                    f"machine. {self.advice}"
                 ) from None
 
         self._all(load, self.servers)

@@ -44,7 +44,7 @@ class SyncedEngine(Engine):
         self._stale: set[int] = set()
         self._all_stale = False
         self._unchecked = True
-        """Whether copy and policy were not compared since the last sync."""
+        """True if copy and policy have not been compared since the last sync."""
 
     @abstractmethod
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -113,5 +113,5 @@ class SyncedEngine(Engine):
 
     @property
     def advice(self) -> str:
-        """What the user can do if copy and policy do not agree."""
+        """One sentence that says what the user can do if copy and policy do not agree."""
         return "Give --rollouts transformers."

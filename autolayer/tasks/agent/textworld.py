@@ -48,7 +48,7 @@ class TextWorldGame:
 
     def __init__(self, *, list_actions: bool = True) -> None:
         self.list_actions = list_actions
-        """Whether an observation ends with the commands that are possible, if the game lists them."""
+        """True if an observation ends with the possible commands, provided that the game lists them."""
         self._game: Any = None
         self._state: Any = None
         self._score = 0.0

@@ -37,7 +37,7 @@ class CodeProblem:
     inputs: tuple[Any, ...] = ()
     outputs: tuple[Any, ...] = ()
     wrapped: bool = False
-    """Whether an output may be a list of one value that stands for the value, as in some collections."""
+    """True if an output may be a list of one value that stands for the value, as in some collections."""
     prefix: str = ""
 
 

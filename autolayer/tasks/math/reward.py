@@ -14,7 +14,7 @@ from autolayer.tasks.math.answers import final_answer, judge_answers
 from autolayer.tasks.rewards import text_of
 
 INSTRUCTION = r"Reason step by step, and put the final answer in \boxed{}."
-NEXT_QUESTION = "\nQuestion:"  # where a base model goes on by inventing the next problem
+NEXT_QUESTION = "\nQuestion:"  # a base model may continue with a problem of its own
 
 
 def as_row(question: str, answer: str, chat: bool) -> Row:

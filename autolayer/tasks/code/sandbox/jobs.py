@@ -11,7 +11,7 @@ _MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a job may use. The kernel enforces it for each process, or for the whole job where a field says so."""
+    """The limits of a job. The kernel enforces them for each process, or for the whole job if a field says so."""
 
     seconds: float = 6.0
     """CPU time, rounded to whole seconds and at least one."""
@@ -61,7 +61,7 @@ class Judged:
     setup: str = ""
     """Code that runs before the tests, where the program cannot see it."""
     run_all: bool = False
-    """Whether the remaining tests run after one has failed."""
+    """True to run the remaining tests after one has failed."""
 
 
 Job = Calls | Script | Judged
@@ -69,12 +69,12 @@ Job = Calls | Script | Judged
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one job."""
+    """The result of one job."""
 
     reason: str
     """'ok', or what ended the program: 'error' (it raised an exception), 'timeout', 'memory', 'output' or 'crash'."""
     values: tuple[Any, ...] = ()
-    """What each call returned: plain data, or a `protocol.Failed`. Fewer than the calls if the program ended early."""
+    """Return value of each call: plain data or `protocol.Failed`. Fewer than the calls if the program ended early."""
     stdout: str = ""
     passed: tuple[bool, ...] = ()
-    """Whether each test passed. Fewer than the tests if the first failure ended them."""
+    """True for each test that passed. Fewer than the tests if the first failure ended them."""
