@@ -9,9 +9,9 @@ from autolayer.probes.context import ProbeContext
 from autolayer.probes.shared_backward import ProjectedGradients
 
 NUM_PARTS = 6
-"""Parts of the prompts: a direction is made on all but one, and judged on that one."""
+"""Parts of the prompts. A direction is computed on all parts but one, and judged on that one."""
 DAMPING = 1.0
-"""Added to the Fisher matrix's eigenvalues, in units of their mean: how far a noisy curvature is believed."""
+"""Added to the Fisher matrix's eigenvalues, in units of their mean, because the estimated curvature is noisy."""
 
 
 class NaturalGain(Probe):
@@ -39,7 +39,7 @@ class NaturalGain(Probe):
 
 
 def natural_gains(projected: ProjectedGradients, damping: float = DAMPING) -> list[float]:
-    """The score of the class docstring, one value for each part; zeros for a layer that no gradient reaches."""
+    """Returns the score of the class docstring for each part, or zeros for a layer that no gradient reaches."""
     rows_B_D, advantages_B, part_B = projected.rows_B_D, projected.advantages_B, projected.prompt_B % NUM_PARTS
     gains = []
     for part in range(NUM_PARTS):
@@ -54,7 +54,7 @@ def natural_gains(projected: ProjectedGradients, damping: float = DAMPING) -> li
 
 
 def natural_direction(rows_B_D: torch.Tensor, advantages_B: torch.Tensor, damping: float) -> torch.Tensor:
-    """(F + damping * mean eigenvalue)^-1 g, (D,), through the smaller of the two Gram matrices."""
+    """Returns (F + damping * mean eigenvalue)^-1 g, (D,), computed by the smaller of the two Gram matrices."""
     count, width = rows_B_D.shape
     added = damping * float(rows_B_D.square().sum()) / count / max(1, min(count, width))
     if added <= 0:

@@ -1,4 +1,4 @@
-"""What the search moves around: an arm, and what one rung of it returned. Pure records, no torch."""
+"""Records of the search: an arm, and the result of one of its rungs. No torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from autolayer.core.layer_set import Layers
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What is trained, and how far it has come. Arms are never changed, only replaced."""
+    """Layers to train, with their settings and the steps already done. An arm is never changed, only replaced."""
 
     layers: Layers
     learning_rate: float
     seed: int
-    """Fixes prompts, their order and every request's sampling noise: arms of one seed are paired."""
+    """Decides the prompts, their order and the sampling noise of every request, so arms of one seed are paired."""
     step: int = 0
     """Optimizer steps done."""
     checkpoint: str | None = None
@@ -23,18 +23,18 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Its layers, for people: '16', '10,11,12' or 'full'."""
+        """The layers as text: '16', '10,11,12' or 'full'."""
         return "full" if self.layers == "full" else ",".join(map(str, self.layers))
 
     @property
     def key(self) -> str:
-        """Names the arm whatever its step; also its folder under `arms/`."""
+        """The name of the arm, the same at every step, and of its folder under `arms/`."""
         return f"layer-{self.name}_rate-{self.learning_rate:.9g}_seed-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungResult:
-    """What running an arm up to a rung's step returned.
+    """The result of running an arm up to the step of a rung.
 
     Two arms of one seed at one rung are paired item by item: same prompts, same order, same sampling noise.
     """
@@ -44,5 +44,5 @@ class RungResult:
     select_rewards_I: tuple[float, ...]
     """Reward per `select` item after the rung's last step."""
     train_rewards_P: tuple[float, ...]
-    """Mean reward of each training group of the rung, in order: on-policy evidence that comes for free."""
+    """Mean reward of each training group of the rung, in order. This on-policy evidence costs nothing extra."""
     cost: Cost = field(default_factory=Cost)

@@ -1,4 +1,4 @@
-"""The plan: how large calibration and probes may be, so that finding the layer fits its budget. Pure arithmetic.
+"""Plans the size of calibration and probes so that finding the layer fits its budget. Pure arithmetic.
 
 The budget is a share of one full run of the final training, in generated tokens and in all work alike. It is planned
 with the cheapest full run among the candidates, so that the share holds whichever layer wins.
@@ -15,38 +15,37 @@ from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
 
 MARGIN = 0.95
-"""Of the budget, what is planned for: completions get longer or shorter while a model trains."""
+"""Share of the budget that is planned for, because completions get longer or shorter while a model trains."""
 PROBE_SHARES = {"shared batch": 0.6, "step response": 0.3, "burst": 0.1}
-"""How the probes' part of the budget is divided. Most of it buys prompts for the shared batch, which every signal that
-has predicted anything lives on; what a probe that does not fit would have cost goes to the others."""
+"""Shares of the probes' part of the budget. Most of it buys prompts for the shared batch, which every signal that has
+predicted anything is computed from. The share of a probe that does not fit goes to the others."""
 RESPONSE_SIZES = 7
-"""Step sizes tried by the step response; the unmoved layer is scored as well. In bf16 a
-response may take two more."""
+"""Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
 MAX_RESPONSE_PROMPTS = 8
-"""Prompts of a fold beyond which the step response gets hardly any better: what they cost is left to the search."""
+"""Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
 RESPONSE_GROUP = 2
-"""Completions of each prompt that the step response is read on: more prompts tell more than more completions of one."""
+"""Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
 DEFAULT_BURST = 2
-"""Of a burst, where nobody says."""
+"""Default number of steps of a burst."""
 MIN_BURST_PROMPTS = 4
-"""Prompts per step below which a burst measures only noise; its part of the budget then goes to the other probes."""
+"""Prompts per step below which a burst measures only noise. Its share then goes to the other probes."""
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
 """Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
 many: a learning rate from 2 prompts can be ten times too high."""
 
 BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
-"""What finding may cost by default: a quarter of the full run, and no more than so many of its steps; of very long runs
-so many roots of their steps, since what a race needs grows with the root (`SCOUT`)."""
+"""Default cost of finding the layer: at most a quarter of the full run, and at most 40 of its steps, or of long runs
+twice the root of their steps, because the cost of a race grows with the root (`SCOUT`)."""
 
 CALIBRATION_SCORED = 64
 """Completions that the entropy of the base model is read from."""
 SCOUT, MIN_SCOUT = 0.25, 2
-"""Steps of the shortest run that tells layers apart: so many roots of the full run's steps, and at least two, since the
-first one's rollouts are the base model's whatever the layer."""
+"""Steps of the shortest run that tells layers apart: a quarter of the root of the full run's steps, and at least two,
+because the rollouts of the first step are the base model's whatever the layer."""
 MIN_SELECT = 32
-"""Items of `select` that arms are compared on, at the least."""
+"""Minimum number of `select` items on which arms are compared."""
 MIN_WIDTH = 4
-"""Arms of the smallest race that is worth its price: the two best predictions, `middle` and a random layer."""
+"""Arms of the smallest race that is worth its cost: the two best predictions, `middle` and a random layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +55,38 @@ class UnitCosts:
     costs: CostModel
     group_size: int
     prompt_tokens: float
-    """Of a sequence, what was read; `completion_tokens` is what was written."""
+    """Mean tokens of a sequence that the policy did not generate."""
     completion_tokens: float
+    """Mean tokens of a sequence that the policy generated."""
     multiple: int = 1
     """Prompts of a training step come in multiples of this, so that several processes can share them."""
     prefill_tokens: float | None = None
-    """Read in order to write, over several turns again and again; None for `prompt_tokens`."""
+    """Mean tokens that the engine reads; over several turns, the sequence so far is read at every turn. None:
+    `prompt_tokens`."""
 
     @property
     def tokens(self) -> float:
+        """Tokens of one group."""
         return self.group_size * (self.prompt_tokens + self.completion_tokens)
 
     @property
     def generate(self) -> Cost:
+        """Cost of sampling one group."""
         read = self.prompt_tokens if self.prefill_tokens is None else self.prefill_tokens
         return self.costs.generate(self.group_size * read, self.group_size * self.completion_tokens)
 
     @property
     def generate_one(self) -> Cost:
-        """One completion: an evaluation item."""
+        """Cost of sampling one completion, which is an evaluation item."""
         return self.generate * (1 / self.group_size)
 
     def walk(self, layers: tuple[int, ...], tries: int) -> Cost:
-        """Scoring a group so often with each of some layers changed, by passes from that layer up."""
+        """Returns the cost of scoring a group `tries` times with each layer changed, by passes from that layer up."""
         passes = sum((self.costs.forward(self.tokens, layer) for layer in layers), Cost()) * tries
         return passes + Cost(layer_tokens=self.tokens * max(layers))  # to what enters each of them
 
     def step(self, layers: Layers) -> Cost:
-        """Rollouts and one update of these layers."""
+        """Returns the cost of the rollouts of one prompt and of its part of one update of these layers."""
         return self.generate + self.costs.train(self.tokens, layers)
 
 
@@ -105,7 +108,7 @@ class ProbePlan:
 
 
 def default_budget(steps: int) -> float:
-    """Of a run of so many steps, as a share: a quarter up to 160 steps, a tenth at 400."""
+    """Returns the default budget as a share of a run of `steps` steps: a quarter up to 160 steps, a tenth at 400."""
     return min(BUDGET, max(BUDGET_STEPS, BUDGET_ROOTS * math.sqrt(steps)) / steps)
 
 
@@ -115,49 +118,50 @@ def final_layers(config: Config, candidates: tuple[int, ...]) -> tuple[int, ...]
 
 
 def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
-    """Cost of the final training from start to end, evaluation apart."""
+    """Returns the cost of the final training from start to end, without evaluation."""
     assert config.steps is not None and config.prompts_per_step is not None
     return units.step(layers) * (config.steps * config.prompts_per_step)
 
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
-    """What calibration, probes and search may cost together."""
+    """Returns what calibration, probes and search may cost together."""
     assert config.budget is not None
     return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
 
 
 def calibration_prompts(config: Config) -> int:
-    """Prompts for calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
+    """Returns the prompts of calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
     assert config.steps is not None and config.prompts_per_step is not None and config.budget is not None
     affordable = int(0.1 * config.budget * config.steps * config.prompts_per_step)
     return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
 def calibration_cost(config: Config, units: UnitCosts) -> Cost:
-    """Sampling the prompts of calibration, and scoring some of the completions."""
+    """Returns the cost of sampling the prompts of calibration and of scoring some of the completions."""
     prompts = calibration_prompts(config)
     scored = min(prompts, max(1, CALIBRATION_SCORED // config.group_size))
     return units.generate * prompts + units.costs.forward(units.tokens * scored)
 
 
 def select_items(config: Config) -> int:
-    """Items that a rung compares its arms on: half of what a training step samples, or evaluation eats the budget.
+    """Returns the number of items on which a rung compares its arms.
 
-    Training rewards are evidence, too. Fewer than `MIN_SELECT` would be none.
+    It is half of what a training step samples, because more would spend the budget on evaluation and training rewards
+    are evidence as well, but at least `MIN_SELECT`.
     """
     assert config.prompts_per_step is not None
     return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
 
 
 def scout_steps(total_steps: int) -> int:
-    """Steps of a race's first rung, where the budget allows: the shortest that tells layers apart."""
+    """Returns the steps of a race's first rung, the fewest that tell layers apart."""
     return min(total_steps, max(MIN_SCOUT, int(SCOUT * math.sqrt(total_steps))))
 
 
 def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
-    """One rung of `MIN_WIDTH` average arms, and the base model's evaluation."""
+    """Returns the cost of one rung of `MIN_WIDTH` average arms and of the base model's evaluation."""
     assert config.steps is not None and config.prompts_per_step is not None
-    arms = [(layer,) * config.top_k for layer in candidates]  # of sets, the lowest layer and the number make the cost
+    arms = [(layer,) * config.top_k for layer in candidates]  # a set costs what its lowest layer and its size say
     step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
     width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
     rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
@@ -165,49 +169,49 @@ def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...])
 
 
 def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...], left: Cost) -> bool:
-    """False for a race of one, and for one too small to tell anything: the prediction decides alone."""
+    """Returns True if `left` pays for a race of two or more candidates; if not, the prediction alone decides."""
     return len(candidates) > 1 and smallest_race(config, units, candidates).fits(left)
 
 
 def search_seconds(config: Config) -> float:
-    """Until when the search may start runs: its share of --hours is what it would use of the whole run's cost."""
+    """Returns the seconds after which the search starts no run: the share of --hours that is its share of the cost."""
     if config.hours is None or config.budget is None:
         return math.inf
     return config.hours * 3600 * config.budget / (1 + config.budget)
 
 
 def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
-    """What the probes may spend: all of a budget that pays for no race beside them."""
+    """Returns what the probes may spend: their share, or the whole budget if the rest of it pays for no race."""
     part = budget * config.probe.share
     return part if pays_for_race(config, units, candidates, budget - part) else budget
 
 
 @dataclass(frozen=True)
 class ProbePrices:
-    """What each probe costs at a size in prompts."""
+    """The cost of each probe as a function of its size in prompts."""
 
     config: Config
     units: UnitCosts
     candidates: tuple[int, ...]
 
     def shared(self, prompts: int) -> Cost:
-        """The shared batch: so many prompts in each fold, sampled and gone through once, forward and backward."""
+        """Returns the cost of a shared batch of `prompts` in each fold: sampling, and one forward and backward pass."""
         every = self.units.costs.train(self.units.tokens, tuple(range(self.units.costs.num_layers)))
         return (self.units.generate + every) * (self.config.probe.num_folds * prompts)
 
     def response(self, prompts: int, folds: int) -> Cost:
-        """The step response on so many folds."""
+        """Returns the cost of the step response on `folds` folds."""
         share = min(RESPONSE_GROUP, self.units.group_size) / self.units.group_size
         return self.units.walk(self.candidates, 1 + RESPONSE_SIZES) * (folds * share * prompts)
 
     def burst(self, prompts: int, steps: int) -> Cost:
-        """A burst of every candidate."""
+        """Returns the cost of a burst of every candidate."""
         run = self.units.step(self.candidates[:1]) * (steps * prompts)
         run += self.units.generate_one * (prompts * self.units.group_size)
         return run * len(self.candidates)
 
     def all(self, plan: ProbePlan, sampled: int) -> Cost:
-        """The whole stage, where calibration has sampled so many prompts of the shared batch already."""
+        """Returns the cost of the stage if calibration has already sampled `sampled` prompts of the shared batch."""
         cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
         cost += self.burst(plan.burst_prompts, plan.burst_steps) if plan.burst_steps else Cost()
         return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
@@ -216,14 +220,14 @@ class ProbePrices:
 def plan_probes(
     config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
 ) -> ProbePlan:
-    """Sizes each probe to its part of what the probes may spend.
+    """Sizes each probe to its share of what the probes may spend.
 
     Args:
-        config: Resolved.
-        units: What things cost.
-        candidates: What is probed.
-        budget: Of finding the layer.
-        searches: Whether a race follows, where the budget pays for one.
+        config: The resolved settings.
+        units: Costs of one prompt.
+        candidates: The layers to probe.
+        budget: What finding the layer may cost.
+        searches: True if a race follows where the budget pays for one.
     """
     spend = probe_budget(config, units, candidates, budget)
     part = {name: spend * share for name, share in PROBE_SHARES.items()}
@@ -270,12 +274,12 @@ def plan_probes(
 
 
 def _without(probe: str, part: dict[str, Cost]) -> dict[str, Cost]:
-    """What a probe that does not fit would have cost goes to the others, in proportion."""
+    """Returns the parts of the other probes, which share the part of `probe` in proportion."""
     left = sum(PROBE_SHARES[name] for name in part if name != probe)
     have = sum(PROBE_SHARES[name] for name in part)
     return {name: cost * (have / left) for name, cost in part.items() if name != probe}
 
 
 def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
-    """The largest whole number up to `at_most` whose cost fits, 0 if none does."""
+    """Returns the largest whole number up to `at_most` whose cost fits the budget, or 0 if none does."""
     return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)
