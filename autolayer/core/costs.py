@@ -1,9 +1,9 @@
-"""What things cost, in units that do not depend on the machine. Pure arithmetic, no torch.
+"""Costs of work in units that do not depend on the machine. Pure arithmetic, imports no torch.
 
-A *layer-token* is one token through one block forward. Its activation gradient costs one more, its weight
-gradient one more; embedding and head count by their share of a block's parameters. A generated token goes through
-all blocks once, too. That it takes longer than one that is read has to be measured, so generated tokens are also
-counted apart (`CostModel.total` brings the two together).
+A *layer-token* is the forward pass of one token through one block. Its activation gradient costs one more and its
+weight gradient one more; the head counts by its parameters relative to those of a block. A generated token also passes
+through all blocks once. It takes longer than a token that is read, by a factor that has to be measured, so generated
+tokens are also counted separately (`CostModel.total` combines the two).
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from autolayer.core.layer_set import Layers
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """An amount of work. Seconds are reported, never decided on: a decision must not depend on the machine."""
+    """An amount of work. Seconds are only reported, because no decision may depend on the machine."""
 
     generated_tokens: float = 0.0
     layer_tokens: float = 0.0
-    """All of them: forward and backward passes, and the forward passes that generated tokens are."""
+    """Layer-tokens of all forward and backward passes, including one forward pass per generated token."""
     seconds: float = 0.0
+    """Wall-clock seconds, measured."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -40,9 +41,10 @@ class Cost:
         )
 
     def fits(self, budget: Cost) -> bool:
-        """True if neither generation nor all work together exceeds the budget's.
+        """Returns True if neither the generated tokens nor the layer-tokens exceed the budget.
 
-        Then time does not exceed it either, whatever a generated token takes here: at the least a forward pass over it.
+        The time then does not exceed it either, because generating a token takes at least as long as a forward pass
+        over it.
         """
         return self.generated_tokens <= budget.generated_tokens and self.layer_tokens <= budget.layer_tokens
 
@@ -56,15 +58,18 @@ class CostModel:
     """Parameters of the output head divided by those of one block."""
 
     def forward(self, tokens: float, start: int = 0) -> Cost:
-        """Scoring `tokens` with gradients off, from block `start` up."""
+        """Returns the cost of a forward pass over `tokens` tokens without gradients, from block `start` up."""
         return Cost(layer_tokens=tokens * (self.num_layers - start + self.head_ratio))
 
     def generate(self, read: float, written: float) -> Cost:
-        """Writing so many tokens, with so many read for it."""
+        """Returns the cost of generating `written` tokens after reading `read` tokens."""
         return self.forward(read + written) + Cost(generated_tokens=written)
 
     def train(self, tokens: float, layers: Layers) -> Cost:
-        """Forward and backward over `tokens`; the backward stops at the lowest trained layer."""
+        """Returns the cost of a forward and backward pass over `tokens` tokens.
+
+        The backward pass stops at the lowest trained layer.
+        """
         if layers == "full":
             backward = 2 * (self.num_layers + self.head_ratio)
         else:
@@ -72,10 +77,10 @@ class CostModel:
         return self.forward(tokens) + Cost(layer_tokens=tokens * backward)
 
     def total(self, cost: Cost, exchange_rate: float) -> float:
-        """Layer-tokens, with generated ones as dear as they are.
+        """Returns the layer-tokens of some work, with generated tokens weighted by their measured time.
 
         Args:
-            cost: What was done.
-            exchange_rate: Time of generating a token over time of a forward pass over one, as measured; 1 at the least.
+            cost: The work.
+            exchange_rate: Measured time of generating a token divided by that of a forward pass over one; at least 1.
         """
         return cost.layer_tokens + cost.generated_tokens * (exchange_rate - 1) * (self.num_layers + self.head_ratio)
