@@ -1,4 +1,4 @@
-"""Simulated learning curves, and a race that is played on them to its end."""
+"""Simulates learning curves, and runs a race on them to its end."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,7 +36,7 @@ def make_config(num_layers, budget_steps, **changes):
 
 
 def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
-    """Saturating curves; items keep most of their luck, so arms are paired."""
+    """Returns a `run` function with saturating curves, and the base rewards. Arms share the prompts' noise."""
     contribution_L = np.asarray(contribution_L, dtype=float)
     base_I = np.random.default_rng(seed).normal(0.4, 0.3, NUM_ITEMS)
 
@@ -63,7 +63,7 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
 
 
 def drive(config, candidates, run, base_I, fail=lambda each: None):
-    """Plays a race to its end; returns the outcome and every batch."""
+    """Runs a race to its end; returns the outcome, every batch and every answer."""
     of_layers = {c.layers: c for c in candidates}
     answers, batches, replay = {}, [], RaceReplay(config, candidates, base_I)
     while not isinstance(due := replay.due(answers), RaceOutcome):

@@ -1,4 +1,4 @@
-"""Four workers on a real PostgreSQL server, two of them killed. Run: make test-postgres"""
+"""Tests four workers on a real PostgreSQL server, two of them killed. Run: make test-postgres"""
 
 from __future__ import annotations
 

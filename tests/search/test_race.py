@@ -1,4 +1,4 @@
-"""The race on simulated learning curves: whom it finds, on what evidence, and what it says about it."""
+"""Tests the race on simulated learning curves: which layers it finds, on which evidence, and what it reports."""
 
 import importlib.util
 import sys
@@ -115,14 +115,17 @@ def test_the_base_models_rollouts_are_no_evidence():
     assert again.score_R == pytest.approx(found.score_R) and again.noise_R_R == pytest.approx(found.noise_R_R)
 
 
-def test_two_candidates_and_layer_sets():
+@pytest.mark.parametrize("winner", [(0, 1), (6, 7)])  # without evidence the tie would go to (6, 7)
+def test_two_candidates_and_layer_sets(winner):
     config = make_config(8, 100)
     candidates = [
         Candidate(layers=layers, predicted=0.6, predicted_sd=0.2, learning_rate=1e-4) for layers in ((0, 1), (6, 7))
     ]
-    run, base_I = make_runner([0.2, 0, 0, 0, 0, 0, 1.2, 0], config, noise=0.1)
+    contribution_L = np.full(8, 0.2)
+    contribution_L[winner[0]] = 1.2
+    run, base_I = make_runner(contribution_L, config, noise=0.1)
     outcome, *_ = drive(config, candidates, run, base_I)
-    assert outcome.best == (6, 7)
+    assert outcome.best == winner
 
 
 def test_a_failed_arm_is_left_out_with_its_reason():
@@ -155,12 +158,12 @@ def test_rates_stay_in_the_span_and_fixed_ones_are_kept():
     _, _, answers, *_ = play(contribution_L, contribution_L, 900, regret=0.0)
     rates = {a.arm.learning_rate for a in answers.values()}
     assert len(rates) > 1 and all(1e-4 / 4 <= rate <= 1e-4 * 4 for rate in rates)
-    by_slot = {}
-    for run, answer in answers.items():
-        key = (run.slot.layers, run.slot.rate_index)
-        assert by_slot.setdefault(key, answer.arm.learning_rate) == answer.arm.learning_rate
+    for layer in range(6):  # a layer's rates are tried one after the other, each once from step 0
+        runs = [run for run in answers if run.slot.layers == (layer,) and run.slot.seed == 0 and run.from_step == 0]
+        assert [run.slot.rate_index for run in runs] == list(range(len(runs)))
     _, _, answers, *_ = play(contribution_L, contribution_L, 900, regret=0.0, fixed_rate=True)
     assert {a.arm.learning_rate for a in answers.values()} == {1e-4}
+    assert {run.slot.rate_index for run in answers} == {0}
 
 
 def test_finalists_get_a_fresh_seed_and_pair():
@@ -185,10 +188,13 @@ def test_measured_gain_is_the_paired_mean():
 def test_without_evidence_the_posterior_is_the_prior():
     config, candidates = make_config(4, 10), make_candidates([0.2, 0.4, 0.6, 0.8], sd=0.1)
     posterior = infer(config, candidates, gather_evidence({}, (0.0, 1.0)), [True] * 4, num_draws=20_000)
-    assert posterior.expected_C == pytest.approx(np.array([0.36, 0.46, 0.54, 0.64]), abs=0.06)
-    assert np.all(np.diff(posterior.expected_C) > 0) and posterior.ranked[0] == 3
+    # The trust in the prediction is .5 on average, so its spread around the mean .5 is halved.
+    assert posterior.expected_C == pytest.approx(np.array([0.35, 0.45, 0.55, 0.65]), abs=1e-9)
+    assert posterior.ranked == [3, 2, 1, 0]
     assert posterior.draws_D_C.mean(axis=0) == pytest.approx(posterior.expected_C, abs=0.01)
-    assert 3 in indistinguishable(config, posterior, 3)
+    # Probabilities of being better than layer 3, by 20,000 draws: .23, .27, .35.
+    assert indistinguishable(config, posterior, 3) == [3, 2, 1, 0]
+    assert indistinguishable(replace(config, confidence=0.7), posterior, 3) == [3, 2]
 
 
 def test_scale_and_offset_of_rewards_do_not_matter():
@@ -207,16 +213,19 @@ def test_scale_and_offset_of_rewards_do_not_matter():
     assert [row.expected for row in plain.ranking] == pytest.approx([row.expected for row in scaled.ranking], abs=1e-6)
 
 
-def test_equal_rewards_everywhere_are_no_evidence():
-    config, candidates = make_config(6, 40), make_candidates(np.linspace(0.5, 0.9, 6))
+def test_equal_rewards_everywhere_leave_the_ranking_to_the_prediction():
+    config, candidates = make_config(6, 40), make_candidates(np.linspace(0.5, 0.9, 6)[::-1])
 
     def run(arm, to_step):
         return RungResult(
             arm=replace(arm, step=to_step), select_rewards_I=(1.0,) * 16, train_rewards_P=(1.0,) * 4, cost=Cost()
         )
 
-    outcome, *_ = drive(config, candidates, run, (1.0,) * 16)
-    assert np.isfinite(outcome.expected_regret) and outcome.spent.fits(config.budget)
+    outcome, _, answers = drive(config, candidates, run, (1.0,) * 16)
+    assert answers and outcome.verdict == "budget_spent" and outcome.spent.fits(config.budget)
+    assert [row.layers for row in outcome.ranking] == [(layer,) for layer in range(6)]
+    prior = infer(config, candidates, gather_evidence({}, (1.0,) * 16), [True] * 6)
+    assert [row.expected for row in outcome.ranking] == pytest.approx(list(prior.expected_C), abs=0.05)
 
 
 def test_a_clear_verdict_is_right_often_enough():
@@ -237,7 +246,7 @@ def test_a_clear_verdict_is_right_often_enough():
     assert np.mean(regrets) < np.mean(promised) + 0.03
 
 
-def test_the_simulation_in_the_examples_runs():
+def test_the_strategies_of_the_simulation_choose_better_than_chance():
     path = Path(__file__).parents[2] / "examples" / "benchmarks" / "race_simulation.py"
     spec = importlib.util.spec_from_file_location("race_simulation", path)
     assert spec and spec.loader
@@ -245,6 +254,7 @@ def test_the_simulation_in_the_examples_runs():
     sys.modules["race_simulation"] = module
     spec.loader.exec_module(module)
     world = module.World.draw(1)
-    for strategy in module.STRATEGIES.values():
+    for name, strategy in module.STRATEGIES.items():
         layer, log_rate = strategy(world, "good", 0)
-        assert world.best - world.value(layer, log_rate) >= 0
+        assert abs(log_rate) <= np.log(4) + 1e-9, name
+        assert world.value(layer, log_rate) > np.mean(world.contribution_L), name

@@ -1,4 +1,4 @@
-"""Work that one of several workers does while the others wait."""
+"""Tests `run_once`: one of several workers does the work while the others wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Optuna study around the race: resuming, failing, sharing, and what stock Optuna sees of it."""
+"""Tests the Optuna study of the race: resuming, failures, sharing, and what stock Optuna shows of it."""
 
 import json
 import os
@@ -40,7 +40,7 @@ CONFIG = RaceConfig(
 
 
 class Runner:
-    """Short runs that take no time, and a list of those that were made."""
+    """Simulates short runs, and lists those that were made."""
 
     def __init__(self, interrupt_at=None, fail_layer=None, seconds=0.0):
         self.made, self.interrupt_at, self.fail_layer, self.seconds = [], interrupt_at, fail_layer, seconds
@@ -74,7 +74,7 @@ def trials_of(folder):
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """A database with Optuna's tables, which take longer to make than a whole search."""
+    """Returns a database with Optuna's tables, which take longer to create than a whole search."""
     folder = tmp_path_factory.mktemp("empty")
     with quiet_optuna():
         optuna.storages.RDBStorage(f"sqlite:///{folder}/study.db")
@@ -89,7 +89,7 @@ def folder(tmp_path, empty):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A search that nothing disturbed: its folder, what it ran, and its outcome."""
+    """Returns the folder, the runs and the outcome of an undisturbed search."""
     folder, run = tmp_path_factory.mktemp("whole"), Runner()
     return folder, run.made, search(folder, run)
 
@@ -185,7 +185,7 @@ def test_a_run_that_raises_is_a_failure_with_its_reason(folder):
     assert row.failed == "TrainingError: the gradient became nan" and row.measured is None and outcome.best != (5,)
 
 
-def test_rewards_that_are_not_finite_are_a_failure(folder):
+def test_rewards_that_are_not_finite_end_the_search(folder):
     class Broken(Runner):
         def __call__(self, arm, to_step):
             result = super().__call__(arm, to_step)
