@@ -25,7 +25,7 @@ def finished() -> PickResult:
         ),
         baselines={"middle": Baseline(layer=1, predicted=0.9, measured=1.0)},
         probes={"gradient_norm": [1.0, 2.0, None]},
-        cost={"probe": StageCost(generated_tokens=10, layer_tokens=100, seconds=1.5)}, cost_share_of_full_run=0.2,
+        cost={"probe": StageCost(generated_tokens=10.0, layer_tokens=100.0, seconds=1.5)}, cost_share_of_full_run=0.2,
         seed=0, signature="0123456789", versions={"autolayer": "0.1.0"}, notes=("a note",),
     )  # fmt: skip
 

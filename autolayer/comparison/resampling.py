@@ -18,6 +18,8 @@ from scipy import stats
 from autolayer.comparison.metrics import checked, dense_ranks
 from autolayer.core.statistics import Interval
 
+LEVEL = 0.95
+"""Coverage of the intervals."""
 NUM_RESAMPLES = 10_000
 NUM_NOISE_DRAWS = 2_000
 """Fewer, since only their standard deviation is used."""
@@ -40,7 +42,7 @@ def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
 
 
 def difference_under_noise(
-    scores_L: ArrayLike, other_L: ArrayLike, contribution_L: ArrayLike, errors_L: ArrayLike, *, level: float = 0.95
+    scores_L: ArrayLike, other_L: ArrayLike, contribution_L: ArrayLike, errors_L: ArrayLike
 ) -> Interval:
     """Returns Spearman of one prediction minus that of another, with an interval for the measurement's noise.
 
@@ -53,34 +55,32 @@ def difference_under_noise(
         other_L: Same shape.
         contribution_L: Same shape.
         errors_L: Standard errors of the contributions, same shape.
-        level: Coverage.
     """
     truth_L, generator = checked(contribution_L), np.random.default_rng(0)
     draws_D_L = truth_L + checked(errors_L) * generator.standard_normal((NUM_NOISE_DRAWS, len(truth_L)))
     contrast_L = unit_ranks(dense_ranks(scores_L)) - unit_ranks(dense_ranks(other_L))
     observed = float(unit_ranks(dense_ranks(truth_L)) @ contrast_L)
-    half_width = float(stats.norm.ppf((1 + level) / 2) * (unit_ranks(draws_D_L) @ contrast_L).std(ddof=1))
+    half_width = float(stats.norm.ppf((1 + LEVEL) / 2) * (unit_ranks(draws_D_L) @ contrast_L).std(ddof=1))
     return Interval(
-        value=observed, low=observed - half_width, high=observed + half_width, level=level, num_items=len(truth_L)
+        value=observed, low=observed - half_width, high=observed + half_width, level=LEVEL, num_items=len(truth_L)
     )
 
 
-def bootstrap_interval(difference_E: Sequence[float], *, level: float = 0.95) -> Interval:
+def bootstrap_interval(difference_E: Sequence[float]) -> Interval:
     """Returns the mean of paired differences with its bootstrap interval over environments (B. Efron 1979).
 
     With few environments it is narrower than its level says: of three it can say no more than their range.
 
     Args:
         difference_E: Prediction minus baseline on each environment, shape (environments,); 3 or more.
-        level: Coverage.
     """
     values_E = checked(difference_E)
     if len(values_E) < 3:
         raise ValueError(f"an interval over environments needs 3 or more, got {len(values_E)}")
     drawn_D_E = np.random.default_rng(0).integers(len(values_E), size=(NUM_RESAMPLES, len(values_E)))
-    low, high = np.quantile(values_E[drawn_D_E].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values_E[drawn_D_E].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     mean = float(values_E.mean())
-    return Interval(value=mean, low=float(low), high=float(high), level=level, num_items=len(values_E))
+    return Interval(value=mean, low=float(low), high=float(high), level=LEVEL, num_items=len(values_E))
 
 
 def unit_ranks(values_L: ArrayLike) -> np.ndarray:

@@ -15,6 +15,9 @@ from torch import nn
 
 from autolayer.core.errors import TrainingError
 
+MAX_GRAD_NORM = 1.0
+"""The gradient's norm over all parameters is clipped to this."""
+
 
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW on float32 masters of the given parameters.
@@ -25,7 +28,6 @@ class MasterAdamW(torch.optim.Optimizer):
     Args:
         parameters: Full name -> parameter; the names are the keys of the checkpoint.
         lr: Learning rate.
-        max_grad_norm: Clip the gradient's norm over all parameters to this.
         average: Replaces gradients by their mean over all ranks.
 
     Raises:
@@ -37,12 +39,11 @@ class MasterAdamW(torch.optim.Optimizer):
         parameters: Mapping[str, nn.Parameter],
         *,
         lr: float,
-        max_grad_norm: float = 1.0,
         average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
     ) -> None:
         super().__init__(list(parameters.values()), {"lr": lr})
         self.named = dict(parameters)
-        self.max_grad_norm, self.average = max_grad_norm, average
+        self.average = average
         self.masters = {name: p.detach().to(torch.float32, copy=True) for name, p in self.named.items()}
         self.inner = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
         self.last_grad_norm = 0.0
@@ -71,7 +72,7 @@ class MasterAdamW(torch.optim.Optimizer):
                 f"the gradient became {self.last_grad_norm}: training diverged, give a smaller --learning-rate than "
                 f"{self.param_groups[0]['lr']:g}."
             )
-        nn.utils.clip_grads_with_norm_(self.masters.values(), self.max_grad_norm, norm)
+        nn.utils.clip_grads_with_norm_(self.masters.values(), MAX_GRAD_NORM, norm)
         self.inner.param_groups[0]["lr"] = self.param_groups[0]["lr"]
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
