@@ -18,12 +18,13 @@ from autolayer.core.costs import Cost
 from autolayer.search.records import Candidate, RaceConfig
 
 LADDER_SHARE, LONG_LADDER_SHARE = 0.9, 0.6
-"""Share of the budget for the ladder. The rest pays for second learning rates and fresh seeds of the finalists, which
-are worth more than longer runs only at the end of a long ladder."""
+"""Share of the budget that an ordinary and a long ladder may use. The rest pays for second learning rates and fresh
+seeds of the finalists, which are worth more than longer runs only at the end of a long ladder."""
 LONG_FROM = 0.5
 """Share of the full run from which a ladder counts as long. The error of early values (`DRIFT` and `EARLY` in
 `curve_model`) is then no larger than the joint effect of learning rate and seed (`RATE_SD` and `SEED_SD` there)."""
 NUM_FINALISTS = 2
+"""Arms of the last rung."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Ladder:
 
 
 def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
-    """Chooses the widest ladder whose first rungs fit the budget, and then the longest of this width.
+    """Chooses the widest ladder of which enough rungs fit the budget, and then the longest of this width.
 
     Args:
         config: Settings of the race.
@@ -81,7 +82,7 @@ def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Pl
         whole = _longest_rungs(config, step_cost, config.budget * LONG_LADDER_SHARE, width) or whole
     if whole and whole[0].step >= scout:
         return whole
-    # A is_smallest budget is better spent on one rung than kept for later.
+    # With the fewest arms, one rung may use the whole budget; wider ladders need two rungs.
     share, ladder = 1.0 if is_smallest else LADDER_SHARE, _halving_rungs(config, width, scout)
     parts = [ladder[:count] for count in range(1 if is_smallest else 2, len(ladder) + 1)]
     scouting = max((part for part in parts if _fits(config, part, step_cost, share)), key=len, default=())

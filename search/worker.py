@@ -84,43 +84,27 @@ def run_search(
 class _Worker:
     """One process that takes part in a race."""
 
-    def __init__(
-        self,
-        race_study: RaceStudy,
-        run: RunArm,
-        deadline: float | None,
-    ) -> None:
+    def __init__(self, race_study: RaceStudy, run: RunArm, deadline: float | None) -> None:
         self.race_study, self.run, self.deadline = race_study, run, deadline
         self.replay = RaceReplay(race_study.config, race_study.candidates, race_study.base_I)
         self.outcome: RaceOutcome | None = None
 
     def advance(self) -> bool:
         """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over."""
-        race_study = self.race_study
         while True:
-            trials = race_study.trials()
-            answers = race_study.answers(trials)
-            try:
-                due = self.replay.due(answers)
-            except SearchError:
-                race_study.retry_failures()
-                raise
+            trials = self.race_study.trials()
+            answers = self.race_study.answers(trials)
+            due = self._due(answers)
             if isinstance(due, RaceOutcome):
                 self.outcome = due
-                self._enter_winner(due, answers)
-                return False
-            if self.deadline is not None and time.monotonic() >= self.deadline:
-                state = self._state(answers)
-                posterior = current_posterior(state, race_study.base_I)
-                self.outcome = conclude(state, posterior, race_study.base_I, None, TIME_IS_UP)
                 return False
             taken = {run_of(trial) for trial in trials if not trial.state.is_finished()}
             for run in due:
                 if run not in taken:
                     self._enqueue(run, answers)
-            if race_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self.race_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return True
-            fail_dead_trials(race_study.study)
+            fail_dead_trials(self.race_study.study)
             time.sleep(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
@@ -146,6 +130,21 @@ class _Worker:
         trial.report(paired_gain(result, race_study.base_I)[0], run.to_step)
         trial.set_user_attr("result", asdict(result))
         raise optuna.TrialPruned
+
+    def _due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
+        """Returns the runs that the race waits for, or its outcome if it is over or the deadline has passed."""
+        try:
+            due = self.replay.due(answers)
+        except SearchError:
+            self.race_study.retry_failures()
+            raise
+        if isinstance(due, RaceOutcome):
+            self._enter_winner(due, answers)
+        elif self.deadline is not None and time.monotonic() >= self.deadline:
+            base_I, state = self.race_study.base_I, RaceState(self.race_study.config, self.race_study.candidates)
+            state.add(answers, answers)
+            return conclude(state, current_posterior(state, base_I), base_I, None, TIME_IS_UP)
+        return due
 
     def _enqueue(self, run: Run, answers: Mapping[Run, Answer]) -> None:
         """Adds a waiting trial with its parameters and the intermediate values of the arm's lower rungs."""
@@ -182,21 +181,16 @@ class _Worker:
         study.add_trial(trial)
 
     def _curve(self, run: Run, results: Mapping[Run, RungResult]) -> dict[int, float]:
+        """Returns the mean gain by step of the run's slot."""
         base_I = self.race_study.base_I
         return {each.to_step: paired_gain(r, base_I)[0] for each, r in results.items() if each.slot == run.slot}
 
     def _distributions(self, candidate: Candidate) -> dict[str, BaseDistribution]:
         labels = [_label(each.layers) for each in self.race_study.candidates]
-        span = self.race_study.config.rate_span * (
-            1 + 1e-9
-        )  # keeps a rate at the end of the span inside after rounding
+        # The factor keeps a rate at the end of the span inside after rounding.
+        span = self.race_study.config.rate_span * (1 + 1e-9)
         low, high = candidate.learning_rate / span, candidate.learning_rate * span
         return {"layers": CategoricalDistribution(labels), "learning_rate": FloatDistribution(low, high, log=True)}
-
-    def _state(self, answers: Mapping[Run, Answer]) -> RaceState:
-        state = RaceState(self.race_study.config, self.race_study.candidates)
-        state.add(answers, answers)
-        return state
 
 
 def _label(layers: tuple[int, ...]) -> str:
