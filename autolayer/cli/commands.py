@@ -29,14 +29,17 @@ class Commands(click.Group):
     """Lists the commands in the order in which they are used, and suggests the nearest name for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of the commands in the order of their definition."""
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Refuses an unknown command with the nearest name."""
         if args[0] not in self.commands and not args[0].startswith("-"):
             raise unknown("command", args[0], self.commands)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands without shortening their descriptions."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in self.commands.items()])
 

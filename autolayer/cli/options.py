@@ -49,6 +49,7 @@ class Choice(click.Choice):
     """A choice that suggests the nearest value for an unknown one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Returns the value, or raises a ConfigError that names the valid ones."""
         if value not in self.choices:
             close = did_you_mean(value, self.choices)
             raise ConfigError(
@@ -63,6 +64,7 @@ class NumberOrAuto(click.ParamType):
     name = "auto|number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """Returns the number, or None for 'auto'."""
         return None if value in (None, "auto") else click.FLOAT.convert(value, param, ctx)
 
 
@@ -70,6 +72,7 @@ class ConfigOption(click.Option):
     """An option made from a field of `Config`."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Returns the line of the help, without the --no- form of a switch."""
         record = super().get_help_record(ctx)
         if record is None or self.name == "thinking":
             return record
@@ -105,9 +108,11 @@ class ConfigCommand(click.Command):
         return [*made, click.Option(["--config", "toml"], metavar="FILE", help=file_help)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Returns the options made from `Config`, then those of the command itself."""
         return [*self.config_options, *super().get_params(ctx)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options in their groups."""
         found = {param.name or "": param for param in self.get_params(ctx)}
         grouped = {name for names in GROUPS.values() for name in names}
         first = [name for name in found if name not in grouped]

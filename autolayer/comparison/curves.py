@@ -171,7 +171,7 @@ def _number(text: str | None, place: str, column: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{place}: {column} {text!r} is no finite number: mend it, or leave the row out.")
+        raise DataError(f"{place}: {column} {text!r} is not a finite number: correct it, or leave the row out.")
     return value
 
 

@@ -29,8 +29,8 @@ DEPTH_BASELINES: dict[str, Callable[[int, int], float]] = {
     "last": lambda layer, num_layers: layer,
     "position": _position,
 }
-"""Name -> score of a layer (0 is next to the embedding) in a model of so many layers; higher means more contribution.
-"""
+"""Maps a name to a function of a layer (0 is next to the embedding) and the number of layers, which returns the layer's
+score; higher means more contribution."""
 
 
 def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class RunFolder:
     def damaged(self, name: str, reason: object) -> RunFolderError:
         """Builds the error for an unusable file, with the remedy that loses the least work."""
         cure = "delete that file to redo its stage"
-        if name == CONFIG:  # without it nobody knows which configuration the other files belong to
+        if name == CONFIG:  # it alone says which configuration the other files belong to
             cure = "restore that file, delete the folder to start again"
         return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
 

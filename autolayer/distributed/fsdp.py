@@ -1,6 +1,6 @@
 """A model that is too large for one device, sharded over the ranks of a run (FSDP2).
 
-Each block is a group of its own (torch's `fully_shard`), unsharded when a pass reaches it and resharded behind it.
+Each block is a separate group (torch's `fully_shard`), unsharded when a pass reaches it and resharded behind it.
 Embedding and head are a few blocks at most and stay whole on every rank. Blocks that are trained, or stepped by a
 probe, are held whole meanwhile, as ordinary parameters: code that works on a layer works as it does without shards, the
 optimizer averages the gradients (process_group.py), and resharding a block brings its base weights back.
@@ -54,7 +54,7 @@ def shard(
         state.set_requires_gradient_sync(False)  # a gradient is taken before FSDP could reduce it
         # No prefetch: the order of the last pass says nothing, since passes may begin or end in the middle.
         state.set_modules_to_backward_prefetch([state])
-    fsdp.share_comm_ctx(sharded)  # each is a root of its own, and would have streams and buffers of its own
+    fsdp.share_comm_ctx(sharded)  # each is a separate root, which would otherwise have its own streams and buffers
     _SHARDED[model] = _Shards(sharded, process_group)
     model.to(device)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FINALISTS = 3
-"""Rates that go on from a quarter of the steps to all of them. With two, a layer whose gain comes late lost its best
-rate to evaluation noise (LayerBench, gap)."""
+"""Number of rates that continue from a quarter of the steps to all steps. With two, a layer whose gain comes late lost
+its best rate to evaluation noise (LayerBench, gap)."""
 RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
 """The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
 GRID_MARGIN = 2.0

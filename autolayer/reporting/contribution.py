@@ -1,8 +1,8 @@
 """contribution.json: the measured contribution of every layer, as a file to share, compare with and learn from.
 
 C(l) = (S_l - S_base) / (S_full - S_base), the share of the full-parameter gain that training layer l alone recovers
-(arXiv 2607.01232). `measure` writes it, `compare` judges predictions by it, and the predictor learns from it, which is
-why the probes' scores of the same run stand beside the truth. The JSON Schema of the file is made from these records.
+(arXiv 2607.01232). `measure` writes the file, `compare` evaluates predictions with it, and the predictor learns from
+it, for which it also holds the probes' scores of the same run. The JSON Schema of the file is made from these records.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Contribution:
     model: str
     """Base model, as given."""
     base: str
-    """Hash of the base model's weights: files of one base are never on both sides of a fit and its judgement."""
+    """Hash of the base model's weights, so that files of one base never serve both to fit and to test a predictor."""
     architecture: str
     """The model's `model_type`."""
     num_parameters: Count
@@ -123,7 +123,7 @@ class Contribution:
     """Standard deviation of one training run's gain between seeds, evaluation noise taken out, pooled over the arms;
     null with one seed."""
     ceiling: Proportion | None
-    """Square root of the reliability of the layers' mean gains: what a perfect prediction would correlate with them.
+    """Square root of the reliability of the layers' mean gains: the correlation of a perfect prediction with them.
     Null with one seed or one layer."""
     estimator: str
     """Description of how value, low and high were computed, in one sentence."""

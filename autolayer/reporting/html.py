@@ -1,7 +1,7 @@
 """The report of a result as one HTML file that needs no network and no script.
 
-The template is `report.html.jinja` beside this file. The files and the next command, which the terminal shows, are left
-out: nobody looks them up later.
+The template is `report.html.jinja` in the folder of this file. Unlike the terminal, the page does not list the files of
+the run and the next command, which matter only right after a run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.sentences import cost_line, detail_lines, headline, legend
 
 LEFT, WIDTH, TOP, HEIGHT = 50, 640, 20, 180
-"""The area of the figure that holds points, in the units of its viewBox."""
+"""Area of the figure in which points are drawn, in the units of its viewBox."""
 
 
 def write_html(result: PickResult, path: str | Path) -> Path:
-    """Writes the one-file report.
+    """Writes the report as one file.
+
+    Args:
+        result: The result to show.
+        path: The file to write.
 
     Returns:
-        The path written.
+        The path of the file.
     """
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

@@ -35,7 +35,7 @@ def shown_rows(result: PickResult, show_all: bool) -> ShownRows:
 
 
 def marks_by_layer(result: PickResult) -> dict[int, list[str]]:
-    """Returns the words beside a layer: best, tied, and the names of the baselines that would have chosen it."""
+    """Returns the marks of each layer: best, tied, and the names of the baselines that would have chosen it."""
     marks: dict[int, list[str]] = {}
     for layer in result.best_layers or ():
         marks.setdefault(layer, []).append("best")

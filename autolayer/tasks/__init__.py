@@ -183,10 +183,10 @@ def load_task(config: Config, *, chat: bool) -> Task:
 
 
 def check_rows(task: Task) -> None:
-    """Asks a reward with a `check_row` whether it can judge each row, before training reaches it.
+    """Calls the `check_row` of a reward that has one on every row, so that unusable rows are found before training.
 
     Raises:
-        DataError: It cannot judge a row. The message names it.
+        DataError: The reward cannot score a row, which the message names.
     """
     check = getattr(task.reward, "check_row", None)
     if check is None:

@@ -79,9 +79,9 @@ def _from_hub(repository: str, configuration: str | None) -> Any:
         return datasets.load_dataset(repository, configuration)
     except Exception as error:  # its type depends on how the network failed; the message names it
         try:
-            # What `hf download` leaves, which `datasets` does not look at when offline.
+            # The cache of `hf download`, which `datasets` does not read when offline.
             folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
-        except OSError:  # not there; what was tried first is what the user is told
+        except OSError:  # not in the cache either; the first error is the one to report
             raise DataError(_unreachable(repository, error)) from error
         return _read_folder(Path(folder), repository, configuration)
 

@@ -69,13 +69,13 @@ class Calibration:
 CURES = {
     "saturated": "the base model can already do this task, choose a harder one",
     "truncated": "completions are cut off before they end, raise --max-new-tokens",
-    "badly formatted": "completions do not look like answers, mend the prompt or start from an instruction-tuned model",
+    "badly formatted": "completions do not look like answers, fix the prompt or start from an instruction-tuned model",
     "too hard": "the base model hardly ever earns a reward, choose an easier task or a stronger base",
 }
 
 
 def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
-    """Samples groups on the `probe` split and judges them.
+    """Samples groups on the `probe` split and checks them for a training signal.
 
     Args:
         bench: With the base weights in.

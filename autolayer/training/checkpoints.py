@@ -127,8 +127,8 @@ class Checkpoints:
         step = self.process_group.on_rank_0(find)
         if step <= arm.step:
             return arm
-        ahead = replace(arm, step=step)
-        return replace(ahead, checkpoint=name_of(ahead))
+        latest = replace(arm, step=step)
+        return replace(latest, checkpoint=name_of(latest))
 
     def delete(self, arm: Arm) -> None:
         """Removes all checkpoints of an arm."""

@@ -65,24 +65,27 @@ class MicroBatching:
         return max(1, self.tokens // width)
 
     def checkpointed(self, layers: Layers) -> AbstractContextManager[None]:
-        """Checkpoints activations inside, where the run is to, while these layers are trained."""
+        """Returns a context that checkpoints activations while these layers are trained, if the run does so."""
         if not self.checkpointing:
             return contextlib.nullcontext()
         return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
 
     def within_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
-        """Does the work, and begins it again with passes half as large when a device runs out of memory.
+        """Runs some work, and repeats it with passes half as large if a device runs out of memory.
 
-        Call it on every rank. All ranks begin again when one of them runs out of memory.
+        Call it on every rank. All ranks repeat the work if one of them runs out of memory.
 
         Args:
-            work: Can be begun again.
-            passes_are_collective: Whether a pass needs all ranks. A rank that runs out of memory in one then ends the
-                run, since the others wait for it.
+            work: The work, which must be repeatable.
+            passes_are_collective: True if a pass needs all ranks. A rank that runs out of memory in a pass then ends
+                the run, because the others wait for it.
+
+        Returns:
+            The result of `work`.
 
         Raises:
             TrainingError: Not even one sequence fits.
-            LoneRankError: See above.
+            LoneRankError: A rank ran out of memory in a collective pass.
         """
         while True:
             try:
@@ -90,9 +93,9 @@ class MicroBatching:
                     return work()
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
-            self._take_less(reason)  # out here, where no traceback holds the tensors any more
+            self._reduce(reason)  # outside the except block, where no traceback keeps the tensors alive
 
-    def _take_less(self, reason: str) -> None:
+    def _reduce(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device
         found = less(self.tokens, self.checkpointing, longest)
         if found is None:
@@ -105,4 +108,4 @@ class MicroBatching:
         if device.type == "cuda":
             torch.cuda.empty_cache()
         how = ", activations checkpointed" if self.checkpointing else ""
-        logger.warning("%s: going on with at most %d tokens in a pass%s.", reason, self.tokens, how)
+        logger.warning("%s: continuing with at most %d tokens in a pass%s.", reason, self.tokens, how)

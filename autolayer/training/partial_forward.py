@@ -2,7 +2,7 @@
 
 A walk up the stack holds what enters one block, for each micro-batch. Blocks below it are skipped, so trying S changes
 of each of L blocks costs about S * L^2 / 2 block forwards instead of S * L^2. Nothing here knows an architecture:
-masks, positions and whatever else a decoder gives its blocks are made anew in every pass.
+masks, positions and all other inputs that a decoder gives its blocks are computed again in every pass.
 """
 
 from __future__ import annotations

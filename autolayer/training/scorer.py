@@ -70,7 +70,7 @@ class Scorer:
         started = time.perf_counter()
         passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
         result = torch.cat(list(passes.log_probs()))
-        if self.process_group.world_size > 1:  # whatever is decided by them is decided alike
+        if self.process_group.world_size > 1:  # all ranks must decide from the same numbers
             result = self.process_group.broadcast(result.cpu()).to(result.device)
         self.account.charge(self.account.costs.forward(passes.num_tokens, passes.layer), time.perf_counter() - started)
         return result

@@ -1,4 +1,4 @@
-"""Training an arm: from its checkpoint to the next, by the one trainer, whatever the training is for."""
+"""Trains an arm from its checkpoint to the next. Short runs, the final run and `measure` all use this function."""
 
 from __future__ import annotations
 

@@ -101,17 +101,17 @@ class Workbench:
         )
         self.scorer = Scorer(self.model, self.engine, self.micro_batching, self.account, self.process_group)
         self.effective: list[float] = []
-        """Effective sample size of each training batch, as a share, where the engine has numerics of its own."""
+        """Effective sample size of each training batch as a share of its tokens, if the engine has its own numerics."""
         self.process_group.passes_are_collective = sharded
 
     # Weights
 
     def parameters(self, layers: Layers) -> dict[str, torch.nn.Parameter]:
-        """Returns what is trained of these layers, by full name."""
+        """Returns the trainable parameters of these layers by full name."""
         return layer_parameters(self.model, layers)
 
     def base(self, layers: Layers) -> dict[str, torch.Tensor]:
-        """Returns host copies of the base weights of these layers, made before they are first changed."""
+        """Returns host copies of the base weights of these layers, which are made before the first change."""
         with whole(self.model, layers):
             for name, parameter in self.parameters(layers).items():
                 if name not in self._base:
@@ -119,20 +119,20 @@ class Workbench:
             return {name: self._base[name] for name in self.parameters(layers)}
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Writes weights into the model. Nothing else does, except the optimizer in training."""
+        """Writes weights into the model. Only this method and the optimizer do so."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).copy_(tensor)
         self.mark_changed(tensors)
 
     def mark_changed(self, names: Iterable[str]) -> None:
-        """Notes that these parameters have other values now, which an engine with weights of its own has to follow."""
+        """Records that these parameters have changed, so that an engine with its own weights loads them again."""
         self.version += 1
         self.engine.mark_changed(names)
 
     @contextlib.contextmanager
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
-        """Puts the given weights in inside, and the base outside, whatever happens."""
+        """Puts the given weights into these layers while the block runs, and always restores the base weights."""
         with whole(self.model, layers):
             base = self.base(layers)
             try:

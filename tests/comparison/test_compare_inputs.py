@@ -92,7 +92,7 @@ def test_a_file_does_not_predict_itself() -> None:
         ("layer,contribution,predicted\n1,2,3\n", ["either contribution or predicted"]),
         ("layer,contribution\n", ["no rows"]),
         ("layer,contribution\n0,0.1\n0,0.2\n", ["line 3", "layer 0 stands there twice"]),
-        ("layer,contribution\n0,nan\n", ["line 2", "'nan' is no finite number"]),
+        ("layer,contribution\n0,nan\n", ["line 2", "'nan' is not a finite number"]),
         ("layer,contribution\n0,\n", ["line 2", "contribution '' is no finite"]),
         ("layer,contribution\n0\n", ["line 2", "contribution None"]),
         ("layer,contribution\n1.5,1\n", ["layer '1.5' is no whole number"]),

@@ -130,7 +130,7 @@ def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
     for value in (after_probe(), AFTER_CALIBRATE):
         text = shown(value, width=120, folder=tmp_path)
-        assert "Next: run the same command again (without --until) to go on from here." in text
+        assert "Next: run the same command again (without --until) to continue from here." in text
         assert "nan" not in text.lower() and "None" not in text
 
 

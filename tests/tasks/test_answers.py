@@ -125,7 +125,7 @@ def test_it_works_in_a_thread() -> None:
 
 
 def test_a_right_answer_that_is_no_mathematics_is_an_error() -> None:
-    with pytest.raises(RewardError, match="mend the 'answer' column"):
+    with pytest.raises(RewardError, match="correct the 'answer' column"):
         judge_answers([r"\frac{1}{2}"], [""])
 
 

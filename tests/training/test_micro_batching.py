@@ -36,7 +36,7 @@ def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
         segment = train_arm(bench, arm, steps, on_step=told.append)
     before.check()
     assert max(device.tried) > 30 and bench.micro_batching.tokens == 32
-    assert "CUDA out of memory: going on with at most 64 tokens in a pass." in caplog.messages
+    assert "CUDA out of memory: continuing with at most 64 tokens in a pass." in caplog.messages
     weights, wanted = bench.arm_weights(segment.arm), roomy.arm_weights(expected.arm)
     assert weights is not None and wanted is not None
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
@@ -50,17 +50,17 @@ def test_activations_are_recomputed_before_passes_get_too_small(
 ) -> None:
     bench = bench_of(tmp_path, monkeypatch, tokens=64)
     device = SmallDevice(bench.model, most=1)
-    keeps = bench.micro_batching._take_less
+    keeps = bench.micro_batching._reduce
 
     def take_less(reason: str) -> None:
         keeps(reason)
         device.most = 64 if bench.micro_batching.checkpointing else 1
 
-    monkeypatch.setattr(bench.micro_batching, "_take_less", take_less)
+    monkeypatch.setattr(bench.micro_batching, "_reduce", take_less)
     with caplog.at_level(logging.WARNING):
         train_arm(bench, Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
     assert bench.micro_batching.checkpointing and bench.micro_batching.tokens == 64
-    assert caplog.messages[-1].endswith("going on with at most 64 tokens in a pass, activations checkpointed.")
+    assert caplog.messages[-1].endswith("continuing with at most 64 tokens in a pass, activations checkpointed.")
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_that_says_what_to_do(

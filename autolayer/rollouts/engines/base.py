@@ -1,6 +1,6 @@
 """The base class of rollout engines, which take token ids and return sampled token ids.
 
-Every request has a seed of its own, so the completions of two policies differ only where their probabilities do, and
+Every request has its own seed, so the completions of two policies differ only where their probabilities do, and
 paired comparisons need far fewer items. Top-p and top-k cut the tail of the distribution that RL learns from, so they
 are for evaluation only (`Engine.decoding`).
 """
@@ -45,7 +45,7 @@ class Engine(ABC):
     """Samples completions from a policy.
 
     Args:
-        model: The policy. An engine with a copy of the weights is told of every change by `mark_changed`.
+        model: The policy. `mark_changed` reports every change of its weights to an engine with its own copy.
         tokenizer: The tokenizer of the model, with an eos and a pad token.
         max_new_tokens: Maximum number of tokens of a completion.
         temperature: Sampling temperature.

@@ -20,7 +20,7 @@ class VLLMEngine(SyncedEngine):
     Args:
         path: Path or hub name that the model was loaded from.
         settings: Share of the device's memory, and whether the engine sleeps while the policy trains.
-        num_processes: Number of processes of the run; each starts an engine of its own, all at the same time.
+        num_processes: Number of processes of the run; each starts its own engine, all at the same time.
 
     Raises:
         ConfigError: vLLM is not installed, or cannot run this model.
@@ -109,6 +109,7 @@ class VLLMEngine(SyncedEngine):
         return completions
 
     def sleep(self) -> None:
+        """Frees the memory of the weights and the cache until the next sampling, if [vllm] sleep is set."""
         if self.settings.sleep and not self._asleep:
             self.llm.sleep(level=1)  # moves the weights to host memory and drops the key-value cache with its prefixes
             self._asleep = True

@@ -51,6 +51,7 @@ class SyncedEngine(Engine):
         """Loads weights into the copy, by their names in a checkpoint, and clears the prefix cache."""
 
     def mark_changed(self, names: Iterable[str]) -> None:
+        """Marks the blocks of these parameters, which are sent to the copy before the next sampling."""
         changed = {id(self.model.get_parameter(name)) for name in names}
         for index, block in enumerate(find_layers(self.model)):
             inside = {id(parameter) for parameter in block.parameters()} & changed

@@ -131,7 +131,7 @@ class House:
 
     @property
     def state(self) -> str:
-        """All that can be seen, on which the next action depends, whatever the last observation was."""
+        """Everything that can be seen, on which the next action depends."""
         return self.view()
 
     def view(self) -> str:

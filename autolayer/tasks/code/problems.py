@@ -111,7 +111,7 @@ def _with_outputs(given: Mapping[str, Any]) -> CodeProblem:
     wanted = str if name is None else Sequence
     if bad := [value for value in inputs if not isinstance(value, wanted) or (name and isinstance(value, str))]:
         kind = "a text for standard input" if name is None else f"a list of arguments of {name}"
-        raise DataError(f"the input {show(bad[0])} is not {kind}: mend the problem {show(given)}.")
+        raise DataError(f"the input {show(bad[0])} is not {kind}: correct the problem {show(given)}.")
     if name is None and any(not isinstance(value, str) for value in outputs):
         raise DataError(f"an output of {show(given)} is no text: give what the program should print.")
     if all(value in (None, [], [None], [[]]) if name else not value.strip() for value in outputs):

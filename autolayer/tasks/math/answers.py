@@ -96,7 +96,7 @@ def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[V
     if asked:
         for pair, reason in zip(asked, compare(asked), strict=True):
             if reason == "bad gold":
-                raise RewardError(f"the right answer {show(pair[1])} is not mathematics: mend the 'answer' column.")
+                raise RewardError(f"the right answer {show(pair[1])} is not mathematics: correct the 'answer' column.")
             verdicts[pair] = Verdict(reason == "equal", reason)
     result = [verdict for pair in pairs if (verdict := verdicts[pair]) is not None]
     failed = [i for i, verdict in enumerate(result) if verdict.reason in FAILURES]
