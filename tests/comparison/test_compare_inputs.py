@@ -93,7 +93,7 @@ def test_a_file_does_not_predict_itself() -> None:
         ("layer,contribution\n", ["no rows"]),
         ("layer,contribution\n0,0.1\n0,0.2\n", ["line 3", "layer 0 stands there twice"]),
         ("layer,contribution\n0,nan\n", ["line 2", "'nan' is not a finite number"]),
-        ("layer,contribution\n0,\n", ["line 2", "contribution '' is no finite"]),
+        ("layer,contribution\n0,\n", ["line 2", "contribution '' is not a finite"]),
         ("layer,contribution\n0\n", ["line 2", "contribution None"]),
         ("layer,contribution\n1.5,1\n", ["layer '1.5' is no whole number"]),
         ("layer,contribution\n-1,1\n", ["layer '-1' is no whole number"]),
@@ -142,8 +142,8 @@ def test_what_cannot_be_compared_is_refused(
     ("changes", "part"),
     [
         ({"num_layers": 4}, "layers [4, 5, 6, 7] of a model with 4 blocks"),
-        ({"probes": {"rl_burst": [float("nan")] * 8}}, "probe score that is not finite"),
-        ({"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)}, "gained nothing"),
+        ({"probes": {"rl_burst": [float("nan")] * 8}}, "/probes/rl_burst/0: Input should be a finite number (nan)"),
+        ({"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)}, "the full-parameter gain is not above 0"),
     ],
 )
 def test_damaged_contributions_are_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
