@@ -143,7 +143,10 @@ def test_what_cannot_be_compared_is_refused(
     [
         ({"num_layers": 4}, "layers [4, 5, 6, 7] of a model with 4 blocks"),
         ({"probes": {"rl_burst": [float("nan")] * 8}}, "/probes/rl_burst/0: Input should be a finite number (nan)"),
-        ({"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)}, "the full-parameter gain is not above 0"),
+        (
+            {"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)},
+            "full-parameter gain is not above 0",
+        ),
     ],
 )
 def test_damaged_contributions_are_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
