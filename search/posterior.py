@@ -81,20 +81,20 @@ def infer(
     targets = sorted({(place[row.layers], row.rate_index) for row in evidence.rows})
     unmeasured = set(range(len(candidates))) - {index for index, _ in targets}
     targets += [(index, 0) for index in sorted(unmeasured)]
-    parts = _condition(config, candidates, evidence, targets)
-    mean_T = np.sum([weight * part_mean_T for weight, part_mean_T, _ in parts], axis=0)
+    weighted = _condition(config, candidates, evidence, targets)
+    mean_T = np.sum([weight * point.mean_T for weight, point in weighted], axis=0)
     best_C = [
         max((t for t, (index, _) in enumerate(targets) if index == c), key=lambda t: mean_T[t])
         for c in range(len(candidates))
     ]
     draws_D_C = np.random.default_rng([config.seed, len(candidates)]).standard_normal((num_draws, len(candidates)))
     start, share = 0, 0.0
-    for weight, part_mean_T, covariance_T_T in parts:
+    for weight, point in weighted:
         share += weight
         end = round(share * num_draws)
         if end > start:
-            root_C_C = np.linalg.cholesky(covariance_T_T[np.ix_(best_C, best_C)] + 1e-9 * np.eye(len(best_C)))
-            draws_D_C[start:end] = part_mean_T[best_C] + draws_D_C[start:end] @ root_C_C.T
+            root_C_C = np.linalg.cholesky(point.covariance_T_T[np.ix_(best_C, best_C)] + 1e-9 * np.eye(len(best_C)))
+            draws_D_C[start:end] = point.mean_T[best_C] + draws_D_C[start:end] @ root_C_C.T
         start = end
     eligible_C = np.asarray(eligible, dtype=bool)
     draws_D_C[:, ~eligible_C] = -np.inf
@@ -107,14 +107,23 @@ def infer(
     )
 
 
-Part = tuple[float, np.ndarray, np.ndarray]
-"""Weight of a grid point, with the mean and covariance of the targets at it."""
+@dataclass(frozen=True, kw_only=True)
+class _GridPoint:
+    """Posterior of the targets at one grid point, and the grid point's unnormalised log-probability."""
+
+    log_weight: float
+    mean_T: np.ndarray
+    covariance_T_T: np.ndarray
 
 
 def _condition(
     config: RaceConfig, candidates: Sequence[Candidate], evidence: Evidence, targets: list[tuple[int, int]]
-) -> list[Part]:
-    """Conditions the targets on the scores at every grid point that is not negligible. Weights sum to 1."""
+) -> list[tuple[float, _GridPoint]]:
+    """Conditions the targets on the scores at every grid point that is not negligible.
+
+    Returns:
+        Pairs of weight and grid point; the weights sum to 1.
+    """
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
     rate_T = [(candidates[index].layers, rate) for index, rate in targets]
@@ -125,7 +134,7 @@ def _condition(
     deviation_R_R = curve_model.deviation_covariance(config, evidence.rows)
     slopes_K_R, log_prior_K = curve_model.score_slopes(config, evidence)
     rate_variance = curve_model.RATE_SD**2
-    points: list[tuple[float, Part]] = []
+    points: list[_GridPoint] = []
     for trust, probability in curve_model.TRUST:
         mean_C, covariance_C_C = curve_model.contribution_prior(config, candidates, trust)
         latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + deviation_R_R
@@ -140,8 +149,13 @@ def _condition(
         cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + rate_variance * equality_matrix(rate_T, rate_R)
         for k in np.flatnonzero(log_weight_K > log_weight_K.max() + np.log(NEGLIGIBLE)):
             gain_R_T = np.linalg.solve(root_K_R_R[k], (cross_T_R * slopes_K_R[k]).T)
-            mean_T = mean_C[of_T] + shift_T + white_K_R[k] @ gain_R_T
-            points.append((float(log_weight_K[k]), (0.0, mean_T, target_T_T - gain_R_T.T @ gain_R_T)))
-    weights = np.exp(np.array([log_weight for log_weight, _ in points]) - max(log_weight for log_weight, _ in points))
+            points.append(
+                _GridPoint(
+                    log_weight=float(log_weight_K[k]),
+                    mean_T=mean_C[of_T] + shift_T + white_K_R[k] @ gain_R_T,
+                    covariance_T_T=target_T_T - gain_R_T.T @ gain_R_T,
+                )
+            )
+    weights = np.exp(np.array([point.log_weight for point in points]) - max(point.log_weight for point in points))
     weights = np.where(weights < NEGLIGIBLE, 0.0, weights) / weights[weights >= NEGLIGIBLE].sum()
-    return [(float(weight), mean, cov) for weight, (_, (_, mean, cov)) in zip(weights, points, strict=True) if weight]
+    return [(float(weight), point) for weight, point in zip(weights, points, strict=True) if weight]

@@ -100,7 +100,7 @@ def test_where_the_budget_ends_the_race_the_leader_is_taken_not_the_cheapest():
 
 
 def test_the_base_models_rollouts_are_no_evidence():
-    """What all arms of a seed share before they have made a step tells nothing about them."""
+    """The rollouts of the first step are the same for all arms of a seed, so they must not count."""
     config, candidates = make_config(4, 100), make_candidates(np.full(4, 0.7))
     run, base_I = make_runner([0.0, 1.0, 0.5, 0.2], config)
     runs = [Run(slot=Slot(layers=c.layers, seed=0), from_step=0, to_step=2) for c in candidates]
