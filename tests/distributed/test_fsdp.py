@@ -141,9 +141,9 @@ def test_what_shards_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="but there is only one process: start several with `torchrun"):
         load(config, ProcessGroup(), torch.device("cpu"))
     check_options(config, "pick", (2,), shape)
-    with pytest.raises(ConfigError, match="trains all at once"):
+    with pytest.raises(ConfigError, match="training all layers at once"):
         check_options(config, "measure", (2,), shape)
-    with pytest.raises(ConfigError, match="trains all at once"):
+    with pytest.raises(ConfigError, match="training all layers at once"):
         check_options(config, "train", "full", shape)
     assert engine_name(config, "cuda") == "transformers", "vLLM would hold the whole model beside it"
 
