@@ -69,14 +69,15 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
         for step, seed in dict.fromkeys((run.to_step, run.slot.seed) for run in results)
         if (block := _train_block(_runs_of_rung(results, step, seed), reward_sd))
     ]
-    rows = tuple(row for block in blocks for row in block[0])
+    rows = tuple(row for block in blocks for row in block.rows)
     noise_R_R = np.zeros((len(rows), len(rows)))
     at = 0
     # `select` and training prompts are disjoint: no covariance between blocks.
-    for block_rows, _, block_noise in blocks:
-        noise_R_R[at : at + len(block_rows), at : at + len(block_rows)] = block_noise
-        at += len(block_rows)
-    score_R = np.concatenate([block[1] for block in blocks]) if blocks else np.zeros(0)
+    for block in blocks:
+        end = at + len(block.rows)
+        noise_R_R[at:end, at:end] = block.noise_R_R
+        at = end
+    score_R = np.concatenate([block.score_R for block in blocks]) if blocks else np.zeros(0)
     return Evidence(rows=rows, score_R=score_R, noise_R_R=noise_R_R, reward_sd=reward_sd)
 
 
@@ -108,20 +109,26 @@ def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> t
     return float(gain_I.mean()), max(float(error), min_error)
 
 
-Block = tuple[list[EvidenceRow], np.ndarray, np.ndarray]
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """Scores whose noise is correlated: all `select` scores, or the training scores of one rung and seed."""
+
+    rows: list[EvidenceRow]
+    score_R: np.ndarray
+    noise_R_R: np.ndarray
 
 
-def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> Block:
+def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> _Block:
     gain_R_I = np.array([result.select_rewards_I for result in results.values()], dtype=float) - base_I
     rows = [_row(run, result, run.to_step) for run, result in results.items()]
-    return rows, gain_R_I.mean(axis=1), _noise_of_mean(gain_R_I, reward_sd)
+    return _Block(rows=rows, score_R=gain_R_I.mean(axis=1), noise_R_R=_noise_of_mean(gain_R_I, reward_sd))
 
 
 def _runs_of_rung(results: Mapping[Run, RungResult], step: int, seed: int) -> dict[Run, RungResult]:
     return {run: r for run, r in results.items() if (run.to_step, run.slot.seed) == (step, seed) and r.train_rewards_P}
 
 
-def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> Block | None:
+def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> _Block | None:
     if len(results) < 2:
         return None
     # An arm that joined late started at step 0, so only the last steps are common to all arms.
@@ -136,7 +143,8 @@ def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> Block |
     reward_R_P = np.array([result.train_rewards_P[-num_groups:] for result in results.values()], dtype=float)
     noise = _noise_of_mean(reward_R_P, reward_sd) + (GROUP_OFFSET * reward_sd) ** 2
     mean_R = reward_R_P.mean(axis=1)
-    return [_row(run, result, start) for run, result in results.items()], mean_R - mean_R.mean(), noise
+    rows = [_row(run, result, start) for run, result in results.items()]
+    return _Block(rows=rows, score_R=mean_R - mean_R.mean(), noise_R_R=noise)
 
 
 def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:

@@ -75,7 +75,7 @@ def conclude(
     others = sorted(posterior.candidates[i].layers for i in tied if i != best) if verdict != "clear" else []
     if verdict == "clear":
         probability = posterior.probability_best_C[best]
-        text = f"{name} is best with probability {probability:.3f} (asked for: {config.confidence:g})"
+        text = f"{name} is best with probability {probability:.3f} (required: {config.confidence:g})"
         if len(posterior.candidates) == 1:
             text = f"{name} {'is' if len(posterior.candidates[best].layers) == 1 else 'are'} the only candidate"
     elif verdict == "tied":
