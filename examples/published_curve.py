@@ -1,4 +1,4 @@
-"""Draws the published contribution of every layer of Qwen3-1.7B (arXiv 2607.01232, Table 13), the picture of the README.
+"""Draws the published contribution of every layer of Qwen3-1.7B (arXiv 2607.01232), the picture of the README.
 
     python examples/published_curve.py      # a second on any machine; writes docs/images/qwen3-1.7b.svg
 

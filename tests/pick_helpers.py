@@ -12,8 +12,9 @@ SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "pr
          "device": "cpu", "budget": 1.0}  # fmt: skip
 
 
-def short_pick(out: Path, **options) -> PickResult:
-    return autolayer.pick(**{**SHORT, "out": str(out), **options})
+def short_pick(out: Path, **options: Any) -> PickResult:
+    settings: dict[str, Any] = {**SHORT, "out": str(out), **options}
+    return autolayer.pick(**settings)
 
 
 def decisions(result: PickResult) -> dict:

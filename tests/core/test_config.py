@@ -54,6 +54,7 @@ def test_all_problems_are_named_at_once() -> None:
 
 
 def test_a_model_is_needed() -> None:
+    settings: dict[str, Any]
     for settings in ({}, {"model": None}):
         with pytest.raises(ConfigError, match="--model is missing: give 'tiny'"):
             Config(**settings)
