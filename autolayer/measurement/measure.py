@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Unpack
 
 import numpy as np
@@ -208,7 +207,14 @@ def keep(
         signature=run.signature,
         seed=config.seed,
         notes=tuple(notes),
-        cost={stage: asdict(cost) for stage, cost in costs.items()},
+        cost={
+            stage: {
+                "generated_tokens": cost.generated_tokens,
+                "layer_tokens": cost.layer_tokens,
+                "seconds": cost.seconds,
+            }
+            for stage, cost in costs.items()
+        },
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
         **found,
     )

@@ -37,7 +37,7 @@ class MicroBatchShape:
     """Number of tokens of the longest sequence, prompt and completion together."""
     tokens: int
     """Largest number of tokens in one micro-batch; a micro-batch has at least one sequence."""
-    recompute: bool
+    activation_checkpointing: bool
     """True if activations are recomputed in the backward pass (activation checkpointing)."""
     batch: int
     """Number of sequences in the whole batch."""
@@ -130,11 +130,13 @@ def _working_bytes(model: Any, micro_batches: MicroBatchShape) -> int:
     With recomputation, the activations of that block are added.
     """
     last = (len(find_layers(model)) - 1,)
-    block = activation_bytes(model, last, replace(micro_batches, recompute=False)) * micro_batches.sequences
+    block = (
+        activation_bytes(model, last, replace(micro_batches, activation_checkpointing=False)) * micro_batches.sequences
+    )
     vocabulary, hidden = model.get_output_embeddings().weight.shape
     tokens = micro_batches.sequences * micro_batches.width
     tiles = TILES.get(micro_batches.device, 1) * min(HEAD_TILE, tokens * vocabulary) * model.dtype.itemsize
-    return tiles + 4 * tokens * hidden + (block if micro_batches.recompute else block // 2)
+    return tiles + 4 * tokens * hidden + (block if micro_batches.activation_checkpointing else block // 2)
 
 
 def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape) -> int:
@@ -166,7 +168,7 @@ def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape)
             parameter.requires_grad_(True)
         with (
             _traced_attention(model),
-            checkpoint_activations(model, lowest) if micro_batches.recompute else nullcontext(),
+            checkpoint_activations(model, lowest) if micro_batches.activation_checkpointing else nullcontext(),
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         ):
             model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)

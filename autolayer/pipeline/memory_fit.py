@@ -59,7 +59,7 @@ class MemoryFit:
                 f"TOO LITTLE for one sequence of {shape.width} tokens: give a smaller --max-new-tokens, higher "
                 f"--layers, --adapter lora, or {cure}"
             )
-        how = ", activations recomputed" if shape.recompute else ""
+        how = ", activations recomputed" if shape.activation_checkpointing else ""
         where = f" in each of {shape.shards} processes" if shape.shards > 1 else ""
         return f"fits{where}, with micro-batches of {shape.tokens} tokens{how}"
 
@@ -112,7 +112,12 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
         while choice is not None:
             tokens, recompute = choice
             yield MicroBatchShape(
-                width=width, tokens=tokens, recompute=recompute, batch=batch, device=device, shards=shards
+                width=width,
+                tokens=tokens,
+                activation_checkpointing=recompute,
+                batch=batch,
+                device=device,
+                shards=shards,
             )
             choice = micro_batching.less(tokens, recompute, width)
         if not more_shards or shards >= MAX_SHARDS:

@@ -111,7 +111,9 @@ def least_devices(model: Model) -> str:
         whole = AutoModelForCausalLM.from_config(SHAPES[model.name], dtype=torch.bfloat16)
     trained = sum(parameter.numel() for parameter in layer_parameters(whole, (0,)).values())
     for shards in (2**power for power in range(12)):
-        passing = MicroBatchShape(width=1000, tokens=1000, recompute=True, batch=PROMPTS * GROUP, shards=shards)
+        passing = MicroBatchShape(
+            width=1000, tokens=1000, activation_checkpointing=True, batch=PROMPTS * GROUP, shards=shards
+        )
         held = sum(training_bytes(whole, (0,), passing, num_trained=trained).values())
         if held <= USABLE * DEVICE:
             where = f"{shards} GPU{'s --shard' if shards > 1 else ''}"

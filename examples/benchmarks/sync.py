@@ -66,7 +66,7 @@ def main() -> None:
                 engine.sync_weights()
                 seconds.append(engine.sync_seconds - synced)
                 started = time.perf_counter()
-                engine._check(prompt[0], lambda limit: engine._ask(prompt, [0], [limit], set()))
+                engine._check(prompt[0], lambda limit: engine._generate(prompt, [0], [limit], set()))
                 checks.append(time.perf_counter() - started)
             sent = ((engine.tensors_sent - before[0]) // ROUNDS, (engine.bytes_sent - before[1]) // ROUNDS)
             rows[name] = (*sent, statistics.median(seconds), statistics.median(checks))

@@ -152,7 +152,7 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
     model = meta_model("tiny")
 
     def weights(shards: int, layers: tuple[int, ...]) -> int:
-        micro_batches = MicroBatchShape(width=64, tokens=64, recompute=False, batch=1, shards=shards)
+        micro_batches = MicroBatchShape(width=64, tokens=64, activation_checkpointing=False, batch=1, shards=shards)
         return training_bytes(model, layers, micro_batches, num_trained=1)["weights"]
 
     block = sum(p.nbytes for p in model.model.layers[0].parameters())

@@ -14,7 +14,7 @@ from autolayer.models.layers import layer_parameters
 from autolayer.models.memory_estimate import MicroBatchShape, activation_bytes
 
 WIDTH = 48
-KEEPING = MicroBatchShape(width=WIDTH, tokens=WIDTH, recompute=False, batch=1)
+KEEPING = MicroBatchShape(width=WIDTH, tokens=WIDTH, activation_checkpointing=False, batch=1)
 
 
 def really_kept(model: Any, layers: Layers) -> int:
@@ -57,5 +57,5 @@ def test_layers_below_keep_nothing_and_recomputation_keeps_what_enters() -> None
     assert all(lower > higher for lower, higher in zip(by_lowest, by_lowest[1:], strict=False))
     assert by_lowest[0] > 5 * by_lowest[7]
     entering = WIDTH * 64 * 4
-    again = activation_bytes(model, (2,), replace(KEEPING, recompute=True))
+    again = activation_bytes(model, (2,), replace(KEEPING, activation_checkpointing=True))
     assert 6 * entering <= again < 6 * entering + by_lowest[7] and again < 0.25 * by_lowest[2]
