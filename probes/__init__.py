@@ -3,7 +3,7 @@
 `PROBES` is the whole registry. Every entry runs on one shared batch, appears in every table and is held to one contract
 (tests/probes/test_probes.py). base.py says how to add a probe. Files by what they hold:
 
-* signals: gradient_norm, gain_per_kl, reach, trusted_gain, natural_gain, representation_change, rl_burst, ...
+* signals: gradient_norm, gain_per_kl, reach, trusted_gain, natural_gain, representation_change, rl_burst
 * baselines: baselines
 * what the signals share: context, shared_batch, shared_backward (gradient, gradient_projection), step_response,
   policy_distance

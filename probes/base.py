@@ -41,7 +41,11 @@ class Scores:
 
     @classmethod
     def of_samples(cls, samples_L: Sequence[Sequence[float]]) -> Scores:
-        """Returns mean and standard error of several independent estimates for each layer."""
+        """Returns the mean and standard error of several independent estimates for each layer.
+
+        Args:
+            samples_L: Two or more estimates of each candidate's score, all layers in the candidates' order.
+        """
         return cls(
             scores_L=np.array([np.mean(samples) for samples in samples_L], dtype=float),
             errors_L=np.array([np.std(samples, ddof=1) / np.sqrt(len(samples)) for samples in samples_L], dtype=float),

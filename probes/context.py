@@ -44,11 +44,16 @@ class ProbeContext:
         return [found.gradient for found in self.fold_gradients]
 
     def projected_gradients(self, layer: int) -> ProjectedGradients:
-        """Returns the gradients of single completions by one layer, randomly projected, over the whole batch."""
+        """Returns the randomly projected gradient of every completion of the shared batch by one layer."""
         return projected_gradients(self.folds, self.fold_gradients, layer)
 
     def direction(self, layer: int, without: int) -> Direction:
-        """Returns the sign of the gradient on all folds but one: Adam's first step (arXiv 1412.6980)."""
+        """Returns the sign of the gradient on all folds but one: Adam's first step (arXiv 1412.6980).
+
+        Args:
+            layer: A candidate layer.
+            without: Index of the fold that is left out, on which the direction can then be judged.
+        """
         first, *others = [gradient[layer] for fold, gradient in enumerate(self.gradients) if fold != without]
         return {
             name: sum((other[name].float() for other in others), part.float()).sign() for name, part in first.items()
@@ -87,7 +92,7 @@ class ProbeContext:
         return self._gains[layer]
 
     def reaches(self, layer: int) -> list[float]:
-        """Returns all of `StepResponse.reaches`; zeros for a layer that moves nothing."""
+        """Returns the `StepResponse.reaches` of all folds in one list; zeros for a layer that moves nothing."""
         return [reach for response in self.responses(layer) for reach in response.reaches] or [0.0, 0.0]
 
     def distance_step(self, layer: int) -> float:

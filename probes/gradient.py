@@ -1,4 +1,4 @@
-"""The shared gradient: one backward pass for all layers, of which the device never holds more than one layer's.
+"""The shared gradient: one backward pass for all layers, while the device holds one layer's gradient at a time.
 
 Each parameter's gradient moves to host memory as soon as it is complete and is summed there in float32, so the device
 needs no memory for gradients and micro-batches lose nothing to rounding. The gradient of a complete fold is kept in the
@@ -39,7 +39,7 @@ def streamed_gradient(
         batch: B sequences sampled from these weights.
         advantages_B: Advantage of each sequence, shape (B,).
         layers: Blocks of the model whose gradients are kept.
-        max_sequences: Sequences in a micro-batch; default: as many as the trainer takes.
+        max_sequences: Sequences in a micro-batch. Default: as many as in the trainer's micro-batches.
     """
     started = time.perf_counter()
     model, tokens = bench.model, int(batch.attention_mask.sum())
@@ -49,7 +49,7 @@ def streamed_gradient(
     for parameter in (*flagged, *parameters.values()):
         parameter.requires_grad_(True)
     gradients: dict[str, torch.Tensor] = {}
-    hooks = [p.register_post_accumulate_grad_hook(_mover(name, gradients)) for name, p in parameters.items()]
+    hooks = [p.register_post_accumulate_grad_hook(_move_to_host(name, gradients)) for name, p in parameters.items()]
     try:
         with scoring(model, bench.engine.temperature), bench.micro_batching.checkpointed(layers):
             width = batch.input_ids.shape[1]
@@ -67,14 +67,16 @@ def streamed_gradient(
     gradient: Gradient = {layer: {} for layer in layers}
     for name, layer in owner.items():
         found = gradients.pop(name, None)
-        if found is None:  # an expert that no token was routed to gets no gradient: it is zero
+        if found is None:  # no token was routed to this expert: zero gradient
             found = torch.zeros_like(parameters[name], device="cpu")
         dtype = parameters[name].dtype
-        gradient[layer][name] = found if dtype == torch.float16 else found.to(dtype)  # float16 ends at 65504
+        gradient[layer][name] = (
+            found if dtype == torch.float16 else found.to(dtype)
+        )  # a float16 gradient could overflow
     return gradient
 
 
-def _mover(name: str, gradients: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], None]:
+def _move_to_host(name: str, gradients: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], None]:
     """Returns a hook that adds a parameter's gradient to the one on the host, in float32, and frees the device's."""
 
     def move(parameter: torch.Tensor) -> None:

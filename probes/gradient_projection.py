@@ -28,6 +28,12 @@ class GradientProjector:
     """Keeps one projected gradient for each layer and each sequence of a backward pass.
 
     Two projectors of equal layers and seed use the same directions, so their rows may be compared.
+
+    Args:
+        model: The model whose blocks are observed.
+        layers: Indices of these blocks.
+        side: Random directions on either side of a linear map.
+        seed: Seed of the directions.
     """
 
     def __init__(
@@ -54,7 +60,10 @@ class GradientProjector:
                 handle.remove()
 
     def rows(self, layer: int) -> torch.Tensor:
-        """Returns the projections of a layer, (B, numbers); linear maps without a gradient are left out."""
+        """Returns the projected gradients of a layer, (B, numbers), B sequences in the order of the passes.
+
+        Linear maps without a gradient are left out.
+        """
         parts = [torch.cat(rows) for rows in self._rows[layer] if rows]
         return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0)
 

@@ -17,8 +17,9 @@ DAMPING = 1.0
 class NaturalGain(Probe):
     """Scores a layer by the first-order gain of a natural-gradient step, per square root of its KL divergence.
 
-    Training goes on for many steps and ends up far from its first gradient. The natural gradient asks instead what the
-    layer can tell apart, and prompts that took no part in choosing the direction say whether that carries over.
+    Training makes many steps and ends up far from the direction of its first gradient. The natural gradient weighs each
+    direction by how much it changes the policy, and prompts that took no part in choosing it show whether it carries
+    over.
 
     Formula: with phi_i the randomly projected gradient of log pi(y_i) by the layer, A_i its advantage, F = mean
     phi_i phi_i^T and g = mean A_i phi_i over all prompts but one part's, d = (F + damping)^-1 g:
@@ -39,7 +40,12 @@ class NaturalGain(Probe):
 
 
 def natural_gains(projected: ProjectedGradients, damping: float = DAMPING) -> list[float]:
-    """Returns the score of the class docstring for each part, or zeros for a layer that no gradient reaches."""
+    """Returns one term of `NaturalGain`'s formula for each part, or zeros for a layer that no gradient reaches.
+
+    Args:
+        projected: Projected gradients of the completions by one layer.
+        damping: As `DAMPING`.
+    """
     rows_B_D, advantages_B, part_B = projected.rows_B_D, projected.advantages_B, projected.prompt_B % NUM_PARTS
     gains = []
     for part in range(NUM_PARTS):
@@ -54,7 +60,13 @@ def natural_gains(projected: ProjectedGradients, damping: float = DAMPING) -> li
 
 
 def natural_direction(rows_B_D: torch.Tensor, advantages_B: torch.Tensor, damping: float) -> torch.Tensor:
-    """Returns (F + damping * mean eigenvalue)^-1 g, (D,), computed by the smaller of the two Gram matrices."""
+    """Returns (F + damping * mean eigenvalue)^-1 g, (D,), computed by the smaller of the two Gram matrices.
+
+    Args:
+        rows_B_D: Projected gradients phi, shape (completions, projected dimension).
+        advantages_B: Advantage of each completion, shape (completions,).
+        damping: As `DAMPING`.
+    """
     count, width = rows_B_D.shape
     added = damping * float(rows_B_D.square().sum()) / count / max(1, min(count, width))
     if added <= 0:

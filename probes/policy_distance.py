@@ -16,7 +16,7 @@ TARGET_DISTANCE = 1.5
 NUM_DISTANCE_STEPS = 3
 """Steps tried on the way to the target distance."""
 MAX_REACH = 10.0
-"""Bound of the answer: at most this many times longer or shorter than the step of a linear policy."""
+"""Bound of the result: at most this many times longer or shorter than the step that a linear policy would need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ def find_distance_steps(distances_at: Callable[[float], Sequence[float]], linear
     Args:
         distances_at: Distance, in nats, after a step, by each of several equal parts of the completions.
         linear_step: The step that would do it if the policy moved in proportion to the step.
+
+    Returns:
+        The step by all completions, and by each part of them.
     """
     tried: list[tuple[float, Sequence[float]]] = []
 

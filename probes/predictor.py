@@ -56,9 +56,13 @@ class Model:
     """A fitted linear combination of probe scores."""
 
     weights_F: np.ndarray
+    """Contribution per standard deviation of each of `FEATURES`."""
     level: float
+    """Mean contribution of a model's layers."""
     level_sd: float
+    """Standard deviation of that mean for a new model."""
     deviation: float
+    """Standard deviation of one layer's error relative to the model's mean, on bases that were left out."""
     num_environments: int
     num_parameters: int
     """Size of the largest model it has learned from."""
@@ -84,6 +88,9 @@ def predict(
         num_layers: Blocks of the model.
         model: `fit` to measured environments, none of them of this base unless the user measured it.
         num_parameters: Size of the model; from `SMALL` on, the published curves are a prior.
+
+    Returns:
+        Predicted contribution of each candidate, with an interval of coverage `INTERVAL`.
     """
     errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else _fallback()
     centred_L = model.centred({name: scores.scores_L for name, scores in probes.items()}, len(layers))
@@ -108,6 +115,12 @@ def fit(known: Sequence[KnownEnvironment]) -> Model:
     There are three candidates, from simple to free: the fallback's weights with a learned scale, the single probe that
     does best, and free weights for all. It takes the simplest whose error on left-out bases is within one standard
     error of the least (Breiman et al. 1984).
+
+    Args:
+        known: Measured environments.
+
+    Returns:
+        The fitted model; fixed weights where there are fewer than `MIN_BASES` bases.
     """
     if len({environment.base for environment in known}) < MIN_BASES:
         return _fallback()
@@ -138,7 +151,7 @@ def _learn(
     Returns:
         The weights, (F,), and their mean square error on each environment when its base is left out, (E,).
     """
-    scale = np.linalg.norm(mixtures_K_F, axis=1, keepdims=True)  # the penalty is for inputs of deviation 1
+    scale = np.linalg.norm(mixtures_K_F, axis=1, keepdims=True)  # the penalties assume inputs of deviation 1
     mixed = [(x_R_F @ (mixtures_K_F / scale).T, y_R) for x_R_F, y_R in rows]
     errors_P_E = _left_out_errors(known, mixed)
     best = int(errors_P_E.mean(1).argmin())

@@ -1,4 +1,4 @@
-"""Probe `reach`: how far a layer can be moved before the policy runs away from the base."""
+"""Probe `reach`: how far a layer can be moved until the policy is a fixed distance from the base."""
 
 from __future__ import annotations
 
@@ -31,11 +31,17 @@ class Reach(Probe):
 
 
 def reach_scores(reaches_L: Sequence[Sequence[float]]) -> Scores:
-    """Geometric means; their relative error is taken to be the same for every layer, since each has few samples."""
+    """Returns the geometric mean of each layer's samples.
+
+    The relative error is taken to be the same for every layer, since each has few samples.
+
+    Args:
+        reaches_L: One or more positive samples of each candidate; a layer with a sample of 0 scores 0.
+    """
     alive_L = np.array([min(reaches) > 0 for reaches in reaches_L])
     logs_L = [np.log(np.maximum(reaches, 1e-9)) for reaches in reaches_L]
     scores_L = np.where(alive_L, np.exp([np.mean(logs) for logs in logs_L]), 0.0)
     several = [logs for logs, alive in zip(logs_L, alive_L, strict=True) if alive and len(logs) > 1]
-    # Of a single sample the error is not known: it counts as large as the value itself.
+    # A single sample does not tell its error, which is then taken to be as large as the value.
     relative = float(np.mean([np.var(logs, ddof=1) / len(logs) for logs in several])) ** 0.5 if several else 1.0
     return Scores(scores_L=scores_L, errors_L=scores_L * relative)

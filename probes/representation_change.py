@@ -1,4 +1,4 @@
-"""Probe `representation_change`: whether a layer can move rewarded completions apart from unrewarded ones."""
+"""Probe `representation_change`: how well a layer's step moves rewarded completions apart from unrewarded ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RepresentationChange(Probe):
 
 
 def aligned_share(response: StepResponse) -> float:
-    """S of the class docstring for one fold; 0 where nothing moves or no reward differs."""
+    """Returns S of the formula above for one fold; 0 where nothing moves or no reward differs within a prompt."""
     group_size = response.fold.rollouts.group_size
     movement_B_D = _centred(response.movement_B_D, group_size)
     advantages_B = _centred(response.fold.advantages_B.to(movement_B_D), group_size)

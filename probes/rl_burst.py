@@ -1,4 +1,4 @@
-"""Probe `rl_burst`: what a few real RL steps on a layer bring."""
+"""Probe `rl_burst`: the gain in reward after a few real RL steps on a layer."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class FoldGradients:
     gradient: Gradient
     """Gradient of the expected reward by each layer."""
     projector: GradientProjector
-    """Random projections of each completion's share of it."""
+    """Random projections of each completion's own part of that gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class ProjectedGradients:
     """Gradients of log pi(completion) by one layer, randomly projected, of the completions that have an advantage."""
 
     rows_B_D: torch.Tensor
-    """float64."""
+    """Shape (completions, projected dimension), in float64."""
     advantages_B: torch.Tensor
     prompt_B: torch.Tensor
     """Number of each completion's prompt in the shared batch."""
 
 
 def shared_backward(bench: Workbench, folds: Sequence[Fold], layers: tuple[int, ...]) -> list[FoldGradients]:
-    """Goes through every fold once, forward and backward.
+    """Runs one forward and backward pass over every fold.
 
     Args:
         bench: Workbench with the base weights loaded.
@@ -56,14 +56,21 @@ def shared_backward(bench: Workbench, folds: Sequence[Fold], layers: tuple[int, 
     return found
 
 
-def projected_gradients(folds: Sequence[Fold], passes: Sequence[FoldGradients], layer: int) -> ProjectedGradients:
+def projected_gradients(
+    folds: Sequence[Fold], fold_gradients: Sequence[FoldGradients], layer: int
+) -> ProjectedGradients:
     """Joins one layer's projections over all folds.
 
     The backward pass weighs each completion by its advantage, and dividing by that gives the completion's own
-    gradient. Completions without an advantage are left out, as they are from every gradient.
+    gradient. Completions with an advantage of 0 are left out, because their gradient is not known.
+
+    Args:
+        folds: The shared batch.
+        fold_gradients: The results of the backward pass over each fold.
+        layer: A candidate layer.
     """
     rows, advantages, prompts, first_prompt = [], [], [], 0
-    for fold, found in zip(folds, passes, strict=True):
+    for fold, found in zip(folds, fold_gradients, strict=True):
         count, has = len(fold.advantages_B), fold.advantages_B != 0
         rows_B_D = found.projector.rows(layer).double()
         if not rows_B_D.numel():  # no gradient gets to this layer

@@ -1,7 +1,7 @@
 """The shared batch: the prompts and completions that all probes look at, divided into folds as in cross-validation.
 
-A direction is computed on all folds but one and judged on the one left out, because on the completions that it was
-computed from every layer would look good.
+A direction is computed on all folds but one and judged on the fold left out. On the completions that it was computed
+from, the direction of every layer would look good.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Fold:
 
 
 def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
-    """Returns some rollouts with their score batch and advantages."""
+    """Makes a fold of rollouts: their score batch and advantages are computed here."""
     rewards_P_G = rollouts.rewards_P_G()
     scale = rollouts.group_size / (rollouts.group_size - 1)
     advantages_P_G = (rewards_P_G - rewards_P_G.mean(1, keepdim=True)) * scale

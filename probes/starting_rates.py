@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from autolayer.probes.context import ProbeContext
 
 STEPS_TO_DISTANCE = 10
-"""Adam steps in one direction after which a short run is `TARGET_DISTANCE` from the base. Of the values tried, the
-first steps of a race tell most about what layers are worth at this one (examples/RESULTS.md)."""
+"""Adam steps in one direction after which a short run is `TARGET_DISTANCE` from the base. Of the values tried, this
+one lets the first steps of a race tell most about the layers' contributions (examples/RESULTS.md)."""
 RANDOM_WALK_FACTOR = 1.4
-"""Longer runs start slower, as a random walk would: they are to be `TARGET_DISTANCE` away after this many times the
-square root of their steps."""
+"""A long run is planned to be `TARGET_DISTANCE` from the base after this many times the square root of its steps, as a
+random walk would be. So longer runs start at lower rates."""
 MAX_RATIO = 3.0
-"""A rate this many times the median layer's is taken for an error of measurement: few prompts make some, and a run that
-starts too fast destroys the policy while one that starts too slow only learns less. True ones go up to about 2.8."""
+"""Rates are lowered to at most this many times the median layer's. A higher one is taken for a measurement error, which
+few prompts can cause: too high a rate destroys the policy, too low a one only learns less. True ratios reach 2.8."""
 
 
 def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:

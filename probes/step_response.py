@@ -76,11 +76,17 @@ class StepResponses:
         return self.bench.scorer.log_probs(batch).double().sum(1)
 
     def measure(self, layer: int, fold: int, direction: Direction, num_prompts: int) -> StepResponse:
-        """Measures the response on some prompts of a fold, and on more where these cannot tell the deviation.
+        """Measures the response on the first prompts of a fold, whose number is doubled while the deviation is 0.
 
-        Their completions may be all alike, or two estimates have nothing in common: in bf16 that is rounding, on few
-        completions curvature. Where they disagree on the whole fold as well, one estimate is taken, so that a layer
-        that moves the policy is not taken for dead.
+        It is 0 if all completions are alike, or if its two estimates are uncorrelated, in bf16 because of rounding and
+        on few completions because of curvature. On the whole fold, a single estimate is taken in that case, so that a
+        layer that moves the policy does not count as one that moves nothing.
+
+        Args:
+            layer: The layer to move.
+            fold: Index of the fold.
+            direction: Sign step of each of the layer's parameters.
+            num_prompts: Number of prompts to begin with.
         """
         while True:
             is_whole = num_prompts >= self.folds[fold].num_prompts

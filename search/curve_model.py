@@ -40,12 +40,13 @@ SEED_SD = 0.07
 """Standard deviation between training seeds of one arm, in contribution: .1 in the small environments, less with
 larger batches."""
 DEPTH_CORRELATION = 0.5
-"""Correlation of the prediction's errors in neighbouring layers. Contributions are smooth in depth but for cliffs."""
+"""Correlation of the prediction's errors in neighbouring layers. Contributions are smooth in depth,
+except for a few sharp drops."""
 DEPTH_LENGTH = 0.15
 """Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
 TRUST = ((1.0, 0.35), (0.5, 0.3), (0.0, 0.35))
 """Grid of trust in the prediction, as pairs of weight and prior probability. Every signal that was tried is useless
-somewhere. In race_simulation.py more doubt costs little if the prediction is good and saves much if it is not."""
+somewhere. In race_simulation.py, more doubt costs little if the prediction is good and saves much if it is not."""
 TIME_CONSTANTS = (0.05, 0.15, 0.4, 1.5)
 """Grid of c, as shares of the full run. With the largest, g_c is nearly a straight line."""
 FULL_GAINS = tuple(float(x) for x in 0.4 * np.exp(np.linspace(-2.0, 2.0, 9)))

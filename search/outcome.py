@@ -132,7 +132,7 @@ def _ranking(
                     )
                 )
         arm = _winner(state, posterior, index)
-        shown = next((r for r in rungs if (r.steps, r.learning_rate, r.seed) == _place(arm)), None)
+        shown = next((r for r in rungs if (r.steps, r.learning_rate, r.seed) == _arm_key(arm)), None)
         rows.append(
             RacedCandidate(
                 layers=candidate.layers,
@@ -152,5 +152,5 @@ def _ranking(
     return tuple(rows[i] for i in order)
 
 
-def _place(arm: Arm) -> tuple[int, float, int]:
+def _arm_key(arm: Arm) -> tuple[int, float, int]:
     return arm.step, arm.learning_rate, arm.seed

@@ -16,6 +16,7 @@ from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, open_
 
 RUN_ONCE_STUDY = "autolayer-run-once"
 RUN_ONCE_POLL_SECONDS = 1.0
+"""Time between two checks whether another worker has finished the work."""
 
 
 def run_once(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:

@@ -29,7 +29,7 @@ from autolayer.reporting.contribution import Contribution
 from autolayer.reporting.results import PickResult
 
 MIN_COMMON_LAYERS = 4
-"""Common layers: with three, one random ranking in six is perfect."""
+"""Smallest number of common layers. With three, one random ranking in six is perfect."""
 MIN_FILES_FOR_INTERVAL = 3
 """Files needed for an interval over files."""
 BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
@@ -48,6 +48,9 @@ def compare(
         measured: Run folders of `measure`, contribution.json or CSV files, 'published:qwen3-1.7b', or what `measure`
             returned; one comparison each.
         out: A folder to write comparison.json and the figure to.
+
+    Returns:
+        One judgement for each measured curve, and their mean if there are several.
 
     Raises:
         AutolayerError: A file cannot be read, belongs to another model, or shares too few layers; or a figure is
@@ -157,7 +160,7 @@ def _rows(
         rows.append(judge.row("prediction", "prediction", judge.prediction_L, band))
     rows.append(judge.random(depth_prior.level_interval(layers) if predicted.band else None))
     for name in depth_prior.DEPTH_BASELINES:
-        # Only the published rule comes with an idea of how far it may be off.
+        # Of the depth baselines, only the published one has an estimate of its error.
         band = depth_prior.position_interval(layers, num_layers) if predicted.band and name == "position" else None
         rows.append(judge.row(name, "baseline", depth_prior.scores(name, layers, num_layers), band))
     return *rows, *(judge.row(name, "probe", scores_L) for name, scores_L in probes.items())

@@ -27,7 +27,9 @@ class JudgedRanking:
     picks: tuple[int, ...] = ()
     """Layers of the highest score; empty for `random`, and in a mean."""
     spearman: float | None = None
+    """Rank correlation with the measured contributions; the other metrics are defined in metrics.py too."""
     share_of_ceiling: float | None = None
+    """`spearman` divided by the noise ceiling."""
     kendall: float | None = None
     spearman_without_depth: float | None = None
     kendall_without_depth: float | None = None
@@ -119,11 +121,11 @@ class Comparison:
     schema_version: int = COMPARISON_SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts and numbers."""
+        """Returns plain lists, dicts and numbers."""
         values = asdict(self)
         ordered = {name: values[name] for name in ("schema_version", "comparisons", "mean")}
         return json.loads(json.dumps(ordered, allow_nan=False))
 
     def to_json(self) -> str:
-        """The text of comparison.json, without its last newline. `--json` prints exactly this."""
+        """Returns the text of comparison.json without its last newline; `--json` prints exactly this."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)

@@ -1,7 +1,7 @@
 """Curves over layers: the two records that `compare` works on, CSV files, and the published curve by name.
 
-Layers are integers and numbers are finite; what does not fit is refused with the place where it stands. JSON files and
-run folders are read in sources.py. No torch.
+Layers are integers and numbers are finite; anything else is refused with its place in the file. JSON files and run
+folders are read in sources.py. No torch.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def from_csv(text: str, path: Path) -> PredictedCurve | MeasuredCurve:
         The column `contribution` makes it measured (intervals of 95%), `predicted` a prediction (of 80%).
 
     Raises:
-        DataError: What does not fit, with its line.
+        DataError: The table has another form. The message names the line.
     """
     if "\0" in text:
         raise DataError(f"{path} is not a text file: give {ACCEPTED_SOURCES}.")

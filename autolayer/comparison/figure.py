@@ -1,4 +1,4 @@
-"""The figure of a comparison: contribution by depth, measured and predicted, and what the baselines would have taken.
+"""The figure of a comparison: contribution by depth, measured and predicted, and the baselines' choices.
 
 matplotlib is an extra (`autolayer[figures]`) and is imported only when a figure is drawn. The files are the same for
 the same numbers: no date, no random ids. Left out on purpose: single probes, whose scales have nothing in common.

@@ -1,7 +1,7 @@
 """Metrics of a prediction of contribution against the measured one. Pure functions on numpy arrays.
 
-A value that does not exist (the rank correlation of a constant) is None, never 0 or NaN. Scores that differ by rounding
-only count as tied, and wherever ties leave a choice open the expected value over all choices is given.
+A value that does not exist (the rank correlation of a constant) is None, never 0 or NaN. Scores that differ only by
+rounding are tied. Where ties leave a choice open, a metric is its expected value over all choices.
 
 Arrays: _L layers, _S training seeds, _N ways to break ties. Their uncertainty under noise is in resampling.py.
 """
@@ -18,7 +18,7 @@ from scipy import stats
 ROUNDING = 1e-9
 """Relative difference below which two scores are the same: |.6 - .4| and |.2 - .4| are equal on paper only."""
 LEAST_WITHOUT_DEPTH = 6
-"""Layers needed to remove a quadratic trend: three are fitted away, and on three ranks there is nothing to say."""
+"""Smallest number of layers from which a quadratic trend is removed: the fit uses up three, and three say nothing."""
 
 
 def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
@@ -98,7 +98,7 @@ def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike, *, top: int = 1) ->
 
 
 def picks(scores_L: ArrayLike) -> list[int]:
-    """Returns the places of the highest score: one, or all that are tied for it."""
+    """Returns the indices of the highest score: one, or all that are tied for it."""
     ranks_L = dense_ranks(scores_L)
     return np.flatnonzero(ranks_L == ranks_L.max()).tolist()
 
@@ -140,7 +140,7 @@ def checked(values: ArrayLike) -> np.ndarray:
     """Returns the values as an array of floats.
 
     Raises:
-        ValueError: Nothing there, or a number that is not finite: a failure must not become a metric.
+        ValueError: The array is empty or holds a number that is not finite; a failure must not become a metric.
     """
     array = np.asarray(values, dtype=float)
     if array.size == 0 or not np.isfinite(array).all():

@@ -1,8 +1,8 @@
 """Uncertainty of a comparison of predictions: chance, the measurement's own noise, and the choice of files.
 
-Three questions are answered by resampling: would a random ranking do as well (`chance`), would a repeated measurement
-reverse two predictions (`difference_under_noise`), would other files (`bootstrap_interval`). The random state is fixed,
-so that the same input gives the same answer.
+Three questions are answered by resampling. Would a random ranking do as well (`chance`)? Would a repeated measurement
+reverse the order of two predictions (`difference_under_noise`)? Would other files reverse it (`bootstrap_interval`)?
+The random state is fixed, so that the same input gives the same answer.
 
 Arrays: _L layers, _E environments (one measured file each), _D draws.
 """

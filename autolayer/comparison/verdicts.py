@@ -181,11 +181,11 @@ def _ranked(rows: Iterable[JudgedRanking], kind: str) -> list[JudgedRanking]:
 
 
 def _value(number: float | None) -> str:
-    return "-" if number is None else f"{round(number, 2) + 0.0:.2f}"  # + 0.0: a loss of -0.00 is none
+    return "-" if number is None else f"{round(number, 2) + 0.0:.2f}"  # + 0.0 turns -0.00 into 0.00
 
 
 def _layers(layers: Sequence[int]) -> str:
-    """'layer 3', or 'layers 0-3 and 7'."""
+    """Returns the name of some layers: 'layer 3', or 'layers 0-3 and 7'."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -197,5 +197,5 @@ def _layers(layers: Sequence[int]) -> str:
 
 
 def _names(words: Sequence[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
+    """Returns some words as a list in a sentence: 'a', 'a and b', 'a, b and c'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

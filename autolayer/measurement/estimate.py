@@ -22,7 +22,7 @@ from autolayer.core.statistics import Interval
 
 NUM_BOOTSTRAP_DRAWS = 4000
 DRAWS_PER_CHUNK = 500
-"""Draws computed at a time: with many items the weights of all draws would not fit the memory."""
+"""Draws computed at a time. With many items, the weights of all draws would not fit into memory."""
 
 ESTIMATOR = (
     "value: mean gain over the seeds divided by the mean full-parameter gain (for full: the gain itself); interval: "
@@ -44,7 +44,9 @@ class Estimate:
     best: tuple[int, ...]
     """Row of the best layer, then the rows of those that cannot be told apart from it at the interval's level."""
     seed_sd: float | None
+    """Standard deviation of one training run's gain between seeds, in reward; None with a single seed."""
     ceiling: float | None
+    """Noise ceiling; see `ceiling`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ def estimate(
     """Estimates contributions.
 
     Args:
-        gain_A_S_I: Gain over the base model by arm (layers in order, full last), training seed and item.
+        gain_A_S_I: Gain in reward over the base model, shape (arms, training seeds, items); the layers in order, then
+            full-parameter RL.
         level: Coverage of the intervals.
         num_draws: Bootstrap draws.
         seed: Seed of the bootstrap.
@@ -137,7 +140,7 @@ def ceiling(gain_L_S_I: np.ndarray, noise: SeedNoise) -> float | None:
         return None
     mean_L_I = gain_L_S_I.mean(1)
     observed = float(mean_L_I.mean(1).var(ddof=1))
-    # Items that are easy to gain on are so for all layers: only differences between layers count.
+    # Some items are easier for all layers alike, so only differences between layers count.
     apart_L_I = mean_L_I - mean_L_I.mean(0)
     sampling = float(apart_L_I.var(1, ddof=1).sum()) / (num_layers - 1) / num_items
     if observed == 0:
@@ -156,7 +159,7 @@ def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.
         parts.append(weight_D_I @ mean_A_I.T)
     draws_D_A = np.concatenate(parts)
     if num_seeds > 1:
-        # Few runs know their own spread badly: a chi-square draw makes Student's tails of the normal ones.
+        # The variance of few runs is uncertain itself: drawing it from a chi-square turns normal tails into Student's.
         spread_D = noise.freedom / random.chisquare(noise.freedom, num_draws)
         own_D = np.maximum(0.0, noise.residual * spread_D - noise.items)
         draws_D_A += random.normal(size=(num_draws, num_arms)) * np.sqrt(own_D / num_seeds)[:, None]

@@ -124,6 +124,14 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the fields of the record that follow from the rewards.
 
+    Args:
+        run: The run.
+        probed: The probes' report; its layers that move the policy were measured.
+        grid: Learning rates that every arm was tried at.
+        chosen: Learning rate of each arm, the layers in order, then full-parameter RL.
+        base_I: Reward of the base model on each item.
+        rewards_A_S_I: Reward of each arm, training seed and item.
+
     Raises:
         DataError: The full-parameter gain is not clearly above 0, so there is no ratio.
     """

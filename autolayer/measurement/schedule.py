@@ -20,7 +20,8 @@ FINALISTS = 3
 """Number of rates that continue from a quarter of the steps to all steps. With two, a layer whose gain comes late lost
 its best rate to evaluation noise (LayerBench, gap)."""
 RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
-"""The default grid: factor between neighbours (wider where more than the most would be needed), fewest, most."""
+"""The default grid: factor between neighbouring rates, and the smallest and largest number of rates. The factor is
+larger where the span would need more rates than that."""
 GRID_MARGIN = 2.0
 """The default grid goes from the full-parameter starting rate divided by this to a layer's largest times this."""
 
@@ -91,7 +92,7 @@ def spread(low: float, high: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurePlan:
-    """`--dry-run` of measure."""
+    """The plan that `autolayer measure --dry-run` prints."""
 
     run: RunPlan
     schedule: Schedule
@@ -104,12 +105,12 @@ class MeasurePlan:
         return self.schedule.total / self.schedule.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for --json."""
+        """Returns plain values, for --json."""
         plain = {"config": self.run.config.model_dump(), "layers": list(self.run.candidates), "rates": self.rates}
         return {**plain, **asdict(self.schedule), "total_steps": self.schedule.total, "full_runs": self.num_full_runs}
 
     def render(self) -> RenderableType:
-        """A table for the terminal."""
+        """Returns a table for the terminal."""
         from rich.table import Table
 
         config, schedule, table = self.run.config, self.schedule, Table(box=None, show_header=False, pad_edge=False)

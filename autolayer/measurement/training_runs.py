@@ -27,7 +27,7 @@ MEASURED_FILE = "measured.json"
 
 
 class TrainingRuns:
-    """Trains arms, or reads the rewards that an earlier, interrupted run left of them."""
+    """Trains arms and scores them, or reads the rewards that an interrupted run has recorded."""
 
     def __init__(self, run: RunContext, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
         self.bench, self.config = run.bench, run.config
@@ -64,7 +64,7 @@ class TrainingRuns:
                 arm = Arm(layers=layers, learning_rate=rate, seed=seed)
                 rewards_I = self._trained(arm, start, self.schedule.steps, "eval")
                 if rewards_I is None:
-                    break  # the rate is out, whatever the other seeds say: the next best is taken
+                    break  # a rate that fails on one seed is excluded, and the loop takes the next best
                 self.bench.checkpoints.delete(arm)
                 rewards_S.append(rewards_I)
             else:
@@ -80,13 +80,13 @@ class TrainingRuns:
             self._delete_checkpoints(layers, ranked[FINALISTS:])
             best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
             if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
-                chosen = self._steadiest(layers, best)
+                chosen = self._smallest_good_rate(layers, best)
                 self._delete_checkpoints(layers, [rate for rate in best if rate != chosen])
                 return chosen
         reason = self.records.failure(layers, self.grid[0])
         raise TrainingError(f"{name_of(layers)} failed at every learning rate of the grid, at the smallest: {reason}")
 
-    def _steadiest(self, layers: Layers, ranked: Sequence[float]) -> float:
+    def _smallest_good_rate(self, layers: Layers, ranked: Sequence[float]) -> float:
         """Returns the smallest rate within one standard error of the best: a larger one may fail on the next seed.
 
         The one-standard-error rule of Breiman et al. (1984), on paired items.
@@ -151,7 +151,7 @@ class TrainingRuns:
         return self.records.rewards[key]
 
     def _advance(self, steps: int, arm: Arm) -> None:
-        left = (self.bar.total or 0) - self.bar.completed  # a rate that fails late costs steps nobody had planned
+        left = (self.bar.total or 0) - self.bar.completed  # a rate that fails late costs more steps than planned
         note = f"{name_of(arm.layers)}, rate {arm.learning_rate:g}, seed {arm.seed}"
         self.bar.advance(max(0, min(steps, left)), note)
 

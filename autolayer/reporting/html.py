@@ -82,7 +82,15 @@ class Figure:
 
 
 def draw(rows: Sequence[RankingRow], num_layers: int) -> Figure | None:
-    """Places the predicted and measured contributions by depth; returns None where there are none."""
+    """Computes the figure of the predicted and measured contributions by depth.
+
+    Args:
+        rows: Rows of the ranking.
+        num_layers: Blocks of the model.
+
+    Returns:
+        The figure, or None if no row has a value.
+    """
     values = [value for row in rows for value in _numbers(row) if value is not None]
     if not values:
         return None

@@ -49,7 +49,7 @@ __all__ = [
 
 
 class BuiltIn(NamedTuple):
-    """A task that ships."""
+    """A task that is part of the package."""
 
     description: str
     """One line for `autolayer tasks`."""
@@ -135,12 +135,15 @@ def load_task(config: Config, *, chat: bool) -> Task:
         config: The configuration.
         chat: Whether the model has a chat template. Built-in tasks then use messages.
 
+    Returns:
+        The task, whose prompts are checked.
+
     Raises:
         AutolayerError: The data cannot be read, or do not fit the model.
     """
     check_name(config)
     if config.data is not None and config.reward is not None:
-        # The reward first: its errors show at once, a large file takes a while.
+        # The reward is loaded first, because its errors show at once and a large file takes a while to read.
         reward = load_reward(config.reward)
         task = load_jsonl(config.data, reward)
     else:

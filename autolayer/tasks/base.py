@@ -128,9 +128,9 @@ class Task:
 
 
 def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
-    """Returns the split of a prompt, 70/10/10/10, which depends on nothing but the prompt.
+    """Returns the split of a prompt, 70/10/10/10, by a hash of the prompt alone.
 
-    So a file that grows never moves a prompt from `train` to `eval`.
+    A file that grows therefore never moves a prompt from `train` to `eval`.
     """
     return SPLITS[max(0, prompt_hash(prompt) % 10 - 6)]
 

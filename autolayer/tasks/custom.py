@@ -36,6 +36,12 @@ def parse_reference(option: str, text: str) -> tuple[Path, str]:
     Args:
         option: `--task` or `--reward`, for the message.
         text: What the user wrote.
+
+    Returns:
+        The path of the file, and the name in it.
+
+    Raises:
+        ConfigError: The text has another form, or the file does not exist.
     """
     wanted = "function" if option == "--reward" else "NAME"
     file, _, name = text.rpartition(":")  # from the right: C:\tasks.py:NAME
@@ -57,6 +63,13 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
     NAME is a `Task`, or a function or class that makes one. It may take `config` (the run's `Config`) and `chat`
     (whether the model has a chat template). Or it is a class that follows TRL's `environment_factory` and says in a
     class method `rows()` which episodes there are (autolayer/tasks/agent/tool_environment.py shows one).
+
+    Args:
+        config: The run's configuration; its `task` is FILE.py:NAME.
+        chat: Whether the model has a chat template.
+
+    Raises:
+        AutolayerError: The file cannot be imported, has no such name, or makes no task.
     """
     path, name = parse_reference("--task", config.task)
     value = _attribute("--task", path, name)
@@ -79,7 +92,11 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
 
 
 def load_reward(reference: str) -> Callable[..., Any]:
-    """Loads the function of `--reward FILE.py:function`."""
+    """Loads the function of `--reward FILE.py:function`.
+
+    Raises:
+        AutolayerError: The file cannot be imported or has no such name, or it is not a function.
+    """
     path, name = parse_reference("--reward", reference)
     function = _attribute("--reward", path, name)
     if inspect.isclass(function) or not callable(function):
@@ -101,7 +118,7 @@ def _make(factory: Callable[..., Any], reference: str, offered: dict[str, Any]) 
     except AutolayerError:
         raise
     except Exception as error:
-        raise DataError(f"--task {reference} raised {type(error).__name__}: {error}{_line(error)}.") from error
+        raise DataError(f"--task {reference} raised {type(error).__name__}: {error}{_where(error)}.") from error
 
 
 def _attribute(option: str, path: Path, name: str) -> Any:
@@ -135,11 +152,11 @@ def _import(option: str, path: Path) -> types.ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         text = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{option}: importing {path} failed with {text}{_line(error)}. Mend that file.") from error
+        raise ConfigError(f"{option}: importing {path} failed with {text}{_where(error)}. Mend that file.") from error
     return module
 
 
-def _line(error: BaseException) -> str:
+def _where(error: BaseException) -> str:
     """Returns ' (file:line)' of the innermost frame, or '' for a syntax error, which names its own line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     return "" if isinstance(error, SyntaxError) or not frames else f" ({frames[-1].filename}:{frames[-1].lineno})"

@@ -53,7 +53,7 @@ class Environment(Protocol):
 MakeEnvironment = Callable[[], Environment]
 
 LIMIT = 300.0
-"""Seconds that an environment may take to begin, for a step and to finish. A large game takes a while to load."""
+"""Seconds that one call of an environment may take. A large game takes a while to load."""
 
 
 def make(make_environment: MakeEnvironment) -> Environment:
@@ -78,7 +78,7 @@ def make(make_environment: MakeEnvironment) -> Environment:
 
 
 def begin(environment: Environment, row: Mapping[str, Any]) -> str:
-    """The first observation.
+    """Begins an episode and returns the first observation.
 
     Raises:
         EpisodeError: The environment raised, or returned no text.

@@ -1,7 +1,7 @@
 """Reads and checks public data sets of the Hugging Face Hub, through `datasets` or from a local copy.
 
-A data set that cannot be read is never replaced by another one, whose score would be taken for a score on it. Left out
-on purpose: streaming, since splits are cut by hash and need every row.
+A data set that cannot be read is never replaced by another one, because the score would be taken for a score on the
+first. Left out on purpose: streaming, since splits are cut by hash and need every row.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The questions are those of one fixed seed, each once, cut into the four splits. The reward is the data set's own
 `score_answer`, between 0 and 1, on the content of <answer></answer>. It runs in processes that can be killed, without
 `eval` (math/disarm.py): some of these functions would run what a model writes. Left out on purpose: the curricula,
-whose difficulty would change under a comparison, and `codeio`, which runs programs out of a data file.
+whose difficulty would change during a comparison, and `codeio`, which runs programs out of a data file.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _score(answers: Sequence[str | None], golds: Sequence[str], log_metric: Any)
         )
     if log_metric is not None:
         log_metric("answers/unjudged", len(failed) / max(1, len(reasons)))
-    # An 'error' is a scorer that does not expect nonsense; a kill may have hit a right answer.
+    # An 'error' means that the scorer cannot read nonsense. A killed scorer may have had a right answer.
     killed = len(failed) - failed.count("error")
     if killed > max(2, MAX_KILLED * len(reasons)):
         raise RewardError(

@@ -22,6 +22,7 @@ from autolayer.core.errors import RewardError
 LARGEST = 3.4e38  # TRL keeps rewards in float32; what exceeds it would become infinite there
 
 PASSED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Arguments that a reward gets besides the columns of the data."""
 
 
 def as_completion(prompt: Any, text: str) -> Any:
@@ -49,6 +50,16 @@ def call_reward(
 
     Coroutines are awaited, as TRL does.
 
+    Args:
+        function: A reward function in TRL's signature.
+        prompts: The prompt of each completion, a text or a message list.
+        completions: The completions in TRL's form (`as_completion`).
+        completion_ids: The tokens of each completion.
+        trainer_state: TRL's trainer state, None outside of training.
+        log_extra: Called by the reward to log columns of samples.
+        log_metric: Called by the reward to log a number under a name.
+        columns: The other columns of the rows, one value per completion.
+
     Raises:
         RewardError: The function raised, or returned something else. The message shows the first such sample.
     """
@@ -64,7 +75,7 @@ def call_reward(
         )
         if inspect.isawaitable(result):
             result = wait_for(result)
-        # Inside the `try`: a generator runs the user's code only now.
+        # Still inside the `try`, because a generator runs the user's code only here.
         values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
     except RewardError:
         raise

@@ -30,7 +30,11 @@ _caller: _Caller | None = None
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Returns what a call returns.
+    """Calls a function with a time limit and returns its value.
+
+    Args:
+        seconds: The time limit.
+        call: The function; it runs in a thread of its own.
 
     Raises:
         TimeoutError: The call takes longer. It continues in its thread, which ends with the process.

@@ -57,7 +57,7 @@ class AlfredGame:
         self._game = textworld.start(row["game"], infos, wrappers=[demangler(shuffle=False)])
         state = self._game.reset()
         self._admissible = list(state["admissible_commands"])
-        _, _, text = state["feedback"].partition("=-")  # the greeting
+        _, _, text = state["feedback"].partition("=-")  # drops the greeting
         return self._observation(text or state["feedback"])
 
     def step(self, action: str) -> Step:

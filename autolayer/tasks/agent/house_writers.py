@@ -1,9 +1,8 @@
 """Defines players of `agent:house`: an explorer, and the careless writers of the pretraining text.
 
-The explorer knows only what it has read. The writers
-explore, but sometimes do something else. A language model that imitates them knows every action and its effect, and RL
-can improve it by removing the carelessness. They solve somewhat less than half of the houses, as
-tests/tasks/test_house.py measures.
+The explorer knows only what it has read. The writers explore, but sometimes take another action. A language model that
+imitates them knows every action and its effect, and RL can improve it by removing the carelessness. They solve somewhat
+less than half of the houses, as tests/tasks/test_house.py measures.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def generate(seed: str) -> Path:
 
 
 def clean_game_text(text: str) -> str:
-    """A game's text without the banner, the prompt sign, the status line and blank lines."""
+    """Returns a game's text without the banner, the prompt sign, the status line and blank lines."""
     text = re.sub(r"\n?>?\s{20,}-=.*\Z", "", text)
     lines = [line.strip() for line in text.splitlines()]
     return "\n".join(line for line in lines if line and line != ">" and not re.fullmatch(r"[\\|/_$ ]+", line))

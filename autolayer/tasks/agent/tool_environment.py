@@ -109,7 +109,8 @@ class ToolEnvironment:
                 completion_ids=[[]],
                 **columns,
             )
-        return rewards[0] if len(rewards) == 1 else sum(rewards)  # one alone as it is: `act` says what is no number
+        # A single reward is returned unchanged, so that `environment.act` can refuse one that is no number.
+        return rewards[0] if len(rewards) == 1 else sum(rewards)
 
     def _call(self, call: ToolCall | BadCall) -> Any:
         """Returns the result of a tool, or an error message in TRL's words."""

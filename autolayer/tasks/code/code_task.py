@@ -2,7 +2,7 @@
 
 `code` trains on DeepCoder and is evaluated on HumanEval and the sanitized test split of MBPP. `code:mbpp` trains on
 MBPP's own training splits. `code:humaneval`, 164 problems without a training split, is cut by hash. `code:small` ships.
-A public data set is never replaced by another one, whose score would be taken for a score on it.
+A public data set that cannot be read is an error and never replaced by another one.
 """
 
 from __future__ import annotations

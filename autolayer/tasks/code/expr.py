@@ -26,7 +26,7 @@ ERROR_SHARE = 0.05  # of the pretraining lines: one sign is another one
 MAX_EXPRESSION = 24  # characters; the longest wanted one has 11
 NUM_PAIRS = 120  # of variable names, for each pair of words
 
-# The readings of each word about a and b. The reward requires the first one.
+# The readings of each word, as expressions in a and b. The reward requires the first one.
 _PLAIN: dict[str, tuple[str, ...]] = {
     "plus": ("a+b",),
     "minus": ("a-b",),
@@ -45,7 +45,7 @@ _AMBIGUOUS: dict[str, tuple[str, ...]] = {
     "low": ("min(a,b)", "b"),
 }
 
-# The second word's operation on the first one's value.
+# The second word applies an operation to the first one's value: E without, P with brackets around it.
 _THEN: dict[str, str] = {"": "E", "twice": "2*P", "thrice": "3*P", "next": "E+1", "half": "P//2", "flip": "-P"}
 
 _WORTH: dict[str, Callable[[int, int], int]] = {

@@ -30,15 +30,21 @@ class CodeProblem:
     """The tests of a program."""
 
     tests: tuple[str, ...] = ()
+    """Tests that are Python with an assert; empty for the two forms with inputs and outputs."""
     functions: tuple[str, ...] = ()
     """Names that the tests use and the program must define."""
     setup: str = ""
+    """Code that runs before the tests."""
     fn_name: str | None = None
+    """Function that is called with the inputs; None for standard input."""
     inputs: tuple[Any, ...] = ()
+    """The text on standard input, or the list of arguments, of each test."""
     outputs: tuple[Any, ...] = ()
+    """The expected output of each test, printed or returned."""
     wrapped: bool = False
     """True if an output may be a list of one value that stands for the value, as in some collections."""
     prefix: str = ""
+    """Code at the beginning of the program."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -80,7 +86,7 @@ def _with_tests(given: Mapping[str, Any]) -> CodeProblem:
     except (SyntaxError, ValueError) as error:
         raise DataError(f"a test or its setup is no Python ({error}): {show(tests)}.") from None
     needed = _undefined(trees)
-    # In the usual harness, which runs tests inside the program, the program's own imports would do.
+    # The usual harness runs tests inside the program, where they can rely on the program's own imports.
     if modules := [name for name in needed if name in sys.stdlib_module_names]:
         setup = "\n".join([f"import {', '.join(modules)}", setup])
         needed = [name for name in needed if name not in modules]

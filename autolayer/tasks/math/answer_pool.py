@@ -127,7 +127,7 @@ class Pool:
     def _compare(self, answer: str, gold: str) -> str:
         worker, reason = self._workers.get(), ""
         try:
-            # Once more in a fresh process: the first may have died of something else.
+            # A second attempt in a fresh process, because the first process may have died of something else.
             for _ in range(2):
                 worker = worker or self._new_worker()
                 reason = worker.ask(answer, gold)

@@ -51,11 +51,11 @@ def main(mode: str) -> None:
         limits = json.loads(host.recv_bytes())
         if mode != "bare":
             _mount_scratch(limits)
-        fresh = _traces()
+        fresh = _scratch_state()
         while True:
             reason, result = _run(host, host.recv_bytes().decode(), mode, limits)
             # After a timeout the child may not have read all of its frame.
-            is_clean = reason != "timeout" and _traces() == fresh
+            is_clean = reason != "timeout" and _scratch_state() == fresh
             host.send_bytes(json.dumps({"reason": reason, "is_clean": is_clean}).encode())
             host.send_bytes(result)
     except EOFError:
@@ -71,7 +71,7 @@ def _mount_scratch(limits: dict[str, Any]) -> None:
     os.chdir(SCRATCH)
 
 
-def _traces() -> tuple[Any, ...]:
+def _scratch_state() -> tuple[Any, ...]:
     """Returns what a program can change in the scratch folder: its files, attributes, mode and owner."""
     found = os.stat(".")
     attributes = os.listxattr(".") if hasattr(os, "listxattr") else []

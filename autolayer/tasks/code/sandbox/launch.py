@@ -21,7 +21,7 @@ ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/nonexistent"}
 
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-_ROOM = "autolayer/tasks/code/sandbox"
+_PACKAGE = "autolayer/tasks/code/sandbox"
 _INSIDE = "/inside"
 
 
@@ -43,8 +43,8 @@ def bubblewrap() -> Launcher | None:
     account = [] if is_root else ["--unshare-user", "--uid", "0", "--gid", "0"]
     spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--cap-add", "ALL"]
     visible = _visible()
-    targets = {path: path for path in (*visible, *_DEVICES)} | {str(HERE): f"{_INSIDE}/{_ROOM}"}
-    # Made first: bwrap would give them the permissions that they have outside, such as root's alone.
+    targets = {path: path for path in (*visible, *_DEVICES)} | {str(HERE): f"{_INSIDE}/{_PACKAGE}"}
+    # Parents are made first. bwrap would copy their permissions from outside, which may be root's alone.
     parents = {str(parent) for target in targets.values() for parent in Path(target).parents} - {"/"}
     view = [part for path in sorted(parents, key=len) for part in ("--perms", "0755", "--dir", path)]
     for path, target in targets.items():
@@ -57,14 +57,14 @@ def bubblewrap() -> Launcher | None:
 
 def bare() -> Launcher:
     """Returns the launcher of a fork server without a sandbox."""
-    return Launcher(tuple(_python(str(HERE).removesuffix(f"/{_ROOM}"), "bare")), is_sandbox=False)
+    return Launcher(tuple(_python(str(HERE).removesuffix(f"/{_PACKAGE}"), "bare")), is_sandbox=False)
 
 
 def _python(root: str, mode: str) -> list[str]:
     """Returns the command of the fork server. Its parent packages are empty: theirs would import far too much."""
     code = (
         "import sys, types\n"
-        f"parts = {_ROOM!r}.split('/')\n"
+        f"parts = {_PACKAGE!r}.split('/')\n"
         "for n in range(1, len(parts) + 1):\n"
         "    module = sys.modules['.'.join(parts[:n])] = types.ModuleType('.'.join(parts[:n]))\n"
         f"    module.__path__ = ['/'.join([{root!r}, *parts[:n]])]\n"

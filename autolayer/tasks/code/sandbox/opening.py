@@ -1,4 +1,4 @@
-"""Opens the sandbox of this machine, and refuses to go without one."""
+"""Opens the sandbox of this machine, or refuses to run programs if there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autolayer.tasks.code.sandbox.pool import ForkServer, Sandbox, SandboxFailur
 
 logger = logging.getLogger(__name__)
 
-NUM_VARIABLES = 4  # that `child` sets, and no other
+NUM_VARIABLES = 4  # environment variables that child.py sets; a program must see no others
 TRIAL_SECONDS = 40.0  # on a busy machine; an idle one takes a tenth of a second
 
 _TRIAL = """

@@ -3,8 +3,8 @@
 `jobs.Limits` says what a program may use, `launch` what it can see, and `confine` what it can call. Expected values
 stay out of its process: calls and outputs come back as plain data and are compared by the caller, and tests run in a
 process of their own (`judge`). So leaving early, printing "all passed", patching the grader, writing to the result pipe
-or returning an object that equals everything gains nothing. A reason such as 'timeout' describes the program. A sandbox
-that fails itself is a SandboxError, never a zero.
+or returning an object that equals everything gains nothing. A reason such as 'timeout' describes the program. A failure
+of the sandbox itself raises SandboxError and never becomes a score of 0.
 
 Left out on purpose: defence against bugs of the kernel, for which a virtual machine is the answer.
 """
