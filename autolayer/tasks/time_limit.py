@@ -34,7 +34,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     Args:
         seconds: The time limit.
-        call: The function; it runs in a thread of its own.
+        call: The function. All calls run one after the other in one thread, which is not the main one.
 
     Raises:
         TimeoutError: The call takes longer. It continues in its thread, which ends with the process.
