@@ -1,4 +1,4 @@
-"""Records of the search: an arm, and the result of one of its rungs. No torch."""
+"""Arm and RungResult: what is trained, and the result of training it up to a rung. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from autolayer.core.layer_set import Layers
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Layers to train, with their settings and the steps already done. An arm is never changed, only replaced."""
+    """Layers to train, their settings, and the steps done so far. Training returns a new Arm and changes none."""
 
     layers: Layers
     learning_rate: float
     seed: int
-    """Decides the prompts, their order and the sampling noise of every request, so arms of one seed are paired."""
+    """Seed of the order of the prompts and of the sampling noise; arms of one seed are paired."""
     step: int = 0
     """Optimizer steps done."""
     checkpoint: str | None = None
-    """Trained weights and Adam state at `step`, relative to the run folder; None at step 0."""
+    """Path of the file with trained weights and Adam state, relative to the run folder; None at step 0."""
 
     @property
     def name(self) -> str:
@@ -28,7 +28,7 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """The name of the arm, the same at every step, and of its folder under `arms/`."""
+        """Name of the arm and of its folder under `arms/`; the same at every step."""
         return f"layer-{self.name}_rate-{self.learning_rate:.9g}_seed-{self.seed}"
 
 

@@ -17,8 +17,8 @@ from autolayer.core.layer_set import Layers
 MARGIN = 0.95
 """Share of the budget that is planned for, because completions get longer or shorter while a model trains."""
 PROBE_SHARES = {"shared batch": 0.6, "step response": 0.3, "burst": 0.1}
-"""Shares of the probes' part of the budget. Most of it buys prompts for the shared batch, which every signal that has
-predicted anything is computed from. The share of a probe that does not fit goes to the others."""
+"""Shares of the probes' part of the budget. Most of it buys prompts for the shared batch, because every signal
+that has predicted contribution so far is computed from it. A probe that does not fit leaves its share to the others."""
 RESPONSE_SIZES = 7
 """Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
 MAX_RESPONSE_PROMPTS = 8
@@ -38,7 +38,7 @@ BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
 twice the root of their steps, because the cost of a race grows with the root (`SCOUT`)."""
 
 CALIBRATION_SCORED = 64
-"""Completions that the entropy of the base model is read from."""
+"""Number of completions from which the entropy of the base model is estimated."""
 SCOUT, MIN_SCOUT = 0.25, 2
 """Steps of the shortest run that tells layers apart: a quarter of the root of the full run's steps, and at least two,
 because the rollouts of the first step are the base model's whatever the layer."""
@@ -83,7 +83,7 @@ class UnitCosts:
     def walk(self, layers: tuple[int, ...], tries: int) -> Cost:
         """Returns the cost of scoring a group `tries` times with each layer changed, by passes from that layer up."""
         passes = sum((self.costs.forward(self.tokens, layer) for layer in layers), Cost()) * tries
-        return passes + Cost(layer_tokens=self.tokens * max(layers))  # to what enters each of them
+        return passes + Cost(layer_tokens=self.tokens * max(layers))  # computes the layers' inputs
 
     def step(self, layers: Layers) -> Cost:
         """Returns the cost of the rollouts of one prompt and of its part of one update of these layers."""
@@ -154,14 +154,15 @@ def select_items(config: Config) -> int:
 
 
 def scout_steps(total_steps: int) -> int:
-    """Returns the steps of a race's first rung, the fewest that tell layers apart."""
+    """Returns the steps of a race's first rung: the fewest that can tell layers apart (`SCOUT`)."""
     return min(total_steps, max(MIN_SCOUT, int(SCOUT * math.sqrt(total_steps))))
 
 
 def smallest_race(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """Returns the cost of one rung of `MIN_WIDTH` average arms and of the base model's evaluation."""
     assert config.steps is not None and config.prompts_per_step is not None
-    arms = [(layer,) * config.top_k for layer in candidates]  # a set costs what its lowest layer and its size say
+    # The cost of a set of layers follows from its lowest layer and its size.
+    arms = [(layer,) * config.top_k for layer in candidates]
     step = sum(map(units.step, arms), Cost()) * (1 / len(candidates))
     width, items = min(MIN_WIDTH, len(candidates)), units.generate_one * select_items(config)
     rungs = (step * (scout_steps(config.steps) * config.prompts_per_step) + items) * width
@@ -174,7 +175,7 @@ def pays_for_race(config: Config, units: UnitCosts, candidates: tuple[int, ...],
 
 
 def search_seconds(config: Config) -> float:
-    """Returns the seconds after which the search starts no run: the share of --hours that is its share of the cost."""
+    """Returns the seconds after which the search starts no more runs: the part of --hours that finding may take."""
     if config.hours is None or config.budget is None:
         return math.inf
     return config.hours * 3600 * config.budget / (1 + config.budget)
@@ -244,7 +245,7 @@ def plan_probes(
     fold_prompts = largest(price.shared, part["shared batch"], config.probe.num_prompts)
     most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
     response_folds, response_prompts = folds, largest(lambda n: price.response(n, folds), part["step response"], most)
-    if response_prompts < MIN_RESPONSE_PROMPTS:  # noise in all folds is no better than less noise in one
+    if response_prompts < MIN_RESPONSE_PROMPTS:  # one fold with less noise is better than several with more
         response_folds = 1
         response_prompts = largest(lambda n: price.response(n, 1), part["step response"], most)
     notes = []

@@ -1,9 +1,10 @@
 """Costs of work in units that do not depend on the machine. Pure arithmetic, imports no torch.
 
-A *layer-token* is the forward pass of one token through one block. Its activation gradient costs one more and its
-weight gradient one more; the head counts by its parameters relative to those of a block. A generated token also passes
-through all blocks once. It takes longer than a token that is read, by a factor that has to be measured, so generated
-tokens are also counted separately (`CostModel.total` combines the two).
+A *layer-token* is the forward pass of one token through one block. The gradient of its activations costs another
+layer-token, and the gradient of the block's weights a third. The output head counts as a fraction of a block, by its
+number of parameters. A generated token passes through all blocks once, too, but takes longer than a token that is read,
+by a factor that has to be measured. Generated tokens are therefore also counted separately (`CostModel.total` combines
+the two).
 """
 
 from __future__ import annotations

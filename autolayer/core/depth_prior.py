@@ -1,4 +1,4 @@
-"""Scores that know a layer's depth and nothing else: the baselines that a prediction has to beat, and a weak prior.
+"""Scores that depend on a layer's depth alone: baselines that every prediction must beat, and a weak prior.
 
 The probes of the same names (probes/baselines.py) and `compare` take them from here.
 """
@@ -14,7 +14,7 @@ BEST_DEPTH = 0.40
 MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.75, 0.3
 """Mean and deviation of contribution over the layers of published models (arXiv 2607.01232, seven models)."""
 PRIOR_CORRELATION = 0.3
-"""Correlation granted to depth outside the curve that the rule was read from; no other curve was found to share it."""
+"""Assumed correlation of the rule with contribution on other models; no other curve was found to follow it."""
 HALF_WIDTH = 1.2816 * CONTRIBUTION_SD
 """Half width of the 80% interval of a normal distribution with deviation `CONTRIBUTION_SD`."""
 
@@ -39,7 +39,7 @@ def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
 
 
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns low and high of the 80% intervals that position alone gives, each of shape (layers,).
+    """Returns low and high of the 80% intervals that depth alone predicts, each of shape (layers,).
 
     Formula: MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * z +- HALF_WIDTH, with z the position scores
     standardised over these layers.
@@ -52,6 +52,6 @@ def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarra
 
 
 def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns low and high of the 80% interval without any knowledge: the same for every layer, shape (layers,)."""
+    """Returns low and high of the 80% interval of layers about which nothing is known, each of shape (layers,)."""
     level_L = np.full(len(layers), MEAN_CONTRIBUTION)
     return level_L - HALF_WIDTH, level_L + HALF_WIDTH

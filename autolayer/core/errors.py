@@ -51,7 +51,7 @@ class NoSignalError(AutolayerError, RuntimeError):
 
 
 class TrainingError(AutolayerError, RuntimeError):
-    """Training that diverged."""
+    """Training that diverged, or that needs more memory than the device has."""
 
 
 class EngineError(AutolayerError, RuntimeError):

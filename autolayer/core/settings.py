@@ -1,6 +1,6 @@
 """Base class of all settings: a frozen pydantic model whose validation errors are messages for the user.
 
-A message names the option, the value, and the valid values, which follow from the field's type. Several problems are
+A message names the option, the value, and the valid values, which follow from the field's type. All problems are
 collected and raised as one ConfigError.
 """
 

@@ -1,4 +1,4 @@
-"""Paired intervals of evaluation scores."""
+"""Confidence intervals for the difference of two evaluations on the same items."""
 
 from __future__ import annotations
 

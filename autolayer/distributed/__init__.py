@@ -1,1 +1,1 @@
-"""Several processes of one run."""
+"""One run in several processes: the process group, the sharded model and the shared run folder."""

@@ -1,11 +1,12 @@
-"""A model that is too large for one device, sharded over the ranks of a run (FSDP2).
+"""Shards a model that is too large for one device over the ranks of a run (FSDP2).
 
-Each block is a separate group (torch's `fully_shard`), unsharded when a pass reaches it and resharded behind it.
-Embedding and head are a few blocks at most and stay whole on every rank. Blocks that are trained, or stepped by a
-probe, are held whole meanwhile, as ordinary parameters: code that works on a layer works as it does without shards, the
-optimizer averages the gradients (process_group.py), and resharding a block brings its base weights back.
+Each block is a separate group of torch's `fully_shard`: it is unsharded when a pass reaches it, and resharded
+afterwards. Embedding and head are as large as a few blocks at most, and stay whole on every rank. A block that is
+trained, or changed by a probe, is held whole for that time, as ordinary parameters. Code that works on a layer is
+therefore the same with and without shards, the optimizer averages the gradients (process_group.py), and resharding the
+block restores its base weights.
 
-Unsharding takes all ranks, so all of them make the same passes always.
+Unsharding a block needs all ranks, so all ranks must make the same forward passes.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ from autolayer.distributed.process_group import ProcessGroup
 
 
 def make_mesh(process_group: ProcessGroup, device: torch.device) -> DeviceMesh:
-    """Returns all ranks in a row. Call it on all of them at once.
+    """Creates a one-dimensional device mesh of all ranks. Call it on every rank.
+
+    Args:
+        process_group: The ranks of the run.
+        device: The device of this rank.
 
     Raises:
-        ConfigError: This torch is too old.
+        ConfigError: The installed torch is too old.
     """
     if not hasattr(fsdp, "share_comm_ctx"):
         raise ConfigError(f"--shard needs a newer torch than {torch.__version__}: install 2.13, or leave it out.")
@@ -40,53 +45,60 @@ def make_mesh(process_group: ProcessGroup, device: torch.device) -> DeviceMesh:
 def shard(
     model: nn.Module, blocks: Iterable[nn.Module], process_group: ProcessGroup, mesh: DeviceMesh, device: torch.device
 ) -> None:
-    """Shards the blocks of a model that is in host memory, and moves this rank's part to its device.
+    """Shards the blocks of a model in host memory, and moves this rank's part of them to its device.
 
     Args:
-        model: The same on every rank.
-        blocks: Its decoder blocks, in order.
-        process_group: All its ranks shard the model, at once or one after the other.
-        mesh: Their mesh (`make_mesh`).
-        device: Of this rank.
+        model: The model, with the same weights on every rank.
+        blocks: The decoder blocks of the model, in order.
+        process_group: The ranks of the run. All of them shard the model, at once or one after the other.
+        mesh: The mesh of the ranks (`make_mesh`).
+        device: The device of this rank.
     """
     sharded: list[Any] = [fsdp.fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
     for state in sharded:
-        state.set_requires_gradient_sync(False)  # a gradient is taken before FSDP could reduce it
-        # No prefetch: the order of the last pass says nothing, since passes may begin or end in the middle.
+        state.set_requires_gradient_sync(False)  # hooks take a gradient before FSDP could reduce it
+        # No prefetch, because the next pass may begin or end at another block than the last one.
         state.set_modules_to_backward_prefetch([state])
-    fsdp.share_comm_ctx(sharded)  # each is a separate root, which would otherwise have its own streams and buffers
+    fsdp.share_comm_ctx(sharded)  # each block is a root, and would use its own streams and buffers
     _SHARDED[model] = _Shards(sharded, process_group)
     model.to(device)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Returns whether `shard` has divided this model."""
+    """Returns True if `shard` has sharded this model."""
     return model in _SHARDED
 
 
 @contextmanager
 def whole(model: nn.Module, layers: Layers) -> Iterator[None]:
-    """Holds some blocks whole inside, as ordinary parameters; on leaving they are the base again.
+    """Holds some blocks whole, as ordinary parameters, while the `with` block runs; then restores their base weights.
 
-    All ranks have to enter and leave together. Does nothing where the model is not sharded.
+    All ranks must enter and leave together. Does nothing if the model is not sharded.
+
+    Args:
+        model: The model.
+        layers: Indices of the blocks; "full" only if the model is not sharded.
     """
     shards = _SHARDED.get(model)
     if shards is None:
         yield
         return
-    assert layers != "full", "all blocks at once are what does not fit"
+    assert layers != "full", "a sharded model is too large to hold all blocks whole"
     with shards.holding(layers):
         yield
 
 
 def agreed(model: nn.Module, number: int) -> int:
-    """Returns rank 0's number where the model is sharded, such as a batch size: all ranks make the same passes."""
+    """Returns rank 0's number if the model is sharded, and otherwise the number given.
+
+    Use it for whatever decides how many forward passes a rank makes, such as a batch size.
+    """
     shards = _SHARDED.get(model)
     return number if shards is None else shards.process_group.broadcast(number)
 
 
 class _Shards:
-    """The blocks of a sharded model, and how often each is held whole."""
+    """The blocks of a sharded model, and for each the number of `whole` blocks that hold it."""
 
     def __init__(self, blocks: Sequence[Any], process_group: ProcessGroup) -> None:
         self.blocks, self.process_group = list(blocks), process_group
@@ -98,19 +110,21 @@ class _Shards:
             for index in layers:
                 self._held[index] += 1
                 undo.callback(self._release, index)
-                self._keep(index, True)
+                self._set_reshard(index, False)
                 self.blocks[index].unshard()
             yield
 
     def _release(self, index: int) -> None:
         self._held[index] -= 1
         if not self._held[index]:
-            self._keep(index, False)
+            self._set_reshard(index, True)
             self.blocks[index].reshard()
 
-    def _keep(self, index: int, kept: bool) -> None:
-        self.blocks[index].set_reshard_after_forward(not kept)
-        self.blocks[index].set_reshard_after_backward(not kept)
+    def _set_reshard(self, index: int, reshard: bool) -> None:
+        """Sets whether a block is resharded after a forward or backward pass over it."""
+        self.blocks[index].set_reshard_after_forward(reshard)
+        self.blocks[index].set_reshard_after_backward(reshard)
 
 
 _SHARDED: WeakKeyDictionary[nn.Module, _Shards] = WeakKeyDictionary()
+"""The models that `shard` has sharded."""

@@ -1,14 +1,14 @@
 """The processes of one run, started by `torchrun` or `accelerate launch` (SPMD: all of them run the same program).
 
-Every rank loads the model and runs every stage. Each rank samples and trains on its share of a batch; rollouts are
-gathered and gradients averaged, so all ranks hold the same weights and decide the same. Rank 0 alone writes files,
-talks to Optuna and prints: what only it can know (a file, the time, the next run of the race) is broadcast.
+Every rank loads the model and runs every stage. Each rank samples and trains on its share of a batch. Rollouts are
+gathered and gradients averaged, so all ranks hold the same weights and make the same decisions. Rank 0 alone writes
+files, talks to Optuna and prints; it broadcasts what it alone knows (a file, the time, the next run of the race).
 
-All objects travel by one operation (`ProcessGroup._exchange`), which also carries exceptions. A rank that fails
-announces its exception there, and the other ranks raise it at their next exchange instead of waiting for that rank.
+All objects are sent by one operation (`ProcessGroup._exchange`), which also sends exceptions. A rank that fails sends
+its exception, and the other ranks raise it at their next exchange instead of waiting for that rank.
 
-Gradients are averaged when the optimizer steps. DDP would overlap that with the backward pass, and for one layer there
-is nothing to gain: a hundredth of the model is sent.
+Gradients are averaged when the optimizer steps. DDP would overlap this with the backward pass, which saves nothing for
+one layer: about a hundredth of the model is sent.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from autolayer.core.errors import AutolayerError, ConfigError, LoneRankError, Pr
 from autolayer.core.launch import num_processes
 
 TIMEOUT = timedelta(days=30)
-"""Ranks wait for rank 0 while it waits for workers on other machines."""
+"""Longest wait for another rank; it is long because rank 0 may wait for workers on other machines."""
 
-_EVERYWHERE = "raised_on_all_ranks"
-"""Attribute of an exception that all ranks raise."""
+_ON_ALL_RANKS = "raised_on_all_ranks"
+"""Attribute that marks an exception which all ranks raise."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Returned:
-    """The value that ends `ProcessGroup.call_from_rank_0`."""
+    """Return value of the program of `ProcessGroup.call_from_rank_0`; the other ranks stop working when they get it."""
 
     value: Any
 
 
 class ProcessGroup:
-    """The ranks of a run. With one rank, every method does its work in place and sends nothing.
+    """The ranks of a run. With one rank, every method works locally and sends nothing.
 
     Args:
         rank: This process, counted from 0.
@@ -55,11 +55,11 @@ class ProcessGroup:
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self.passes_are_collective = False
-        """True if a forward pass needs all ranks (FSDP), so that a rank that fails alone cannot report it to others."""
+        """True if a forward pass needs all ranks (FSDP); a rank that fails in one cannot tell the others."""
         self._lone_error: LoneRankError | None = None
         self._on_rank_0_alone = False
-        """Rank 0 is inside work that the other ranks do not run: nothing is exchanged."""
-        # Objects travel by way of the host, whatever moves gradients.
+        """True while rank 0 does work that the other ranks do not do; nothing is then exchanged."""
+        # Objects are sent from host memory by gloo; gradients by the default backend, such as NCCL.
         self._gloo: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size > 1 else None
 
     @property
@@ -68,37 +68,45 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Returns this rank's consecutive part of some items; the parts differ by one item at most."""
+        """Returns this rank's consecutive part of `items`; the parts of two ranks differ in length by at most one."""
         start, stop = (len(items) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return items[start:stop]
 
     def gather(self, mine: T | Exception) -> list[T]:
-        """Returns every rank's value, in the order of the ranks.
+        """Returns the values of all ranks, in the order of the ranks. Call it on every rank.
+
+        Args:
+            mine: The value of this rank, or the exception that replaces it (see `attempt`).
 
         Raises:
-            Exception: The first that a rank gave in place of a value (`attempt`), on all ranks.
+            Exception: The first exception that a rank passed; all ranks raise it.
         """
         return self._exchange(mine)
 
     def broadcast(self, value: T) -> T:
-        """Returns rank 0's value on every rank."""
+        """Returns the value of rank 0 on every rank. Call it on every rank; the values of the others are ignored."""
         return self._exchange(value if self.is_rank_0 else None)[0]
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
-        """Runs the work on rank 0 and returns its value, or raises its exception, on every rank."""
+        """Runs some work on rank 0 alone. Call it on every rank; each returns the value, or raises the exception."""
         with self._alone(True):
             value = attempt(work) if self.is_rank_0 else None
         return self._exchange(value)[0]
 
     def call_from_rank_0(self, program: Callable[[Callable[..., Any]], T], work: Callable[..., Any]) -> T:
-        """Runs a program on rank 0, and on every rank the `work` that it calls.
+        """Runs a program on rank 0 that can call a function on every rank. Call it on every rank.
+
+        The other ranks wait, run `work` whenever the program calls it, and return when the program returns. The race of
+        the search is such a program: Optuna runs on rank 0, and training on all ranks.
 
         Args:
-            program: Gets a function that runs `work` on every rank and returns rank 0's value.
-            work: Takes picklable arguments. What it raises is raised on all ranks; the program may catch it.
+            program: The program. Its argument is a function that runs `work` on every rank, with the arguments that it
+                is given, and returns the value of rank 0.
+            work: The function; its arguments must be picklable. An exception is raised on all ranks, where the program
+                may catch it.
 
         Returns:
-            What the program returns on rank 0, on every rank.
+            The return value of the program, on every rank.
         """
 
         def call(*arguments: Any) -> Any:
@@ -113,48 +121,51 @@ class ProcessGroup:
             return program(work)
         if self.is_rank_0:
             return self.on_rank_0(lambda: _Returned(program(call))).value
-        while not isinstance(asked := self._exchange(None)[0], _Returned):
+        while not isinstance(received := self._exchange(None)[0], _Returned):
             try:
-                run(asked)
+                run(received)
             except Exception as error:
-                if not _is_everywhere(error):
+                if not _is_on_all_ranks(error):
                     raise
-        return asked.value
+        return received.value
 
     @contextlib.contextmanager
     def failing_together(self, *, passes_are_collective: bool = False) -> Iterator[None]:
-        """Raises an exception of one rank on all ranks: at their next exchange, or at the end of the block.
+        """Makes all ranks raise an exception that one rank raises in the block. Enter it on every rank.
+
+        The other ranks raise it at their next exchange, which is at the latest the one at the end of the block.
 
         Args:
-            passes_are_collective: Whether a forward pass inside needs all ranks.
+            passes_are_collective: True if a forward pass in the block needs all ranks.
 
         Raises:
-            LoneRankError: The other ranks may wait for this one in a pass and cannot be told. The launcher ends them
-                when this process ends.
+            LoneRankError: This rank failed while the others may wait for it in a forward pass, where they cannot be
+                told. The launcher ends them when this process ends.
         """
         try:
             yield
         except Exception as error:
-            if self.world_size == 1 or _is_everywhere(error) or isinstance(error, LoneRankError):
+            if self.world_size == 1 or _is_on_all_ranks(error) or isinstance(error, LoneRankError):
                 raise
             if not (self.passes_are_collective or passes_are_collective):
                 self._exchange(error)
-            if not isinstance(error, TrainingError):  # all ranks find that one in their averaged gradients
+            if not isinstance(error, TrainingError):  # the gradient is averaged, so all ranks raise this one
                 raise self._lone(error) from error
-            setattr(error, _EVERYWHERE, True)
+            setattr(error, _ON_ALL_RANKS, True)
             raise
         self._exchange(None)
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces each tensor by its mean over the ranks."""
+        """Replaces each tensor by its mean over the ranks, in place. Call it on every rank."""
         if self.world_size > 1:
-            self._exchange(None)  # a rank that has failed before it got here is not waited for
+            self._exchange(None)  # raises if a rank has failed, which all_reduce would wait for
             for tensor in tensors:
                 dist.all_reduce(tensor)
                 tensor /= self.world_size
 
     @contextlib.contextmanager
     def _alone(self, alone: bool) -> Iterator[None]:
+        """Sets `_on_rank_0_alone` while the block runs."""
         before, self._on_rank_0_alone = self._on_rank_0_alone, alone
         try:
             yield
@@ -162,7 +173,7 @@ class ProcessGroup:
             self._on_rank_0_alone = before
 
     def _exchange(self, mine: Any) -> list[Any]:
-        """Gathers a value, or the exception in its place, which all other ranks raise."""
+        """Returns the values of all ranks; if a rank passes an exception instead of a value, all ranks raise it."""
         if self._lone_error is not None:
             raise self._lone_error
         everyone: list[Any] = [mine]
@@ -170,18 +181,18 @@ class ProcessGroup:
             everyone = [None] * self.world_size
             try:
                 dist.all_gather_object(everyone, self._portable(mine), group=self._gloo)
-            except RuntimeError as error:  # of gloo
+            except RuntimeError as error:  # gloo lost another process
                 raise self._lone(error) from error
             if isinstance(mine, Exception):
-                everyone[self.rank] = mine  # with its traceback
+                everyone[self.rank] = mine  # the original has its traceback
         for each in everyone:
             if isinstance(each, Exception):
-                setattr(each, _EVERYWHERE, True)
+                setattr(each, _ON_ALL_RANKS, True)
                 raise each
         return everyone
 
     def _portable(self, value: Any) -> Any:
-        """An exception as other ranks are to raise it: those of libraries may not survive pickling."""
+        """Returns a value to send; the exceptions of libraries, which may not be picklable, are replaced by our own."""
         if not isinstance(value, Exception):
             return value
         if isinstance(value, AutolayerError | torch.OutOfMemoryError):
@@ -189,7 +200,7 @@ class ProcessGroup:
         return ProcessGroupError(f"process {self.rank} of {self.world_size} failed ({_first_line(value)}).")
 
     def _lone(self, error: Exception) -> LoneRankError:
-        """Returns the error of a rank that ends alone, which every later exchange raises again."""
+        """Returns the error of a rank that cannot tell the others; every later exchange raises it again."""
         if isinstance(error, LoneRankError):
             return error
         what = f"failed ({_first_line(error)}), which ends all of them: rerun the same command to resume."
@@ -205,15 +216,15 @@ class ProcessGroup:
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:
-    """Returns the value, or the exception in its place, for `ProcessGroup.gather`."""
+    """Returns the value of `work`, or the exception that it raises, for `ProcessGroup.gather`."""
     try:
         return work()
     except Exception as error:
         return error
 
 
-def _is_everywhere(error: Exception) -> bool:
-    return getattr(error, _EVERYWHERE, False)
+def _is_on_all_ranks(error: Exception) -> bool:
+    return getattr(error, _ON_ALL_RANKS, False)
 
 
 def _first_line(error: Exception) -> str:
@@ -221,7 +232,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that all processes would use together.
+    """Refuses a device that all processes of the run would share.
 
     Raises:
         ConfigError: `device` names one of several devices, and there are several processes.
@@ -234,17 +245,17 @@ def check_device(device: str) -> None:
 
 @cache
 def join_process_group(on_cpu: bool = False) -> ProcessGroup:
-    """Returns the group of the processes that a launcher started together; connects them once.
+    """Returns the group of the processes that a launcher started; the first call connects them.
 
     Args:
-        on_cpu: Although there is a GPU.
+        on_cpu: True to compute on the CPU although there is a GPU.
     """
     if num_processes() < 2:
         return ProcessGroup()
     from accelerate import PartialState
 
     state = PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=TIMEOUT)
-    if state.process_index > 0:  # rank 0 says each warning
+    if state.process_index > 0:  # rank 0 alone logs warnings
         logging.getLogger("autolayer").setLevel(logging.ERROR)
     atexit.register(dist.destroy_process_group)  # gloo's threads abort a process that ends before them
     return ProcessGroup(state.process_index, state.num_processes)

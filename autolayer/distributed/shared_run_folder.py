@@ -1,6 +1,7 @@
-"""The run folder of several processes: rank 0 reads and writes it, and every rank gets what rank 0 has found.
+"""The run folder of several processes: rank 0 reads and writes its files, and every rank gets the content or the error.
 
-The folder may be seen by the machine of rank 0 alone, or late by the others. Only checkpoints are read by every rank.
+Other machines may not see the folder of rank 0, or see a new file late. Only checkpoints are read by every rank
+(training/checkpoints.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from autolayer.distributed.process_group import ProcessGroup
 
 
 class SharedRunFolder(RunFolder):
-    """A `RunFolder` whose methods are called on every rank. What they raise is raised on every rank."""
+    """A `RunFolder` whose methods must be called on every rank; an error on rank 0 is raised on every rank.
+
+    Args:
+        path: Path of the folder on the machine of rank 0.
+        process_group: The ranks of the run.
+    """
 
     def __init__(self, path: str | Path, process_group: ProcessGroup) -> None:
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""Activation checkpointing of the blocks that the backward pass reaches.
+"""Activation checkpointing for the blocks that the backward pass reaches, and no others.
 
 transformers' own switch covers every block and makes the embeddings' output require gradients, so the backward pass
 always runs down to them. Here only the blocks from the lowest trained one up are checkpointed (arXiv 1604.06174, one

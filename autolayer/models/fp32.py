@@ -1,7 +1,7 @@
-"""Running single blocks in true float32 inside a model of another dtype.
+"""Runs single blocks in true float32 inside a model of another dtype.
 
-The forward of a block is wrapped, because a pair of hooks could not switch autocast off if the block raises, and so
-that other hooks on the block still see the model's own dtype.
+The forward method of a block is wrapped. A pair of hooks would leave autocast off after an error in the block, and
+other hooks on the block would see float32 tensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checking that a freeze held, by checksums of the frozen weights and by hooks on gradients and optimizer steps.
+"""Checks that a freeze held, by checksums of the frozen weights and by hooks on gradients and optimizer steps.
 
 Optimizers that are not a `torch.optim.Optimizer` (DeepSpeed) and sharded trained parameters are not observed; for them
 only the check on leaving counts.
@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from autolayer.core.errors import LayerError
 
 CHUNK = 1 << 20
-"""Words of 8 bytes that are hashed at once, so that the scratch space stays at a few times 8 MB."""
+"""Number of 8-byte words hashed at once, which limits the temporary memory to a few times 8 MB."""
 
 _ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit multipliers (those of splitmix64), as signed integers."""

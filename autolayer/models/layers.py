@@ -78,10 +78,14 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
 
 
 def pass_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Parameter]:
-    """Returns the parameters that forward passes compute with, which are those that get gradients, by full name.
+    """Returns the parameters that forward passes compute with, and that get gradients, by full name.
 
-    In a sharded model they are other objects than `layer_parameters`: the same ones in every pass, empty between two.
-    Whether they want a gradient is decided by the flags of the shards.
+    In a sharded model these are not the objects of `layer_parameters`, which are this rank's shards, but the whole
+    parameters that FSDP fills before every pass and empties after it. Their `requires_grad` follows that of the shards.
+
+    Args:
+        model: A model that `find_layers` accepts.
+        layers: Non-negative indices.
     """
     found: dict[str, nn.Parameter] = {}
     for layer in layers:
@@ -91,7 +95,7 @@ def pass_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Par
 
 
 def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:
-    """Returns the full names of the `nn.Linear` modules in some layers, where LoRA puts adapters; not the routers."""
+    """Returns the full names of the `nn.Linear` modules in some layers, which LoRA adapts; routers are left out."""
     blocks = find_layers(model)
     inside = {id(m) for index in layers for m in blocks[index].modules() if isinstance(m, nn.Linear)}
     routers = {id(module) for module in _routers(model)}
@@ -114,5 +118,5 @@ def _routers(model: nn.Module) -> list[nn.Module]:
 
 
 def count_parameters(parameters: Iterable[Any]) -> int:
-    """Returns the number of entries of parameters."""
+    """Returns the total number of entries of some parameters."""
     return sum(p.numel() for p in parameters)

@@ -1,4 +1,4 @@
-"""Merging a trained patch or adapter into its base model, as one complete Hugging Face checkpoint."""
+"""Merges a trained patch or adapter into its base model, as one complete Hugging Face checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The product of a run: a safetensors file with only the trained layers, and applying it to its base model."""
+"""LayerPatch, the product of a run: a safetensors file with only the trained layers, to apply to the base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training only some layers of a model, around any training loop, with a proof that everything else stayed frozen."""
+"""Trains only some layers of a model, around any training loop, and checks that everything else stayed frozen."""
 
 from __future__ import annotations
 

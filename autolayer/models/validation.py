@@ -16,7 +16,6 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
         path: The argument of `from_pretrained`.
         error: What transformers raised.
     """
-    """Returns the error for a model that could not be read, with the reason and what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if Path(path).is_dir():
@@ -42,6 +41,10 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
 def check_kind(name: str, config: Any) -> None:
     """Checks by the configuration alone that a model is a causal decoder; `check_causal` tests the weights.
 
+    Args:
+        name: Model name that the user gave.
+        config: The model's configuration, from transformers.
+
     Raises:
         ModelError: The model is an encoder, an encoder-decoder or another kind.
     """
@@ -60,6 +63,10 @@ def check_kind(name: str, config: Any) -> None:
 
 def check_causal(name: str, model: Any) -> None:
     """Checks that the prediction after the first of four tokens does not depend on the last token.
+
+    Args:
+        name: Model name that the user gave.
+        model: The loaded model.
 
     Raises:
         ModelError: It depends on it, or the logits are not finite.
@@ -86,6 +93,11 @@ def check_causal(name: str, model: Any) -> None:
 def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
     """Checks the special tokens and the vocabulary of a tokenizer; sets a missing pad token as TRL does.
 
+    Args:
+        name: Model name that the user gave.
+        tokenizer: The tokenizer, changed in place.
+        num_embeddings: Number of rows of the model's input embedding.
+
     Raises:
         ModelError: There is no eos token, or the vocabulary is larger than the embedding.
     """
@@ -107,6 +119,5 @@ def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message without its final period or colon, at most 200 characters."""
-    """Returns the first line of an error's message, at most 200 characters of it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".:")[:200]

@@ -1,4 +1,4 @@
-"""Training an arm over several checkpoints, so that an interruption loses only the steps since the last one."""
+"""Trains an arm over several checkpoints, so that an interruption loses only the steps since the last one."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ def advance(
 
     Args:
         bench: The workbench.
-        arm: The arm, at its last checkpoint.
-        to_step: The step of the last checkpoint.
-        on_step: Gets the mean reward of every step.
-        deadline: `time.monotonic()` after which no further checkpoint is started.
+        arm: The arm, at its latest checkpoint.
+        to_step: The step at which training ends.
+        on_step: Called with the mean training reward of each step.
+        deadline: Value of `time.monotonic()` after which no training to another checkpoint starts.
+
+    Yields:
+        The arm at each checkpoint.
+
+    Raises:
+        TrainingError: Training diverged, or one sequence does not fit into memory.
     """
     on_rank_0 = bench.process_group.on_rank_0
     while arm.step < to_step and on_rank_0(lambda: time.monotonic() < deadline):

@@ -65,13 +65,13 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
         ConfigError: An option belongs to another verb, or does not go with these layers.
     """
     num_layers = len(find_layers(model))
-    of_pick = ["top_k"] if config.top_k != 1 else []
+    pick_only = ["top_k"] if config.top_k != 1 else []
     if verb == "measure" and config.adapter is not None:
-        of_pick.append("adapter")
+        pick_only.append("adapter")
     if config.storage is not None:
-        of_pick.append("storage")
-    if verb != "pick" and of_pick:
-        names = " and ".join("--" + name.replace("_", "-") for name in of_pick)
+        pick_only.append("storage")
+    if verb != "pick" and pick_only:
+        names = " and ".join("--" + name.replace("_", "-") for name in pick_only)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
     if config.shard and (verb == "measure" or candidates == "full"):
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""The sets of layers that a race compares for `--top-k`.
+"""Proposes the sets of layers that a race compares for `--top-k`.
 
-How good a set of layers is does not follow from how good each layer is: two neighbours may learn the same thing. The
-proposed sets differ in that respect, and short runs decide between them.
+The contribution of a set does not follow from those of its layers, because two neighbours may learn the same thing. The
+proposed sets differ in how close their layers are, and short runs decide between them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> 
 
     Args:
         singles: Candidates of one layer each.
-        size: Layers in a set. Where there are no more candidates than that, the only set has all of them.
-        num_layers: Blocks of the model.
+        size: Number of layers in a set. If there are no more candidates than that, the only set has all of them.
+        num_layers: Number of blocks of the model.
 
     Returns:
-        Without repetitions: the layers of the best predictions; the same with the weakest replaced by the runner-up;
-        the best layers of which no two are neighbours; the best consecutive block; and the block in the middle, which
-        is the rule that needs no probes.
+        The sets, without repetitions: the layers with the best predictions; the same with the weakest replaced by the
+        runner-up; the best layers of which no two are neighbours; the best consecutive layers; and the layers in the
+        middle of the model, the rule that needs no probes.
     """
     ranked = sorted(singles, key=lambda single: (-single.predicted, -single.layers[0]))
     by_depth = sorted(singles, key=lambda single: single.layers)
@@ -45,7 +45,7 @@ def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> 
 
 
 def _joined(singles: Sequence[Candidate]) -> Candidate:
-    """Returns a candidate of several layers, predicted by their mean, so that larger sets are not preferred."""
+    """Returns a candidate of several layers; its prediction is their mean, so that larger sets are not preferred."""
     return Candidate(
         layers=tuple(sorted(single.layers[0] for single in singles)),
         predicted=sum(single.predicted for single in singles) / len(singles),

@@ -110,16 +110,16 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
     while True:
         choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.activation_checkpointing)
         while choice is not None:
-            tokens, recompute = choice
+            tokens, checkpointing = choice
             yield MicroBatchShape(
                 width=width,
                 tokens=tokens,
-                activation_checkpointing=recompute,
+                activation_checkpointing=checkpointing,
                 batch=batch,
                 device=device,
                 shards=shards,
             )
-            choice = micro_batching.less(tokens, recompute, width)
+            choice = micro_batching.less(tokens, checkpointing, width)
         if not more_shards or shards >= MAX_SHARDS:
             return
         shards *= 2

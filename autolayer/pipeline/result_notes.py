@@ -1,4 +1,4 @@
-"""The notes of a result, which qualify its numbers."""
+"""Writes the notes of a result: sentences for the user that qualify its numbers."""
 
 from __future__ import annotations
 

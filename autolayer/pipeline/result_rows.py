@@ -1,4 +1,4 @@
-"""The ranking of a result: predicted contributions, and gains of short runs as shares of the best gain."""
+"""Builds the ranking of a result: predicted contributions, and gains of short runs as shares of the best gain."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def raced_sets(outcome: records.RaceOutcome) -> tuple[SetRow, ...]:
 
 
 def predicted_baselines(report: ProbeReport, rows: Sequence[RankingRow]) -> dict[str, Baseline]:
-    """Returns the layer that each baseline would have chosen, and what is known about that layer."""
+    """Returns the layer that each baseline would have chosen, with its predicted and measured contribution."""
     by_layer = {row.layer: row for row in rows}
     found = {}
     for name, probe in PROBES.items():

@@ -1,4 +1,4 @@
-"""The plan of a run, as `--dry-run` shows it."""
+"""RunPlan: the work, cost, time and memory of a run, as `--dry-run` prints them."""
 
 from __future__ import annotations
 

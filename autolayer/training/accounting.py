@@ -1,4 +1,4 @@
-"""Accounts for the cost of a run in this process so far, in tokens and in seconds."""
+"""Counts what a run has cost so far in this process, in tokens and in seconds."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from autolayer.rollouts.types import Rollouts
 
 
 class Account:
-    """Adds up costs.
+    """Adds up the cost of the work that one process does.
 
     Args:
-        costs: The costs of passes of the model.
-        num_samplers: Ranks that sample at the same time.
+        costs: Converts tokens into the cost of forward and backward passes of the model.
+        num_samplers: Number of ranks that sample at the same time, each its own part of a batch.
     """
 
     def __init__(self, costs: CostModel, num_samplers: int = 1) -> None:
         self.costs, self.num_samplers = costs, num_samplers
         self.spent = Cost()
         self.training_seconds = self.training_layer_tokens = 0.0
-        """Totals of the passes of training steps only, from which `exchange_rate` takes the speed of a pass."""
+        """Totals over the passes of training steps only, from which `exchange_rate` takes the speed of a pass."""
 
     def charge(self, cost: Cost, seconds: float) -> None:
-        """Adds the cost of some work and the seconds that it took."""
+        """Adds the cost of some work, with the seconds that it took."""
         self.spent += replace(cost, seconds=seconds)
 
     def time_training(self, layer_tokens: float, seconds: float) -> None:
-        """Adds the work and the seconds of the passes of some training steps."""
+        """Adds the layer-tokens and the seconds of the forward and backward passes of some training steps."""
         self.training_layer_tokens += layer_tokens
         self.training_seconds += seconds
 
@@ -37,7 +37,13 @@ class Account:
         return self.costs.generate(sum(rollouts.prefilled), rollouts.num_generated)
 
     def exchange_rate(self, engine: Engine) -> float:
-        """Returns the time of generating a token over that of a forward pass over one, as measured here; at least 1."""
+        """Returns the measured time of generating a token divided by that of a forward pass over one; at least 1.
+
+        Returns 1 as long as nothing was generated or trained.
+
+        Args:
+            engine: The rollout engine, which counts its own tokens and seconds.
+        """
         if not engine.tokens or not self.training_layer_tokens:
             return 1.0
         per_generated = engine.seconds / (engine.tokens * self.num_samplers)

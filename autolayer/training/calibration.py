@@ -1,7 +1,8 @@
-"""Calibration: samples the base model and checks that its rewards vary, since RL learns from their differences.
+"""Calibration: samples the base model and checks that its rewards vary, because RL learns from their differences.
 
-If they do not, the reason is named, since each has another cure: saturated (the base can do it already), truncated
-(completions are cut off before the answer), badly formatted (the reward cannot find an answer), or too hard.
+If they do not vary, the result names the reason, because each reason has another remedy: saturated (the base model
+solves the task already), truncated (completions end before the answer), badly formatted (the reward finds no answer),
+or too hard.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from autolayer.training.logprobs import scoring
 from autolayer.training.workbench import Workbench
 
 MIN_SPREAD = 0.05
-"""Share of groups whose rewards differ below which an RL step has next to nothing to learn from."""
+"""Smallest share of groups whose rewards differ; with fewer, an RL step has almost nothing to learn from."""
 RANDOM_ENTROPY = 0.9
-"""Share of the largest possible entropy above which a model's text is noise, whatever it looks like."""
+"""Share of the largest possible entropy above which the sampled text counts as noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Calibration:
     status: str
     """'ok' or 'no_signal'."""
     reason: str
-    """saturated, truncated, badly formatted, too hard, or empty where there is signal."""
+    """A key of `CURES`; empty if there is a signal."""
     num_completions: int
     mean_reward: float
     spread: float
@@ -40,16 +41,16 @@ class Calibration:
     truncated: float
     """Share of completions that hit the token limit."""
     well_formed: float | None
-    """Share of completions that look like an answer; None if the task has no check for it."""
+    """Share of completions that have the form of an answer; None if the task defines no such check."""
     entropy: float
-    """Mean surprise of the sampled tokens over that of the uniform distribution: 1 is noise."""
+    """Mean negative log-probability of the sampled tokens divided by log(vocabulary size); 1 is uniform noise."""
     mean_prompt_tokens: float
-    """Includes the observations of all turns."""
+    """Tokens of a sequence that the model did not generate: the prompt and the observations of all turns."""
     mean_completion_tokens: float
     mean_prefill_tokens: float
-    """Tokens read in order to write: each turn reads everything before it again."""
+    """Tokens that the engine reads for a completion; over several turns, each turn reads the sequence so far again."""
     example: dict[str, Any]
-    """One prompt, completion and reward, for a person to look at."""
+    """One prompt, its completion and its reward, for the user to look at."""
     reward_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics logged by the reward, such as the share of answers that could not be judged."""
 
@@ -58,7 +59,7 @@ class Calibration:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Returns the numbers in words."""
+        """Returns one sentence with the numbers, for messages."""
         formed = "" if self.well_formed is None else f", {self.well_formed:.0%} look like an answer"
         return (
             f"mean reward {self.mean_reward:.3f} over {self.num_completions} completions; rewards differ in "
@@ -72,18 +73,23 @@ CURES = {
     "badly formatted": "completions do not look like answers, fix the prompt or start from an instruction-tuned model",
     "too hard": "the base model hardly ever earns a reward, choose an easier task or a stronger base",
 }
+"""Maps each reason for a missing signal to what the user can do about it."""
 
 
 def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
     """Samples groups on the `probe` split and checks them for a training signal.
 
     Args:
-        bench: With the base weights in.
-        num_prompts: Prompts, each with a whole group of completions.
-        seed: Of the run.
+        bench: The workbench, with the base weights in the model.
+        num_prompts: Number of prompts; each gets a whole group of completions.
+        seed: The run's seed.
 
     Returns:
         The verdict, and the rollouts, which the probes use as well.
+
+    Raises:
+        RewardError: The reward failed.
+        EpisodeError: An environment failed.
     """
     rows = bench.task.splits["probe"][:num_prompts]
     group_size = bench.settings.group_size
@@ -93,7 +99,12 @@ def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibratio
 
 
 def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
-    """Returns the verdict on rollouts of the base model."""
+    """Returns the verdict on rollouts of the base model.
+
+    Args:
+        bench: The workbench, with the base weights in the model.
+        rollouts: Whole groups of completions.
+    """
     rewards_P_G = rollouts.rewards_P_G()
     count = rewards_P_G.numel()
     spread = float((rewards_P_G.amax(1) > rewards_P_G.amin(1)).double().mean())
@@ -127,7 +138,12 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
 
 
 def refuse(calibration: Calibration, task: Task) -> NoSignalError:
-    """Returns the error for a calibration without signal."""
+    """Builds the error for a calibration without a signal.
+
+    Args:
+        calibration: A calibration with status 'no_signal'.
+        task: The task that was sampled.
+    """
     cure = CURES[calibration.reason]
     if calibration.reason == "truncated" and task.environment is not None:
         cure = (
@@ -148,8 +164,8 @@ def _reason(
     entropy: float,
     **others: float,
 ) -> str:
-    """Returns why rewards do not differ. The order matters: a random model is also cut off and badly formatted."""
-    # A constant .1 is a reward for form, not a task already done.
+    """Returns why rewards do not vary. The order matters: a random model is also truncated and badly formatted."""
+    # A constant reward of 0.1 rewards the format only, so the task is not solved.
     if mean_reward >= 0.5:
         return "saturated"
     if entropy > RANDOM_ENTROPY:

@@ -1,8 +1,8 @@
 """Arm checkpoints: the trained weights and Adam state of an arm at one step.
 
-Beside them, history.json holds what has to outlive the process that trained the arm, and its early checkpoints: the
-rewards of every training step, and the cost up to each checkpoint. Rank 0 writes and lists the files. Every rank reads
-the tensors, so the run folder has to be on a file system that the machines of all ranks see.
+Only the last two checkpoints of an arm are kept. history.json beside them keeps the rewards of every training step and
+the cost up to each checkpoint. Rank 0 writes and lists the files. Every rank reads the tensors, so the run folder must
+be on a file system that the machines of all ranks share.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class Checkpoints:
         rewards: Sequence[Sequence[float]],
         cost: Cost,
     ) -> Arm:
-        """Saves an arm that was trained on, whole or not at all.
+        """Saves a checkpoint of an arm, completely or not at all.
 
-        The checkpoint before stays: a rung that was cut off is redone from it. Checkpoints of later steps are deleted:
-        they belong to an earlier training, whose rewards are overwritten.
+        The previous checkpoint stays, because an interrupted rung is repeated from it. Checkpoints of later steps are
+        deleted, because they belong to an earlier training, whose rewards are overwritten.
 
         Args:
-            arm: At the step that the training began at.
-            to_step: The step that it has reached.
-            tensors: The optimizer's (`MasterAdamW.tensors`).
-            rewards: Mean reward of every group, for each step of the training.
-            cost: Of these steps.
+            arm: The arm at the step where training began.
+            to_step: The step that training has reached.
+            tensors: The state of the optimizer (`MasterAdamW.tensors`).
+            rewards: Mean reward of every group, for each step since `arm.step`.
+            cost: Cost of these steps.
 
         Returns:
             The arm at its new checkpoint.
@@ -97,10 +97,10 @@ class Checkpoints:
         return tensors
 
     def cost(self, arm: Arm) -> Cost:
-        """Returns what the training of an arm has cost up to its step.
+        """Returns the cost of training an arm from step 0 up to its step.
 
         Raises:
-            RunFolderError: history.json is damaged, or does not know this step.
+            RunFolderError: history.json is damaged, or has no entry for this step.
         """
         if arm.step == 0:
             return Cost()
@@ -119,10 +119,10 @@ class Checkpoints:
         return tuple(reward for step in steps for reward in step)
 
     def latest(self, arm: Arm) -> Arm:
-        """Returns the arm at its furthest checkpoint on disk, at which an interrupted run resumes."""
+        """Returns the arm at its latest checkpoint on disk, from which an interrupted run resumes."""
 
         def find() -> int:
-            return max((step_of(path) for path in self._all(arm)), default=0)
+            return max((step_of(path) for path in self._files(arm)), default=0)
 
         step = self.process_group.on_rank_0(find)
         if step <= arm.step:
@@ -132,7 +132,7 @@ class Checkpoints:
 
     def delete(self, arm: Arm) -> None:
         """Removes all checkpoints of an arm."""
-        self.process_group.on_rank_0(lambda: shutil.rmtree(self._of(arm), ignore_errors=True))
+        self.process_group.on_rank_0(lambda: shutil.rmtree(self._arm_folder(arm), ignore_errors=True))
 
     def _save(
         self,
@@ -142,26 +142,26 @@ class Checkpoints:
         rewards: Sequence[Sequence[float]],
         cost: Cost,
     ) -> None:
-        folder, history = self._of(arm), self._history(arm)
+        folder, history = self._arm_folder(arm), self._history(arm)
         folder.mkdir(parents=True, exist_ok=True)
-        for path in self._all(arm):
+        for path in self._files(arm):
             if step_of(path) > saved.step:
                 path.unlink()
         costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
         costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
         kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
-        # The history comes first: a checkpoint without one could not be taken up.
+        # The history is written first, because training cannot resume from a checkpoint without one.
         _replace(folder / HISTORY, lambda path: path.write_text(json.dumps(kept)))
         about = {"arm": json.dumps(asdict(saved))}
         _replace(self.folder / name_of(saved), lambda path: save_file(dict(tensors), path, about))
-        for path in [path for path in self._all(arm) if step_of(path) < saved.step][:-1]:
+        for path in [path for path in self._files(arm) if step_of(path) < saved.step][:-1]:
             path.unlink()
 
     def _history(self, arm: Arm) -> History:
         return self.process_group.on_rank_0(lambda: self._read_history(arm))
 
     def _read_history(self, arm: Arm) -> History:
-        path = self._of(arm) / HISTORY
+        path = self._arm_folder(arm) / HISTORY
         if not path.is_file():
             return History(rewards=(), costs={})
         try:
@@ -175,30 +175,31 @@ class Checkpoints:
 
     def _damaged(self, arm: Arm, reason: str) -> RunFolderError:
         return RunFolderError(
-            f"{self._of(arm) / HISTORY} is damaged ({reason}): restore it, or delete the run folder and start again."
+            f"{self._arm_folder(arm) / HISTORY} is damaged ({reason}): restore it, or delete the run folder and start "
+            "again."
         )
 
-    def _of(self, arm: Arm) -> Path:
+    def _arm_folder(self, arm: Arm) -> Path:
         return self.folder / "arms" / arm.key
 
-    def _all(self, arm: Arm) -> list[Path]:
-        """The files of an arm, first steps first."""
-        return sorted(self._of(arm).glob("step-*.safetensors"))
+    def _files(self, arm: Arm) -> list[Path]:
+        """Returns the checkpoint files of an arm, in the order of their steps."""
+        return sorted(self._arm_folder(arm).glob("step-*.safetensors"))
 
 
 def name_of(arm: Arm) -> str:
-    """Returns the file of an arm's step, relative to the run folder."""
+    """Returns the path of an arm's checkpoint, relative to the run folder."""
     return f"arms/{arm.key}/step-{arm.step:06d}.safetensors"
 
 
 def step_of(path: Path) -> int:
-    """Returns the step that a checkpoint's file is named by."""
+    """Returns the step in the name of a checkpoint file."""
     return int(path.stem.removeprefix("step-"))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # a worker taken for dead may still be at it
+    """Writes a file completely or not at all."""
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # another worker may be writing the same file
     try:
         write(temporary)
         temporary.replace(path)

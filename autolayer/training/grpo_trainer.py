@@ -1,9 +1,10 @@
-"""The one trainer: TRL's GRPOTrainer, subclassed once, for bursts, rungs, final and full-parameter runs alike.
+"""The trainer of every run: TRL's GRPOTrainer, subclassed once for bursts, rungs, final and full-parameter runs.
 
-Rollouts come from the injected engine with one seed per request. The KL reference is the same model with the base
+Rollouts come from the given engine, with one seed per request. The KL reference is the same model with the base
 weights swapped in (kl_reference.py). Every step reseeds, so a step depends only on the checkpoint it starts from.
-Activation checkpointing is off, so the backward pass stops at the lowest trained layer.
-Left out on purpose: warm-up and decay. An arm may be paused after any step and must not know where its run ends.
+TRL's activation checkpointing is off, so the backward pass stops at the lowest trained layer.
+Left out on purpose: warm-up and decay of the learning rate, because an arm may pause after any step and the length of
+its training is not known in advance.
 """
 
 from __future__ import annotations
@@ -33,32 +34,36 @@ from autolayer.training.trl_compat import AdaptedGRPOTrainer, GRPOConfig
 LOSS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
-    "gigpo": {"loss_type": "grpo", "scale_rewards": "group"},  # the advantages are replaced
+    "gigpo": {"loss_type": "grpo", "scale_rewards": "group"},  # with its own advantages (`adjust_batch`)
 }
-"""GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783; no deviation, constant length. GiGPO: arXiv 2505.10978,
-eq. 9, GRPO's loss with an advantage for every step of an episode (advantages.py). TRL's default is DAPO."""
+"""Maps an algorithm to the arguments of TRL's GRPOConfig that select its loss; TRL's default would be DAPO.
+
+GRPO: arXiv 2402.03300, eq. 3. Dr. GRPO: arXiv 2503.20783, which does not divide advantages by the standard deviation,
+and divides the loss by a constant length. GiGPO: arXiv 2505.10978, eq. 9, which is GRPO's loss with an advantage for
+every step of an episode (advantages.py).
+"""
 
 
 class LayerGRPOTrainer(AdaptedGRPOTrainer):
-    """Trains whatever requires gradients for a number of steps, starting at the arm's step.
+    """Trains the parameters that require gradients for some steps, starting at the arm's step.
 
     Args:
-        model: With the arm's weights in.
-        tokenizer: The model's.
-        task: Rewards completions.
-        rows: The prompts of these steps in order, as many for each step.
-        arm: What is trained, from which step, with which seed and learning rate.
-        num_steps: Optimizer steps.
-        group_size: Completions of a prompt.
+        model: The policy, with the arm's weights.
+        tokenizer: The tokenizer of the model.
+        task: The task, whose reward scores the completions.
+        rows: The prompts of all steps in order, equally many for each step.
+        arm: The arm, which gives the first step, the seed and the learning rate.
+        num_steps: Number of optimizer steps.
+        group_size: Number of completions per prompt.
         algorithm: A key of `LOSS`.
-        gigpo: Settings of that algorithm.
+        gigpo: Settings of GiGPO; the other algorithms ignore them.
         beta: Weight of the KL term.
         reference: The reference policy of the KL term; needed when `beta` > 0.
-        engine: Samples completions.
-        optimizer: Of the trained parameters; averages gradients over the ranks.
-        micro_batch: Sequences in one forward and backward pass, at most. It must not depend on where a training was
-            cut, or the two halves would differ from the whole.
-        on_rollouts: Called with every step's rollouts, of all ranks, after they are rewarded.
+        engine: The engine that samples completions.
+        optimizer: The optimizer of the trained parameters, which averages gradients over the ranks.
+        micro_batch: Largest number of sequences in one forward and backward pass. It must not depend on the step at
+            which training resumes, or a resumed run would differ from an uninterrupted one.
+        on_rollouts: Called at every step with the rewarded rollouts of all ranks.
         process_group: The ranks that train together.
     """
 
@@ -94,14 +99,14 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         self.rollouts: Rollouts | None = None
         """The rollouts of the current step, of all ranks."""
         self.sampling_seconds = 0.0
-        """Time spent on rollouts, their rewards included."""
+        """Seconds spent on rollouts and their rewards."""
         self.had_advantage = False
-        """True if any token of this rank so far had a non-zero advantage; otherwise a zero gradient is correct."""
+        """True if any token on this rank has had a non-zero advantage; until then a zero gradient is correct."""
         self.effective: list[float] = []
-        """Effective sample size of the importance weights, as a share of the tokens, for each batch."""
+        """Effective sample size of each batch's importance weights, as a share of its tokens."""
         share = self.prompts_per_step * group_size // process_group.world_size
         self.own = slice(share * process_group.rank, share * (process_group.rank + 1))
-        """The completions of a step that this rank trains on. A group may be divided between ranks."""
+        """Slice of a step's completions that this rank trains on. A group may be divided between ranks."""
         micro_batch = largest_divisor(share, micro_batch)
         self._scratch = tempfile.TemporaryDirectory()
         super().__init__(
@@ -146,7 +151,11 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         )
 
     def adjust_batch(self, batch: dict[str, Any]) -> None:
-        """Replaces the advantages where the algorithm is GiGPO, and notes what the step can learn from."""
+        """Replaces the advantages if the algorithm is GiGPO, and updates `effective` and `had_advantage`.
+
+        Args:
+            batch: See `AdaptedGRPOTrainer.adjust_batch`.
+        """
         assert self.rollouts is not None
         if (weights := self.importance_weights(batch)) is not None:
             self.effective.append(effective_share(*weights))
@@ -157,18 +166,18 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
             self.had_advantage |= bool(batch["advantages"].any())
 
     def close(self) -> None:
-        """Removes the scratch folder that TRL asks for."""
+        """Removes the temporary folder that TRL needs as its output folder."""
         self._scratch.cleanup()
 
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """Samples the step's completions on all ranks. TRL's hook: prompts come repeated, this rank's share of them."""
+        """Samples the step's completions. TRL calls it on every rank with the rank's share of the repeated prompts."""
         step = self.arm.step + self.state.global_step
-        # Everything random in this step follows from (seed, step): resuming replays it bitwise.
+        # Every random number of this step follows from (seed, step), so a resumed run repeats it bit for bit.
         seed_everything(request_seed(self.arm.seed, "step", step) % 2**32)
         first = self.state.global_step * self.prompts_per_step
         rows = self.rows[first : first + self.prompts_per_step]
         indices = [index for index in range(first, first + self.prompts_per_step) for _ in range(self.group_size)]
-        assert list(map(int, prompts)) == indices[self.own], "TRL gives prompts in their order, to rank after rank"
+        assert list(map(int, prompts)) == indices[self.own], "TRL must give each rank the next prompts in order"
         seeds = [request_seed(self.arm.seed, "train", step, index) for index in range(len(indices))]
         started = time.perf_counter()
         self.rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, self.group_size)
@@ -184,34 +193,45 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         }
 
     def _reward(self, prompts: list, completions: list, **kwargs: Any) -> list[float]:
-        """Returns the rewards that came with the rollouts."""
-        assert self.rollouts is not None, "rollouts come before their rewards"
+        """Returns the rewards of this rank's completions, which were computed when they were sampled."""
+        assert self.rollouts is not None, "TRL must sample before it asks for rewards"
         return centred_rewards(self.rollouts)[self.own]
 
     def _step_advantages(self, rollouts: Rollouts, completion_ids: torch.Tensor) -> torch.Tensor:
-        """GiGPO's advantage of every token of this rank, (B, T)."""
+        """Returns GiGPO's advantage of every token of this rank, (B, T)."""
         assert self.gigpo is not None
-        of_turns = step_advantages(rollouts.turns, self.group_size, self.gigpo)[self.own]
+        turn_advantages = step_advantages(rollouts.turns, self.group_size, self.gigpo)[self.own]
         advantages_B_T = torch.zeros(completion_ids.shape, device=completion_ids.device)
-        for row, (turns, values) in enumerate(zip(rollouts.turns[self.own], of_turns, strict=True)):
+        for row, (turns, values) in enumerate(zip(rollouts.turns[self.own], turn_advantages, strict=True)):
             for turn, value in zip(turns, values, strict=True):
                 advantages_B_T[row, turn.start : turn.stop] = value
         return advantages_B_T
 
 
 class EachStep(TrainerCallback):
-    """Calls back after every optimizer step."""
+    """Calls a function after every optimizer step.
+
+    Args:
+        call: The function, without arguments.
+    """
 
     def __init__(self, call: Callable[[], None]) -> None:
         self.call = call
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Calls back. A hook of transformers."""
+        """Calls the function; see `TrainerCallback.on_step_end`."""
         self.call()
 
 
 def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
-    """Returns (sum w)^2 / sum w^2 over the number of tokens: 1 where sampling and training agree (Kish 1965)."""
+    """Returns the effective sample size (sum w)^2 / sum w^2 (Kish 1965) divided by the number of tokens.
+
+    It is 1 if sampling and training give all tokens the same probabilities.
+
+    Args:
+        weights_B_T: Importance weight of every token, (B, T).
+        mask_B_T: 1 at tokens that count, (B, T).
+    """
     weights = weights_B_T[mask_B_T.bool()].double()
     return float(weights.sum() ** 2 / (weights.square().sum() * weights.numel())) if weights.numel() else 1.0
 

@@ -1,7 +1,8 @@
-"""The reference policy of the KL term: the policy itself with the base weights of what is trained. No second model.
+"""The reference policy of the KL term: the same model with the base weights in its trained layers, not a second model.
 
-Below the lowest trained layer both are the same, so the policy's pass starts at that layer, from the state that the
-reference's pass has brought to it: together they run the layers below once.
+trl_compat.py computes the KL term with it. Below the lowest trained layer, policy and reference are equal. The policy's
+forward pass therefore starts at that layer, from the hidden state that the reference's pass computed, so that the
+layers below run once for both.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from autolayer.training.skip_blocks import skipping
 
 
 class KLReference:
-    """Swaps the base weights in for the reference's pass over a micro-batch, which precedes the policy's.
+    """Turns the policy into its own reference by swapping base weights in.
+
+    For each micro-batch, run the reference's forward pass inside `swapped_in`, then the policy's inside `shared`.
 
     Args:
         model: The policy.
-        parameters: What is trained, by name.
-        base: Its base weights, by the same names; copied to the policy's device.
-        lowest: The block up to which policy and reference are the same, and the policy's passes may start.
+        parameters: The trained parameters by full name.
+        base: Their base weights by the same names; copied to the policy's device.
+        lowest: Index of the block at which the policy's passes start; policy and reference are equal below it.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class KLReference:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Makes the policy the reference inside, without gradients; keeps what enters the lowest layer."""
+        """Puts the base weights in, without gradients, while the block runs; saves the hidden state for `shared`."""
 
         def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._state = (args[0] if args else kwargs["hidden_states"]).detach()
@@ -50,7 +53,7 @@ class KLReference:
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         handle = self.blocks[self.lowest].register_forward_pre_hook(keep, with_kwargs=True)
         try:
-            for name, parameter in self.parameters.items():  # the storages change places: nothing is copied
+            for name, parameter in self.parameters.items():  # swaps storages, copies nothing
                 parameter.data = self.base[name]
             with torch.no_grad():
                 yield
@@ -61,8 +64,8 @@ class KLReference:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Makes a pass of the policy inside start at the lowest layer, from the state of the reference's pass."""
-        assert self._state is not None, "the reference's pass comes first"
+        """Makes the policy's forward pass start at block `lowest`, from the hidden state that `swapped_in` saved."""
+        assert self._state is not None, "run the reference's pass first, inside `swapped_in`"
         try:
             with skipping(self.blocks[: self.lowest], self._state):
                 yield

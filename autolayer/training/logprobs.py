@@ -1,4 +1,4 @@
-"""Log-probabilities that a policy gives to completions."""
+"""Computes the log-probabilities of completions under a policy."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from autolayer.training.trl_compat import add_fused_lm_head
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreBatch:
-    """B sequences of prompt and completion, padded on the right."""
+    """A batch of sequences, each a prompt and its completion, padded on the right."""
 
     input_ids: torch.Tensor
     """(B, T)"""
     attention_mask: torch.Tensor
     """(B, T), 1 at real tokens."""
     completion_mask: torch.Tensor
-    """(B, T), 1 at the tokens that the model wrote."""
+    """(B, T), 1 at the tokens that the model generated."""
 
     @classmethod
     def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
-        """Pads the sequences of some rollouts on the right."""
+        """Builds the batch of some rollouts.
+
+        Args:
+            rollouts: B prompts with their completions.
+            pad_token_id: Token that fills the sequences up.
+            device: Device of the tensors.
+        """
         triples = list(zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.own_masks(), strict=True))
         width = max(len(prompt) + len(completion) for prompt, completion, _ in triples)
 
@@ -43,7 +49,7 @@ class ScoreBatch:
         )
 
     def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:
-        """Yields micro-batches, each with the rows it covers."""
+        """Yields micro-batches of at most `max_sequences` sequences, each with the slice of rows that it covers."""
         for start in range(0, len(self.input_ids), max_sequences):
             rows = slice(start, min(start + max_sequences, len(self.input_ids)))
             yield (
@@ -58,7 +64,14 @@ class ScoreBatch:
 
 @contextlib.contextmanager
 def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
-    """Lets `log_probs` run on the model inside: puts TRL's fused head on, which never holds all logits."""
+    """Prepares a model for `log_probs` while the block runs: eval mode, and TRL's fused output head.
+
+    The fused head computes log-probabilities without ever holding all logits, (B, T, vocabulary), in memory.
+
+    Args:
+        model: The policy; its mode and its forward method are restored when the block ends.
+        temperature: Sampling temperature, by which logits are divided.
+    """
     before = model.__dict__.get("forward")
     training = model.training
     try:
@@ -74,9 +87,13 @@ def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
 
 
 def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
-    """Returns the log-probability of every completion token under the model, (B, T - 1), zero elsewhere.
+    """Returns the log-probability of every completion token under the model, (B, T - 1), and 0 at all other tokens.
 
-    Works inside `scoring(model, temperature)` only.
+    Use it inside `scoring(model, temperature)` only.
+
+    Args:
+        model: The policy.
+        batch: B sequences.
     """
     labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)

@@ -1,7 +1,8 @@
-"""The size of forward and backward passes, and what happens when the device runs out of memory.
+"""Splits batches into micro-batches, and makes them smaller when the device runs out of memory.
 
-First a pass takes half as many tokens, again and again. Where that makes passes too small to keep a device busy,
-activations are checkpointed (models/activation_checkpointing.py), and passes are large once more.
+A micro-batch is the set of sequences of one forward and backward pass. After running out of memory, its size is halved,
+repeatedly. If it would become too small to keep a device busy, activation checkpointing is switched on instead
+(models/activation_checkpointing.py), and the size starts again at `TOKENS`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ from autolayer.rollouts.engines.base import Engine
 logger = logging.getLogger(__name__)
 
 TOKENS = 32_768
-"""Tokens of a pass, padding included, until the device turns out to be too small for them."""
+"""Tokens of a pass, padding included, before the device has run out of memory."""
 
 SMALL = 4096
-"""Tokens of a pass below which checkpointing activations is better than a still smaller pass."""
+"""Tokens of a pass below which activation checkpointing is better than an even smaller pass."""
 
 T = TypeVar("T")
 
 
 def less(tokens: int, checkpointing: bool, longest: int) -> tuple[int, bool] | None:
-    """Returns smaller passes than those that did not fit, as their arguments; None if there are none.
+    """Returns the next smaller size of passes after one that did not fit.
 
     Args:
-        tokens: Tokens of a pass so far.
-        checkpointing: Whether activations are checkpointed so far.
-        longest: Tokens of one sequence.
+        tokens: Tokens of the pass that did not fit.
+        checkpointing: True if its activations were checkpointed.
+        longest: Tokens of the longest sequence.
+
+    Returns:
+        The new `tokens` and `checkpointing`; None if a checkpointed pass over one sequence did not fit.
     """
     if tokens > max(longest, 1 if checkpointing else SMALL):
         return tokens // 2, checkpointing
@@ -45,13 +49,13 @@ def less(tokens: int, checkpointing: bool, longest: int) -> tuple[int, bool] | N
 
 
 class MicroBatching:
-    """The size of all passes of a run, the same on every rank.
+    """Holds the size of all passes of a run, the same on every rank.
 
     Args:
-        engine: Its sequences are halved together with the passes.
-        longest: Returns the tokens of the longest sequence there can be.
+        engine: The rollout engine; `max_sequences`, which it generates at once, is halved together with the passes.
+        longest: Returns the number of tokens of the longest sequence.
         process_group: The ranks that make the passes.
-        checkpointing: Whether activations are checkpointed from the start.
+        checkpointing: True to checkpoint activations from the start.
     """
 
     def __init__(
@@ -61,30 +65,30 @@ class MicroBatching:
         self.tokens, self.checkpointing = TOKENS, checkpointing
 
     def sequences(self, width: int) -> int:
-        """Returns the number of sequences of this many tokens in one pass."""
+        """Returns the number of sequences in one pass if each has `width` tokens; at least 1."""
         return max(1, self.tokens // width)
 
     def checkpointed(self, layers: Layers) -> AbstractContextManager[None]:
-        """Returns a context that checkpoints activations while these layers are trained, if the run does so."""
+        """Returns a context for training these layers, which checkpoints activations if `checkpointing` is on."""
         if not self.checkpointing:
             return contextlib.nullcontext()
         return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
 
     def within_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
-        """Runs some work, and repeats it with passes half as large if a device runs out of memory.
+        """Runs some work, and repeats it with smaller passes if a device runs out of memory.
 
-        Call it on every rank. All ranks repeat the work if one of them runs out of memory.
+        Call it on every rank. If one rank runs out of memory, all ranks repeat the work.
 
         Args:
-            work: The work, which must be repeatable.
-            passes_are_collective: True if a pass needs all ranks. A rank that runs out of memory in a pass then ends
-                the run, because the others wait for it.
+            work: The work; repeating it from the start must give the same result.
+            passes_are_collective: True if a forward pass needs all ranks. A rank that runs out of memory then ends the
+                run, because the other ranks wait for it in the pass.
 
         Returns:
             The result of `work`.
 
         Raises:
-            TrainingError: Not even one sequence fits.
+            TrainingError: Not even one sequence fits into memory.
             LoneRankError: A rank ran out of memory in a collective pass.
         """
         while True:
@@ -93,7 +97,7 @@ class MicroBatching:
                     return work()
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]
-            self._reduce(reason)  # outside the except block, where no traceback keeps the tensors alive
+            self._reduce(reason)  # outside the except block, whose traceback keeps the tensors alive
 
     def _reduce(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device

@@ -1,7 +1,8 @@
-"""AdamW for updates as small as RL makes them: float32 weights, gradients and moments, whatever the module's dtype.
+"""AdamW with float32 weights, gradients and moments, whatever the dtype of the model.
 
-A bf16 weight keeps about three digits, and a step of 5e-6 changes only 3-8% of its entries (arXiv 2511.08567 sees
-the same from outside). So the trained parameters have a float32 master here; the module gets its rounded copy.
+RL makes updates that bf16 cannot hold: a bf16 number has about three digits, so a step of 5e-6 changes only 3-8% of the
+entries of a weight (arXiv 2511.08567 observes the same in trained models). The optimizer therefore updates a float32
+master of each trained parameter, and copies it, rounded, into the model.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from torch import nn
 from autolayer.core.errors import TrainingError
 
 MAX_GRAD_NORM = 1.0
-"""The gradient's norm over all parameters is clipped to this."""
+"""Largest norm of the gradient over all parameters; larger gradients are scaled down to it."""
 
 
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW on float32 masters of the given parameters.
 
-    Gradients are moved into a float32 accumulator as soon as each is ready, so micro-batches add up in float32
-    and the module holds none. Gradient clipping happens here, since nothing is left for the trainer to clip.
+    Each gradient moves into a float32 accumulator as soon as it is ready, so micro-batches add up in float32 and the
+    model holds no gradients. The optimizer therefore also clips them; the trainer would find none.
 
     Args:
-        parameters: Full name -> parameter; the names are the keys of the checkpoint.
+        parameters: The trained parameters by full name; the names are the keys of a checkpoint.
         lr: Learning rate.
-        average: Replaces gradients by their mean over all ranks.
+        average: Replaces each gradient of a list by its mean over all ranks, in place. Default: one rank.
 
     Raises:
         TrainingError: In `step`, when the gradient is not finite.
@@ -62,7 +63,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore
-        """Averages the gradients over the ranks, clips them, updates the masters and copies them into the module."""
+        """Averages the gradients over the ranks, clips them, updates the masters and copies them into the model."""
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
@@ -85,7 +86,7 @@ class MasterAdamW(torch.optim.Optimizer):
             hook.remove()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns masters and moments for a checkpoint, by `{kind}:{parameter}`."""
+        """Returns copies of masters and Adam state on the CPU, for a checkpoint; the keys are `{kind}:{parameter}`."""
         state = self.inner.state
         found = {f"master:{name}": master for name, master in self.masters.items()}
         for name, master in self.masters.items():
@@ -93,7 +94,7 @@ class MasterAdamW(torch.optim.Optimizer):
         return {key: value.detach().cpu().clone() for key, value in found.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restores what `tensors` returned, and copies the masters into the module."""
+        """Restores the state that `tensors` returned, and copies the masters into the model."""
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(tensors[f"master:{name}"])

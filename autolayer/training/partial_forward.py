@@ -1,8 +1,8 @@
-"""Partial forward passes: scoring one batch again and again with one block changed, without running those below it.
+"""Partial forward passes, which score one batch repeatedly while one block changes and skip the blocks below it.
 
-A walk up the stack holds what enters one block, for each micro-batch. Blocks below it are skipped, so trying S changes
-of each of L blocks costs about S * L^2 / 2 block forwards instead of S * L^2. Nothing here knows an architecture:
-masks, positions and all other inputs that a decoder gives its blocks are computed again in every pass.
+The hidden state that enters the changed block is kept for each micro-batch, and moves up from block to block. Trying S
+changes of each of L blocks so costs about S * L^2 / 2 block forwards instead of S * L^2. This works for any
+architecture, because every pass computes masks, positions and all other inputs of the blocks again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from autolayer.training.logprobs import ScoreBatch, log_probs
 from autolayer.training.skip_blocks import skipping
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-"""Nats by which log-probabilities may differ if they are the same but for rounding; else `NARROW`."""
+"""Largest difference of log-probabilities, in nats, that rounding explains; `NARROW` for all other dtypes."""
 NARROW = 0.1
 
 
@@ -28,9 +28,9 @@ class PartialForward:
     """Forward passes over micro-batches that start at one block. Use inside `logprobs.scoring`, without gradients.
 
     Args:
-        model: With the weights that the states are to be made by.
-        parts: The micro-batches.
-        fixed: Always start at the lowest block, for a model whose blocks exchange more than a hidden state.
+        model: The policy.
+        parts: The micro-batches, which are scored in this order.
+        fixed: True to always start at the lowest block, for a model whose blocks exchange more than a hidden state.
     """
 
     def __init__(self, model: PreTrainedModel, parts: Sequence[ScoreBatch], *, fixed: bool = False) -> None:
@@ -38,58 +38,63 @@ class PartialForward:
         self.blocks = find_layers(model)
         self.layer = 0
         self.num_tokens = sum(int(part.attention_mask.sum()) for part in self.parts)
-        """Real tokens of all micro-batches."""
+        """Number of tokens of all micro-batches, without padding."""
         self._states: Sequence[torch.Tensor | None] = [None] * len(self.parts)
 
     def move_to(self, layer: int) -> int:
-        """Makes passes start at a block, from states made with the weights now in the model.
+        """Makes passes start at a block, whose input is computed with the weights now in the model.
+
+        Args:
+            layer: Index of the block. To move to a lower block, the input is computed from the lowest block again.
 
         Returns:
-            The number of blocks that were run on the way; a block further down is reached from the start.
+            The number of blocks that were run for this, per micro-batch.
         """
         if self.fixed or layer == self.layer:
             return 0
         if layer < self.layer:
             self.layer, self._states = 0, [None] * len(self.parts)
-        states = [self._until(layer, index) for index in range(len(self.parts))]
+        states = [self._state_entering(layer, index) for index in range(len(self.parts))]
         run, self.layer, self._states = layer - self.layer, layer, states
         return run
 
     def log_probs(self) -> Iterator[torch.Tensor]:
-        """Yields `logprobs.log_probs` of one micro-batch after the other."""
+        """Yields the log-probabilities of each micro-batch, (B, T - 1), as `logprobs.log_probs` returns them."""
         for index, part in enumerate(self.parts):
-            with self._started(index):
+            with self._skipping_below(index):
                 yield log_probs(self.model, part)
 
-    def _until(self, layer: int, index: int) -> torch.Tensor:
+    def _state_entering(self, layer: int, index: int) -> torch.Tensor:
+        """Returns the hidden state that enters a block in a pass over one micro-batch, (B, T, D)."""
+
         def stop(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
         handle = self.blocks[layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with self._started(index):
+            with self._skipping_below(index):
                 log_probs(self.model, self.parts[index])
         except _Reached as reached:
             return reached.state
         finally:
             handle.remove()
-        raise AssertionError(f"the forward pass went around block {layer}")
+        raise AssertionError(f"the forward pass did not call block {layer}")
 
-    def _started(self, index: int) -> AbstractContextManager[None]:
-        """Skips the blocks below for one micro-batch."""
+    def _skipping_below(self, index: int) -> AbstractContextManager[None]:
+        """Returns a context that starts passes over one micro-batch at the current block."""
         state = self._states[index]
         return nullcontext() if state is None else skipping(self.blocks[: self.layer], state)
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the block whose input is wanted."""
+    """Ends a forward pass at a block, and carries the hidden state that enters it."""
 
     def __init__(self, state: torch.Tensor) -> None:
         self.state = state
 
 
 def any_batch(model: PreTrainedModel) -> ScoreBatch:
-    """Returns four short sequences, one of them padded, to try a model on."""
+    """Returns four sequences of 16 tokens, one of them padded, for testing how a model computes."""
     embedding: Any = model.get_input_embeddings()
     ids = torch.arange(64, device=model.device).view(4, 16) % len(embedding.weight)
     mask = torch.ones_like(ids)
@@ -98,10 +103,15 @@ def any_batch(model: PreTrainedModel) -> ScoreBatch:
 
 
 def can_start_midway(model: PreTrainedModel, batch: ScoreBatch) -> bool:
-    """Returns whether a pass that starts in the middle gives the same as a whole one. Inside `logprobs.scoring`.
+    """Returns whether a pass that starts in the middle gives the same log-probabilities as a whole one.
 
-    Tried on two sequences, with two others in between: a block must not remember something of the last pass. Tried in
-    the middle and at the last block: upper blocks may read what some lower one has left (Gemma's shared keys).
+    Two sequences are scored, with a pass over two others in between, which finds blocks that keep something from the
+    last pass. Passes start at the middle and at the last block, which finds upper blocks that read what a lower one
+    computed (Gemma's shared keys). Use it inside `logprobs.scoring` only.
+
+    Args:
+        model: The model.
+        batch: Short sequences (`any_batch`).
     """
     (_, few), *more = batch.split(2)
     others = more[0][1] if more else replace(few, input_ids=few.input_ids.roll(1, dims=1))
@@ -111,7 +121,7 @@ def can_start_midway(model: PreTrainedModel, batch: ScoreBatch) -> bool:
         log_probs(model, others)
         try:
             (found,) = partial.log_probs()
-        except (KeyError, AttributeError, TypeError):  # what it was to read is not there
+        except (KeyError, AttributeError, TypeError):  # a block reads what a skipped block should have computed
             return False
         if not (whole - found).abs().max() <= TOLERANCE.get(model.dtype, NARROW):
             return False

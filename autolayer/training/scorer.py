@@ -1,4 +1,4 @@
-"""Scoring passes: the log-probabilities that the policy gives to completions, by whole or partial forward passes."""
+"""Scores completions: computes their log-probabilities under the policy, by whole or partial forward passes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Scorer:
 
     Args:
         model: The policy.
-        engine: For its temperature and pad token.
-        micro_batching: Sizes of the passes.
-        account: Charged for every pass.
-        process_group: All its ranks score the same completions, and get the same numbers.
+        engine: The rollout engine, which gives temperature and pad token.
+        micro_batching: Gives the number of sequences of a pass.
+        account: Charged with the cost of every pass.
+        process_group: The ranks, which all score the same completions and get the same numbers.
     """
 
     def __init__(
@@ -46,37 +46,47 @@ class Scorer:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def partial_forward(self, batch: ScoreBatch) -> PartialForward:
-        """Returns passes for scoring a batch again and again with one layer changed. Inside `logprobs.scoring` only.
+        """Returns partial forward passes that score a batch repeatedly while one layer changes.
 
-        A model whose blocks exchange more than a hidden state is always run whole.
+        Use it inside `logprobs.scoring` only.
+
+        If the blocks of the model exchange more than a hidden state, all passes are whole ones.
         """
         return PartialForward(self.model, self._micro_batches(batch), fixed=not self.starts_midway)
 
     @cached_property
     def starts_midway(self) -> bool:
-        """True if a forward pass can start at a block in the middle. Short passes of negligible cost test this once."""
+        """True if a forward pass can start at a block in the middle; tested once by a few short passes."""
         with scoring(self.model, self.engine.temperature), torch.no_grad():
             return self.process_group.broadcast(can_start_midway(self.model, any_batch(self.model)))
 
     def shared_below(self, layers: Layers) -> int:
-        """Returns the block below which a policy with these layers trained and its KL reference run once for both."""
+        """Returns the block below which the policy, with these layers trained, and its KL reference share a pass."""
         return min(layers) if layers != "full" and self.starts_midway else 0
 
     def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:
-        """Returns log-probabilities of the completions, (B, T - 1), the same on every rank.
+        """Returns the log-probabilities of the completions, (B, T - 1), the same on every rank.
 
-        Makes one forward pass for each micro-batch, which hooks see one by one. Inside `logprobs.scoring` only.
+        Makes one forward pass per micro-batch. Use it inside `logprobs.scoring` only.
+
+        Args:
+            batch: The sequences, or partial forward passes over them.
         """
         started = time.perf_counter()
         passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
         result = torch.cat(list(passes.log_probs()))
-        if self.process_group.world_size > 1:  # all ranks must decide from the same numbers
+        if self.process_group.world_size > 1:  # ranks decide by these numbers, which may differ in rounding
             result = self.process_group.broadcast(result.cpu()).to(result.device)
         self.account.charge(self.account.costs.forward(passes.num_tokens, passes.layer), time.perf_counter() - started)
         return result
 
     def advance(self, passes: PartialForward, layer: int) -> None:
-        """Makes partial passes start at the input of a layer, with the weights now in the model."""
+        """Makes partial passes start at a layer, whose input is computed with the weights now in the model.
+
+        Args:
+            passes: The partial passes.
+            layer: Index of the layer.
+        """
         started = time.perf_counter()
         num_blocks = passes.move_to(layer)
         self.account.charge(Cost(layer_tokens=passes.num_tokens * num_blocks), time.perf_counter() - started)

@@ -15,12 +15,17 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 @contextmanager
 def skipping(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterator[None]:
-    """Makes these blocks return a state inside, instead of computing one."""
+    """Makes blocks return a given hidden state while the `with` block runs, instead of computing one.
+
+    Args:
+        blocks: The lower blocks of a model, up to the one where a forward pass should start.
+        state: The hidden state that enters that block, (B, T, D).
+    """
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(restore_forward, block, block.__dict__.get("forward"))
             undo.callback(vars(block).update, {name: vars(block)[name] for name in _HOOKS})
-            # No hook sees a block that does nothing: FSDP's would unshard it.
+            # Hooks are removed as well, because FSDP's would unshard a block that computes nothing.
             vars(block).update({name: OrderedDict() for name in _HOOKS})
             block.forward = lambda *args, **kwargs: state
         yield

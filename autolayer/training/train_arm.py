@@ -1,4 +1,4 @@
-"""Trains an arm from its checkpoint to the next. Short runs, the final run and `measure` all use this function."""
+"""Trains an arm from one checkpoint to the next. Short runs, the final run and `measure` all use `train_arm`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from autolayer.training.workbench import Workbench
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedArm:
-    """An arm that was trained on, and what came of these steps alone."""
+    """The result of one call of `train_arm`."""
 
     arm: Arm
-    """At its new checkpoint."""
+    """The arm after training, with its new step and checkpoint."""
     train_rewards_P: tuple[float, ...]
-    """Mean reward of each training group, in order."""
+    """Mean reward of each training group of these steps, in order."""
     cost: Cost
+    """Cost of these steps."""
 
 
 def train_arm(
@@ -41,43 +42,62 @@ def train_arm(
     prompts_per_step: int | None = None,
     on_step: Callable[[float], None] | None = None,
 ) -> TrainedArm:
-    """Trains an arm on from its checkpoint, and saves the next one. Call it on every rank.
+    """Trains an arm from its checkpoint up to a step, and saves a new checkpoint. Call it on every rank.
 
-    A training that is cut in two gives the same arm, bit for bit (on one machine).
+    Training in two calls gives the same arm as training in one, bit for bit (on one machine).
 
     Args:
-        bench: With the base weights in, before and afterwards.
-        arm: What to train, from which step.
-        to_step: Optimizer steps done when this returns.
-        prompts_per_step: Of all ranks together; default: the run's. Bursts take fewer.
-        on_step: Called with each step's mean training reward.
+        bench: The workbench, which holds the base weights before and after the call.
+        arm: The arm to train, at its current step.
+        to_step: Number of optimizer steps of the arm after the call.
+        prompts_per_step: Prompts per step over all ranks, fewer for the bursts of a probe. Default: the run's setting.
+        on_step: Called with the mean training reward of each step.
+
+    Returns:
+        The arm at its new checkpoint, with the rewards and the cost of these steps.
 
     Raises:
-        TrainingError: Training diverges, or one sequence does not fit into memory.
+        TrainingError: Training diverged, or one sequence does not fit into memory.
+        LoneRankError: One of several ranks ran out of memory.
+        RunFolderError: The arm's checkpoint cannot be read.
     """
-    assert to_step > arm.step, f"{arm} is not behind step {to_step}"
+    assert to_step > arm.step, f"{arm} is already at or after step {to_step}"
     done = 0
 
     def after_step(step: int, reward: float) -> None:
         nonlocal done
-        if on_step is not None and step > done:  # out of memory, a training begins again
+        if on_step is not None and step > done:  # after running out of memory, steps are repeated
             done = step
             on_step(reward)
 
     return bench.micro_batching.within_memory(
         lambda: _train(bench, arm, to_step, prompts_per_step or bench.settings.prompts_per_step, after_step),
-        passes_are_collective=True,  # TRL gathers its metrics in them
+        passes_are_collective=True,  # TRL gathers metrics of all ranks in each pass
     )
 
 
 def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
-    """Returns the prompts of some steps: a new seeded order of the train split every epoch."""
+    """Returns the prompts of some steps; every epoch takes the train split in a new seeded order.
+
+    Args:
+        bench: The workbench.
+        seed: Seed of the order.
+        first_step: The first step, counted from 0.
+        num_steps: Number of steps.
+        prompts_per_step: Prompts per step over all ranks.
+    """
     wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
     return in_order(bench.task.splits["train"], seed, wanted)
 
 
 def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:
-    """Returns the cost of the passes of one training step."""
+    """Returns the cost of the forward and backward passes of one training step, the KL reference's included.
+
+    Args:
+        bench: The workbench.
+        rollouts: The rollouts of the step, of all ranks.
+        layers: The trained layers.
+    """
     cost = bench.costs.train(rollouts.num_tokens, layers)
     if bench.settings.beta:
         cost += bench.costs.forward(rollouts.num_tokens, start=bench.scorer.shared_below(layers))
@@ -105,10 +125,10 @@ def _train(
         trainer.add_callback(EachStep(each_step))
         try:
             trainer.train()
-        except torch.OutOfMemoryError:  # what was done is lost, and paid for
+        except torch.OutOfMemoryError:  # these steps are lost, but they have cost something
             bench.account.charge(_cost(bench, steps, arm.layers), time.perf_counter() - started)
             raise
-        # Groups whose rewards are all equal have no advantage: a zero gradient is then no broken freeze.
+        # If all rewards of a group are equal, its advantages are 0, and a zero gradient is no error.
         freeze.expect_gradient = trainer.had_advantage
         bench.effective += trainer.effective
         seconds = time.perf_counter() - started
@@ -122,7 +142,7 @@ def _train(
 
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:
-    """Returns the optimizer of an arm as its checkpoint has left it."""
+    """Returns the optimizer of an arm, with the state of its checkpoint."""
     optimizer = MasterAdamW(bench.parameters(arm.layers), lr=arm.learning_rate, average=bench.process_group.average)
     if arm.checkpoint is not None:
         optimizer.load_tensors(bench.checkpoints.read(arm))

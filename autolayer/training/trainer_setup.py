@@ -1,4 +1,4 @@
-"""Setting up the trainer: a model that it may have, the KL reference, and the run's settings."""
+"""Sets up training: makes layers trainable, builds the KL reference, creates the trainer with the run's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ from autolayer.training.workbench import Workbench
 
 @contextlib.contextmanager
 def trainable(bench: Workbench, layers: Layers) -> Iterator[Trainable]:
-    """Makes some layers of the model trainable inside, for TRL's trainer; outside, all of it is as it was."""
+    """Makes only some layers trainable while the block runs, and undoes everything that TRL's trainer changes.
+
+    Args:
+        bench: The workbench.
+        layers: The layers to train.
+
+    Yields:
+        The record of `train_only`; set `expect_gradient` on it before the block ends.
+
+    Raises:
+        LayerError: A listed layer was not trained, or a frozen weight changed.
+    """
     with (
         undone(bench.model),
         train_only(bench.model, layers, quiet=True) as freeze,
@@ -32,8 +43,8 @@ def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
     """Builds the KL reference, or None when beta is 0. Call it on every rank.
 
     Args:
-        bench: With these layers whole.
-        layers: What is trained.
+        bench: The workbench; if the model is sharded, these layers must be held whole (`fsdp.whole`).
+        layers: The trained layers.
     """
     if not bench.settings.beta:
         return None
@@ -48,7 +59,16 @@ def make_trainer(
     optimizer: MasterAdamW,
     on_rollouts: Callable[[Rollouts], None],
 ) -> LayerGRPOTrainer:
-    """Makes the trainer of some steps of an arm, by the run's settings."""
+    """Creates the trainer that trains an arm for some steps, with the run's settings.
+
+    Args:
+        bench: The workbench, with the arm's weights in the model.
+        arm: The arm, at the step where training starts.
+        rows: The prompts of all steps in order, equally many for each step.
+        num_steps: Number of optimizer steps.
+        optimizer: The optimizer of the arm's parameters.
+        on_rollouts: Called at every step with the rewarded rollouts of all ranks.
+    """
     return LayerGRPOTrainer(
         model=bench.model,
         tokenizer=bench.tokenizer,

@@ -1,4 +1,4 @@
-"""Undoes the side effects of TRL's trainer on the process and the model."""
+"""Context managers that undo the side effects of TRL's trainer on the process and the model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 @contextlib.contextmanager
 def undone(model: PreTrainedModel) -> Iterator[None]:
-    """Runs a trainer inside; outside, random state, the model's modes and settings, and loggers are as before."""
+    """Restores random state, log levels, and the model's modes and settings after a trainer ran in the block."""
     with keeping_random_state(), without_dropout(model), quiet_trainer():
         yield
 
 
 @contextlib.contextmanager
 def keeping_random_state() -> Iterator[None]:
-    """Gives the caller's random state back: TRL reseeds Python, numpy and torch."""
+    """Restores the random state of Python, NumPy and torch, which TRL reseeds, when the block ends."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
@@ -34,11 +34,11 @@ def keeping_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_dropout(model: PreTrainedModel) -> Iterator[None]:
-    """Sets every dropout to 0 inside, and gives the model's modes and settings back.
+    """Sets every dropout probability to 0 while the block runs, then restores the model's modes and settings.
 
-    The policy that is trained must be the one that generates. TRL takes out `nn.Dropout` only; many models keep the
-    probability as a number (`attention_dropout`, OPT's `dropout` and `layerdrop`). Trainers also change the cache and
-    the end tokens in the settings.
+    With dropout, training would use another policy than generation. TRL disables `nn.Dropout` only, but many models
+    keep the probability as a number (`attention_dropout`, OPT's `dropout` and `layerdrop`). Trainers also change the
+    settings of the cache and of the end tokens.
     """
     modes = [(module, module.training) for module in model.modules()]
     dropouts = [
@@ -64,7 +64,7 @@ def without_dropout(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_trainer() -> Iterator[None]:
-    """Keeps the advice of TRL and accelerate about defaults off the terminal; errors still raise."""
+    """Silences the warnings of transformers, TRL and accelerate while the block runs; errors still raise."""
     names = ("transformers", "trl", "accelerate")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
@@ -79,7 +79,7 @@ def quiet_trainer() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch."""
+    """Seeds Python, NumPy and torch; `seed` must be below 2**32."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Every private part of TRL that autolayer relies on. tests/training/test_trl_compat.py notices when one moves.
+"""Every private part of TRL that autolayer relies on; tests/training/test_trl_compat.py fails if TRL changes one.
 
 TRL is pinned to one minor release (pyproject.toml). To move to a newer one, run that test first.
 """
@@ -24,15 +24,16 @@ __all__ = ["AdaptedGRPOTrainer", "GRPOConfig", "add_fused_lm_head"]
 
 
 class AdaptedGRPOTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer for a model that others own: it moves, wraps and copies nothing.
+    """TRL's GRPOTrainer for a model that the workbench owns: the trainer does not move, wrap or copy the model.
 
     Args:
-        num_prompts: Prompts of the whole training. TRL passes their places on to `rollout_func` as text.
+        num_prompts: Number of prompts of the whole training. TRL gets their indices as text, and passes these on to
+            `rollout_func`.
         beta: Weight of the KL term.
         reference: The reference policy of the KL term; needed when `beta` > 0.
-        has_sampled_log_probs: Whether rollouts come with the log-probabilities that they were sampled at. TRL then
-            weighs tokens by importance.
-        args, options: As TRL's; `args.beta` has to be 0, or TRL would load a second model from disk.
+        has_sampled_log_probs: True if rollouts include the log-probabilities that they were sampled with. TRL then
+            corrects for the difference to the policy by importance weights.
+        args, options: As in TRL; `args.beta` must be 0, or TRL would load a second model from disk.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         **options: Any,
     ) -> None:
         assert args.beta == 0 and (reference is not None or not beta)
-        # One process has one device, also where it sees more: transformers would spread each batch over them.
+        # One process uses one device, even if it sees more: transformers would spread each batch over all of them.
         args._n_gpu = min(args.n_gpu, 1)
         places = [str(index) for index in range(num_prompts)]
         super().__init__(args=args, train_dataset=Dataset.from_dict({"prompt": places}), **options)
@@ -54,14 +55,15 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         if self.accelerator.num_processes > 1:  # DDP would reduce gradients after our hooks have taken them
             self.accelerator.prepare_model = lambda model, *args, **kwargs: model
         self.beta, self.reference = beta, reference
-        # After construction, which would start vLLM, this only says that completions come with log-probabilities.
+        # Set after construction, which would start vLLM; it now only says that completions have log-probabilities.
         self.use_vllm = has_sampled_log_probs
 
     def adjust_batch(self, batch: dict[str, Any]) -> None:
-        """Called with every generated and scored batch before its loss. To be overridden.
+        """Changes a sampled and rewarded batch before its loss is computed; subclasses override it.
 
         Args:
-            batch: Among others 'completion_ids' and 'completion_mask' (B, T), and 'advantages', (B,) or (B, T).
+            batch: Changed in place. Has 'completion_ids' and 'completion_mask', (B, T), 'advantages', (B,) or (B, T),
+                and more.
         """
 
     def importance_weights(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -70,8 +72,8 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         return None if ratio is None else (ratio, batch["completion_mask"] * batch.get("tool_mask", 1))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._last_loaded_step = self.state.global_step  # TRL loads no weights: the engine follows them by itself
-        self.beta, beta = 0.0, self.beta  # the reference's pass comes with the policy's (`_compute_loss`)
+        self._last_loaded_step = self.state.global_step  # keeps TRL from syncing weights, which the engine does itself
+        self.beta, beta = 0.0, self.beta  # `_compute_loss` runs the reference, so TRL must not
         try:
             batch = super()._generate_and_score_completions(inputs)
         finally:
@@ -91,8 +93,8 @@ class AdaptedGRPOTrainer(GRPOTrainer):
             return super()._compute_loss(model, {**inputs, "ref_per_token_logps": log_probs})
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        # TRL pads prompts on the left and leaves positions to the model; one with learned positions (GPT-2) would
-        # count the padding, and train at other positions than it generates at.
+        # TRL pads prompts on the left and passes no positions. A model with learned positions (GPT-2) would count the
+        # padding, and train at other positions than it generates at.
         hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
         try:
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -100,11 +102,11 @@ class AdaptedGRPOTrainer(GRPOTrainer):
             hook.remove()
 
     def _move_model_to_device(self, *_: Any) -> None:
-        """Does nothing: a move would reshard the blocks that are held whole (`fsdp.whole`)."""
+        """Does nothing, because a move would reshard the blocks that are held whole (`fsdp.whole`)."""
 
 
 def _positions(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Counts positions from each sequence's first real token. Rotary positions are relative and need no mending."""
+    """Counts positions from each sequence's first real token; rotary positions are relative and stay as they are."""
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     if rotary is None and "position_ids" in inspect.signature(type(model).forward).parameters:
         kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)

@@ -1,9 +1,9 @@
 """The workbench: sole owner of the model, its rollout engine, the base copies of the layers and the weights' version.
 
-Outside a `weights(...)` block the model holds the base, bit for bit, so one arm cannot leak into another. Everything
-random follows from seeds that name what it is for; nothing here depends on what ran before.
+Outside a `weights(...)` block the model holds the base weights, bit for bit, so arms cannot influence each other. Every
+random choice has a seed derived from its purpose (`request_seed`), so no result depends on what ran before.
 
-With several processes every rank has a workbench of its own and calls the same methods with the same arguments.
+With several processes, every rank has its own workbench and calls the same methods with the same arguments.
 """
 
 from __future__ import annotations
@@ -45,25 +45,33 @@ class TrainSettings:
     """The settings that all trainings of a run share."""
 
     algorithm: str
+    """A key of `grpo_trainer.LOSS`."""
     prompts_per_step: int
+    """Prompts per optimizer step, over all ranks."""
     group_size: int
+    """Completions per prompt."""
     beta: float
+    """Weight of the KL term; 0 leaves it out."""
     gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
     activation_checkpointing: bool = False
     """True to recompute activations from the start, not only when memory runs out."""
 
 
 class Workbench:
-    """One model and one engine for any number of arms.
+    """Owns one model and one rollout engine, and swaps the weights of arms in and out of them.
 
     Args:
-        loaded: The model with the base weights in, and its tokenizer.
-        task: Prompts and reward.
-        settings: Of all trainings.
+        loaded: The model with its base weights, and its tokenizer.
+        task: The task, which gives prompts and rewards.
+        settings: Settings that all trainings share.
         folder: The run folder.
-        temperature: Of sampling.
-        make_engine: Makes the rollout engine.
-        process_group: The ranks of the run.
+        temperature: Sampling temperature.
+        make_engine: Creates the rollout engine; takes the arguments of `Engine`.
+        process_group: The ranks of the run; default: this process alone.
+
+    Example:
+        with bench.weights(arm.layers, bench.arm_weights(arm)):
+            rollouts = bench.sample(rows, seeds)  # sampled from the arm; the base weights are back afterwards
     """
 
     def __init__(
@@ -90,7 +98,7 @@ class Workbench:
         )
         self.layers = find_layers(self.model)
         self.version = 0
-        """Counts every change of the weights."""
+        """Number of changes of the weights so far."""
         self._base: dict[str, torch.Tensor] = {}
         sharded = is_sharded(self.model)
         self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
@@ -101,7 +109,7 @@ class Workbench:
         )
         self.scorer = Scorer(self.model, self.engine, self.micro_batching, self.account, self.process_group)
         self.effective: list[float] = []
-        """Effective sample size of each training batch as a share of its tokens, if the engine has its own numerics."""
+        """Effective sample size of each training batch, as a share of its tokens; empty if the model itself samples."""
         self.process_group.passes_are_collective = sharded
 
     # Weights
@@ -111,7 +119,10 @@ class Workbench:
         return layer_parameters(self.model, layers)
 
     def base(self, layers: Layers) -> dict[str, torch.Tensor]:
-        """Returns host copies of the base weights of these layers, which are made before the first change."""
+        """Returns copies of the base weights of these layers in host memory, by full name.
+
+        The first call for a layer makes its copy, so it must come before the layer's weights change.
+        """
         with whole(self.model, layers):
             for name, parameter in self.parameters(layers).items():
                 if name not in self._base:
@@ -119,20 +130,25 @@ class Workbench:
             return {name: self._base[name] for name in self.parameters(layers)}
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Writes weights into the model. Only this method and the optimizer do so."""
+        """Writes weights into the model, by full name. Nothing else but the optimizer changes weights."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).copy_(tensor)
         self.mark_changed(tensors)
 
     def mark_changed(self, names: Iterable[str]) -> None:
-        """Records that these parameters have changed, so that an engine with its own weights loads them again."""
+        """Records that these parameters have changed, so that an engine with its own copy loads them again."""
         self.version += 1
         self.engine.mark_changed(names)
 
     @contextlib.contextmanager
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
-        """Puts the given weights into these layers while the block runs, and always restores the base weights."""
+        """Puts weights into some layers while the block runs, and restores their base weights when it ends.
+
+        Args:
+            layers: Layers that the block may change.
+            tensors: Weights by full name; None to start from the base weights.
+        """
         with whole(self.model, layers):
             base = self.base(layers)
             try:
@@ -143,7 +159,7 @@ class Workbench:
                 self.copy_in(base)
 
     def arm_weights(self, arm: Arm) -> dict[str, torch.Tensor] | None:
-        """Returns an arm's trained weights in the module's dtype; None at step 0, which is the base."""
+        """Returns an arm's trained weights by full name, in the model's dtype; None at step 0, which is the base."""
         if arm.checkpoint is None:
             return None
         dtypes = {name: parameter.dtype for name, parameter in self.parameters(arm.layers).items()}
@@ -151,7 +167,14 @@ class Workbench:
         return {name: tensors[f"master:{name}"].to(dtype) for name, dtype in dtypes.items()}
 
     def adapt(self, layers: Sequence[int], seed: int) -> None:
-        """Adds LoRA adapters, which are from now on what is trained of a layer. Untrained they compute nothing."""
+        """Adds LoRA adapters to some layers. From then on only the adapters of a layer are trained.
+
+        The output of the model does not change, because a new adapter is zero.
+
+        Args:
+            layers: The layers.
+            seed: Seed of the adapters' initial weights.
+        """
         lora.add_adapters(self.model, linear_module_names(self.model, layers), seed)
         self._base.clear()  # weights under an adapter have other names
 
@@ -159,7 +182,7 @@ class Workbench:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest training prompt and a whole completion, or of the longest episode there can be."""
+        """Tokens of the longest training sequence: longest prompt and completion; with an environment, the context."""
         if self.task.environment is not None:
             return self.engine.max_context
         rows = self.task.splits["train"]
@@ -171,8 +194,15 @@ class Workbench:
 
         Args:
             rows: The prompts.
-            seeds: One for each completion.
-            group_size: Completions of a prompt.
+            seeds: One seed per completion.
+            group_size: Number of completions per prompt.
+
+        Returns:
+            The rollouts of all ranks, in the order of `rows`.
+
+        Raises:
+            RewardError: The reward failed.
+            EpisodeError: An environment failed.
         """
         started = time.perf_counter()
         rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, group_size)
@@ -180,15 +210,24 @@ class Workbench:
         return rollouts
 
     def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
-        """Returns the reward per item of a split; base and arms get the same items and noise."""
+        """Returns the reward of each item, shape (items,). See `examine` for the arguments."""
         return self.examine(split, num_items, seed=seed, arm=arm).rewards_I
 
     def examine(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
-        """Evaluates the base or an arm, with how many completions were cut off or badly formed."""
-        asked = evaluation.requests(self.task, split, num_items, seed)
-        with self._weights_of(arm), self.engine.decoding(asked.decoding):
-            rollouts = self.sample(asked.rows, asked.seeds)
-        return evaluation.evaluation(self.task, asked, rollouts)
+        """Evaluates the base model or an arm on items of a split.
+
+        Calls with one seed use the same items and the same sampling noise, so their results can be compared in pairs.
+
+        Args:
+            split: Name of the split.
+            num_items: Number of items.
+            seed: Seed of the sampling noise.
+            arm: The arm; None for the base model.
+        """
+        requests = evaluation.requests(self.task, split, num_items, seed)
+        with self._weights_of(arm), self.engine.decoding(requests.decoding):
+            rollouts = self.sample(requests.rows, requests.seeds)
+        return evaluation.evaluation(self.task, requests, rollouts)
 
     def _weights_of(self, arm: Arm | None) -> AbstractContextManager[None]:
         if arm is None or arm.checkpoint is None:
@@ -197,5 +236,5 @@ class Workbench:
 
     @property
     def spent(self) -> Cost:
-        """Everything that was charged in this process."""
+        """The cost of all work that this workbench has done."""
         return self.account.spent

@@ -1,7 +1,8 @@
 """Rollouts by transformers' `generate`, with the model that is trained.
 
-Sampling adds Gumbel noise of each request's own to the logits and takes the largest (the Gumbel-max trick), which is
-exact sampling at the given temperature and couples two policies better than inverting their cumulative distributions.
+Sampling adds Gumbel noise to the logits and takes the largest (the Gumbel-max trick). This is exact sampling at the
+given temperature. Each request has its own noise, so two policies that sample the same request differ in fewer tokens
+than if their cumulative distributions were inverted.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from autolayer.distributed.fsdp import agreed, is_sharded
 from autolayer.rollouts.engines.base import Completion, Engine
 
 MAX_NOISE_TOKENS = 8
-"""Tokens whose noise is drawn in one call for a request."""
+"""Largest number of tokens whose noise is drawn in one call for a request."""
 MAX_NOISE_ENTRIES = 1 << 20
-"""Entries of noise that are drawn in one call for a request: 4 MB of float32."""
+"""Largest number of noise entries drawn in one call for a request: 4 MB of float32."""
 
 
 class TransformersEngine(Engine):
@@ -95,7 +96,7 @@ def _until_end(ids: list[int], ends: set[int]) -> list[int]:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds noise to logits so that the largest of a row is a sample of its softmax.
+    """Adds Gumbel noise to logits, so that the largest logit of a row is a sample from its softmax.
 
     Every request has a generator of its own, so its tokens do not depend on what else is in the batch. The generators
     fill a table of `noise_tokens` steps at a time, and a step then costs one addition for all rows.
@@ -127,7 +128,7 @@ class GumbelNoise(LogitsProcessor):
 
 
 def noise_tokens(vocabulary: int) -> int:
-    """Returns for how many tokens noise is drawn at once; it depends on nothing else, or a batch would change draws."""
+    """Returns for how many tokens noise is drawn at once, which must not depend on the batch, or samples would."""
     return max(1, min(MAX_NOISE_TOKENS, MAX_NOISE_ENTRIES // vocabulary))
 
 

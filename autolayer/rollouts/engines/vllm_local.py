@@ -93,14 +93,14 @@ class VLLMEngine(SyncedEngine):
     ) -> list[Completion]:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
-        asked = [
+        parameters = [
             SamplingParams(
                 temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed, max_tokens=limit,
                 stop_token_ids=sorted(ends), logprobs=0, detokenize=False,
             )
             for seed, limit in zip(seeds, limits, strict=True)
         ]  # fmt: skip
-        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], asked, use_tqdm=False)
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompt_ids], parameters, use_tqdm=False)
         completions = []
         for output in outputs:
             (sampled,) = output.outputs

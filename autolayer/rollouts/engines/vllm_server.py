@@ -124,15 +124,15 @@ class VLLMServerEngine(SyncedEngine):
         count, num = len(prompt_ids), len(self.servers)
 
         def one_of_each(limit: int) -> list[Completion]:
-            asked = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
-            return self._all(self._complete, range(num), asked)
+            requests = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
+            return self._all(self._complete, range(num), requests)
 
         self._check(prompt_ids[0], one_of_each)
         if is_sharded(self.model) and not self.is_rank_0:  # the check's forward pass of the policy needed every rank
             return []
         servers = [index % num for index in range(count)]
-        asked = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
-        completions = self._all(self._complete, servers, asked)
+        requests = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
+        completions = self._all(self._complete, servers, requests)
         self._check_version()  # nobody has changed the weights during the batch
         return completions
 

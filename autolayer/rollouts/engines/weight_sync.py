@@ -1,8 +1,8 @@
 """The base class of rollout engines with a copy of the policy's weights, which is synchronized layer by layer.
 
-Only what changed since the last completion is sent, as whole decoder layers, because vLLM fuses the matrices inside
-one. The prefix cache, which belongs to the weights before, is then cleared, and copy and policy have to give one
-completion the same log-probabilities. Changing arms costs the layers of both arms, never the whole model.
+Only the layers that changed since the last sampling are sent, each as a whole, because vLLM fuses the matrices inside
+one. Then the prefix cache, which the previous weights computed, is cleared, and copy and policy are compared by the
+log-probabilities of one completion. Changing arms costs sending the layers of both arms, never the whole model.
 """
 
 from __future__ import annotations
