@@ -113,7 +113,7 @@ def _judge(predicted: PredictedCurve, measured: MeasuredCurve, num_layers: int, 
             f"{predicted.origin.source} and {measured.origin.source} have {len(layers)} layers in common, fewer than "
             f"{MIN_COMMON_LAYERS}: on so few any ranking may be right by chance; predict and measure more --layers."
         )
-    own = predicted.is_measured and predicted.values == measured.values
+    same_curve = predicted.is_measured and predicted.values == measured.values
     judgement = Judgement(
         predicted=predicted.origin.source,
         measured=measured.origin.source,
@@ -127,34 +127,34 @@ def _judge(predicted: PredictedCurve, measured: MeasuredCurve, num_layers: int, 
         level=measured.level,
         ceiling=measured.ceiling,
         is_contribution=predicted.is_contribution,
-        points=tuple(_point(layer, predicted, measured, own) for layer in layers),
-        rows=_rows(predicted, measured, layers, num_layers, own),
+        points=tuple(_point(layer, predicted, measured, same_curve) for layer in layers),
+        rows=_rows(predicted, measured, layers, num_layers, same_curve),
     )
     judgement = replace(judgement, notes=(*verdicts.notes(judgement, assumed), *measured.notes))
     return replace(judgement, verdict=verdicts.file_verdict(judgement))
 
 
-def _point(layer: int, predicted: PredictedCurve, measured: MeasuredCurve, own: bool) -> LayerPoint:
+def _point(layer: int, predicted: PredictedCurve, measured: MeasuredCurve, same_curve: bool) -> LayerPoint:
     low, high = measured.band[layer] if measured.band else (None, None)
     point = LayerPoint(layer=layer, measured=measured.values[layer], measured_low=low, measured_high=high)
-    if own:
+    if same_curve:  # a curve is no prediction of itself
         return point
     low, high = predicted.band[layer] if predicted.band else (None, None)
     return replace(point, predicted=predicted.values[layer], predicted_low=low, predicted_high=high)
 
 
 def _rows(
-    predicted: PredictedCurve, measured: MeasuredCurve, layers: list[int], num_layers: int, own: bool
+    predicted: PredictedCurve, measured: MeasuredCurve, layers: list[int], num_layers: int, same_curve: bool
 ) -> tuple[JudgedRanking, ...]:
     """Judges the prediction, every baseline, and every single probe that scored all these layers."""
-    judge = _Judge(measured, layers)
+    judge = _RankingJudge(measured, layers)
     probes = {
         name: np.array([scores[layer] for layer in layers])
         for name, scores in predicted.probes.items()
         if name not in BASELINES and set(layers) <= scores.keys()
     }
     rows = []
-    if not own:
+    if not same_curve:
         judge.prediction_L = np.array([predicted.values[layer] for layer in layers])
         band = np.array([predicted.band[layer] for layer in layers]).T if predicted.band else None
         rows.append(judge.row("prediction", "prediction", judge.prediction_L, band))
@@ -166,7 +166,7 @@ def _rows(
     return *rows, *(judge.row(name, "probe", scores_L) for name, scores_L in probes.items())
 
 
-class _Judge:
+class _RankingJudge:
     """One measured curve over the compared layers, ready to judge any scores of them."""
 
     def __init__(self, measured: MeasuredCurve, layers: list[int]) -> None:

@@ -90,9 +90,9 @@ def measure(
         weigh = scale(run.bench.task, run.config.num_eval or 0)  # suites count equally, however many items
         scale_I = np.ones(len(base_I)) if weigh is None else weigh
         found = summarize(run, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
-        notes = (*run_notes(run), *found_notes(probed, grid, arms, chosen, schedule), *trials.failures())
+        notes = (*run_notes(run), *measurement_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}
-        return keep(run, schedule.seeds, found, notes, costs)
+        return write_contribution(run, schedule.seeds, found, notes, costs)
 
 
 def finished(run: RunContext) -> Contribution | None:
@@ -173,14 +173,22 @@ def _arm_gain(learning_rate: float, gains_S: tuple[float, ...], interval: Interv
     )
 
 
-def found_notes(
+def measurement_notes(
     probed: ProbeReport,
     grid: tuple[float, ...],
     arms: Sequence[Layers],
     chosen: Sequence[float],
     schedule: Schedule,
 ) -> list[str]:
-    """Returns notes that a reader of the numbers needs."""
+    """Returns notes that a reader of the numbers needs.
+
+    Args:
+        probed: The probes' report.
+        grid: Learning rates that every arm was tried at, smallest first.
+        arms: The arms.
+        chosen: Learning rate of each arm.
+        schedule: Number and length of the trainings.
+    """
     notes = list(probed.notes)
     if still := [layer for layer, rate in _rates(probed).items() if rate is None]:
         notes.append(f"not measured, since they do not move the policy at all: layers {', '.join(map(str, still))}")
@@ -195,10 +203,21 @@ def found_notes(
     return notes
 
 
-def keep(
+def write_contribution(
     run: RunContext, seeds: tuple[int, ...], found: dict[str, Any], notes: Sequence[str], costs: dict[str, Cost]
 ) -> Contribution:
-    """Writes contribution.json, which marks the measurement as finished."""
+    """Writes contribution.json, which marks the measurement as finished.
+
+    Args:
+        run: The run.
+        seeds: Training seeds of every arm.
+        found: The fields that `summarize` returned.
+        notes: Notes on the numbers.
+        costs: Cost of each stage.
+
+    Returns:
+        The content of the file.
+    """
     config, bench = run.config, run.bench
     result = Contribution(
         model=config.model,

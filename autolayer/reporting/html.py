@@ -60,7 +60,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A value of the figure. Its interval goes from `low` to `high`, both None where there is no interval."""
+    """A value of the figure in the drawing's coordinates; `low` and `high` are the ends of its interval, or None."""
 
     kind: str
     """'predicted', drawn as a circle, or 'measured', drawn as a square."""

@@ -76,7 +76,7 @@ class World:
 
 
 def make_world(seed: int | str) -> World:
-    """Returns the house of a seed: 4 or 5 rooms, 1 to 3 objects, and the target anywhere but at its goal."""
+    """Makes the house of a seed: 4 or 5 rooms, 1 to 3 objects, and the target anywhere but at its goal."""
     rng = random.Random(f"house/{seed}")
     num_rooms = rng.choice((4, 4, 5))
     rooms = rng.sample(ROOMS, num_rooms)

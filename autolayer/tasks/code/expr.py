@@ -48,7 +48,7 @@ _AMBIGUOUS: dict[str, tuple[str, ...]] = {
 # The second word applies an operation to the first one's value: E without, P with brackets around it.
 _THEN: dict[str, str] = {"": "E", "twice": "2*P", "thrice": "3*P", "next": "E+1", "half": "P//2", "flip": "-P"}
 
-_WORTH: dict[str, Callable[[int, int], int]] = {
+_READING_VALUES: dict[str, Callable[[int, int], int]] = {
     "b-a": lambda a, b: b - a,
     "abs(a-b)": lambda a, b: abs(a - b),
     "a//b": lambda a, b: a // b,
@@ -56,7 +56,7 @@ _WORTH: dict[str, Callable[[int, int], int]] = {
     "max(a,b)": max,
     "min(a,b)": min,
 }
-_THEN_WORTH: dict[str, Callable[[int], int]] = {
+_THEN_VALUES: dict[str, Callable[[int], int]] = {
     "": lambda value: value,
     "twice": lambda value: 2 * value,
     "thrice": lambda value: 3 * value,
@@ -125,7 +125,7 @@ def _row(kind: str, then: str, a: str, b: str) -> dict[str, Any]:
         "kind": kind,
         "names": f"{a},{b}",
         "inputs": inputs,
-        "outputs": [_THEN_WORTH[then](_WORTH[wanted](*pair)) for pair in inputs],
+        "outputs": [_THEN_VALUES[then](_READING_VALUES[wanted](*pair)) for pair in inputs],
         "answer": expression(wanted, then, a, b),
     }
 

@@ -113,14 +113,16 @@ def _filter(machine: str) -> bytes:
         raise OSError(f"there is no filter of system calls for {machine}")
     column = list(_ARCHITECTURES).index(machine)
     denied = [numbers[column] for numbers in _DENIED.values()]
+    # Instructions of linux/bpf_common.h: load a word of the call, three conditional jumps, return.
     load, equal, at_least, any_bit, end = 0x20, 0x15, 0x35, 0x45, 0x06
+    # Verdicts of linux/seccomp.h: allow, kill the process, and fail with EPERM or ENOSYS.
     allow, kill, not_permitted, not_there = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
     code = [(load, 0, 0, 4), (equal, 1, 0, _ARCHITECTURES[machine]), (end, 0, 0, kill), (load, 0, 0, 0)]
     # Each test jumps to its verdict, which stands right behind it. Numbers from 0x40000000 are those of x32.
     for test, number in [(at_least, 0x40000000), *((equal, number) for number in denied)]:
         code += [(test, 0, 1, number), (end, 0, 0, not_permitted)]
     code += [(equal, 0, 1, _CLONE3), (end, 0, 0, not_there)]
-    # The first argument shows limits of another process and new namespaces.
+    # The first argument tells whose limits prlimit changes, and whether clone makes namespaces.
     code += [(equal, 0, 4, _PRLIMIT[column]), (load, 0, 0, 16), (equal, 0, 1, 0)]
     code += [(end, 0, 0, allow), (end, 0, 0, not_permitted)]
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES)]
