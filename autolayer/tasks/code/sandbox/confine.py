@@ -67,7 +67,7 @@ def lock_up(mode: str, limits: dict[str, Any]) -> None:
     # Without a sandbox all processes of the account count, so that any limit would be wrong.
     others = {"bare": 1 << 20, "root": 0, "user": SANDBOX_PROCESSES}[mode]
     wanted = {
-        "RLIMIT_CPU": max(1, round(limits["seconds"])),
+        "RLIMIT_CPU": max(1, round(limits["seconds"])) + 1,
         "RLIMIT_AS": limits["memory"],
         "RLIMIT_FSIZE": limits["file_size"],
         "RLIMIT_NOFILE": limits["open_files"],
@@ -80,7 +80,10 @@ def lock_up(mode: str, limits: dict[str, Any]) -> None:
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with contextlib.suppress(*((ValueError, OSError) if mode == "bare" else ())):  # macOS has some in name only
-            resource.setrlimit(kind, (value, value))
+            # SIGXCPU at the soft limit names the reason. SIGKILL would not: on a busy machine the CPU time that is
+            # reported for a process can be a tenth below the time that the limit counts.
+            soft = max(1, value - 1) if kind == resource.RLIMIT_CPU else value
+            resource.setrlimit(kind, (soft, value))
     if mode != "bare":
         _drop_privileges(is_root=mode == "root")
 
