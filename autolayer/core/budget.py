@@ -1,7 +1,10 @@
 """Plans the size of calibration and probes so that finding the layer fits its budget. Pure arithmetic.
 
-The budget is a share of one full run of the final training, in generated tokens and in all work alike. It is planned
+The budget is a share of one full run of the final training, both in generated tokens and in layer-tokens. It is planned
 with the cheapest full run among the candidates, so that the share holds whichever layer wins.
+
+The functions share their arguments: `config` holds the resolved settings, `units` the costs of one prompt, `candidates`
+the indices of the candidate layers, and `budget` or `left` an amount of work that may still be spent.
 """
 
 from __future__ import annotations
@@ -99,7 +102,7 @@ class ProbePlan:
 
     fold_prompts: int
     response_folds: int
-    """Folds on which the response to a small step is measured: all, or one where that is all the budget allows."""
+    """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
     response_prompts: int
     burst_steps: int
     burst_prompts: int
@@ -124,7 +127,7 @@ def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
 
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
-    """Returns what calibration, probes and search may cost together."""
+    """Returns the largest cost of calibration, probes and search together."""
     assert config.budget is not None
     return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
 
@@ -182,7 +185,7 @@ def search_seconds(config: Config) -> float:
 
 
 def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
-    """Returns what the probes may spend: their share, or the whole budget if the rest of it pays for no race."""
+    """Returns the budget of the probes: their share, or all of it if the rest would not pay for a race."""
     part = budget * config.probe.share
     return part if pays_for_race(config, units, candidates, budget - part) else budget
 
@@ -221,14 +224,14 @@ class ProbePrices:
 def plan_probes(
     config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
 ) -> ProbePlan:
-    """Sizes each probe to its share of what the probes may spend.
+    """Chooses the size of each probe by its share of the probes' budget.
 
     Args:
         config: The resolved settings.
         units: Costs of one prompt.
         candidates: The layers to probe.
-        budget: What finding the layer may cost.
-        searches: True if a race follows where the budget pays for one.
+        budget: The largest cost of finding the layer.
+        searches: True if a race follows when the budget pays for one.
     """
     spend = probe_budget(config, units, candidates, budget)
     part = {name: spend * share for name, share in PROBE_SHARES.items()}
@@ -282,5 +285,11 @@ def _without(probe: str, part: dict[str, Cost]) -> dict[str, Cost]:
 
 
 def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
-    """Returns the largest whole number up to `at_most` whose cost fits the budget, or 0 if none does."""
+    """Returns the largest whole number up to `at_most` whose cost fits the budget, or 0 if none does.
+
+    Args:
+        cost_of: Returns the cost of a number; it must not fall as the number grows.
+        budget: The largest cost.
+        at_most: The largest number.
+    """
     return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)

@@ -31,7 +31,7 @@ def check_disk_space(path: Path, size: int) -> None:
 
 
 def write_error(path: Path, size: int, error: Exception) -> PatchError:
-    """Returns the error to raise when writing `size` bytes to `path` failed with `error`."""
+    """Builds the error to raise when writing `size` bytes to `path` failed with `error`."""
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # safetensors raises its own type
         return PatchError(f"{path} needs {size:,} bytes and the disk ran full: make room, or write elsewhere.")
     return PatchError(f"{path} cannot be written ({error}): choose a folder that can be written to.")

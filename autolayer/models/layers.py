@@ -1,7 +1,7 @@
 """The decoder blocks of a model: finding them, parsing sets of them, and listing their parameters.
 
-A layer is an index into the block list, and no parameter is chosen by a part of its name. Nothing here knows a
-particular architecture. Quantized weights cannot be trained and are refused.
+A layer is an index into the block list, and no parameter is chosen by a part of its name, so this works for every
+decoder of transformers. Quantized weights cannot be trained and are refused.
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:
 
 
 def head_ratio(model: nn.Module) -> float:
-    """Returns the number of parameters of the output head divided by that of one block."""
+    """Returns the number of parameters of the output head divided by that of one block.
+
+    Raises:
+        ModelError: The model has no output head.
+    """
     blocks = find_layers(model)
     head = cast(Any, model).get_output_embeddings()
     if head is None:

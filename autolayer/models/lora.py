@@ -1,7 +1,7 @@
 """LoRA on chosen layers (arXiv 2106.09685, through PEFT): low-rank adapters in place of whole layers.
 
-Once a model has adapters, `layer_parameters` returns only them, so everything that trains, swaps or saves layers works
-on adapters alike. An adapter is zero at first: the model computes what it did before.
+Once a model has adapters, `layer_parameters` returns only their parameters. All code that trains, swaps or saves layers
+therefore works for adapters, too. A new adapter is zero, so adding it does not change the output of the model.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: s
     Args:
         folder: The folder; it is made if it does not exist.
         tensors: Trained adapter parameters by their full name in the model.
-        base_path: Where the base model is loaded from.
-        info: What `read_adapter_info` returns.
+        base_path: Path or Hub name of the base model.
+        info: Record of the base model and the training, which `read_adapter_info` returns.
     """
     from peft import LoraConfig
     from peft.utils import SAFETENSORS_WEIGHTS_NAME

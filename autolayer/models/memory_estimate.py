@@ -99,6 +99,11 @@ def gradient_bytes(model: Any, layers: Layers, num_folds: int) -> int:
     """Returns the host memory, in bytes, of the shared batch's gradients.
 
     Complete folds are stored in the model's dtype and the fold in progress in float32.
+
+    Args:
+        model: The model on the meta device.
+        layers: The candidate layers.
+        num_folds: Number of folds of the shared batch.
     """
     numel = sum(p.numel() for p in layer_parameters(model, layers).values())
     return numel * (model.dtype.itemsize * (num_folds - 1) + 4)
@@ -127,7 +132,7 @@ def _bytes(module: nn.Module) -> int:
 def _working_bytes(model: Any, micro_batches: MicroBatchShape) -> int:
     """Returns the bytes of the head's tiles and of the gradients of one block's activations.
 
-    With recomputation, the activations of that block are added.
+    With activation checkpointing, the activations of that block are added.
     """
     last = (len(find_layers(model)) - 1,)
     block = (
@@ -140,7 +145,13 @@ def _working_bytes(model: Any, micro_batches: MicroBatchShape) -> int:
 
 
 def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape) -> int:
-    """Returns the bytes that a forward pass over one sequence saves for its backward pass, without the output head."""
+    """Returns the bytes that a forward pass over one sequence saves for its backward pass, without the output head.
+
+    Args:
+        model: The model on the meta device.
+        layers: The trained layers.
+        micro_batches: Gives the length of the sequence, and whether activations are checkpointed.
+    """
     if model.dtype == torch.float32 and hasattr(model.config.get_text_config(decoder=True), "num_experts_per_tok"):
         # torch cannot trace grouped matmuls in float32 on meta. Norms, float32 in either dtype, are counted twice here.
         try:

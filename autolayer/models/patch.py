@@ -138,6 +138,11 @@ def apply(model: nn.Module, patch: LayerPatch) -> None:
 def check_base(model: nn.Module, base: str, base_hash: str) -> None:
     """Checks that a model has the weights of a patch's base.
 
+    Args:
+        model: The model.
+        base: Name of the base model, for the error.
+        base_hash: `weight_hash` of the base model.
+
     Raises:
         PatchError: The weight hash of the model is another one.
     """

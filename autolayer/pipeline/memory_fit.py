@@ -1,4 +1,8 @@
-"""Predicts, before weights are loaded, whether a run fits on its device and how large its micro-batches can be."""
+"""Predicts, before weights are loaded, whether a run fits on its device and how large its micro-batches can be.
+
+The prediction is only shown. If a device runs out of memory during a run, training/micro_batching.py makes the passes
+smaller.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class RunContext:
             raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
 
     def run_once(self, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
-        """Does some work unless it is done; with --storage one worker does it while the others wait.
+        """Does some work unless it is already done; with --storage, one worker does it while the others wait.
 
         Args:
             name: The name of the work, unique in a run.
@@ -62,7 +62,9 @@ class RunContext:
         """
         storage, process_group = self.config.storage, self.bench.process_group
         if storage is not None:
-            turn = f"{self.signature} {name}"
-            process_group.call_from_rank_0(lambda work: run_once(storage, turn, work, is_done), work)
+            key = f"{self.signature} {name}"
+            process_group.call_from_rank_0(
+                lambda work_on_all_ranks: run_once(storage, key, work_on_all_ranks, is_done), work
+            )
         elif not process_group.on_rank_0(is_done):
             work()

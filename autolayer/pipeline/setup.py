@@ -144,9 +144,9 @@ def load(config: Config, process_group: ProcessGroup, device: torch.device) -> L
 
     # The ranks of a machine load one after the other, so that its host memory holds one whole model at a time.
     found: LoadedModel | None = None
-    for turn in range(processes_here()):
+    for local_rank in range(processes_here()):
         with process_group.failing_together():
-            if turn == process_group.rank % processes_here():
+            if local_rank == process_group.rank % processes_here():
                 found = load_shards()
     assert found is not None
     found.weight_hash = process_group.broadcast(found.weight_hash if process_group.is_rank_0 else "")

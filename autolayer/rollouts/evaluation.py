@@ -143,6 +143,11 @@ def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str,
     """Returns the scores of the base and the trained model by suite, in order.
 
     A task without suites counts as one suite with the task's name.
+
+    Args:
+        task: The task.
+        base: Evaluation of the base model.
+        trained: Evaluation of the trained model on the same items.
     """
     return {
         suite: SuiteScore(

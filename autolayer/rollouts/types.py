@@ -68,7 +68,18 @@ class Rollouts:
         log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> Rollouts:
-        """Builds the rollouts of a task without an environment; every list has one entry per completion."""
+        """Builds the rollouts of a task without an environment; every list has one entry per completion.
+
+        Args:
+            prompt_ids: Token ids of the prompt.
+            completion_ids: Token ids of the completion.
+            texts: The completion as text, without special tokens.
+            rewards: The reward.
+            finished: True if the completion ended before the token limit.
+            group_size: Number of completions per prompt.
+            log_probs: Log-probability at which each token was sampled; None if the policy itself samples.
+            metrics: Metrics that the reward logged.
+        """
         return cls(
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
@@ -134,7 +145,13 @@ class Rollouts:
         return cls(**whole, group_size=group_size, metrics=metrics)
 
     def between(self, start: int, stop: int, group_size: int) -> Rollouts:
-        """Returns completions `start` to `stop` (exclusive), which may split a group."""
+        """Returns completions `start` to `stop` (exclusive), which may split a group.
+
+        Args:
+            start: Index of the first completion.
+            stop: Index after the last completion.
+            group_size: Group size of the result; 1 if a group may be split.
+        """
         return self._take(range(start, stop), group_size)
 
     def __getitem__(self, prompts: slice) -> Rollouts:

@@ -140,7 +140,17 @@ class Engine(ABC):
     def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
-        """Samples one completion per prompt, given the maximum length of each and the tokens that end one."""
+        """Samples one completion per prompt; `generate` calls it.
+
+        Args:
+            prompt_ids: Token ids, one list per request.
+            seeds: One seed per request.
+            limits: Maximum number of tokens of each completion.
+            ends: Token ids that end a completion.
+
+        Raises:
+            EngineError: The engine failed, or has other weights than the policy.
+        """
 
     def finished(self, completion_ids: list[int]) -> bool:
         """Returns whether a completion ended by itself and not by the token limit."""
@@ -184,7 +194,13 @@ def think_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> s
 
 
 def truncate_at_stop(tokenizer: PreTrainedTokenizerBase, ids: Completion, stop: str) -> Completion:
-    """Returns the tokens up to and including the one that completes the text `stop`, or all without it."""
+    """Returns a completion up to and including the token that completes a stop text; all of it without that text.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        ids: The completion.
+        stop: The stop text.
+    """
     if stop not in tokenizer.decode(ids, skip_special_tokens=True):
         return ids
     length = bisect.bisect_left(

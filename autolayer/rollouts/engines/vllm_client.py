@@ -14,7 +14,7 @@ import httpx2
 from autolayer.rollouts.engines.base import Completion
 
 SHORT_TIMEOUT, LONG_TIMEOUT = 60.0, 3600.0
-"""Seconds without an answer: to a question, and to work (loading a model, a completion that waits for its turn)."""
+"""Timeouts in seconds: of queries, and of requests that wait for work (loading a model, a queued completion)."""
 
 
 class ServerError(Exception):
@@ -48,8 +48,16 @@ class VLLMClient:
             return dict(self._request("/server_info?config_format=json")["vllm_config"]["model_config"])
 
     def load(self, path: str, version: str) -> None:
-        """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights."""
-        # Whoever asks in between, or after a failure, gets neither the version before nor this one.
+        """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights.
+
+        Args:
+            path: Folder or Hub name of the weights, which the machine of the server must be able to read.
+            version: Any text; `version` returns it from now on.
+
+        Raises:
+            ServerError: The server failed, or could not clear its prefix cache.
+        """
+        # While loading, and after a failure, the server reports neither the previous version nor this one.
         self._request("/update_weight_version", {"new_version": f"loading {version}"})
         rpc = {"method": "reload_weights", "kwargs": {"weights_path": path}}
         self._request("/collective_rpc", rpc, timeout=LONG_TIMEOUT)
@@ -65,7 +73,14 @@ class VLLMClient:
             return str(self._request("/weight_info")["weight_version"])
 
     def complete(self, request: dict[str, Any]) -> Completion:
-        """Returns one completion as token ids with their log-probabilities."""
+        """Returns one completion as token ids with their log-probabilities.
+
+        Args:
+            request: Body of the request to /v1/completions.
+
+        Raises:
+            ServerError: The server failed, or the completion was aborted.
+        """
         with _reading("/v1/completions"):
             (choice,) = self._request("/v1/completions", request, timeout=LONG_TIMEOUT)["choices"]
             if choice["finish_reason"] not in ("stop", "length"):
