@@ -126,7 +126,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 def advantages(folder, algorithm, inputs):
-    from test_multi_turn import make_task, often_ending
+    from multi_turn_helpers import make_task, often_ending
     from workbench_helpers import make_bench
     from autolayer.core.arms import Arm
     from autolayer.training.optimizer import MasterAdamW
@@ -179,7 +179,7 @@ def test_two_processes_find_the_advantages_of_one(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, str(script), str(port), str(tmp_path)],
         capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
