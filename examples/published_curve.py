@@ -25,7 +25,7 @@ def main() -> None:
     with TABLE.open(encoding="utf-8") as file:
         contribution_L = [float(row["c_math"]) for row in csv.DictReader(file) if row["layer"]]
     best = max(range(len(contribution_L)), key=contribution_L.__getitem__)
-    with mpl.rc_context({"svg.hashsalt": "autolayer", "font.size": 10}):
+    with mpl.rc_context({"svg.hashsalt": "autolayer", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
         colors = [ORANGE if layer == best else BLUE for layer in range(len(contribution_L))]
