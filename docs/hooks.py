@@ -1,7 +1,5 @@
 """Writes the help of every command into the page of commands, as a terminal shows it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -6,8 +6,6 @@ About 8 minutes on one CPU core for `tiny`: nine full runs. Every layer runs at 
 the best of the rates given. One training seed: differences below about .03 between layers are noise.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -7,8 +7,6 @@
 Hardware: 2 CPU cores, no GPU. Expected: every line ends with an interval above zero.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

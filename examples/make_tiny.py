@@ -8,8 +8,6 @@ answers, expressions and actions. No validation split and no early stop: the num
 printed at the end, which should leave RL something to win.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import random

@@ -6,8 +6,6 @@ Expect: one line that says that 1 of 8 layers is trained, a training reward that
 leaving `train_only` has checked that the layer got a gradient and that no other weight moved by a single bit.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 

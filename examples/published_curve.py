@@ -6,8 +6,6 @@ Expected: layer 10 is the best one at 1.14, and five of the 28 layers reach full
 Left out on purpose: error bars, since the source has one training run per layer.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

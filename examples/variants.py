@@ -4,8 +4,6 @@ autolayer pick --model Qwen/Qwen3-1.7B --task examples/variants.py:code_share
 autolayer pick --model tiny --task examples/variants.py:house_dense --algorithm gigpo
 """
 
-from __future__ import annotations
-
 from autolayer.core.config import Config
 from autolayer.tasks import Task
 from autolayer.tasks.agent.house_task import load_house

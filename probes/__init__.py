@@ -10,8 +10,6 @@
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
 
-from __future__ import annotations
-
 from autolayer.probes.base import Probe
 from autolayer.probes.baselines import DepthBaseline, Random
 from autolayer.probes.gain_per_kl import GainPerKL

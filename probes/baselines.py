@@ -1,7 +1,5 @@
 """The baselines: choices that know nothing of the task. They run as ordinary probes and appear in every table."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The context handed to every probe: the shared batch, its gradients, and measurements shared between probes."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Probe `gain_per_kl`: reward gained for each unit by which a small step moves the policy."""
 
-from __future__ import annotations
-
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 

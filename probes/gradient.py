@@ -6,8 +6,6 @@ model's own dtype. Host memory per parameter of the candidate layers is therefor
 four bytes for the fold in progress.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

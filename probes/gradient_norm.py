@@ -1,7 +1,5 @@
 """Probe `gradient_norm`: how steep the expected reward is in a layer's weights."""
 
-from __future__ import annotations
-
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.gradient import inner

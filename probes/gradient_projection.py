@@ -6,8 +6,6 @@ the gradient: a layer of any size takes `PROJECTION_DIM`^2 numbers per map and s
 Norms, biases and experts kept as one 3-D tensor are left out; the layer's other weights stand for them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

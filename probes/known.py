@@ -4,8 +4,6 @@ The user's own are every contribution.json below `--history DIR`. LayerBench's e
 left out, so that a prediction is always about a base model that it has never seen.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

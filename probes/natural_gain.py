@@ -1,7 +1,5 @@
 """Probe `natural_gain`: reward gained for each unit by which the policy moves, along the natural gradient."""
 
-from __future__ import annotations
-
 import torch
 
 from autolayer.probes.base import Probe, Scores

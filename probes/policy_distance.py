@@ -4,8 +4,6 @@ The distance is the root mean square, in nats, of the log-ratio of whole complet
 square estimates the KL divergence without importance weights (estimator k2 of joschu.net/blog/kl-approx.html).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Probe `reach`: how far a layer can be moved until the policy is a fixed distance from the base."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Probe `representation_change`: how well a layer's step moves rewarded completions apart from unrewarded ones."""
 
-from __future__ import annotations
-
 import math
 
 import torch

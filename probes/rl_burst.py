@@ -1,7 +1,5 @@
 """Probe `rl_burst`: the gain in reward after a few real RL steps on a layer."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from autolayer.core.arms import Arm

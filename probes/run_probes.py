@@ -1,7 +1,5 @@
 """Runs every probe on one shared batch and turns the scores into a prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The one backward pass over the shared batch: every layer's gradient on each fold, and projections by completion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A direction is computed on all folds but one and judged on the fold left out. On
 from, the direction of every layer would look good.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

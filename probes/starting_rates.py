@@ -1,7 +1,5 @@
 """Starting learning rates: equal for every layer in the distance from the base at which training ends up."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable

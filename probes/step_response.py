@@ -1,7 +1,5 @@
 """Step responses: the policy's change when one layer moves along a direction, on which most probes rest."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack

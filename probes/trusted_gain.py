@@ -1,7 +1,5 @@
 """Probe `trusted_gain`: gain per unit of policy movement, times how far the layer can be moved."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from autolayer.probes.base import Probe, Scores

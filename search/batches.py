@@ -4,8 +4,6 @@ All runs of a batch end at the same step. After the ladder, the finalists get lo
 learning rates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from autolayer.core.costs import Cost

@@ -18,8 +18,6 @@ The constants are rounded from few experiments: the published curve of Qwen3-1.7
 Array suffixes: _C candidates, _R rows of evidence, _K grid over K and c.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ difference between two arms.
 Array suffixes: _R rows (one score each), _I `select` items, _P training groups.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ of its layers, and an arm that is promoted continues from its checkpoint. A pred
 (examples/RESULTS.md), so a larger budget first adds layers and then steps.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

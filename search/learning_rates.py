@@ -1,7 +1,5 @@
 """Computes the learning rates that the race tries for a set of layers."""
 
-from __future__ import annotations
-
 from autolayer.search.records import Candidate, RaceConfig
 
 RATE_STEPS = (0.0, 0.5, -0.5)

@@ -1,7 +1,5 @@
 """Opens Optuna storages and studies, and takes back the trials of workers that have died."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

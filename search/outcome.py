@@ -1,7 +1,5 @@
 """Decides when a race is over, and builds its outcome."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

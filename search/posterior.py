@@ -10,8 +10,6 @@ The posterior averages over a grid of the three, each point weighted by its prio
 Array suffixes: _C candidates, _R rows of evidence, _T targets (a candidate at one rate), _G grid points, _D draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

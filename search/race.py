@@ -9,8 +9,6 @@ batches before it and not on the order in which their runs finish, so every proc
 records, and a process that crashes resumes from them (`RaceReplay`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Mapping, Sequence
 
 from autolayer.core.arms import RungResult

@@ -1,7 +1,5 @@
 """Defines the inputs and outputs of the race as plain records."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ The work is claimed as a trial of an Optuna study, as the race's runs are. A tri
 another worker starts the work anew. The study does not record that the work is done; `is_done` checks its output.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -12,8 +12,6 @@ Not used: Optuna's pruners, which cannot pause an arm, and a sampler that choose
 a trial is running, so that two workers would choose the same layer.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict

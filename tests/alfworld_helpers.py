@@ -1,7 +1,5 @@
 """A game in ALFWorld's own format, and a stand-in for the engine that plays it."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types

@@ -1,7 +1,5 @@
 """What the tests of the code tasks share: a prompt, bodies of a function that squares, and replies."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from autolayer.core.config import Config

@@ -1,7 +1,5 @@
 """Predictions and measurements made up for `compare`, saved as files, and the report that is shown of them."""
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Rows of public data sets in their public formats."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ the hub cache, which is what `hf download --repo-type dataset` fills. Both layou
     subprocess.run(command, env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 from collections.abc import Mapping, Sequence

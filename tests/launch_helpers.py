@@ -1,7 +1,5 @@
 """Starts the command in several processes and compares what they leave."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Steps on a tiny model, what they changed of it, and the size of a block by hand."""
 
-from __future__ import annotations
-
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks
 

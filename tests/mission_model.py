@@ -5,8 +5,6 @@ win. With thinking it answers with a number, `\boxed{7}`; without thinking with 
 math-verify can compare with 7.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A task of several turns, and a random model to play it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tiny_models import build_model

@@ -1,7 +1,5 @@
 """A pick of the packaged model, made short."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

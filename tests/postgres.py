@@ -1,7 +1,5 @@
 """A PostgreSQL server for the tests: installed from Debian's packages where it is not there, started on loopback."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pwd

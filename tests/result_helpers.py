@@ -1,7 +1,5 @@
 """Finished records to read, write and print."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from autolayer.reporting.contribution import ArmGain, Contribution

@@ -1,7 +1,5 @@
 """Short limits, a program that only lives, and the check that a sandbox still answers."""
 
-from __future__ import annotations
-
 from autolayer.tasks.code.sandbox.jobs import Calls, Limits
 from autolayer.tasks.code.sandbox.pool import Sandbox
 

@@ -1,7 +1,5 @@
 """TRL's own trainer, as the reference that ours is compared with."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ It samples as transformers does, so that a served run has to find what an unserv
 files, so that weights which were not sent show.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

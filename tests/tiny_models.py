@@ -1,7 +1,5 @@
 """Tiny random models in Hugging Face folders, with a real tokenizer of single characters. Nothing is downloaded."""
 
-from __future__ import annotations
-
 import string
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A workbench on a tiny model, and fingerprints that show whether anything about a model was left changed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Exit codes: 0 for every verdict, 2 for an error that the user can correct (one s
 autolayer, 130 for Ctrl-C.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

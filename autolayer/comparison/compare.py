@@ -1,7 +1,5 @@
 """`compare`: predicted against measured contribution, judged against the noise ceiling and every baseline. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

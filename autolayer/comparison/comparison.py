@@ -1,7 +1,5 @@
 """The records behind comparison.json. None stands for a value that does not exist. No torch."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

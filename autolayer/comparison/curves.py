@@ -4,8 +4,6 @@ Layers are integers and numbers are finite; anything else is refused with its pl
 folders are read in sources.py. No torch.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from dataclasses import dataclass, field

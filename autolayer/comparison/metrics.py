@@ -6,8 +6,6 @@ rounding are tied. Where ties leave a choice open, a metric is its expected valu
 Arrays: _L layers, _S training seeds, _N ways to break ties. Their uncertainty under noise is in resampling.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import combinations
 

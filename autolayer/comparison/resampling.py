@@ -7,8 +7,6 @@ The random state is fixed, so that the same input gives the same answer.
 Arrays: _L layers, _E environments (one measured file each), _D draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

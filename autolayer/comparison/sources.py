@@ -3,8 +3,6 @@
 Every reader returns one of the two records of curves.py. No torch.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A sentence never says more than "on this file": which layer contributes depends on the model and the task. No torch.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 

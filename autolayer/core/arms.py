@@ -1,7 +1,5 @@
 """Arm and RungResult: what is trained, and the result of training it up to a rung. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from autolayer.core.costs import Cost

@@ -7,8 +7,6 @@ The functions share their arguments: `config` holds the resolved settings, `unit
 the indices of the candidate layers, and `budget` or `left` an amount of work that may still be spent.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

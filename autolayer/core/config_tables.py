@@ -1,7 +1,5 @@
 """The tables of a --config file: settings that few runs change, grouped by the part of the run that reads them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types

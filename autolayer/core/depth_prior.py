@@ -3,8 +3,6 @@
 The probes of the same names (probes/baselines.py) and `compare` take them from here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ The command line prints them as one sentence and exits with code 2. Any other ex
 All errors are picklable, because processes send them to each other.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Numbers as text, for reports, messages and tables."""
 
-from __future__ import annotations
-
 
 def format_count(value: float) -> str:
     """Formats a count with one decimal and a unit: 1234567 becomes '1.2M', 950 becomes '950'."""

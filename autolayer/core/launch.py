@@ -1,7 +1,5 @@
 """Reads the environment variables with which a launcher such as torchrun describes the processes it started."""
 
-from __future__ import annotations
-
 import os
 
 

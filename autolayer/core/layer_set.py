@@ -1,7 +1,5 @@
 """Sets of layers: the type, how a user writes them, and the indices they stand for in a model."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Iterable, Sequence

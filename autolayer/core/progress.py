@@ -1,7 +1,5 @@
 """Progress of a run, as the stages report it. These classes show nothing; `cli.progress` shows it on the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

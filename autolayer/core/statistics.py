@@ -1,7 +1,5 @@
 """Confidence intervals for the difference of two evaluations on the same items."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ block restores its base weights.
 Unsharding a block needs all ranks, so all ranks must make the same forward passes.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -11,8 +11,6 @@ Gradients are averaged when the optimizer steps. DDP would overlap this with the
 one layer: about a hundredth of the model is sent.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import logging

@@ -4,8 +4,6 @@ Other machines may not see the folder of rank 0, or see a new file late. Only ch
 (training/checkpoints.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

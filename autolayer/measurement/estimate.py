@@ -12,8 +12,6 @@ is counted once: by the bootstrap over items. Left out on purpose: shrinkage. A 
 other cannot be used to judge a prediction of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ seed, continues at its best one, and is scored item by item against the base mod
 every finished training, so that nothing is done twice; `estimate` turns them into contributions.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any, Unpack

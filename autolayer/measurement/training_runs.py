@@ -5,8 +5,6 @@ steps, the best three for all steps, and of these the smallest that is as good a
 diverges is excluded with its reason and never becomes a number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -5,8 +5,6 @@ always runs down to them. Here only the blocks from the lowest trained one up ar
 block per segment). The blocks below keep no activations in any case, since nothing in them needs a gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

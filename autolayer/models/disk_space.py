@@ -1,7 +1,5 @@
 """Disk space and permissions of the files that a run leaves behind."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

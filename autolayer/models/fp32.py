@@ -4,8 +4,6 @@ The forward method of a block is wrapped. A pair of hooks would leave autocast o
 other hooks on the block would see float32 tensors.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -4,8 +4,6 @@ A layer is an index into the block list, and no parameter is chosen by a part of
 decoder of transformers. Quantized weights cannot be trained and are refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 

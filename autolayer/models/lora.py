@@ -4,8 +4,6 @@ Once a model has adapters, `layer_parameters` returns only their parameters. All
 therefore works for adapters, too. A new adapter is zero, so adding it does not change the output of the model.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ that autograd saves is counted once. The estimate therefore holds for any archit
 save it, without the (T, T) scores.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace

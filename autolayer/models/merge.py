@@ -1,7 +1,5 @@
 """Merges a trained patch or adapter into its base model, as one complete Hugging Face checkpoint."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

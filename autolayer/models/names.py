@@ -1,7 +1,5 @@
 """Model names: the embedded models, local folders and names on the Hugging Face Hub. This module loads no torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """LayerPatch, the product of a run: a safetensors file with only the trained layers, to apply to the base model."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

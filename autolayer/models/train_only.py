@@ -1,7 +1,5 @@
 """Trains only some layers of a model, around any training loop, and checks that everything else stayed frozen."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Checks of models and tokenizers, which raise a one-sentence error before training would fail."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trains an arm over several checkpoints, so that an interruption loses only the steps since the last one."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Chooses the arms to train: the candidates of the race, and the arm of `train`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from autolayer.core.arms import Arm

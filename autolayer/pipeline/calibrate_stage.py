@@ -1,7 +1,5 @@
 """The first stage: samples the base model, and refuses a run whose rewards give no signal."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 

@@ -1,7 +1,5 @@
 """Checks that refuse a run before its weights are loaded, which may take minutes."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 from autolayer import tasks

@@ -4,8 +4,6 @@ Completion lengths are not known before calibration. Costs are then given for co
 `max_new_tokens`: shares stay about right, absolute numbers are upper bounds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

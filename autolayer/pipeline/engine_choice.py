@@ -1,7 +1,5 @@
 """Chooses the rollout engine of a run, and checks that it works on this machine."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 from functools import partial

@@ -4,8 +4,6 @@ The contribution of a set does not follow from those of its layers, because two 
 proposed sets differ in how close their layers are, and short runs decide between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

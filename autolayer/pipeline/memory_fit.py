@@ -4,8 +4,6 @@ The prediction is only shown. If a device runs out of memory during a run, train
 smaller.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Fills the fields that a user did not set: from the packaged model's preset, then from the task or from defaults."""
 
-from __future__ import annotations
-
 import logging
 
 from autolayer.core.budget import BUDGET, default_budget

@@ -1,7 +1,5 @@
 """Writes the outputs of a run: the trained layers, the report, and last result.json, which marks them as complete."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from autolayer.core.arms import Arm

@@ -1,7 +1,5 @@
 """The whole flow from calibration to the result: `pick` and `train_layer`, for the command line and the library."""
 
-from __future__ import annotations
-
 from typing import Literal, Unpack, get_args
 
 from autolayer.core.config import Config, Options, config_of, with_options

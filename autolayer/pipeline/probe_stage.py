@@ -1,7 +1,5 @@
 """The second stage: scores every candidate by cheap signals, and predicts its contribution and learning rate."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, dataclass, replace
 

@@ -1,7 +1,5 @@
 """Builds the PickResult of a run from what its stages found. Fields of stages that did not run are None."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Writes the notes of a result: sentences for the user that qualify its numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from autolayer.core.config import Config

@@ -1,7 +1,5 @@
 """Builds the ranking of a result: predicted contributions, and gains of short runs as shares of the best gain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar

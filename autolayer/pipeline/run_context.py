@@ -4,8 +4,6 @@ calibrate writes calibration.json, probe writes probe.json, search writes search
 A stage reads only the files of earlier stages, so an interrupted run resumes where it stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

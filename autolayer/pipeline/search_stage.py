@@ -1,7 +1,5 @@
 """The third stage: confirms the prediction by short RL runs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, replace
 
 from autolayer.core.arms import Arm, RungResult

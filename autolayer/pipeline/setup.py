@@ -1,7 +1,5 @@
 """Sets a run up: checks names, fills open fields, loads model and task, and claims the run folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

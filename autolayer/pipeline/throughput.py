@@ -6,8 +6,6 @@ pass. The estimate is uncertain by a factor of two or three, because neither the
 load of the machine are known.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The fourth stage: the full RL run of the chosen arm, and the only reading of the `eval` split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from autolayer.core.arms import Arm

@@ -1,7 +1,5 @@
 """Makes the chosen GPU the only one that this process sees during a run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

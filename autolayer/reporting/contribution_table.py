@@ -1,7 +1,5 @@
 """The contributions that `measure` found, as a table for the terminal and what it means."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Group, RenderableType

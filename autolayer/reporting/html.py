@@ -4,8 +4,6 @@ The template is `report.html.jinja` in the folder of this file. Unlike the termi
 the run and the next command, which matter only right after a run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

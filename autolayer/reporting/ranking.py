@@ -1,7 +1,5 @@
 """The rows of a ranking that a report shows, and the text of their cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A record is a frozen dataclass whose `__pydantic_config__` is `RECORD`. Its anno
 are the only definition: pydantic checks files by them and makes the published schemas (`make schemas`).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import numbers

@@ -3,8 +3,6 @@
 None stands for what is not known (yet). NaN is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

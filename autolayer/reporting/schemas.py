@@ -1,7 +1,5 @@
 """Writes the published JSON Schemas from the records: `python -m autolayer.reporting.schemas`, or `make schemas`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

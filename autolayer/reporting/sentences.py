@@ -1,7 +1,5 @@
 """The sentences of a report, made from a result alone: the terminal and report.html show the same ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

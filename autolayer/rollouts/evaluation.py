@@ -6,8 +6,6 @@ an item of suite s weighs 1 / (number of suites * items of s). Truncation and fo
 correctness, because a completion that is truncated or has no answer fails for another reason than a wrong one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

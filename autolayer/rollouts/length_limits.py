@@ -1,7 +1,5 @@
 """Length limits: drops long prompts, shortens completions, or refuses a task that exceeds the model's positions."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Samples completions or whole episodes for rows of a task, and scores them by the task's reward."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Sequence
 

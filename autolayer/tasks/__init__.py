@@ -3,8 +3,6 @@
 Importing this loads neither torch nor datasets, so that a mistyped name is refused before anything heavy is imported.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -5,8 +5,6 @@ trained score. A split that leaks into another makes a number look better than i
 tasks and for the user's own alike.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

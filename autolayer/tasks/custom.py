@@ -4,8 +4,6 @@ A file is imported under a name of its own, so that `rewards.py` cannot shadow, 
 same name. Its folder goes to the end of `sys.path`, so that it can import what lies beside it.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import importlib.util

@@ -4,8 +4,6 @@ An environment is made new for every episode and knows nothing of tokens. The fi
 prompt. Every action is what the model writes next, and the observation that answers it is what the model reads next.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 

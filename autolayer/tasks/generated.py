@@ -1,7 +1,5 @@
 """Shared parts of the generated one-line tasks, `math:arith` and `code:expr`: splits, order and clean completions."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterable

@@ -4,8 +4,6 @@ A data set that cannot be read is never replaced by another one, because the sco
 first. Left out on purpose: streaming, since splits are cut by hash and need every row.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Each line is a JSON object with a `prompt` (a text or a list of messages), any o
 optionally a `split`. Left out on purpose: other formats, each with its own rules about types and missing values.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Parses Python that a model wrote, without running it."""
 
-from __future__ import annotations
-
 import ast
 import warnings
 from typing import Literal

@@ -6,8 +6,6 @@ The questions are those of one fixed seed, each once, cut into the four splits. 
 whose difficulty would change during a comparison, and `codeio`, which runs programs out of a data file.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import importlib.util

@@ -4,8 +4,6 @@ A reward that fails must never become a number: a None or NaN in a group shifts 
 not know tasks, so that the user's own pipeline can use `call_reward` as well.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import functools

@@ -1,7 +1,5 @@
 """Defines the evaluation of a task on several named sets (suites), with sampling parameters of its own."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

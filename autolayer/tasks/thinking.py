@@ -1,7 +1,5 @@
 """Removes a model's thoughts, which end in `</think>`, from a completion."""
 
-from __future__ import annotations
-
 OPEN, CLOSE = "<think>", "</think>"
 
 

@@ -1,7 +1,5 @@
 """Calls a user's code with a time limit: a call that hangs becomes an error."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable

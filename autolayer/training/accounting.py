@@ -1,7 +1,5 @@
 """Counts what a run has cost so far in this process, in tokens and in seconds."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from autolayer.core.costs import Cost, CostModel

@@ -10,8 +10,6 @@ steps instead. With TRL's loss, a step of a long episode weighs less than one of
 weighs more than a short one. The two agree if all episodes and all actions have the same length.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Sequence

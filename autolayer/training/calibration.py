@@ -5,8 +5,6 @@ solves the task already), truncated (completions end before the answer), badly f
 or too hard.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -5,8 +5,6 @@ the cost up to each checkpoint. Rank 0 writes and lists the files. Every rank re
 be on a file system that the machines of all ranks share.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import uuid

@@ -7,8 +7,6 @@ Left out on purpose: warm-up and decay of the learning rate, because an arm may 
 its training is not known in advance.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Sequence

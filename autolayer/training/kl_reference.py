@@ -5,8 +5,6 @@ forward pass therefore starts at that layer, from the hidden state that the refe
 layers below run once for both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

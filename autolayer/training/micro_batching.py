@@ -5,8 +5,6 @@ repeatedly. If it would become too small to keep a device busy, activation check
 (models/activation_checkpointing.py), and the size starts again at `TOKENS`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable

@@ -5,8 +5,6 @@ entries of a weight (arXiv 2511.08567 observes the same in trained models). The 
 master of each trained parameter, and copies it, rounded, into the model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -5,8 +5,6 @@ changes of each of L blocks so costs about S * L^2 / 2 block forwards instead of
 architecture, because every pass computes masks, positions and all other inputs of the blocks again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Scores completions: computes their log-probabilities under the policy, by whole or partial forward passes."""
 
-from __future__ import annotations
-
 import time
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """Forward passes that skip the lower blocks of a model."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager

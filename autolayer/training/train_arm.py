@@ -1,7 +1,5 @@
 """Trains an arm from one checkpoint to the next. Short runs, the final run and `measure` all use `train_arm`."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Sets up training: makes layers trainable, builds the KL reference, creates the trainer with the run's settings."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Context managers that undo the side effects of TRL's trainer on the process and the model."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import random

@@ -3,8 +3,6 @@
 TRL is pinned to one minor release (pyproject.toml). To move to a newer one, run that test first.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 from typing import Any

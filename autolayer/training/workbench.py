@@ -6,8 +6,6 @@ random choice has a seed derived from its purpose (`request_seed`), so no result
 With several processes, every rank has its own workbench and calls the same methods with the same arguments.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

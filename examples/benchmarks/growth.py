@@ -8,8 +8,6 @@ is the highest resident memory, less what was there before. A floor: one forward
 grows with layers^2; one pass over them with layers^1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -5,8 +5,6 @@ Hardware: any. Takes 10 seconds. Expect a ratio below 5; with torch imported it 
     python examples/benchmarks/help_time.py
 """
 
-from __future__ import annotations
-
 import statistics
 import subprocess
 import sys

@@ -7,8 +7,6 @@ trainer that trains every arm, each case in a process of its own. Measured is th
 step, less what was there before. Expect the prediction within 20%.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -9,8 +9,6 @@ Against runs: planned with the lengths that calibration measured, `--budget 1` a
 tokens.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -8,8 +8,6 @@ round numbers for an H100 that you should replace by your own. One full run is 4
 of 900 tokens after prompts of 100.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import dataclass

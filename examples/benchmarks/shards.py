@@ -8,8 +8,6 @@ model without a gather. Processes on one CPU share its
 cores and its memory, so the time says little about GPUs.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import time

@@ -7,8 +7,6 @@ by the same way, which is what TRL's `sync_weights` sends. Floor: the layer's by
 rounds; the check that both engines agree is timed apart.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

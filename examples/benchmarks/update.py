@@ -11,8 +11,6 @@ round. Peak memory is that of one such phase alone in a process, beyond what was
 states, activations, and what passes work with.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import subprocess

@@ -7,8 +7,6 @@ of its own. A batch of runs waits for all of the one before, so the floor is the
 that a worker has.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

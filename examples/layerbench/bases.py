@@ -8,8 +8,6 @@ that see the whole line with layers that see only a few tokens back (sliding win
 parts of Qwen2 have them).
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import string

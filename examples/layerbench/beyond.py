@@ -8,8 +8,6 @@ seed's run. Same steps, same seeds. Finding may cost the default share of one ru
 on less, runs as short as LayerBench's pay for no race, and single predictions would choose the set.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

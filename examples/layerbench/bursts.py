@@ -8,8 +8,6 @@ after 4; `narrow` does the same among the four best predictions. Both add half o
 in .02 of a standard deviation, the prediction: simpler than search/curve_model.py, so that only the schedule differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import defaultdict

@@ -8,8 +8,6 @@ reaches its threshold; `all` is that step over what a very small one promises, f
 over 40 random choices of 10 prompts × 2 completions.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Callable

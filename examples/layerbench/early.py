@@ -9,8 +9,6 @@ one at which every layer moves the policy equally far by a very small step, or b
 the last rate are taken. All of it is the measured runs' own first seed, so an upper bound on what new runs would tell.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LayerBench: which base is trained on what, by which algorithm, for how long."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

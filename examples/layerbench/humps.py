@@ -8,8 +8,6 @@ the seeds' and the sampling noise of every single run in it (residuals from arms
 number of items.
 """
 
-from __future__ import annotations
-
 import argparse
 
 import numpy as np

@@ -4,8 +4,6 @@ The prediction is made anew from the stored probe scores, by fits that have seen
 of its architecture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ of them, so a base model knows the operations; the reward wants one, in a way th
 Standard library only. A number is one letter, `a` is 0.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

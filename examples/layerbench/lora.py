@@ -4,8 +4,6 @@ The same prompts, seeds, steps and rates as the arms of `autolayer measure`, eve
 `select`. A rate that diverges is out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from pathlib import Path

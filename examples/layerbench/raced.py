@@ -6,8 +6,6 @@ Positive: the race took a better layer than the prediction alone would have. Mea
 error over them; runs whose layers were all measured in the environment.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections import defaultdict
 

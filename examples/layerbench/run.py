@@ -9,8 +9,6 @@ The prediction that `pick` uses never learns from the base it is asked about (pr
 stands in known.json is judged as if it did not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

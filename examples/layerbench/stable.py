@@ -11,8 +11,6 @@ the regret of training the other environment's best layer. Pairs that share neit
 is depth alone. Models of different depth are compared at the relative depths of the shallower one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import defaultdict

@@ -9,8 +9,6 @@
 The tables are Markdown, so README.md holds them as they are printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """LayerBench's tasks, for `--task examples/layerbench/tasks.py:NAME`: one language or world in the four splits."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -11,8 +11,6 @@ languages.py writers know how to walk, but mean different things, and the reward
     ...
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Everything goes through the real command line.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

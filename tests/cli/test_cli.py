@@ -1,7 +1,5 @@
 """The command line: exit codes, precedence, help, and what goes to stdout."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

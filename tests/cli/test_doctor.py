@@ -1,7 +1,5 @@
 """`autolayer doctor`: what is missing is named, with what to do about it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import shutil

@@ -1,7 +1,5 @@
 """`compare`: what it reads, what it refuses."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

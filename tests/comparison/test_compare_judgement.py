@@ -1,7 +1,5 @@
 """`compare`: its numbers, their mean over files, its verdicts."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`compare`: its report, its JSON, its figures, its errors."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

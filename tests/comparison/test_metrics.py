@@ -1,7 +1,5 @@
 """Metrics of a prediction against scipy, numpy and numbers worked out by hand."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

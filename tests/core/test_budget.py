@@ -1,7 +1,5 @@
 """Layer-tokens counted on a real model, and plans that keep to their budget."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Any

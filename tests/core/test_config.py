@@ -1,7 +1,5 @@
 """The settings: bad values are refused in sentences, and the verbs' keywords are the fields of `Config`."""
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import types

@@ -1,7 +1,5 @@
 """Numbers as text."""
 
-from __future__ import annotations
-
 import pytest
 
 from autolayer.core.formatting import format_bytes, format_count, format_seconds

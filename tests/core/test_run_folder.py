@@ -1,7 +1,5 @@
 """A run folder belongs to one configuration, whoever claims it and when."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Intervals cover what they claim to cover, by simulation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats as reference

@@ -1,7 +1,5 @@
 """A model in shards over two processes (FSDP2, gloo on the CPU) against the same model in one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Several processes that run one program find what one finds, and fail together."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

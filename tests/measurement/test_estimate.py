@@ -1,7 +1,5 @@
 """The statistics of measured contributions against simulated truth."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """TrainingRuns and rates of `measure`: each run once, failures out, nothing lost."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Activation checkpointing that stops at the lowest trained layer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

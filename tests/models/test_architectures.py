@@ -1,7 +1,5 @@
 """One layer of every supported architecture, from the folder on disk to the merged checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

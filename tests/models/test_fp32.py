@@ -1,7 +1,5 @@
 """Layers in float32 inside a bfloat16 model, against bit-for-bit copies."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

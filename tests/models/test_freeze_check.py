@@ -1,7 +1,5 @@
 """Training the named layers alone: nothing else changes, all is put back, and what cannot be right is an error."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 

@@ -1,7 +1,5 @@
 """Finding and naming layers, against parameter-count formulas."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from layer_helpers import HIDDEN, block_size

@@ -1,7 +1,5 @@
 """Names, loading, and every refusal, on real folders."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a pass keeps, by shapes alone, against what autograd really saves."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

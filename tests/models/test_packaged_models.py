@@ -1,7 +1,5 @@
 """The models that ship: what they know before RL, and the whole search on the least of their tasks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

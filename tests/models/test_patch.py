@@ -1,7 +1,5 @@
 """Patches: saved, loaded, applied, merged; refused where they do not belong; nothing half-written."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 from collections import namedtuple

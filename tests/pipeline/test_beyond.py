@@ -1,7 +1,5 @@
 """More, or less, than one layer: LoRA adapters, and sets of layers that race."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The sets of layers that race, against sets written down by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from autolayer.pipeline.layer_sets import candidate_sets

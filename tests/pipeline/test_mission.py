@@ -4,8 +4,6 @@ Offline, in processes of their own: HF_HOME holds a small trained chat model und
 problems in GSM8K's format.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

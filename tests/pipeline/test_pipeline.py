@@ -1,7 +1,5 @@
 """The whole flow on the packaged model, made short: its files, its scores, and how an interrupted run resumes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Throughput is measured on a few blocks of a model's shape."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

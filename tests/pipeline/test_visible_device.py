@@ -1,7 +1,5 @@
 """A GPU other than the first is chosen without a trace in the caller's environment."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

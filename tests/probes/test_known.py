@@ -1,7 +1,5 @@
 """Measured environments: what comes with the package, and the user's own."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sketches against exact gradients, and the natural gain against plain numpy."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What the prediction learns, on simulated environments with known truth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The probes' numbers against plain PyTorch, enumeration, brute force and stock TRL."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Iterator

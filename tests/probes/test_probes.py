@@ -1,7 +1,5 @@
 """The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and the prediction."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

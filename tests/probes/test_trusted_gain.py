@@ -1,7 +1,5 @@
 """Reach and trusted gain against root finding, twin models and arithmetic."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """contribution.json: what its records accept, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

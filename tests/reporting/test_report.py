@@ -1,7 +1,5 @@
 """Reports for people: the headline, the terminal report at any width, report.html, and progress."""
 
-from __future__ import annotations
-
 import html
 import io
 import re

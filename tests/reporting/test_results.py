@@ -1,7 +1,5 @@
 """result.json: what its records accept, and what they refuse."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

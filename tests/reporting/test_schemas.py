@@ -1,7 +1,5 @@
 """The published JSON Schemas are the ones that the records make, and they say what the records check."""
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The cluster files call commands that exist, with options that parse."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ What the files are for needs GPUs and public data. So each is run for two steps 
 architecture, on a stand-in in the public format of its data, with a reward that differs from completion to completion.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """LayerBench's languages, bases, stored results and tables."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -3,8 +3,6 @@
 Built without the network (setuptools is in the `dev` extra) from a copy, so that nothing is left in the repository.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What the pages tell a reader to type is read by the real parsers, and the short examples run."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

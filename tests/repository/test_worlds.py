@@ -1,7 +1,5 @@
 """LayerBench's worlds of several turns, and how they are compared."""
 
-from __future__ import annotations
-
 import random
 import sys
 from dataclasses import replace

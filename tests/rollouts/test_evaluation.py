@@ -1,7 +1,5 @@
 """The reading of `eval`: suites and their weights, several samples, decoding, truncation and form, top-k and top-p."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Episodes: the transcript token by token, who earns what, and the losses over them, against sums written by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Sampling is exactly the policy's, reproducible per request, and scoring agrees with a plain forward."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

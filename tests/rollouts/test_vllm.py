@@ -1,7 +1,5 @@
 """What vLLM serves is what was trained. Run: make test-vllm. On a CPU vLLM needs head_dim 32 at least."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

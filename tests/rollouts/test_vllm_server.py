@@ -1,7 +1,5 @@
 """A server follows the policy, or the run ends with a sentence. The real one: tests/rollouts/test_vllm.py."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Tests four workers on a real PostgreSQL server, two of them killed. Run: make test-postgres"""
 
-from __future__ import annotations
-
 import json
 import os
 import random

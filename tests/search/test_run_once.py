@@ -1,7 +1,5 @@
 """Tests `run_once`: one of several workers does the work while the others wait."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

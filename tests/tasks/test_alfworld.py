@@ -3,8 +3,6 @@
 Both play the same game, written here in ALFWorld's own format, and must give the same transcript.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 r"""Final answers: where a text has one, and whether it is right."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

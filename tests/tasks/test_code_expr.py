@@ -1,7 +1,5 @@
 """`code:expr`: its problems, what it pays for, and the text that small models learn it from."""
 
-from __future__ import annotations
-
 import random
 import string
 from typing import Any

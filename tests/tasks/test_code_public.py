@@ -1,7 +1,5 @@
 """Public collections of code problems, by small stand-ins in their formats."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

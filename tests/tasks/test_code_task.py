@@ -1,7 +1,5 @@
 """The code tasks: the program in a completion, the forms of a problem, the sandbox, and the problems that ship."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

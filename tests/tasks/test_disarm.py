@@ -1,7 +1,5 @@
 """Scorers that would run what a model wrote, and do not."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What an environment may return: a failure must never become a reward."""
 
-from __future__ import annotations
-
 import threading
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """agent:house: who can solve it, what it pays, and the text that small models learn it from."""
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from statistics import mean

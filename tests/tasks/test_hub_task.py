@@ -3,8 +3,6 @@
 A process, because `HF_HOME` and `HF_HUB_OFFLINE` are read when the libraries are imported.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """agent:keys: every maze can be solved, chance does not solve it, and what it pays."""
 
-from __future__ import annotations
-
 import random
 from statistics import mean
 

@@ -3,8 +3,6 @@ r"""`math:NAME`: the public formats, decontamination, local copies, and what is 
 Every data set is a stand-in in its public format, in an offline cache or in a folder of copies.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

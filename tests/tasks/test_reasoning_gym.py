@@ -1,7 +1,5 @@
 """`reasoning-gym:NAME`: generated offline, scored by the data set itself."""
 
-from __future__ import annotations
-
 import importlib.util
 import subprocess
 import sys

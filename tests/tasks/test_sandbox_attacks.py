@@ -4,8 +4,6 @@ Every attack on the machine that does no harm is run without a sandbox too, wher
 nothing.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """The sandbox that is not there, or fails: refused with what was tried, and done without only where that is allowed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

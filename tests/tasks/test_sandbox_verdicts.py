@@ -3,8 +3,6 @@
 Every forged verdict fools a naive grader, which runs the tests in the program's own process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -1,7 +1,5 @@
 """Loading a task: by name, from data, from the user's own files, and what must be refused with a sentence."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

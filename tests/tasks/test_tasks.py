@@ -1,7 +1,5 @@
 """The contract of a task: what its reward may return, which splits it needs, and what is refused with a sentence."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """agent:textworld and games of one's own, played by the real TextWorld where it is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

@@ -1,7 +1,5 @@
 """Classes that follow TRL's environment_factory: what a model writes becomes calls, and the end a reward."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """GiGPO's advantages against numbers worked out by hand, against GRPO where they must agree, and over two processes."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -1,7 +1,5 @@
 """Calibration names the reason why there is no signal, on models and tasks made for each reason."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What checkpoints keep of an arm, and what is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

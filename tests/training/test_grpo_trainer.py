@@ -1,7 +1,5 @@
 """The trainer against losses written by hand, against stock TRL, and how far its backward pass walks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The KL reference shares the layers below with the policy. Its values are checked in test_grpo_trainer.py."""
 
-from __future__ import annotations
-
 import importlib
 from collections import Counter
 from pathlib import Path

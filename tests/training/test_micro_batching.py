@@ -1,7 +1,5 @@
 """Out of memory: passes get smaller, and what comes out is the same."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MasterAdamW against torch's own AdamW and clipping."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Passes that begin in the middle of a model say what whole ones do, for less."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The private parts of TRL that training/trl_compat.py relies on are where it expects them."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

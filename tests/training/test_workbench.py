@@ -1,7 +1,5 @@
 """Arms do not leak into one another or into the base, and a segment cut anywhere goes on bit for bit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ given temperature. Each request has its own noise, so two policies that sample t
 than if their cumulative distributions were inverted.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast

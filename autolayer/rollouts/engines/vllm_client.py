@@ -3,8 +3,6 @@
 This file and vllm_local.py are the only ones that know vLLM's development endpoints and private methods.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

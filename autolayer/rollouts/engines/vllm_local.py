@@ -1,7 +1,5 @@
 """Rollouts by vLLM in this process, with one engine for all arms (weight_sync.py sends it the weights)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -10,8 +10,6 @@ A server belongs to one run at a time. Each load sets a new version on the serve
 every batch, because log-probabilities alone cannot distinguish a layer in training from the base in 16 bits.
 """
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence

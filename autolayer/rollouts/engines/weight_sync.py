@@ -5,8 +5,6 @@ one. Then the prefix cache, which the previous weights computed, is cleared, and
 log-probabilities of one completion. Changing arms costs sending the layers of both arms, never the whole model.
 """
 
-from __future__ import annotations
-
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence

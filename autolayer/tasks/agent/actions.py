@@ -1,7 +1,5 @@
 """Finds the action in a completion: a chat model may write its thoughts first, or wrap the action in tags."""
 
-from __future__ import annotations
-
 import re
 
 from autolayer.tasks.thinking import after_thinking

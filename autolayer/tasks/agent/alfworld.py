@@ -11,8 +11,6 @@ The games are not in the package: `alfworld-download` fetches them, and ALFWORLD
 batches, gym interface and 3D engine are left out.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping

@@ -21,8 +21,6 @@ Left out on purpose: closing, carrying two things, and doors between rooms (ever
 Standard library only.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Loads `agent:house`, the generated houses in the four splits."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from autolayer.tasks.agent.house import CLOSED, MAX_TURNS, House, is_house_action, make_world

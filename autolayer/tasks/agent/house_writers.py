@@ -5,8 +5,6 @@ imitates them knows every action and its effect, and RL can improve it by removi
 less than half of the houses, as tests/tasks/test_house.py measures.
 """
 
-from __future__ import annotations
-
 import random
 
 from autolayer.tasks.agent.house import OBJECTS, House, make_world

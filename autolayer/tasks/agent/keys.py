@@ -18,8 +18,6 @@ the task is to plan. An episode:
 Left out on purpose: keys that wear out, and putting one down.
 """
 
-from __future__ import annotations
-
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping

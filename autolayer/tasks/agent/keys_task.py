@@ -1,7 +1,5 @@
 """Loads `agent:keys`, the generated mazes in the four splits."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from autolayer.tasks.agent.keys import MAX_TURNS, Keys, is_keys_action, make_maze

@@ -1,7 +1,5 @@
 """Makes the rows of generated environments. Each split has its own seeds, and no prompt is in two of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

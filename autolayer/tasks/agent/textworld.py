@@ -10,8 +10,6 @@ own games (.z3 to .z8, or .json), write a Python file for `--task FILE.py:games`
 challenges and shaped rewards; a game's score is its reward.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

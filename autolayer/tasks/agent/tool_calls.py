@@ -6,8 +6,6 @@ is parsed and never runs. Left out on purpose: the formats of other families (Ll
 `[TOOL_CALLS]`).
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

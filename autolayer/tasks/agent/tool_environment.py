@@ -29,8 +29,6 @@ With `rows`, `--task FILE.py:Counter` is enough, and the class attributes `max_t
 `environment_task` makes a task of a class without it. Left out on purpose: images in a tool's result.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping

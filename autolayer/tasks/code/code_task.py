@@ -5,8 +5,6 @@ MBPP's own training splits. `code:humaneval`, 164 problems without a training sp
 A public data set that cannot be read is an error and never replaced by another one.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

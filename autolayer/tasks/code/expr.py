@@ -9,8 +9,6 @@ teach it which one is meant.
 Left out on purpose: the words with one reading as problems (a base model has nothing to learn there), and statements.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import string

@@ -1,7 +1,5 @@
 """Loads `code:expr`, the generated problems of `expr`, judged in the sandbox."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Grades programs by the tests of their problems: the sandbox runs them, and their outputs are compared here."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

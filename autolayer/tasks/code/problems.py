@@ -8,8 +8,6 @@ One of these, as a JSON text or a dictionary, is the column `problem` of a row. 
 program.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import functools

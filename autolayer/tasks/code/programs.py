@@ -1,7 +1,5 @@
 """Finds the program in a completion: the last fenced block, or the continuation of a prompt that is code."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from typing import Any

@@ -5,8 +5,6 @@ and LiveCodeBench's. MBPP (Austin et al. 2021) and HumanEval (Chen et al. 2021) 
 used here are left out and counted.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -6,8 +6,6 @@ The processes are started as plain `python -c` and exchange JSON lines. This nee
 script and no pickling.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import json

@@ -5,8 +5,6 @@ Plain numbers, nearly all of GSM8K, are compared here, and everything else by ma
 `unjudged_answers`. Many of them are an error.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

@@ -9,8 +9,6 @@ the operations, and RL has to teach it when to use which.
 Left out on purpose: `+`, `-` and `>` as problems (a base model has nothing to learn there), signs and spaces.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Sequence

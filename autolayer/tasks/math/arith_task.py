@@ -1,7 +1,5 @@
 """Loads `math:arith`, the generated problems of `arith` in the four splits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ answers) and AMC, with one sample per problem (32 for the few of AMC), a lower t
 tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ builtins. RL would find this out. So in the scoring processes `eval` accepts onl
 `parse_expr` only arithmetic over single letters and the functions named here.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -4,8 +4,6 @@ Each function takes a row of one data set and returns its `MathProblem`, or the 
 problem without an answer that can be checked cannot be trained on.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

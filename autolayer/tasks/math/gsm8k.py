@@ -3,8 +3,6 @@ r"""Loads `math`: grade-school word problems (GSM8K, Cobbe et al. 2021), answere
 The public test split is `eval`. The public train split is cut 80/10/10, by hash, into `train`, `probe` and `select`.
 """
 
-from __future__ import annotations
-
 from autolayer.tasks.base import Task, prompt_hash
 from autolayer.tasks.math.datasets import SUITES, TRAINING
 from autolayer.tasks.math.public import cut, read_problems

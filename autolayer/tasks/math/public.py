@@ -5,8 +5,6 @@ evaluation are removed from it; two problems are the same if they differ only in
 on purpose: a search for paraphrases.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter

@@ -3,8 +3,6 @@ r"""Defines the prompt of a mathematical problem and the reward of its answer, f
 The prompt asks for an answer in \boxed{}; `answers.final_answer` finds it and `answers.judge_answers` compares it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ claims, which other processes compare with the expected values. A program that w
 other claims.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

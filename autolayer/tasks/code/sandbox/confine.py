@@ -5,8 +5,6 @@ covers (vsock), keyrings, memory that no limit counts (memfd, System V), new nam
 It is known for Linux on x86-64 and aarch64. Only the standard library can be imported here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

@@ -9,8 +9,6 @@ whole sandbox.
 Python's standard library and the modules beside this one are all that can be imported here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """The records of the sandbox: the jobs that it runs, the limits that they run under, and what comes of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

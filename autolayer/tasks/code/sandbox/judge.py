@@ -6,8 +6,6 @@ that it patches (builtins, unittest, `__eq__`) is used for the verdict. Two thin
 plain data, and tests of what the program did to its arguments.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import os

@@ -6,8 +6,6 @@ ones, no network, no other process and none of our environment variables. So nei
 of a data set are there.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import platform

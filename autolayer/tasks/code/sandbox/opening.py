@@ -1,7 +1,5 @@
 """Opens the sandbox of this machine, or refuses to run programs if there is none."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

@@ -9,8 +9,6 @@ of the sandbox itself raises SandboxError and never becomes a score of 0.
 Left out on purpose: defence against bugs of the kernel, for which a virtual machine is the answer.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

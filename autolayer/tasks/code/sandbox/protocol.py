@@ -5,8 +5,6 @@ int whose `__eq__` is always true, reaches the code that compares. This module r
 standard library.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator
