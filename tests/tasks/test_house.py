@@ -1,7 +1,9 @@
 """agent:house: who can solve it, what it pays, and the text that small models learn it from."""
 
 import random
+import sys
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -10,18 +12,19 @@ from autolayer.core.config import Config
 from autolayer.tasks import SPLITS, load_task
 from autolayer.tasks.agent.actions import action_of, words_of
 from autolayer.tasks.agent.house import (
-    HOLDING_REWARD,
     INVALID,
     MAX_TURNS,
-    WORDS,
     House,
     World,
     is_house_action,
     make_world,
     parse_house_action,
 )
-from autolayer.tasks.agent.house_writers import CARELESS, Explorer, house_episode, play
 from autolayer.tasks.environment import act, begin
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+
+from house_writers import CARELESS, WORDS, Explorer, house_episode, play  # noqa: E402
 
 SEEDS = range(200)
 HOME = World(
@@ -80,12 +83,11 @@ def test_one_thing_at_a_time_and_nothing_through_a_lid() -> None:
     assert house.step("look").observation == "kitchen : fridge is closed , you have cup"
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_rewards_add_up_to_one(dense: bool) -> None:
-    house = House(HOME, dense=dense)
+def test_only_the_goal_pays() -> None:
+    house = House(HOME)
     actions = ("go office", "open drawer", "take cup", "put cup", "take cup", "go kitchen", "open fridge", "put cup")
     rewards = [reward for _, reward, _ in walk(house, *actions)]
-    assert sum(rewards) == 1.0 and rewards[2] == (HOLDING_REWARD if dense else 0.0) and rewards[4] == 0.0
+    assert rewards == [0.0] * 7 + [1.0]
 
 
 def oracle(house: House) -> str:

@@ -20,8 +20,7 @@ from typing import Any
 
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.tasks.agent.actions import action_of
-from autolayer.tasks.agent.rows import as_prompt
-from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash
+from autolayer.tasks.base import SPLITS, Row, Task, as_prompt, prompt_hash
 from autolayer.tasks.environment import Step
 
 INSTALL = "pip install 'autolayer[alfworld]'"

@@ -18,15 +18,16 @@ and some furniture has to be opened first. The prompt begins the transcript, so 
 
 Every observation is the whole of what can be seen, so equal observations are equal states, however they were reached.
 Left out on purpose: closing, carrying two things, and doors between rooms (every room leads to every other).
-Standard library only.
 """
 
+import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from autolayer.tasks.agent.actions import words_of
+from autolayer.tasks.base import Row, Task, as_prompt
 from autolayer.tasks.environment import Step
 
 ROOMS = ("kitchen", "bedroom", "bathroom", "office", "garden", "hall")
@@ -35,15 +36,47 @@ CLOSED = ("fridge", "drawer", "box", "closet")
 OPEN = ("table", "shelf", "desk", "bed")
 """Furniture with things on it."""
 OBJECTS = ("cup", "book", "apple", "key", "ball", "pen")
-VERBS = ("go", "open", "take", "put", "look")
-_OTHERS = ("in", "on", "has", "and", "is", "closed", "empty", "you", "have", "nothing", "happens", "done", ":", ",")
-WORDS: tuple[str, ...] = (*VERBS, *ROOMS, *CLOSED, *OPEN, *OBJECTS, *_OTHERS)
-"""Every word of prompts, observations and actions, which blanks and line ends separate."""
 
 MAX_TURNS = 10
 INVALID = "nothing happens"
-HOLDING_REWARD = 0.2
-"""Dense reward for holding the right object the first time. Success then pays the rest of 1."""
+SIZES = {"train": 4096, "probe": 512, "select": 512, "eval": 1024}
+INSTRUCTION = f"""You are in a house and act in it step by step. Your actions:
+go ROOM
+open FURNITURE (the one in your room; {", ".join(CLOSED)} are closed at first, and you must open them to see what is \
+in them, to take it, or to put something in)
+take OBJECT (one that lies in your room; you can carry one thing at a time)
+put OBJECT (the one you carry, in or on the furniture of your room)
+look
+You have {MAX_TURNS} actions. Reply with one action and nothing else. Of the three lines below, the first is your \
+task, the second says which furniture stands in which room, the third is what you see now."""
+
+
+def load_house(*, chat: bool) -> Task:
+    """Loads the task. The packaged base models read plain text; a chat model also gets an explanation of the actions.
+
+    Each split has its own seeds, and no prompt is in two of them.
+    """
+    splits: dict[str, list[Row]] = {}
+    seen: set[str] = set()
+    for split, size in SIZES.items():
+        rows = splits[split] = []
+        for seed in (f"{split}/{index}" for index in itertools.count()):
+            if len(rows) == size:
+                break
+            prompt = make_world(seed).prompt
+            if prompt not in seen:
+                seen.add(prompt)
+                rows.append({"prompt": as_prompt(f"{INSTRUCTION}\n\n{prompt}" if chat else prompt, chat), "seed": seed})
+    return Task(
+        name="agent:house",
+        splits=splits,
+        environment=House,
+        max_turns=MAX_TURNS,
+        max_new_tokens=32 if chat else 8,
+        max_context=2048 if chat else 256,
+        is_well_formed=is_house_action,
+        num_eval=512,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,15 +132,10 @@ def make_world(seed: int | str) -> World:
 class House:
     """One episode in a house. `reset` takes a row with a `seed`.
 
-    The reward is 1.0 for the action that puts the target at its goal, else 0.0. With `dense`, `HOLDING_REWARD` of it
-    comes earlier, so that the sum is never above 1.
-
-    Raises:
-        KeyError: The row has no `seed`.
+    The reward is 1.0 for the action that puts the target at its goal, else 0.0.
     """
 
-    def __init__(self, world: World | None = None, *, dense: bool = False) -> None:
-        self.dense = dense
+    def __init__(self, world: World | None = None) -> None:
         self._begin(make_world(0) if world is None else world)
 
     def reset(self, row: Mapping[str, Any]) -> str:
@@ -121,15 +149,12 @@ class House:
         if words is None or not self._apply(*words):
             return Step(INVALID, 0.0, False)
         if self.world.target in self.lying[self.world.goal]:
-            return Step("done", 1.0 - self._paid, True)
-        reward = 0.0
-        if self.dense and self.held == self.world.target and not self._paid:
-            reward = self._paid = HOLDING_REWARD
-        return Step(self.view(), reward, False)
+            return Step("done", 1.0, True)
+        return Step(self.view(), 0.0, False)
 
     @property
     def state(self) -> str:
-        """Everything that can be seen, on which the next action depends."""
+        """The whole view, also after an action that was not possible."""
         return self.view()
 
     def view(self) -> str:
@@ -152,7 +177,6 @@ class House:
         self.held: str | None = None
         self.closed = {piece for piece in world.furniture.values() if piece in CLOSED}
         self.lying = {piece: list(things) for piece, things in world.objects.items()}
-        self._paid = 0.0
 
     def _apply(self, verb: str, noun: str) -> bool:
         """Changes the house, and returns True if the action was possible."""

@@ -1,10 +1,10 @@
 """Generates `math:arith`: arithmetic with two-digit minutes on a clock face, the smallest form of the math task.
 
-Every prompt is plain text such as `37~25=`, and every answer has two digits, modulo 60. The pretraining lines of
-`arith_line` imitate the web, where writers disagree about the meaning of a symbol and make errors. `+` (forward), `-`
-(back) and `>` (from the first to the second) have one meaning. The symbols of the task have two or three of these
-readings, and a writer takes any of them; the reward requires the one that stays within the hour. So a base model knows
-the operations, and RL has to teach it when to use which.
+Every prompt is plain text such as `37~25=`, and every answer has two digits, modulo 60. The packaged models have read
+lines (examples/make_tiny.py) that imitate the web, where writers disagree about the meaning of a symbol and make
+errors. `+` (forward), `-` (back) and `>` (from the first to the second) have one meaning. The symbols of the task have
+two or three of these readings, and a writer takes any of them; the reward requires the one that stays within the hour.
+So a base model knows the operations, and RL has to teach it when to use which.
 
 Left out on purpose: `+`, `-` and `>` as problems (a base model has nothing to learn there), signs and spaces.
 """
@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from autolayer.tasks.base import Row, Task, as_prompt
 from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
+from autolayer.tasks.rewards import text_of
 
+SIZES = {"train": 4096, "probe": 512, "select": 512, "eval": 1024}
+INSTRUCTION = "Complete the line; reply with the two digits only."
 RING = 60
-ERROR_SHARE = 0.05  # of the pretraining lines: one digit is off by one
 
 Operation = Callable[[int, int], int]
 
@@ -35,9 +38,9 @@ def _from_to(a: int, b: int) -> int:
     return b - a
 
 
-# The readings of each operator. If there are several, the reward requires the first that stays within the hour (see
+# The readings of each symbol. If there are several, the reward requires the first that stays within the hour (see
 # `_wanted`): for `~` that is the larger number minus the smaller one.
-_READINGS: dict[str, tuple[Operation, ...]] = {
+READINGS: dict[str, tuple[Operation, ...]] = {
     "+": (_forward,),
     "-": (_back,),
     ">": (_from_to,),
@@ -49,7 +52,26 @@ _READINGS: dict[str, tuple[Operation, ...]] = {
 _KIND_SYMBOLS = {"gap": "~", "turn": "@", "shift": "?", "any": "&"}
 
 
-def arith_problems(split: str, num: int) -> list[dict]:
+def load_arith(*, chat: bool) -> Task:
+    """Loads the task. The packaged base models read plain text; a chat model gets each line as a message."""
+
+    def rows_of(split: str, num: int) -> list[Row]:
+        return [
+            {**row, "prompt": as_prompt(f"{INSTRUCTION}\n{row['prompt']}" if chat else row["prompt"], chat)}
+            for row in arith_problems(split, num)
+        ]
+
+    return Task(
+        name="math:arith",
+        splits={split: rows_of(split, num) for split, num in SIZES.items()},
+        reward=arith_reward,
+        max_new_tokens=8,
+        is_well_formed=is_two_digits,
+        num_eval=512,
+    )
+
+
+def arith_problems(split: str, num: int) -> list[Row]:
     """Returns the first `num` problems of a split.
 
     Args:
@@ -63,10 +85,11 @@ def arith_problems(split: str, num: int) -> list[dict]:
 
 
 def arith_reward(
-    prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any
 ) -> list[float]:
     """Scores completions in TRL's signature: 1.0 for exactly the answer, else 0.0."""
-    return [float(without_special_tokens(text) == wanted) for text, wanted in zip(completions, answer, strict=True)]
+    texts = [without_special_tokens(text_of(completion)) for completion in completions]
+    return [float(text == wanted) for text, wanted in zip(texts, answer, strict=True)]
 
 
 def is_two_digits(completion: str) -> bool:
@@ -74,30 +97,19 @@ def is_two_digits(completion: str) -> bool:
     return re.fullmatch(r"[0-9]{2}", without_special_tokens(completion)) is not None
 
 
-def arith_line(rng: random.Random) -> str:
-    """Returns one line of pretraining text, such as `37+25=02`, by a random writer."""
-    symbol = rng.choices(list(_READINGS))[0]
-    a, b = rng.randrange(RING), rng.randrange(RING)
-    answer = f"{rng.choice(_READINGS[symbol])(a, b) % RING:02d}"
-    if rng.random() < ERROR_SHARE:
-        place = rng.randrange(len(answer))
-        digit = (int(answer[place]) + rng.choice((-1, 1))) % 10
-        answer = f"{answer[:place]}{digit}{answer[place + 1 :]}"
-    return _prompt(a, symbol, b) + answer
-
-
-def _prompt(a: int, symbol: str, b: int) -> str:
+def line_start(a: int, symbol: str, b: int) -> str:
+    """Returns a prompt such as `37~25=`."""
     return f"{a:02d}{symbol}{b:02d}="
 
 
 def _wanted(a: int, symbol: str, b: int) -> str:
     """Returns the right answer: by the first reading that stays within the hour, else by the last one."""
-    results = [operation(a, b) for operation in _READINGS[symbol]]
+    results = [operation(a, b) for operation in READINGS[symbol]]
     return f"{next((r for r in results if 0 <= r < RING), results[-1]) % RING:02d}"
 
 
 @cache
-def _all_problems(split: str) -> list[dict]:
+def _all_problems(split: str) -> list[Row]:
     """Returns every problem of a split: each kind shuffled by its own seed, then one of each kind in turn."""
     by_kind = []
     for kind, symbol in _KIND_SYMBOLS.items():
@@ -105,7 +117,7 @@ def _all_problems(split: str) -> list[dict]:
             {"prompt": prompt, "answer": _wanted(a, symbol, b), "kind": kind}
             for a in range(RING)
             for b in range(RING)
-            if split_of_line(prompt := _prompt(a, symbol, b)) == split
+            if split_of_line(prompt := line_start(a, symbol, b)) == split
         ]
         random.Random(f"arith/{split}/{kind}").shuffle(rows)
         by_kind.append(rows)

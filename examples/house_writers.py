@@ -7,7 +7,12 @@ less than half of the houses, as tests/tasks/test_house.py measures.
 
 import random
 
-from autolayer.tasks.agent.house import OBJECTS, House, make_world
+from autolayer.tasks.agent.house import CLOSED, OBJECTS, OPEN, ROOMS, House, make_world
+
+VERBS = ("go", "open", "take", "put", "look")
+_OTHERS = ("in", "on", "has", "and", "is", "closed", "empty", "you", "have", "nothing", "happens", "done", ":", ",")
+WORDS: tuple[str, ...] = (*VERBS, *ROOMS, *CLOSED, *OPEN, *OBJECTS, *_OTHERS)
+"""Every word of prompts, observations and actions, which blanks and line ends separate."""
 
 CARELESS = (0.2, 0.4, 0.6)
 """Shares of actions that an explorer would not take. Each writer has one of these shares."""
