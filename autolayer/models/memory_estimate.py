@@ -29,7 +29,7 @@ operations make copies (examples/benchmarks/memory.py)."""
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchShape:
-    """Size of one micro-batch (see `training.micro_batching`)."""
+    """Size of one micro-batch (see `training.out_of_memory`)."""
 
     width: int
     """Number of tokens of the longest sequence, prompt and completion together."""

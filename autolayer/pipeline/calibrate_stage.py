@@ -54,7 +54,7 @@ def _calibrate(run: RunContext) -> None:
     with run.progress.stage("calibrate", None) as bar:
         before = bench.spent
         try:
-            calibration, rollouts = bench.micro_batching.within_memory(
+            calibration, rollouts = bench.micro_batching.retry_on_out_of_memory(
                 lambda: calibrate(bench, num_prompts, run.config.seed)
             )
         except AutolayerError:

@@ -1,6 +1,6 @@
 """Predicts, before weights are loaded, whether a run fits on its device and how large its micro-batches can be.
 
-The prediction is only shown. If a device runs out of memory during a run, training/micro_batching.py makes the passes
+The prediction is only shown. If a device runs out of memory during a run, training/out_of_memory.py makes the passes
 smaller.
 """
 
@@ -18,7 +18,7 @@ from autolayer.models.device import find_device
 from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.memory_estimate import MicroBatchShape, probing_bytes, training_bytes
 from autolayer.pipeline.engine_choice import engine_name
-from autolayer.training import micro_batching
+from autolayer.training.out_of_memory import TOKENS, MicroBatchSize
 
 USABLE = 0.9
 """Share of a device's memory that a plan may use; fragmentation and the libraries' buffers take the rest."""
@@ -110,18 +110,17 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
     shards = max(2, num_processes()) if config.shard else 1
     more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast finds the number of processes
     while True:
-        choice: tuple[int, bool] | None = (micro_batching.TOKENS, config.activation_checkpointing)
-        while choice is not None:
-            tokens, checkpointing = choice
+        size: MicroBatchSize | None = MicroBatchSize(tokens=TOKENS, checkpointing=config.activation_checkpointing)
+        while size is not None:
             yield MicroBatchShape(
                 width=width,
-                tokens=tokens,
-                activation_checkpointing=checkpointing,
+                tokens=size.tokens,
+                activation_checkpointing=size.checkpointing,
                 batch=batch,
                 device=device,
                 shards=shards,
             )
-            choice = micro_batching.less(tokens, checkpointing, width)
+            size = size.smaller(width)
         if not more_shards or shards >= MAX_SHARDS:
             return
         shards *= 2

@@ -49,7 +49,7 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
     measured += known.history(config.history) if config.history else []
     with run.progress.stage("probe", len(PROBES)) as bar:
         before, started = bench.spent, time.perf_counter()
-        report = bench.micro_batching.within_memory(
+        report = bench.micro_batching.retry_on_out_of_memory(
             lambda: run_probes(
                 bench,
                 run.candidates,

@@ -13,7 +13,7 @@ from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.types import Rollouts
 from autolayer.training.accounting import Account
 from autolayer.training.logprobs import ScoreBatch, scoring
-from autolayer.training.micro_batching import MicroBatching
+from autolayer.training.out_of_memory import MicroBatching
 from autolayer.training.partial_forward import PartialForward, any_batch, can_start_midway
 
 

@@ -34,7 +34,7 @@ from autolayer.rollouts.types import Rollouts, encode_prompts
 from autolayer.tasks.base import Row, Task
 from autolayer.training.accounting import Account
 from autolayer.training.checkpoints import Checkpoints
-from autolayer.training.micro_batching import MicroBatching
+from autolayer.training.out_of_memory import MicroBatching
 from autolayer.training.scorer import Scorer
 
 

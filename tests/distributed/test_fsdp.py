@@ -21,7 +21,7 @@ from autolayer.pipeline.checks import check_options
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.setup import load
-from autolayer.training import micro_batching
+from autolayer.training import out_of_memory
 
 PROGRAM = """
 import json, torch
@@ -167,7 +167,7 @@ def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyP
             Qwen3Config(num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, vocab_size=1000)
         )
     weights = sum(p.nbytes for p in model.parameters())
-    monkeypatch.setattr(micro_batching, "TOKENS", 64)
+    monkeypatch.setattr(out_of_memory, "TOKENS", 64)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=0.7 * weights))
     config = Config(model="tiny", shard=True, prompts_per_step=2, device="cpu")
     assert "or several with --shard" in fit_memory(config.replace(shard=False), model, (15,), 64).sentence

@@ -1,5 +1,6 @@
 """Activation checkpointing that stops at the lowest trained layer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ STEPS = 2
 
 def bench_of(architecture: str, folder: Path, recompute: bool, beta: float = 0.0) -> Workbench:
     bench = make_bench(build_model(architecture), folder / str(recompute), beta=beta)
-    bench.micro_batching.checkpointing = recompute
+    bench.micro_batching.size = replace(bench.micro_batching.size, checkpointing=recompute)
     return bench
 
 

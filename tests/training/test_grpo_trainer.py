@@ -25,7 +25,7 @@ from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import encode_prompts, request_seed
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.training import micro_batching
+from autolayer.training import out_of_memory
 from autolayer.training.grpo_trainer import LayerGRPOTrainer, largest_divisor
 from autolayer.training.train_arm import train_arm, train_rows
 
@@ -44,7 +44,7 @@ def _often_ending(**changes: Any) -> Any:
 def test_the_gradient_of_a_step_is_that_of_the_published_loss(
     algorithm: str, micro_batch_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(micro_batching, "TOKENS", micro_batch_tokens)
+    monkeypatch.setattr(out_of_memory, "TOKENS", micro_batch_tokens)
     seen = spied_gradients(monkeypatch)
     model, twin = _often_ending(), _often_ending()
     bench = make_bench(model, tmp_path, algorithm=algorithm, prompts_per_step=3, temperature=0.8)

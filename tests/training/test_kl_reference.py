@@ -12,7 +12,7 @@ from workbench_helpers import Untouched, assert_equal, make_bench
 from autolayer.core.arms import Arm
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers
-from autolayer.training import micro_batching
+from autolayer.training import out_of_memory
 from autolayer.training.train_arm import train_arm
 from autolayer.training.trainer_setup import kl_reference
 from autolayer.training.workbench import Workbench
@@ -39,7 +39,7 @@ def counted(bench: Workbench, layers: Layers) -> tuple[dict[str, Any], list[int]
 def test_layers_below_run_once_for_both_and_nothing_else_changes(
     architecture: str, layers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(micro_batching, "TOKENS", 60)  # several micro-batches
+    monkeypatch.setattr(out_of_memory, "TOKENS", 60)  # several micro-batches
     shared, apart, plain = (
         make_bench(build_model(architecture), tmp_path / name, beta=beta)
         for name, beta in (("shared", 0.1), ("apart", 0.1), ("plain", 0.0))

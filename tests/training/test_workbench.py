@@ -14,7 +14,7 @@ from autolayer.core.errors import AutolayerError
 from autolayer.core.layer_set import Layers
 from autolayer.rollouts.types import request_seed
 from autolayer.tasks.base import SPLITS
-from autolayer.training import micro_batching
+from autolayer.training import out_of_memory
 from autolayer.training.train_arm import TrainedArm, train_arm, train_rows
 from autolayer.training.workbench import Workbench
 
@@ -60,7 +60,7 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     architecture, dtype = options.pop("architecture"), options.pop("dtype")
     uneven = options.pop("uneven", False)
     if tokens := options.pop("micro_batch_tokens", 0):
-        monkeypatch.setattr(micro_batching, "TOKENS", tokens)
+        monkeypatch.setattr(out_of_memory, "TOKENS", tokens)
 
     def fresh(folder: str, reward: Callable[..., Any] = mean_id) -> Workbench:
         model = build_model(architecture, num_layers=3, dtype=dtype)

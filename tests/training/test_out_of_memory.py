@@ -11,14 +11,14 @@ from workbench_helpers import Untouched, make_bench
 
 from autolayer.core.arms import Arm
 from autolayer.core.errors import TrainingError
-from autolayer.training import micro_batching
+from autolayer.training import out_of_memory
 from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
 
 def bench_of(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> Workbench:
-    monkeypatch.setattr(micro_batching, "TOKENS", tokens)
-    monkeypatch.setattr(micro_batching, "SMALL", 16)
+    monkeypatch.setattr(out_of_memory, "TOKENS", tokens)
+    monkeypatch.setattr(out_of_memory, "SMALL", 16)
     return make_bench(build_model("qwen3"), folder)
 
 
@@ -33,7 +33,7 @@ def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
     with caplog.at_level(logging.WARNING):
         segment = train_arm(bench, arm, steps, on_step=told.append)
     before.check()
-    assert max(device.tried) > 30 and bench.micro_batching.tokens == 32
+    assert max(device.tried) > 30 and bench.micro_batching.size.tokens == 32
     assert "CUDA out of memory: continuing with at most 64 tokens in a pass." in caplog.messages
     weights, wanted = bench.arm_weights(segment.arm), roomy.arm_weights(expected.arm)
     assert weights is not None and wanted is not None
@@ -52,12 +52,12 @@ def test_activations_are_recomputed_before_passes_get_too_small(
 
     def take_less(reason: str) -> None:
         keeps(reason)
-        device.most = 64 if bench.micro_batching.checkpointing else 1
+        device.most = 64 if bench.micro_batching.size.checkpointing else 1
 
     monkeypatch.setattr(bench.micro_batching, "_reduce", take_less)
     with caplog.at_level(logging.WARNING):
         train_arm(bench, Arm(layers=(1,), learning_rate=1e-3, seed=0), 1)
-    assert bench.micro_batching.checkpointing and bench.micro_batching.tokens == 64
+    assert bench.micro_batching.size.checkpointing and bench.micro_batching.size.tokens == 64
     assert caplog.messages[-1].endswith("continuing with at most 64 tokens in a pass, activations checkpointed.")
 
 

@@ -1,4 +1,4 @@
-"""Splits batches into micro-batches, and makes them smaller when the device runs out of memory.
+"""Repeats work with smaller micro-batches when a device runs out of memory.
 
 A micro-batch is the set of sequences of one forward and backward pass. After running out of memory, its size is halved,
 repeatedly. If it would become too small to keep a device busy, activation checkpointing is switched on instead
@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -22,35 +23,35 @@ from autolayer.rollouts.engines.base import Engine
 logger = logging.getLogger(__name__)
 
 TOKENS = 32_768
-"""Tokens of a pass, padding included, before the device has run out of memory."""
+"""Tokens of a micro-batch, padding included, before the device has run out of memory."""
 
 SMALL = 4096
-"""Tokens of a pass below which activation checkpointing is better than an even smaller pass."""
+"""Tokens of a micro-batch below which activation checkpointing is better than an even smaller one."""
 
 T = TypeVar("T")
 
 
-def less(tokens: int, checkpointing: bool, longest: int) -> tuple[int, bool] | None:
-    """Returns the next smaller size of passes after one that did not fit.
+@dataclass(frozen=True, kw_only=True)
+class MicroBatchSize:
+    """The size of all micro-batches of a run."""
 
-    Args:
-        tokens: Tokens of the pass that did not fit.
-        checkpointing: True if its activations were checkpointed.
-        longest: Tokens of the longest sequence.
+    tokens: int
+    """Largest number of tokens, padding included; a micro-batch has at least one sequence."""
+    checkpointing: bool
+    """True if activations are recomputed in the backward pass."""
 
-    Returns:
-        The new `tokens` and `checkpointing`; None if a checkpointed pass over one sequence did not fit.
-    """
-    if tokens > max(longest, 1 if checkpointing else SMALL):
-        return tokens // 2, checkpointing
-    return None if checkpointing else (TOKENS, True)
+    def smaller(self, longest: int) -> MicroBatchSize | None:
+        """Returns the next smaller size; None if this is one sequence of `longest` tokens with checkpointing."""
+        if self.tokens > max(longest, 1 if self.checkpointing else SMALL):
+            return MicroBatchSize(tokens=self.tokens // 2, checkpointing=self.checkpointing)
+        return None if self.checkpointing else MicroBatchSize(tokens=TOKENS, checkpointing=True)
 
 
 class MicroBatching:
-    """Holds the size of all passes of a run, the same on every rank.
+    """Holds the size of the micro-batches, the same on every rank, and reduces it when memory runs out.
 
     Args:
-        engine: The rollout engine; `max_sequences`, which it generates at once, is halved together with the passes.
+        engine: The rollout engine; `max_sequences`, which it generates at once, is halved together with the size.
         longest: Returns the number of tokens of the longest sequence.
         process_group: The ranks that make the passes.
         checkpointing: True to checkpoint activations from the start.
@@ -60,20 +61,20 @@ class MicroBatching:
         self, engine: Engine, longest: Callable[[], int], process_group: ProcessGroup, *, checkpointing: bool
     ) -> None:
         self.engine, self.longest, self.process_group = engine, longest, process_group
-        self.tokens, self.checkpointing = TOKENS, checkpointing
+        self.size = MicroBatchSize(tokens=TOKENS, checkpointing=checkpointing)
 
     def sequences(self, width: int) -> int:
-        """Returns the number of sequences in one pass if each has `width` tokens; at least 1."""
-        return max(1, self.tokens // width)
+        """Returns the number of sequences in one micro-batch if each has `width` tokens; at least 1."""
+        return max(1, self.size.tokens // width)
 
     def checkpointed(self, layers: Layers) -> AbstractContextManager[None]:
-        """Returns a context for training these layers, which checkpoints activations if `checkpointing` is on."""
-        if not self.checkpointing:
+        """Returns a context for training these layers, which checkpoints activations if the size says so."""
+        if not self.size.checkpointing:
             return contextlib.nullcontext()
         return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
 
-    def within_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
-        """Runs some work, and repeats it with smaller passes if a device runs out of memory.
+    def retry_on_out_of_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
+        """Runs some work, and repeats it with smaller micro-batches if a device runs out of memory.
 
         Call it on every rank. If one rank runs out of memory, all ranks repeat the work.
 
@@ -81,9 +82,6 @@ class MicroBatching:
             work: The work; repeating it from the start must give the same result.
             passes_are_collective: True if a forward pass needs all ranks. A rank that runs out of memory then ends the
                 run, because the other ranks wait for it in the pass.
-
-        Returns:
-            The result of `work`.
 
         Raises:
             TrainingError: Not even one sequence fits into memory.
@@ -99,15 +97,15 @@ class MicroBatching:
 
     def _reduce(self, reason: str) -> None:
         longest, device = self.longest(), self.engine.model.device
-        found = less(self.tokens, self.checkpointing, longest)
-        if found is None:
+        smaller = self.size.smaller(longest)
+        if smaller is None:
             raise TrainingError(
                 f"one sequence of {longest} tokens does not fit into the memory of {device} ({reason}): give a smaller "
                 "--max-new-tokens, higher --layers, a device with more, or several with --shard."
             )
-        self.tokens, self.checkpointing = found
+        self.size = smaller
         self.engine.max_sequences = max(1, self.engine.max_sequences // 2)
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        how = ", activations checkpointed" if self.checkpointing else ""
-        logger.warning("%s: continuing with at most %d tokens in a pass%s.", reason, self.tokens, how)
+        how = ", activations checkpointed" if smaller.checkpointing else ""
+        logger.warning("%s: continuing with at most %d tokens in a pass%s.", reason, smaller.tokens, how)
