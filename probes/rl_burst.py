@@ -28,7 +28,7 @@ class RLBurst(Probe):
         plan, bench = context.plan, context.bench
         if not plan.burst_steps:
             return None
-        base_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed))
+        base_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed).rewards_I)
         rates = starting_rates(context, STEPS_TO_DISTANCE)
         gains_L_I = []
         for layer in context.layers:
@@ -40,7 +40,7 @@ class RLBurst(Probe):
             seed = request_seed(context.seed, "burst") % 2**31
             arm = Arm(layers=(layer,), learning_rate=rate, seed=seed)
             trained = train_arm(bench, arm, plan.burst_steps, prompts_per_step=plan.burst_prompts).arm
-            after_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed, arm=trained))
+            after_I = np.array(bench.evaluate("probe", plan.burst_items, seed=context.seed, arm=trained).rewards_I)
             gains_L_I.append(after_I - base_I)
             bench.checkpoints.delete(trained)
         return Scores.of_samples(gains_L_I)

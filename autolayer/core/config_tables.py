@@ -1,6 +1,6 @@
 """The tables of a --config file: settings that few runs change, grouped by the part of the run that reads them."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import annotated_types
 from pydantic import BeforeValidator
@@ -73,10 +73,6 @@ class GiGPOConfig(Settings):
     """Weight of the advantages among equal states, relative to those among episodes."""
     gamma: Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)] = 0.95
     """Discount of a later step's reward."""
-    normalize: Literal["std", "none"] = "std"
-    """std divides advantages by the standard deviation of the rewards that are compared; none does not."""
-    similarity: Share | None = None
-    """Share of two states' text that must agree for them to count as equal (difflib's ratio). Default: all of it."""
 
 
 class VLLMConfig(Settings):

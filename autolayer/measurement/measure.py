@@ -29,7 +29,7 @@ from autolayer.pipeline.setup import setup
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting import contribution
 from autolayer.reporting.contribution import ArmGain, Contribution
-from autolayer.rollouts.evaluation import scale
+from autolayer.rollouts.evaluation import relative_weights
 
 CONFIDENCE_LEVEL = 0.95
 
@@ -85,8 +85,7 @@ def measure(
             chosen, rewards_A_S_I = zip(*map(trials.run, arms), strict=True)
             bar.advance(0, f"{len(arms)} arms, {len(schedule.seeds)} seeds")
 
-        weigh = scale(run.bench.task, run.config.num_eval or 0)  # suites count equally, however many items
-        scale_I = np.ones(len(base_I)) if weigh is None else weigh
+        scale_I = relative_weights(run.bench.task, run.config.num_eval or 0)  # suites count equally, of any size
         found = summarize(run, probed, grid, chosen, np.array(base_I) * scale_I, np.array(rewards_A_S_I) * scale_I)
         notes = (*run_notes(run), *measurement_notes(probed, grid, arms, chosen, schedule), *trials.failures())
         costs = {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}

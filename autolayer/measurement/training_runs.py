@@ -144,7 +144,7 @@ class TrainingRuns:
         if key not in self.records.rewards:
             wanted = self.config.search.num_select if split == "select" else self.config.num_eval or 0
             before = self.bench.spent
-            rewards_I = self.bench.evaluate(split, wanted, seed=self.config.seed, arm=arm)
+            rewards_I = self.bench.evaluate(split, wanted, seed=self.config.seed, arm=arm).rewards_I
             self.records.add(key, rewards_I, _stage(split), self.bench.spent - before)
         return self.records.rewards[key]
 

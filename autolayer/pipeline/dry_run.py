@@ -32,7 +32,7 @@ from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.open_fields import resolve
 from autolayer.pipeline.run_plan import EvaluationPlan, RunPlan
 from autolayer.pipeline.throughput import measure_throughput
-from autolayer.rollouts.evaluation import requests
+from autolayer.rollouts.evaluation import evaluation_requests
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import encode_prompts
 from autolayer.tasks import Task
@@ -79,7 +79,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     stages["search"] = left if races else Cost()
     training = full_run(config, units, final_layers(config, candidates))
 
-    sampled = requests(task, "eval", config.num_eval or 0, config.seed)
+    sampled = evaluation_requests(task, "eval", config.num_eval or 0, config.seed)
     max_new_tokens = (sampled.decoding or task).max_new_tokens
     evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
     seconds, device = None, find_device(config.device)

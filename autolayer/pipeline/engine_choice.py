@@ -10,7 +10,6 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.loading import LoadedModel
 from autolayer.models.names import model_path
-from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
@@ -84,7 +83,7 @@ def check_context(bench: Workbench) -> None:
         return
     rows = [row for split in task.splits.values() for row in split]
     prompts = encode_prompts(bench.tokenizer, rows, dict(task.chat_template_kwargs))
-    decoding = evaluation.requests(task, "eval", 1, 0).decoding
+    decoding = task.eval_decoding
     longest = max(map(len, prompts)) + max(task.max_new_tokens, decoding.max_new_tokens if decoding else 0)
     needed = engine.model_max_context if task.environment is not None else min(longest, engine.model_max_context)
     if needed > engine.max_context:

@@ -88,7 +88,7 @@ def _base_score(run: RunContext, num_items: int) -> BaseScore:
 
     def score() -> None:
         before = run.bench.spent
-        rewards = run.bench.evaluate("select", num_items, seed=run.config.seed)
+        rewards = run.bench.evaluate("select", num_items, seed=run.config.seed).rewards_I
         run.folder.write(SEARCH, {"base_select_rewards": list(rewards), "cost": asdict(run.bench.spent - before)})
 
     run.run_once("score the base", score, lambda: run.folder.read(SEARCH) is not None)
@@ -105,7 +105,7 @@ def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungRe
     for trained_arm in advance(bench, trained, to_step):
         trained = trained_arm.arm
     before = bench.spent
-    rewards_I = bench.evaluate("select", num_items, seed=run.config.seed, arm=trained)
+    rewards_I = bench.evaluate("select", num_items, seed=run.config.seed, arm=trained).rewards_I
     return RungResult(
         arm=trained,
         select_rewards_I=rewards_I,

@@ -43,9 +43,9 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
             arm = trained_arm.arm
     before = bench.spent
     with run.progress.stage("evaluate", 2) as bar:
-        base = bench.examine("eval", config.num_eval or 0, seed=config.seed)
+        base = bench.evaluate("eval", config.num_eval or 0, seed=config.seed)
         bar.advance(1, "base")
-        trained = bench.examine("eval", config.num_eval or 0, seed=config.seed, arm=arm)
+        trained = bench.evaluate("eval", config.num_eval or 0, seed=config.seed, arm=arm)
         bar.advance(1, "trained")
     cost = bench.checkpoints.cost(arm) - inherited + (bench.spent - before)
     return TrainStage(arm=arm, base=base, trained=trained, cost=cost)

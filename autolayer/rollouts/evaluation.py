@@ -20,7 +20,7 @@ from autolayer.tasks.suites import MIN_ITEMS, Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Requests:
+class EvaluationRequests:
     """The completions to sample in an evaluation, one request each; the completions of an item are adjacent."""
 
     rows: list[Row]
@@ -65,16 +65,11 @@ class Evaluation:
         return None if self.well_formed_I is None else self.mean(self.well_formed_I, suite)
 
 
-def items(task: Task, split: str, num_items: int) -> list[int]:
+def item_indices(task: Task, split: str, num_items: int) -> list[int]:
     """Returns the indices of the rows that an evaluation reads.
 
     These are the first rows of the split. If `eval` has suites, they are the first rows of each suite, in proportion to
-    its size but at least `MIN_ITEMS`, which its confidence interval needs.
-
-    Args:
-        task: The task.
-        split: Name of the split.
-        num_items: Number of rows to read; with suites, the result may be longer.
+    its size but at least `MIN_ITEMS`, which its confidence interval needs; there may then be more than `num_items`.
     """
     total = len(task.splits[split])
     if split != "eval" or task.suites is None or num_items >= total:
@@ -89,19 +84,14 @@ def items(task: Task, split: str, num_items: int) -> list[int]:
     return chosen
 
 
-def requests(task: Task, split: str, num_items: int, seed: int) -> Requests:
-    """Returns the completions to sample for an evaluation.
+def evaluation_requests(task: Task, split: str, num_items: int, seed: int) -> EvaluationRequests:
+    """Returns the completions to sample for an evaluation on `num_items` items.
 
-    Each item has its own seeds, so that adding items or samples does not change the seeds of the others.
-
-    Args:
-        task: The task.
-        split: Name of the split; only `eval` has suites, several samples per item and its own decoding.
-        num_items: Number of items to evaluate.
-        seed: Seed from which the seeds of all requests are derived.
+    Each item has its own seeds, derived from `seed`, so that adding items or samples does not change the seeds of the
+    others. Only `eval` has suites, several samples per item and its own decoding.
     """
     rows, seeds, counts, names = [], [], [], []
-    for index in items(task, split, num_items):
+    for index in item_indices(task, split, num_items):
         suite = task.suites[index] if split == "eval" and task.suites is not None else task.name
         count = task.samples.get(suite, 1) if split == "eval" else 1
         rows += [task.splits[split][index]] * count
@@ -109,43 +99,31 @@ def requests(task: Task, split: str, num_items: int, seed: int) -> Requests:
         counts.append(count)
         names.append(suite)
     decoding = task.eval_decoding if split == "eval" else None
-    return Requests(rows=rows, seeds=seeds, counts_I=tuple(counts), suites_I=tuple(names), decoding=decoding)
+    return EvaluationRequests(rows=rows, seeds=seeds, counts_I=tuple(counts), suites_I=tuple(names), decoding=decoding)
 
 
-def evaluation(task: Task, sampled: Requests, rollouts: Rollouts) -> Evaluation:
-    """Returns the results per item of the completions that were sampled for `sampled`.
-
-    Args:
-        task: The task.
-        sampled: The requests, from `requests`.
-        rollouts: One completion per request, in the same order.
-    """
-    starts = np.cumsum([0, *sampled.counts_I[:-1]])
+def average_by_item(task: Task, requests: EvaluationRequests, rollouts: Rollouts) -> Evaluation:
+    """Returns the results per item of rollouts with one completion per request, in the same order."""
+    counts_I = np.array(requests.counts_I)
+    starts_I = np.cumsum(counts_I) - counts_I
 
     def by_item(values: Sequence[float]) -> tuple[float, ...]:
-        if set(sampled.counts_I) == {1}:
-            return tuple(map(float, values))
-        return tuple(map(float, np.add.reduceat(np.array(values, dtype=float), starts) / np.array(sampled.counts_I)))
+        return tuple((np.add.reduceat(np.array(values, dtype=float), starts_I) / counts_I).tolist())
 
     formed = task.is_well_formed
     return Evaluation(
         rewards_I=by_item(rollouts.rewards),
         truncated_I=by_item([not finished for finished in rollouts.finished]),
         well_formed_I=None if formed is None else by_item(rollouts.well_formed(formed)),
-        suites_I=sampled.suites_I,
+        suites_I=requests.suites_I,
         metrics=dict(rollouts.metrics),
     )
 
 
 def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str, SuiteScore]:
-    """Returns the scores of the base and the trained model by suite, in order.
+    """Returns the scores of the base and the trained model on the same items by suite, in order.
 
     A task without suites counts as one suite with the task's name.
-
-    Args:
-        task: The task.
-        base: Evaluation of the base model.
-        trained: Evaluation of the trained model on the same items.
     """
     return {
         suite: SuiteScore(
@@ -162,12 +140,12 @@ def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str,
     }
 
 
-def scale(task: Task, num_items: int) -> np.ndarray | None:
-    """Returns each item's weight relative to a plain mean over `eval`, shape (items,); None without suites."""
+def relative_weights(task: Task, num_items: int) -> np.ndarray:
+    """Returns each item's weight in the score relative to a plain mean over `eval`, shape (items,)."""
+    chosen = item_indices(task, "eval", num_items)
     if task.suites is None:
-        return None
-    suites_I = [task.suites[index] for index in items(task, "eval", num_items)]
-    return item_weights(suites_I) * len(suites_I)
+        return np.ones(len(chosen))
+    return item_weights([task.suites[index] for index in chosen]) * len(chosen)
 
 
 def _mean(values: Sequence[float]) -> float:

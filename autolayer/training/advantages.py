@@ -10,8 +10,8 @@ steps instead. With TRL's loss, a step of a long episode weighs less than one of
 weighs more than a short one. The two agree if all episodes and all actions have the same length.
 """
 
-import difflib
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -57,9 +57,6 @@ def step_advantages(episodes: Sequence[Episode], group_size: int, config: GiGPOC
         episodes: P * G episodes; those of one prompt are adjacent.
         group_size: Number of episodes per prompt, G.
         config: Settings of GiGPO.
-
-    Returns:
-        For each episode, one advantage per turn.
     """
     advantages: list[list[float]] = []
     for start in range(0, len(episodes), group_size):
@@ -77,40 +74,24 @@ def discounted(rewards: Sequence[float], gamma: float) -> list[float]:
 
 
 def _group_advantages(group: Sequence[Episode], config: GiGPOConfig) -> list[list[float]]:
-    returns = [sum(turn.reward for turn in episode) for episode in group]
-    episode_advantages = _normalized(returns, config)
-    found = [[advantage] * len(episode) for advantage, episode in zip(episode_advantages, group, strict=True)]
+    returns = _normalized([sum(turn.reward for turn in episode) for episode in group])
+    found = [[advantage] * len(episode) for advantage, episode in zip(returns, group, strict=True)]
     returns_to_go = [discounted([turn.reward for turn in episode], config.gamma) for episode in group]
-    for steps in _same_states(group, config.similarity):
-        if len(steps) > 1:
-            normalized = _normalized([returns_to_go[episode][turn] for episode, turn in steps], config)
-            for (episode, turn), advantage in zip(steps, normalized, strict=True):
-                found[episode][turn] += config.omega * advantage
+    steps_by_state: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for index, episode in enumerate(group):
+        for turn, step in enumerate(episode):
+            steps_by_state[step.state].append((index, turn))
+    for steps in steps_by_state.values():
+        normalized = _normalized([returns_to_go[episode][turn] for episode, turn in steps])
+        for (episode, turn), advantage in zip(steps, normalized, strict=True):
+            found[episode][turn] += config.omega * advantage
     return found
 
 
-def _same_states(group: Sequence[Episode], similarity: float | None) -> list[list[tuple[int, int]]]:
-    """Groups steps, as (episode, turn), by state; a similar state joins the first group that is similar enough."""
-    groups: dict[str, list[tuple[int, int]]] = {}
-    for index, episode in enumerate(group):
-        for turn, step in enumerate(episode):
-            state = step.state
-            if similarity is not None and state not in groups:
-                alike = (known for known in groups if _similarity(known, state) >= similarity)
-                state = next(alike, state)
-            groups.setdefault(state, []).append((index, turn))
-    return list(groups.values())
-
-
-def _similarity(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other, autojunk=False).ratio()
-
-
-def _normalized(values: Sequence[float], config: GiGPOConfig) -> list[float]:
-    """Returns each value minus the mean, divided by the unbiased standard deviation if `normalize` is "std"."""
+def _normalized(values: Sequence[float]) -> list[float]:
+    """Returns each value minus the mean, divided by the unbiased standard deviation."""
+    if max(values) == min(values):  # their mean may be off by a rounding error, which must not become an advantage
+        return [0.0] * len(values)
     mean = math.fsum(values) / len(values)
-    scale = 1.0
-    if config.normalize == "std":
-        scale = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)) + EPSILON
-    # The mean of equal values may be off by a rounding error, which must not become an advantage.
-    return [0.0 if max(values) == min(values) else (value - mean) / scale for value in values]
+    scale = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) + EPSILON
+    return [(value - mean) / scale for value in values]

@@ -25,10 +25,9 @@ from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models import lora
 from autolayer.models.layers import find_layers, head_ratio, layer_parameters, linear_module_names
 from autolayer.models.loading import LoadedModel
-from autolayer.rollouts import evaluation
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
-from autolayer.rollouts.evaluation import Evaluation
+from autolayer.rollouts.evaluation import Evaluation, average_by_item, evaluation_requests
 from autolayer.rollouts.sampler import sample_on_all_ranks
 from autolayer.rollouts.types import Rollouts, encode_prompts
 from autolayer.tasks.base import Row, Task
@@ -207,11 +206,7 @@ class Workbench:
         self.account.charge(self.account.generation(rollouts), time.perf_counter() - started)
         return rollouts
 
-    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
-        """Returns the reward of each item, shape (items,). See `examine` for the arguments."""
-        return self.examine(split, num_items, seed=seed, arm=arm).rewards_I
-
-    def examine(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
+    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
         """Evaluates the base model or an arm on items of a split.
 
         Calls with one seed use the same items and the same sampling noise, so their results can be compared in pairs.
@@ -222,10 +217,10 @@ class Workbench:
             seed: Seed of the sampling noise.
             arm: The arm; None for the base model.
         """
-        requests = evaluation.requests(self.task, split, num_items, seed)
+        requests = evaluation_requests(self.task, split, num_items, seed)
         with self._weights_of(arm), self.engine.decoding(requests.decoding):
             rollouts = self.sample(requests.rows, requests.seeds)
-        return evaluation.evaluation(self.task, requests, rollouts)
+        return average_by_item(self.task, requests, rollouts)
 
     def _weights_of(self, arm: Arm | None) -> AbstractContextManager[None]:
         if arm is None or arm.checkpoint is None:

@@ -44,7 +44,7 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
     out = work / "bursts" / environment.name
     with setup(Config(**environment.options(work / "bases", SEED), out=out)) as run:
         bench, probed = run.bench, probe_stage(run, calibrate_stage(run)).report
-        base = bench.evaluate("select", NUM_ITEMS, seed=SEED)
+        base = bench.evaluate("select", NUM_ITEMS, seed=SEED).rewards_I
         found: dict[str, Any] = {"base": base, "layers": probed.layers, "predicted": probed.predicted, "runs": {}}
         for layer, rate in zip(probed.layers, probed.learning_rates, strict=True):
             assert rate, f"layer {layer} of {environment.name} moves nothing"
@@ -54,7 +54,9 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
                 for step in STEPS:
                     segment = train_arm(bench, arm, step)
                     arm = segment.arm
-                    rows.append([bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm), segment.train_rewards_P])
+                    rows.append(
+                        [bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm).rewards_I, segment.train_rewards_P]
+                    )
                 found["runs"][f"{layer} {factor:g}"] = rows
                 bench.checkpoints.delete(arm)
     path.write_text(json.dumps(found))

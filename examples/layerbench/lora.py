@@ -26,15 +26,15 @@ def gains(environment: Environment, bases: Path, seeds: tuple[int, ...] = (0, 1,
         config = Config(**environment.options(bases), out=f"{scratch}/run")
         with setup(config) as run:
             bench, num_eval, steps = run.bench, run.config.num_eval or 0, environment.steps
-            base_I = np.array(bench.evaluate("eval", num_eval, seed=0))
+            base_I = np.array(bench.evaluate("eval", num_eval, seed=0).rewards_I)
             bench.adapt(range(len(bench.layers)), seed=0)
 
             def after(rate: float, seed: int) -> tuple[float, float]:
                 """Score on `select`, and gain on `eval`."""
                 arm = train_arm(bench, Arm(layers="full", learning_rate=rate, seed=seed), steps).arm
-                score = np.mean(bench.evaluate("select", run.config.search.num_select, seed=0, arm=arm))
+                score = np.mean(bench.evaluate("select", run.config.search.num_select, seed=0, arm=arm).rewards_I)
                 return float(score), float(
-                    np.mean(np.array(bench.evaluate("eval", num_eval, seed=0, arm=arm)) - base_I)
+                    np.mean(np.array(bench.evaluate("eval", num_eval, seed=0, arm=arm).rewards_I) - base_I)
                 )
 
             first = {}

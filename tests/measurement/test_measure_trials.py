@@ -58,12 +58,13 @@ class Bench:
         self.spent += cost
         return SimpleNamespace(arm=arm, cost=cost)
 
-    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
+    def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Any:
         self._work(("evaluate", split, arm and (arm.key, arm.step)))
         self.spent += Cost(generated_tokens=num_items)
         assert seed == 3 and num_items == {"select": 256, "eval": 64}[split]
         best = {"full": 1e-3}.get(str(arm.layers), 1e-2) if arm else 0
-        return (1.0 if arm and arm.learning_rate == best else arm.learning_rate if arm else 0.0,) * num_items
+        reward = 1.0 if arm and arm.learning_rate == best else arm.learning_rate if arm else 0.0
+        return SimpleNamespace(rewards_I=(reward,) * num_items)
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +146,12 @@ def test_of_rates_that_cannot_be_told_apart_the_smallest_is_taken(gap: float, ex
     """Its reward is `gap` lower on average, with a spread over items of about .5."""
 
     class Noisy(Bench):
-        def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> tuple[float, ...]:
+        def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Any:
             super().evaluate(split, num_items, seed=seed, arm=arm)
             rate = arm.learning_rate if arm else 0.0
             mean = {1e-2: 0.7, 1e-3: 0.7 - gap}.get(rate, 0.1)
             noise = np.random.default_rng(int(rate * 1e6)).normal(size=num_items)
-            return tuple(mean + 0.5 * (noise - noise.mean()))
+            return SimpleNamespace(rewards_I=tuple(mean + 0.5 * (noise - noise.mean())))
 
     assert trials(Noisy(tmp_path)).run((5,))[0] == expected
 

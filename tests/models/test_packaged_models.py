@@ -9,7 +9,7 @@ from autolayer.core.config import Config
 from autolayer.models.loading import load_model
 from autolayer.models.names import EMBEDDED, model_path
 from autolayer.rollouts.engines.hf import TransformersEngine
-from autolayer.rollouts.evaluation import requests
+from autolayer.rollouts.evaluation import evaluation_requests
 from autolayer.rollouts.sampler import sample
 from autolayer.tasks import load_task
 
@@ -30,7 +30,7 @@ def test_a_packaged_model_can_do_its_tasks_a_little(name: str, task_name: str) -
         loaded.model, loaded.tokenizer, max_new_tokens=task.max_new_tokens, temperature=1.0,
         max_context=task.max_context,
     )  # fmt: skip
-    asked = requests(task, "eval", 256, 0)
+    asked = evaluation_requests(task, "eval", 256, 0)
     rewards = sample(engine, task, asked.rows, asked.seeds, 1).rewards
     mean = sum(rewards) / len(rewards)
     assert mean == pytest.approx(SOLVED[name, task_name], abs=0.08), "about three standard errors"

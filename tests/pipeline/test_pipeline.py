@@ -137,7 +137,7 @@ def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
     task = load_task(autolayer.core.config.Config(model="tiny", task="math:arith"), chat=False)
     settings = TrainSettings(algorithm="grpo", prompts_per_step=8, group_size=8, beta=0.0)
     bench = Workbench(loaded, task, settings, RunFolder(tmp_path / "unused"), temperature=1.0)
-    rewards = bench.evaluate("eval", 200, seed=0)
+    rewards = bench.evaluate("eval", 200, seed=0).rewards_I
     assert sum(rewards) / len(rewards) == result.trained_score
 
 

@@ -155,7 +155,7 @@ def test_a_file_says_what_it_should(file: Path, tmp_path: Path, monkeypatch: pyt
     assert resolved.pop("num_eval") == len(task.splits["eval"]), "all of these few"
     defaults = Config(model="m").model_dump()
     assert resolved == {name: defaults[name] for name in resolved}, "everything else is left as it is"
-    assert resolved["gigpo"] == GiGPOConfig(omega=1.0, gamma=0.95, normalize="std").model_dump()
+    assert resolved["gigpo"] == GiGPOConfig(omega=1.0, gamma=0.95).model_dump()
     assert file.name in (file.parent / "README.md").read_text()
 
 

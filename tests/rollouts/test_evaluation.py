@@ -20,8 +20,14 @@ from autolayer.core.statistics import item_weights, paired_interval
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import from_dict
 from autolayer.reporting.terminal import Report
-from autolayer.rollouts import evaluation
-from autolayer.rollouts.evaluation import Evaluation, items, requests, scale, suite_scores
+from autolayer.rollouts.evaluation import (
+    Evaluation,
+    average_by_item,
+    evaluation_requests,
+    item_indices,
+    relative_weights,
+    suite_scores,
+)
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks import Task
@@ -54,12 +60,11 @@ def test_every_suite_weighs_the_same() -> None:
 def test_measure_weighs_items_by_suite() -> None:
     """`measure` takes plain means: of scaled rewards they are the score."""
     task, rewards_I = suited(), np.random.default_rng(0).random(24)
-    scale_I = scale(task, 24)
-    assert scale_I is not None
+    scale_I = relative_weights(task, 24)
     scaled_I = rewards_I * scale_I
     parts = [rewards_I[[name == suite for name in task.suites or ()]].mean() for suite in "ab"]
     assert scaled_I.mean() == pytest.approx(np.mean(parts))
-    assert scale(make_task(), 24) is None
+    assert relative_weights(make_task(), 24).tolist() == [1.0] * 24
 
 
 def test_the_stratified_interval_by_hand() -> None:
@@ -99,33 +104,33 @@ def test_stratified_intervals_cover_the_true_gain() -> None:
 
 def test_all_items_or_a_proportional_part_of_each_suite() -> None:
     task = suited()
-    assert items(task, "eval", 24) == items(task, "eval", 99) == list(range(24))
-    part = items(task, "eval", 12)
+    assert item_indices(task, "eval", 24) == item_indices(task, "eval", 99) == list(range(24))
+    part = item_indices(task, "eval", 12)
     assert Counter(task.suites[i] for i in part) == {"a": 8, "b": 4}  # pyright: ignore
     assert part == sorted(part) and part[:6] == list(range(6)), "the first items of each"
-    assert Counter(task.suites[i] for i in items(task, "eval", 1)) == {"a": 2, "b": 2}  # pyright: ignore
-    assert items(task, "select", 5) == items(make_task(), "eval", 5) == list(range(5))
+    assert Counter(task.suites[i] for i in item_indices(task, "eval", 1)) == {"a": 2, "b": 2}  # pyright: ignore
+    assert item_indices(task, "select", 5) == item_indices(make_task(), "eval", 5) == list(range(5))
 
 
 def test_samples_of_an_item_have_seeds_of_their_own() -> None:
-    asked = requests(suited(eval_decoding=DECODING), "eval", 24, 7)
+    asked = evaluation_requests(suited(eval_decoding=DECODING), "eval", 24, 7)
     assert asked.counts_I == (1, 1, 3) * 8 and len(asked.rows) == len(set(asked.seeds)) == 8 * 5
     assert asked.seeds[:3] == [request_seed(7, "eval", index) for index in range(3)]
     assert asked.rows[2] == asked.rows[3] == asked.rows[4] != asked.rows[5]
     assert asked.decoding == DECODING
-    plain = requests(suited(eval_decoding=DECODING), "select", 24, 7)
+    plain = evaluation_requests(suited(eval_decoding=DECODING), "select", 24, 7)
     assert (plain.counts_I, plain.decoding) == ((1,) * 24, None)
-    fewer = requests(suited(), "eval", 12, 7)
+    fewer = evaluation_requests(suited(), "eval", 12, 7)
     assert set(fewer.seeds) <= set(asked.seeds), "reading fewer items changes no other's noise"
 
 
 def test_an_item_is_the_mean_of_its_samples() -> None:
     task = suited()
-    asked = requests(task, "eval", 24, 0)
+    asked = evaluation_requests(task, "eval", 24, 0)
     count = len(asked.rows)
     rewards, finished = [float(i) for i in range(count)], [i % 2 == 0 for i in range(count)]
     rollouts = Rollouts.of_one_turn([[1]] * count, [[1]] * count, ["1"] * count, rewards, finished, 1)
-    found = evaluation.evaluation(task, asked, rollouts)
+    found = average_by_item(task, asked, rollouts)
     assert found.rewards_I[:4] == (0.0, 1.0, 3.0, 5.0)
     assert found.truncated_I[:3] == pytest.approx((0.0, 1.0, 1 / 3))
     assert found.well_formed_I is None and found.suites_I[:3] == ("a", "a", "b")
@@ -233,11 +238,11 @@ def test_only_eval_is_decoded_differently(tiny_model: Any, tmp_path: Path) -> No
     task = suited(eval_decoding=DECODING, is_well_formed=lambda text: len(text) > 3)
     bench, plain = make_bench(tiny_model, tmp_path / "a", task), make_bench(tiny_model, tmp_path / "b")
     untouched = Untouched(tiny_model)
-    assert bench.evaluate("select", 9, seed=1) == plain.evaluate("select", 9, seed=1)
-    found = bench.examine("eval", 24, seed=1)
+    assert bench.evaluate("select", 9, seed=1).rewards_I == plain.evaluate("select", 9, seed=1).rewards_I
+    found = bench.evaluate("eval", 24, seed=1)
     untouched.check()
-    assert found.rewards_I != plain.evaluate("eval", 24, seed=1)
-    assert found.rewards_I == bench.evaluate("eval", 24, seed=1) and len(found.rewards_I) == 24
+    assert found.rewards_I != plain.evaluate("eval", 24, seed=1).rewards_I
+    assert found.rewards_I == bench.evaluate("eval", 24, seed=1).rewards_I and len(found.rewards_I) == 24
     assert found.well_formed_I is not None and 0 <= min(found.well_formed_I) <= max(found.well_formed_I) <= 1
     scores = suite_scores(task, found, found)
     assert list(scores) == ["a", "b"] and [s.samples for s in scores.values()] == [1, 3]

@@ -87,8 +87,9 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     assert second.arm == whole.arm
     assert first.train_rewards_P + second.train_rewards_P == whole.train_rewards_P
     assert_equal(_state(second_bench, second.arm), _state(whole_bench, whole.arm))
-    assert second_bench.evaluate("select", 8, seed=0, arm=second.arm) == whole_bench.evaluate(
-        "select", 8, seed=0, arm=whole.arm
+    assert (
+        second_bench.evaluate("select", 8, seed=0, arm=second.arm).rewards_I
+        == whole_bench.evaluate("select", 8, seed=0, arm=whole.arm).rewards_I
     )
 
 
@@ -123,21 +124,21 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
     def run(bench: Workbench) -> tuple[list[list[list[int]]], TrainedArm, tuple[float, ...], dict[str, torch.Tensor]]:
         completions = record(bench)
         segment = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=1), 3)
-        scores = bench.evaluate("select", 10, seed=4, arm=segment.arm)
+        scores = bench.evaluate("select", 10, seed=4, arm=segment.arm).rewards_I
         return completions, segment, scores, _state(bench, segment.arm)
 
     alone = run(make_bench(build_model("qwen3"), tmp_path / "alone", beta=beta))
     bench = make_bench(build_model("qwen3"), tmp_path / "shared", beta=beta)
     before = Untouched(bench.model)
-    base_scores = bench.evaluate("select", 10, seed=4)
+    base_scores = bench.evaluate("select", 10, seed=4).rewards_I
     for layers in earlier:
         trained = train_arm(bench, Arm(layers=layers, learning_rate=10 * LR, seed=9), 3).arm
-        assert bench.evaluate("select", 10, seed=4, arm=trained) != base_scores
+        assert bench.evaluate("select", 10, seed=4, arm=trained).rewards_I != base_scores
     after = run(bench)
     assert after[0] == alone[0] and after[2] == alone[2]
     assert after[1].train_rewards_P == alone[1].train_rewards_P
     assert_equal(after[3], alone[3])
-    assert bench.evaluate("select", 10, seed=4) == base_scores
+    assert bench.evaluate("select", 10, seed=4).rewards_I == base_scores
     before.check()
 
 
@@ -194,11 +195,13 @@ def test_every_change_of_the_weights_moves_the_version(tmp_path: Path) -> None:
 def test_base_and_arm_are_evaluated_on_the_same_items_with_the_same_noise(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path)
     barely = train_arm(bench, Arm(layers=(1,), learning_rate=1e-12, seed=0), 1).arm
-    base = bench.evaluate("select", 12, seed=5)
+    base = bench.evaluate("select", 12, seed=5).rewards_I
     assert len(base) == 12 and len(set(base)) > 6
-    assert bench.evaluate("select", 12, seed=5, arm=barely) == base
-    assert bench.evaluate("select", 7, seed=5) == base[:7]
-    assert bench.evaluate("select", 12, seed=6) != base and bench.evaluate("eval", 12, seed=5) != base
+    assert bench.evaluate("select", 12, seed=5, arm=barely).rewards_I == base
+    assert bench.evaluate("select", 7, seed=5).rewards_I == base[:7]
+    assert (
+        bench.evaluate("select", 12, seed=6).rewards_I != base and bench.evaluate("eval", 12, seed=5).rewards_I != base
+    )
 
 
 def test_training_moves_the_reward_up(tmp_path: Path) -> None:
@@ -207,7 +210,10 @@ def test_training_moves_the_reward_up(tmp_path: Path) -> None:
     segment = train_arm(bench, Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
     assert len(rewards) == 12
     assert rewards == pytest.approx([sum(segment.train_rewards_P[i : i + 8]) / 8 for i in range(0, 96, 8)])
-    base, after = bench.evaluate("eval", 24, seed=0), bench.evaluate("eval", 24, seed=0, arm=segment.arm)
+    base, after = (
+        bench.evaluate("eval", 24, seed=0).rewards_I,
+        bench.evaluate("eval", 24, seed=0, arm=segment.arm).rewards_I,
+    )
     assert sum(after) / 24 > sum(base) / 24 + 0.05
 
 
