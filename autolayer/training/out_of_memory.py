@@ -40,7 +40,7 @@ class MicroBatchSize:
     checkpointing: bool
     """True if activations are recomputed in the backward pass."""
 
-    def smaller(self, longest: int) -> MicroBatchSize | None:
+    def smaller(self, longest: int) -> "MicroBatchSize | None":
         """Returns the next smaller size; None if this is one sequence of `longest` tokens with checkpointing."""
         if self.tokens > max(longest, 1 if self.checkpointing else SMALL):
             return MicroBatchSize(tokens=self.tokens // 2, checkpointing=self.checkpointing)
