@@ -14,6 +14,7 @@ one layer: about a hundredth of the model is sent.
 import atexit
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +32,14 @@ TIMEOUT = timedelta(days=30)
 
 _ON_ALL_RANKS = "raised_on_all_ranks"
 """Attribute that marks an exception which all ranks raise."""
+
+_WRAPPERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism of accelerate",
+}
+"""Maps the environment variables of `accelerate launch` that wrap a model to what they ask for."""
 
 T = TypeVar("T")
 
@@ -229,12 +238,19 @@ def _first_line(error: Exception) -> str:
     return type(error).__name__ + (f": {str(error).splitlines()[0]}" if str(error) else "")
 
 
-def check_device(device: str) -> None:
-    """Refuses a device that all processes of the run would share.
+def check_launcher(device: str) -> None:
+    """Refuses what a launcher asks for and this program does not do.
 
     Raises:
-        ConfigError: `device` names one of several devices, and there are several processes.
+        ConfigError: accelerate's configuration wraps the model, or `device` names one device for several processes.
     """
+    wrapped = [name for variable, name in _WRAPPERS.items() if os.environ.get(variable, "").lower() in ("true", "1")]
+    if wrapped:
+        raise ConfigError(
+            f"the launcher's configuration (`accelerate config`) asks for {wrapped[0]}, which divides or wraps the "
+            "model in its own way: start with `torchrun --nproc_per_node N -m autolayer ...` or without a launcher; --shard "
+            "divides a model that does not fit one device."
+        )
     if num_processes() > 1 and ":" in device:
         raise ConfigError(
             f"--device {device} is one device for {num_processes()} processes: leave it out, each takes its own."

@@ -17,7 +17,7 @@ from autolayer.core.layer_set import parse_layers
 from autolayer.core.progress import Progress
 from autolayer.core.run_folder import PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
-from autolayer.distributed.process_group import ProcessGroup, check_device, join_process_group
+from autolayer.distributed.process_group import ProcessGroup, check_launcher, join_process_group
 from autolayer.distributed.shared_run_folder import SharedRunFolder
 from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
@@ -51,7 +51,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     """
     started = time.monotonic()
     check_names(config)
-    check_device(config.device)
+    check_launcher(config.device)
     process_group = join_process_group(on_cpu=config.device == "cpu")
     progress = progress if progress and process_group.is_rank_0 else Progress()
     with ExitStack() as stack:

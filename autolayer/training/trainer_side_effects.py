@@ -8,14 +8,31 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
 def undone(model: PreTrainedModel) -> Iterator[None]:
     """Restores random state, log levels, and the model's modes and settings after a trainer ran in the block."""
-    with keeping_random_state(), without_dropout(model), quiet_trainer():
+    with keeping_random_state(), keeping_accelerate_state(), without_dropout(model), quiet_trainer():
         yield
+
+
+@contextlib.contextmanager
+def keeping_accelerate_state() -> Iterator[None]:
+    """Gives the trainer a state of accelerate of its own while the block runs, then restores the caller's.
+
+    accelerate has one state for a process. A caller's `Accelerator` with mixed precision would decide ours.
+    """
+    before = [(state, dict(state)) for state in (AcceleratorState._shared_state, GradientState._shared_state)]
+    try:
+        AcceleratorState._reset_state()
+        yield
+    finally:
+        for state, values in before:
+            state.clear()
+            state.update(values)
 
 
 @contextlib.contextmanager

@@ -47,11 +47,13 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         assert args.beta == 0 and (reference is not None or not beta)
         # One process uses one device, even if it sees more: transformers would spread each batch over all of them.
         args._n_gpu = min(args.n_gpu, 1)
+        args.mixed_precision = "no"  # transformers reads it from the launcher's configuration
         places = [str(index) for index in range(num_prompts)]
         super().__init__(args=args, train_dataset=Dataset.from_dict({"prompt": places}), **options)
         self.remove_callback(PrinterCallback)
-        if self.accelerator.num_processes > 1:  # DDP would reduce gradients after our hooks have taken them
-            self.accelerator.prepare_model = lambda model, *args, **kwargs: model
+        # accelerate would wrap the model in DDP under any launcher, which reduces gradients after our hooks have taken
+        # them, and in autocast if its configuration asks for mixed precision.
+        self.accelerator.prepare_model = lambda model, *args, **kwargs: model
         self.beta, self.reference = beta, reference
         # Set after construction, which would start vLLM; it now only says that completions have log-probabilities.
         self.use_vllm = has_sampled_log_probs

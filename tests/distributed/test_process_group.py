@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
-from autolayer.distributed.process_group import ProcessGroup
+from autolayer.distributed.process_group import ProcessGroup, check_launcher
 from autolayer.pipeline.checks import check_divisible
 from autolayer.rollouts.types import Rollouts
 
@@ -94,6 +94,28 @@ def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
     assert one["base_score"] != one["trained_score"]
     close(many, one)
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("many", "one")))
+
+
+@pytest.mark.slow
+def test_a_launcher_with_one_process_is_like_no_launcher(tmp_path: Path) -> None:
+    command = ("train", *SHORT, "--steps", "2", "--layers", "2", "--learning-rate", "1e-3", "--out")
+    plain = launch(1, *command, "plain", cwd=tmp_path)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "-m", "autolayer")
+    launched = launch(1, *command, "launched", cwd=tmp_path, program=launcher)
+    assert plain.returncode == launched.returncode == 0, plain.stderr[-2000:] + launched.stderr[-2000:]
+    one, other = (load_file(tmp_path / out / "layer.safetensors") for out in ("plain", "launched"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.mark.parametrize("wrapper", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_an_accelerate_configuration_that_wraps_the_model_is_refused(
+    wrapper: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{wrapper}", "false")
+    check_launcher("auto")
+    monkeypatch.setenv(f"ACCELERATE_USE_{wrapper}", "true")
+    with pytest.raises(ConfigError, match="accelerate config.*torchrun"):
+        check_launcher("auto")
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from stock_trl import stock_trl
 from tiny_models import VOCABULARY, build, build_model, build_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
@@ -146,6 +148,29 @@ def test_training_changes_the_trained_layer_alone_and_leaves_the_model_untouched
     assert weights is not None and weights.keys() == layer_parameters(model, (1,)).keys()
     changed = differing(weights, before.weights)
     assert changed and all(".layers.1." in name for name in changed)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_of_accelerate_changes_nothing(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `accelerate config`, and an Accelerator that the caller's program made before, do not reach the trainer."""
+
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        bench = make_bench(build_model("qwen3"), folder)
+        weights = bench.arm_weights(train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 2).arm)
+        assert weights is not None
+        return weights
+
+    plain = trained(tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    assert_equal(trained(tmp_path / "configured"), plain)
+    try:
+        theirs = Accelerator(mixed_precision=precision, cpu=True)
+        assert_equal(trained(tmp_path / "in a pipeline"), plain)
+        assert theirs.mixed_precision == theirs.state.mixed_precision == precision
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_every_step_gets_the_prompts_and_seeds_that_belong_to_it(tmp_path: Path) -> None:
