@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tiny_models import build_tokenizer
+from transformers import set_seed
 from workbench_helpers import (
     mean_id,
 )
@@ -14,7 +15,7 @@ from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import encode_prompts, request_seed
 from autolayer.training.train_arm import train_rows
-from autolayer.training.trainer_side_effects import quiet_trainer, seed_everything
+from autolayer.training.trainer_side_effects import quiet_trainer
 from autolayer.training.workbench import Workbench
 
 
@@ -31,7 +32,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
 
     def rollout(prompts: list[str], stock: GRPOTrainer) -> dict[str, Any]:
         step = stock.state.global_step
-        seed_everything(request_seed(arm.seed, "step", step) % 2**32)
+        set_seed(request_seed(arm.seed, "step", step) % 2**32)
         prompt_ids = encode_prompts(tokenizer, [{"prompt": text} for text in prompts], {})
         seeds = [request_seed(arm.seed, "train", step, i) for i in range(len(prompts))]
         return {"prompt_ids": prompt_ids, "completion_ids": engine.generate(prompt_ids, seeds), "logprobs": None}

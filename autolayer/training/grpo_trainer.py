@@ -13,21 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import TrainerCallback, set_seed
 
 from autolayer.core.arms import Arm
-from autolayer.core.config import GiGPOConfig
-from autolayer.distributed.process_group import ProcessGroup
-from autolayer.rollouts.engines.base import Engine
+from autolayer.core.layer_set import Layers
 from autolayer.rollouts.sampler import sample_on_all_ranks
 from autolayer.rollouts.types import Rollouts, request_seed
-from autolayer.tasks.base import Row, Task
+from autolayer.tasks.base import Row
 from autolayer.training.advantages import centred_rewards, has_advantage, step_advantages
 from autolayer.training.kl_reference import KLReference
 from autolayer.training.optimizer import MasterAdamW
-from autolayer.training.trainer_side_effects import seed_everything
 from autolayer.training.trl_compat import AdaptedGRPOTrainer, GRPOConfig
+from autolayer.training.workbench import Workbench
 
 LOSS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "scale_rewards": "group"},
@@ -43,57 +40,33 @@ every step of an episode (advantages.py).
 
 
 class LayerGRPOTrainer(AdaptedGRPOTrainer):
-    """Trains the parameters that require gradients for some steps, starting at the arm's step.
+    """Trains the parameters that require gradients for some steps, with the run's settings, starting at the arm's step.
 
     Args:
-        model: The policy, with the arm's weights.
-        tokenizer: The tokenizer of the model.
-        task: The task, whose reward scores the completions.
-        rows: The prompts of all steps in order, equally many for each step.
+        bench: The workbench, with the arm's weights in the model.
         arm: The arm, which gives the first step, the seed and the learning rate.
+        rows: The prompts of all steps in order, equally many for each step.
         num_steps: Number of optimizer steps.
-        group_size: Number of completions per prompt.
-        algorithm: A key of `LOSS`.
-        gigpo: Settings of GiGPO; the other algorithms ignore them.
-        beta: Weight of the KL term.
-        reference: The reference policy of the KL term; needed when `beta` > 0.
-        engine: The engine that samples completions.
         optimizer: The optimizer of the trained parameters, which averages gradients over the ranks.
-        micro_batch: Largest number of sequences in one forward and backward pass. It must not depend on the step at
-            which training resumes, or a resumed run would differ from an uninterrupted one.
         on_rollouts: Called at every step with the rewarded rollouts of all ranks.
-        process_group: The ranks that train together.
     """
 
     def __init__(
         self,
         *,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        task: Task,
-        rows: Sequence[Row],
+        bench: Workbench,
         arm: Arm,
+        rows: Sequence[Row],
         num_steps: int,
-        group_size: int,
-        algorithm: str,
-        gigpo: GiGPOConfig,
-        beta: float,
-        reference: KLReference | None,
-        engine: Engine,
         optimizer: MasterAdamW,
-        micro_batch: int,
         on_rollouts: Callable[[Rollouts], None],
-        process_group: ProcessGroup,
     ) -> None:
-        self.task = task
-        self.rows = list(rows)
-        self.arm = arm
-        self.engine = engine
-        self.on_rollouts = on_rollouts
-        self.process_group = process_group
-        self.group_size = group_size
+        settings = bench.settings
+        self.process_group, self.engine, self.task = bench.process_group, bench.engine, bench.task
+        self.arm, self.rows, self.on_rollouts = arm, list(rows), on_rollouts
+        self.group_size = settings.group_size
         self.prompts_per_step = len(self.rows) // num_steps
-        self.gigpo = gigpo if algorithm == "gigpo" else None
+        self.gigpo = settings.gigpo if settings.algorithm == "gigpo" else None
         self.rollouts: Rollouts | None = None
         """The rollouts of the current step, of all ranks."""
         self.sampling_seconds = 0.0
@@ -102,37 +75,39 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         """True if any token on this rank has had a non-zero advantage; until then a zero gradient is correct."""
         self.effective: list[float] = []
         """Effective sample size of each batch's importance weights, as a share of its tokens."""
-        share = self.prompts_per_step * group_size // process_group.world_size
-        self.own = slice(share * process_group.rank, share * (process_group.rank + 1))
+        share = self.prompts_per_step * self.group_size // self.process_group.world_size
+        self.own = slice(share * self.process_group.rank, share * (self.process_group.rank + 1))
         """Slice of a step's completions that this rank trains on. A group may be divided between ranks."""
-        micro_batch = largest_divisor(share, micro_batch)
+        # The longest sequence of the task decides, not that of these steps, so a resumed run has the same batches.
+        micro_batch = largest_divisor(share, bench.micro_batching.sequences(bench.longest))
         self._scratch = tempfile.TemporaryDirectory()
         super().__init__(
-            model=model,
-            processing_class=tokenizer,
+            model=bench.model,
+            processing_class=bench.tokenizer,
             reward_funcs=self._reward,
             rollout_func=self._rollout,
             num_prompts=len(self.rows),
-            beta=beta,
-            reference=reference,
-            has_sampled_log_probs=engine.has_own_weights,
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, _constant)),
+            beta=settings.beta,
+            reference=kl_reference(bench, arm.layers),
+            has_sampled_log_probs=self.engine.has_own_weights,
+            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
             args=GRPOConfig(
                 output_dir=self._scratch.name,
                 max_steps=num_steps,
                 per_device_train_batch_size=micro_batch,
                 gradient_accumulation_steps=share // micro_batch,
                 steps_per_generation=share // micro_batch,
-                num_generations=group_size,
-                max_completion_length=task.max_new_tokens * task.max_turns,  # the constant that Dr. GRPO divides by
-                temperature=engine.temperature,
+                num_generations=self.group_size,
+                # The constant that Dr. GRPO divides by.
+                max_completion_length=self.task.max_new_tokens * self.task.max_turns,
+                temperature=self.engine.temperature,
                 learning_rate=arm.learning_rate,
                 beta=0.0,
                 max_grad_norm=0.0,
                 shuffle_dataset=False,
                 gradient_checkpointing=False,
                 disable_dropout=True,
-                use_cpu=model.device.type == "cpu",
+                use_cpu=bench.model.device.type == "cpu",
                 bf16=False,
                 fp16=False,
                 seed=arm.seed,
@@ -144,16 +119,12 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
                 dataloader_pin_memory=False,
                 router_aux_loss_coef=0.0,
                 vllm_importance_sampling_mode="token_truncate",
-                **LOSS[algorithm],
+                **LOSS[settings.algorithm],
             ),
         )
 
     def adjust_batch(self, batch: dict[str, Any]) -> None:
-        """Replaces the advantages if the algorithm is GiGPO, and updates `effective` and `had_advantage`.
-
-        Args:
-            batch: See `AdaptedGRPOTrainer.adjust_batch`.
-        """
+        """Replaces the advantages if the algorithm is GiGPO, and updates `effective` and `had_advantage`."""
         assert self.rollouts is not None
         if (weights := self.importance_weights(batch)) is not None:
             self.effective.append(effective_share(*weights))
@@ -171,7 +142,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         """Samples the step's completions. TRL calls it on every rank with the rank's share of the repeated prompts."""
         step = self.arm.step + self.state.global_step
         # Every random number of this step follows from (seed, step), so a resumed run repeats it bit for bit.
-        seed_everything(request_seed(self.arm.seed, "step", step) % 2**32)
+        set_seed(request_seed(self.arm.seed, "step", step) % 2**32)
         first = self.state.global_step * self.prompts_per_step
         rows = self.rows[first : first + self.prompts_per_step]
         indices = [index for index in range(first, first + self.prompts_per_step) for _ in range(self.group_size)]
@@ -206,12 +177,15 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         return advantages_B_T
 
 
-class EachStep(TrainerCallback):
-    """Calls a function after every optimizer step.
+def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
+    """Builds the KL reference of some trained layers, or None when beta is 0. Call it on every rank."""
+    if not bench.settings.beta:
+        return None
+    return KLReference(bench.model, bench.parameters(layers), bench.base(layers), bench.scorer.shared_below(layers))
 
-    Args:
-        call: The function, without arguments.
-    """
+
+class EachStep(TrainerCallback):
+    """Calls a function without arguments after every optimizer step."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self.call = call
@@ -224,11 +198,7 @@ class EachStep(TrainerCallback):
 def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
     """Returns the effective sample size (sum w)^2 / sum w^2 (Kish 1965) divided by the number of tokens.
 
-    It is 1 if sampling and training give all tokens the same probabilities.
-
-    Args:
-        weights_B_T: Importance weight of every token, (B, T).
-        mask_B_T: 1 at tokens that count, (B, T).
+    It is 1 if sampling and training give all tokens the same probabilities. The mask is 1 at tokens that count.
     """
     weights = weights_B_T[mask_B_T.bool()].double()
     return float(weights.sum() ** 2 / (weights.square().sum() * weights.numel())) if weights.numel() else 1.0
@@ -237,7 +207,3 @@ def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
 def largest_divisor(number: int, at_most: int) -> int:
     """Returns the largest divisor of `number` that is not above `at_most`."""
     return next(d for d in range(min(number, max(1, at_most)), 0, -1) if number % d == 0)
-
-
-def _constant(_: int) -> float:
-    return 1.0

@@ -11,12 +11,13 @@ import torch
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
+from autolayer.models.train_only import train_only
 from autolayer.rollouts.sampler import in_order
 from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import Row
-from autolayer.training.grpo_trainer import EachStep
+from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer
 from autolayer.training.optimizer import MasterAdamW
-from autolayer.training.trainer_setup import make_trainer, trainable
+from autolayer.training.trainer_side_effects import trainer_side_effects_undone
 from autolayer.training.workbench import Workbench
 
 
@@ -75,27 +76,13 @@ def train_arm(
 
 
 def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
-    """Returns the prompts of some steps; every epoch takes the train split in a new seeded order.
-
-    Args:
-        bench: The workbench.
-        seed: Seed of the order.
-        first_step: The first step, counted from 0.
-        num_steps: Number of steps.
-        prompts_per_step: Prompts per step over all ranks.
-    """
+    """Returns the prompts of some steps; every epoch takes the train split in a new seeded order."""
     wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
     return in_order(bench.task.splits["train"], seed, wanted)
 
 
 def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:
-    """Returns the cost of the forward and backward passes of one training step, the KL reference's included.
-
-    Args:
-        bench: The workbench.
-        rollouts: The rollouts of the step, of all ranks.
-        layers: The trained layers.
-    """
+    """Returns the cost of the forward and backward passes of one training step, the KL reference's included."""
     cost = bench.costs.train(rollouts.num_tokens, layers)
     if bench.settings.beta:
         cost += bench.costs.forward(rollouts.num_tokens, start=bench.scorer.shared_below(layers))
@@ -111,9 +98,15 @@ def _train(
     steps: list[Rollouts] = []
     with (
         bench.weights(arm.layers, bench.arm_weights(arm)),
-        trainable(bench, arm.layers) as freeze,
+        trainer_side_effects_undone(bench.model),
+        train_only(bench.model, arm.layers, quiet=True) as trainable,
+        bench.micro_batching.checkpointed(arm.layers),
         closing(_optimizer(bench, arm)) as optimizer,
-        closing(make_trainer(bench, arm, rows, num_steps, optimizer, steps.append)) as trainer,
+        closing(
+            LayerGRPOTrainer(
+                bench=bench, arm=arm, rows=rows, num_steps=num_steps, optimizer=optimizer, on_rollouts=steps.append
+            )
+        ) as trainer,
     ):
 
         def each_step() -> None:
@@ -127,7 +120,7 @@ def _train(
             bench.account.charge(_cost(bench, steps, arm.layers), time.perf_counter() - started)
             raise
         # If all rewards of a group are equal, its advantages are 0, and a zero gradient is no error.
-        freeze.expect_gradient = trainer.had_advantage
+        trainable.expect_gradient = trainer.had_advantage
         bench.effective += trainer.effective
         seconds = time.perf_counter() - started
         cost = replace(_cost(bench, steps, arm.layers), seconds=seconds)

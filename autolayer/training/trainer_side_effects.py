@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
-def undone(model: PreTrainedModel) -> Iterator[None]:
+def trainer_side_effects_undone(model: PreTrainedModel) -> Iterator[None]:
     """Restores random state, log levels, and the model's modes and settings after a trainer ran in the block."""
     with keeping_random_state(), keeping_accelerate_state(), without_dropout(model), quiet_trainer():
         yield
@@ -91,10 +91,3 @@ def quiet_trainer() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and torch; `seed` must be below 2**32."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -119,14 +119,17 @@ def advantages(folder, algorithm, inputs):
     from autolayer.training.optimizer import MasterAdamW
     from autolayer.distributed.process_group import join_process_group
     from autolayer.training.train_arm import train_rows
-    from autolayer.training.trainer_setup import make_trainer
+    from autolayer.training.grpo_trainer import LayerGRPOTrainer
     bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
     for parameter in bench.parameters(arm.layers).values():
         parameter.requires_grad_(True)
     optimizer = MasterAdamW(bench.parameters((1,)), lr=1e-3)
     bench.process_group = join_process_group()
-    trainer = make_trainer(bench, arm, train_rows(bench, 0, 0, 1, 3), 1, optimizer, lambda rollouts: None)
+    rows = train_rows(bench, 0, 0, 1, 3)
+    trainer = LayerGRPOTrainer(
+        bench=bench, arm=arm, rows=rows, num_steps=1, optimizer=optimizer, on_rollouts=lambda rollouts: None
+    )
     trainer.model.train()
     found = trainer._generate_and_score_completions(inputs)
     assert trainer.had_advantage

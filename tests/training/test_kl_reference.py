@@ -13,8 +13,8 @@ from autolayer.core.arms import Arm
 from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers
 from autolayer.training import out_of_memory
+from autolayer.training.grpo_trainer import kl_reference
 from autolayer.training.train_arm import train_arm
-from autolayer.training.trainer_setup import kl_reference
 from autolayer.training.workbench import Workbench
 
 LR = 3e-3
