@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-from autolayer.tasks.math.gsm8k import INSTRUCTION
+from autolayer.tasks.math.reward import INSTRUCTION
 
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana")
 THINGS = ("apples", "books", "cards", "eggs", "nuts", "pens", "shells", "stamps")

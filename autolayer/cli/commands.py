@@ -246,11 +246,10 @@ def merge(source: Path, model: str | None, out: Path) -> None:
 @debug_option
 def tasks() -> None:
     """List the built-in tasks."""
-    from autolayer.tasks import FAMILIES, TASKS
+    from autolayer.tasks import TASKS
 
-    shown = {**TASKS, **{f"{prefix}NAME": family for prefix, family in FAMILIES.items()}}
-    width = max(map(len, shown))
-    for name, task in shown.items():
+    width = max(map(len, TASKS))
+    for name, task in TASKS.items():
         click.echo(f"{name:{width}}  {task.description}")
     click.echo("\nYour own task: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
 

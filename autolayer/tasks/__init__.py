@@ -23,14 +23,11 @@ from autolayer.tasks.hub import local_copies
 from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith import load_arith
 from autolayer.tasks.math.datasets import TRAINING
-from autolayer.tasks.math.gsm8k import load_math
-from autolayer.tasks.math.public import load_public
-from autolayer.tasks.reasoning_gym import PREFIX, check_reasoning_gym, load_reasoning_gym
+from autolayer.tasks.math.public import load_gsm8k, load_public
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
-    "FAMILIES",
     "SPLITS",
     "TASKS",
     "Environment",
@@ -56,7 +53,7 @@ class BuiltIn(NamedTuple):
 
 
 TASKS: dict[str, BuiltIn] = {
-    "math": BuiltIn("grade-school word problems (GSM8K); evaluated on 512 of its test set, as in training", load_math),
+    "math": BuiltIn("grade-school word problems (GSM8K); evaluated on 512 of its test set, as in training", load_gsm8k),
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
@@ -81,11 +78,6 @@ TASKS: dict[str, BuiltIn] = {
     "agent:alfworld": BuiltIn("household tasks of ALFWorld (an extra; its data in $ALFWORLD_DATA)", load_alfworld),
 }
 
-FAMILIES: dict[str, BuiltIn] = {
-    PREFIX: BuiltIn("NAME is any data set that reasoning-gym generates, offline", load_reasoning_gym),
-}
-"""Tasks named PREFIX:NAME. `load` takes the NAME as well, first."""
-
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."
 
 
@@ -100,8 +92,8 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
     Raises:
         AutolayerError: The name is unknown, a file does not exist, or the task is too hard for a packaged model.
     """
-    if config.data is not None and config.reward is not None:
-        check_path(config.data)
+    if config.reward is not None:
+        check_path(str(config.data))
         parse_reference("--reward", config.reward)
         return
     if config.data is not None and not Path(config.data).is_dir():
@@ -111,11 +103,12 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
         )
     if is_reference(config.task):
         parse_reference("--task", config.task)
-    elif config.task.startswith(PREFIX):
-        check_reasoning_gym(config.task.removeprefix(PREFIX))
-    elif config.task not in TASKS:
-        raise unknown("task", config.task, [*TASKS, *(f"{prefix}NAME" for prefix in FAMILIES)], OWN_TASK)
-    elif forms and (form := forms.get(config.task.partition(":")[0], config.task)) != config.task:
+        return
+    if config.task not in TASKS:
+        raise unknown("task", config.task, TASKS, OWN_TASK)
+    kind = config.task.partition(":")[0]
+    form = (forms or {}).get(kind, config.task)
+    if form != config.task:
         raise ConfigError(
             f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
             f"to learn from: use --task {form}, its smallest form, or another --model."
@@ -136,40 +129,8 @@ def load_task(config: Config, *, chat: bool) -> Task:
         AutolayerError: The data cannot be read, or do not fit the model.
     """
     check_name(config)
-    if config.data is not None and config.reward is not None:
-        # The reward is loaded first, because its errors show at once and a large file takes a while to read.
-        reward = load_reward(config.reward)
-        task = load_jsonl(config.data, reward)
-    else:
-        with local_copies(config.data) as read:
-            task = load_custom_task(config, chat=chat) if is_reference(config.task) else _built_in(config, chat)
-        if config.data is not None and not read:
-            raise ConfigError(
-                f"--task {config.task} reads no public data set, so --data {config.data} has no effect: leave it out."
-            )
-    if config.reward is not None or is_reference(config.task):  # built-in tasks check theirs where they are read
-        check_rows(task)
-    if small := [f"{name} {len(rows)}" for name, rows in task.splits.items() if len(rows) < ADVISED_ROWS]:
-        logger.warning(
-            "task '%s' has few rows (%s): expect wide intervals; %d in each split are advised.",
-            task.name, ", ".join(small), ADVISED_ROWS,
-        )  # fmt: skip
-    if task.is_chat and not chat:
-        raise DataError(
-            f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "
-            "text: give the prompts as plain text, or use the chat version of the model."
-        )
-    if chat and not task.is_chat:
-        logger.warning(
-            "the prompts of '%s' are plain text: the chat template of %s is not applied to them.",
-            task.name,
-            config.model,
-        )
-    if config.thinking is not None and not task.is_chat:
-        raise ConfigError(
-            f"the thinking switch belongs to the chat template, which the plain-text prompts of '{task.name}' do not "
-            "go through: leave it out, or give the prompts as messages."
-        )
+    task = _read_task(config, chat)
+    _check_model_fits(task, config, chat)
     switches = {} if config.thinking is None else {"enable_thinking": config.thinking}
     return replace(
         task,
@@ -179,27 +140,64 @@ def load_task(config: Config, *, chat: bool) -> Task:
     )
 
 
-def check_rows(task: Task) -> None:
-    """Calls the `check_row` of a reward that has one on every row, so that unusable rows are found before training.
+def _read_task(config: Config, chat: bool) -> Task:
+    """Returns the user's task, all rows of which are then checked, or a built-in one, which checks what it reads."""
+    if config.reward is not None:
+        # The reward is loaded first, because its errors show at once and a large file takes a while to read.
+        reward = load_reward(config.reward)
+        return _with_checked_rows(load_jsonl(str(config.data), reward))
+    with local_copies(config.data) as read:
+        if is_reference(config.task):
+            task = _with_checked_rows(load_custom_task(config, chat=chat))
+        else:
+            built_in = TASKS[config.task]
+            options = {"allow_unsandboxed": config.allow_unsandboxed} if built_in.runs_programs else {}
+            task = built_in.load(chat=chat, **options)
+    if config.data is not None and not read:
+        raise ConfigError(
+            f"--task {config.task} reads no public data set, so --data {config.data} has no effect: leave it out."
+        )
+    return task
+
+
+def _with_checked_rows(task: Task) -> Task:
+    """Returns the task after its reward's `check_row`, if it has one, has accepted every row.
 
     Raises:
         DataError: The reward cannot score a row, which the message names.
     """
-    check = getattr(task.reward, "check_row", None)
-    if check is None:
-        return
+    check_row = getattr(task.reward, "check_row", None)
+    if check_row is None:
+        return task
     for name, rows in task.splits.items():
         for index, row in enumerate(rows):
             try:
-                check(row)
+                check_row(row)
             except DataError as error:
                 raise DataError(f"task '{task.name}', row {index} of '{name}': {error}") from None
+    return task
 
 
-def _built_in(config: Config, chat: bool) -> Task:
-    for prefix, family in FAMILIES.items():
-        if config.task.startswith(prefix):
-            return family.load(config.task.removeprefix(prefix), chat=chat)
-    built_in = TASKS[config.task]
-    options = {"allow_unsandboxed": config.allow_unsandboxed} if built_in.runs_programs else {}
-    return built_in.load(chat=chat, **options)
+def _check_model_fits(task: Task, config: Config, chat: bool) -> None:
+    """Refuses prompts that the model cannot read, and warns about odd ones and about few rows."""
+    if task.is_chat and not chat:
+        raise DataError(
+            f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "
+            "text: give the prompts as plain text, or use the chat version of the model."
+        )
+    if config.thinking is not None and not task.is_chat:
+        raise ConfigError(
+            f"the thinking switch belongs to the chat template, which the plain-text prompts of '{task.name}' do not "
+            "go through: leave it out, or give the prompts as messages."
+        )
+    if chat and not task.is_chat:
+        logger.warning(
+            "the prompts of '%s' are plain text: the chat template of %s is not applied to them.",
+            task.name,
+            config.model,
+        )
+    if small := [f"{name} {len(rows)}" for name, rows in task.splits.items() if len(rows) < ADVISED_ROWS]:
+        logger.warning(
+            "task '%s' has few rows (%s): expect wide intervals; %d in each split are advised.",
+            task.name, ", ".join(small), ADVISED_ROWS,
+        )  # fmt: skip

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autolayer.models.patch import load_patch
 from autolayer.reporting.results import from_dict, validate
-from autolayer.tasks.math.gsm8k import INSTRUCTION
+from autolayer.tasks.math.reward import INSTRUCTION
 
 pytestmark = pytest.mark.slow
 

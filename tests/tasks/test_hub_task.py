@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hub_cache import gsm8k_rows, make_gsm8k_cache, make_model_cache
 
-from autolayer.tasks.math.gsm8k import math_reward
+from autolayer.tasks.math.reward import math_reward
 
 LOAD_MATH = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Loads `math:NAME`: a public data set to train on, evaluated on the sets of arXiv 2607.01232.
+"""Loads `math` (GSM8K with its own test set) and `math:NAME`: public data, evaluated on the sets of arXiv 2607.01232.
 
 The training set is cut by hash into `train`, `probe` and `select`, a tenth each for the last two. Problems of the
 evaluation are removed from it; two problems are the same if they differ only in case, spaces and punctuation. Left out
@@ -25,6 +25,28 @@ MAX_PROBLEMS = 50_000
 """Problems taken from a training set, by hash: as many as the paper trained on (4 epochs, 391 steps of 512)."""
 MAX_HELD_OUT = 2048
 """Maximum number of rows of `probe` and of `select`."""
+
+
+def load_gsm8k(*, chat: bool) -> Task:
+    """Loads the task `math`: GSM8K (Cobbe et al. 2021), whose public test split is `eval`.
+
+    Args:
+        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
+
+    Raises:
+        DataError: The data set is neither reachable nor in a local cache.
+    """
+    evaluation = read_problems(SUITES["gsm8k"], "math")
+    evaluation.sort(key=lambda problem: prompt_hash(problem.question))
+    return Task(
+        name="math",
+        splits=cut(read_problems(TRAINING["gsm8k"], "math", evaluation), evaluation, chat),
+        reward=math_reward,
+        max_new_tokens=1024,
+        is_well_formed=ends_in_answer,
+        num_eval=512,
+        stop=None if chat else NEXT_QUESTION,
+    )
 
 
 def load_public(name: str, *, chat: bool) -> Task:

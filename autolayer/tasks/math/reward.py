@@ -6,7 +6,7 @@ The prompt asks for an answer in \boxed{}; `answers.final_answer` finds it and `
 from collections.abc import Sequence
 from typing import Any
 
-from autolayer.tasks.base import Row
+from autolayer.tasks.base import Row, as_prompt
 from autolayer.tasks.math.answer_pool import FAILURES
 from autolayer.tasks.math.answers import final_answer, judge_answers
 from autolayer.tasks.rewards import text_of
@@ -17,9 +17,8 @@ NEXT_QUESTION = "\nQuestion:"  # a base model may continue with a problem of its
 
 def as_row(question: str, answer: str, chat: bool) -> Row:
     """Returns a problem as a message for a chat model, or as plain text that a base model can continue."""
-    if chat:
-        return {"prompt": [{"role": "user", "content": f"{question}\n\n{INSTRUCTION}"}], "answer": answer}
-    return {"prompt": f"{INSTRUCTION}\n\nQuestion: {question}\nAnswer:", "answer": answer}
+    text = f"{question}\n\n{INSTRUCTION}" if chat else f"{INSTRUCTION}\n\nQuestion: {question}\nAnswer:"
+    return {"prompt": as_prompt(text, chat), "answer": answer}
 
 
 def math_reward(
