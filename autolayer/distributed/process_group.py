@@ -248,8 +248,8 @@ def check_launcher(device: str) -> None:
     if wrapped:
         raise ConfigError(
             f"the launcher's configuration (`accelerate config`) asks for {wrapped[0]}, which divides or wraps the "
-            "model in its own way: start with `torchrun --nproc_per_node N -m autolayer ...` or without a launcher; --shard "
-            "divides a model that does not fit one device."
+            "model in its own way: start with `torchrun --nproc_per_node N -m autolayer ...` or without a launcher; "
+            "--shard divides a model that does not fit one device."
         )
     if num_processes() > 1 and ":" in device:
         raise ConfigError(
