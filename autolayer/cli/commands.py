@@ -6,7 +6,6 @@ the commands for the same reason.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,39 +13,39 @@ import click
 
 from autolayer import __version__
 from autolayer.cli.options import ConfigCommand, read_config
-from autolayer.cli.output import only_stderr, print_found, print_result
+from autolayer.cli.output import only_stderr, print_found
 from autolayer.cli.progress import TerminalProgress
-from autolayer.core.errors import ConfigError, RunFolderError, unknown
+from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import ADAPTER, CALIBRATION, PATCH, RESULT, RunFolder
 
 if TYPE_CHECKING:
     from autolayer.pipeline.pick import Until
+    from autolayer.reporting.results import PickResult
 
 HELP = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON, all else on stderr.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print plan, cost, time and memory, and stop.")
 
 
 class Commands(click.Group):
-    """Lists the commands in the order in which they are used, and suggests the nearest name for a mistyped one."""
+    """Lists the commands in the order of their definition, and gives each of them --debug."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Adds a command with the option --debug."""
+        cmd.params.append(
+            click.Option(["--debug"], is_flag=True, is_eager=True, expose_value=False, help="Show tracebacks.",
+                         callback=lambda ctx, _, value: ctx.ensure_object(dict).update(debug=value))
+        )  # fmt: skip
+        super().add_command(cmd, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names of the commands in the order of their definition."""
         return list(self.commands)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Refuses an unknown command with the nearest name."""
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            raise unknown("command", args[0], self.commands)
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of commands without shortening their descriptions."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in self.commands.items()])
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout, all else on stderr.")
-debug_option = click.option("--debug", is_flag=True, is_eager=True, expose_value=False, help="Show tracebacks.",
-                            callback=lambda ctx, _, value: ctx.ensure_object(dict).update(debug=value))  # fmt: skip
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings=HELP)
@@ -76,9 +75,8 @@ def cli(ctx: click.Context) -> None:
     """,
 )
 @click.option("--until", type=click.Choice(["calibrate", "probe", "search"]), help="Stop after this stage.")
-@click.option("--dry-run", is_flag=True, help="Print plan, cost, time and memory, and stop.")
-@json_option
-@debug_option
+@DRY_RUN
+@JSON
 @click.pass_context
 def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, **_: Any) -> None:
     """Find the layer that RL improves most, and train it.
@@ -91,12 +89,12 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
             from autolayer.pipeline.dry_run import plan_run
 
             plan = plan_run(config)
-        return print_found(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+        return print_found(plan, as_json)
     with only_stderr():
         from autolayer.pipeline.pick import pick
 
         result = pick(config, until=until, progress=TerminalProgress())
-    print_result(result, Path(config.out or ""), as_json)
+    _print_result(result, Path(config.out or ""), as_json)
 
 
 @cli.command(
@@ -108,8 +106,7 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
       autolayer train --model Qwen/Qwen3-8B --task math --layers 16-18 --learning-rate 3e-6
     """,
 )
-@json_option
-@debug_option
+@JSON
 @click.pass_context
 def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
     """Train the layers you name, without searching."""
@@ -120,7 +117,7 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
         from autolayer.pipeline.pick import train_layer
 
         result = train_layer(config, progress=TerminalProgress())
-    print_result(result, Path(config.out or ""), as_json)
+    _print_result(result, Path(config.out or ""), as_json)
 
 
 @cli.command(
@@ -134,12 +131,9 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
     """,
 )
 @click.option("--num-seeds", type=click.INT, metavar="N", help="Training seeds of every arm.  [default: 3]")
-@click.option(
-    "--rates", metavar="auto|A,B,C", help="Learning rates tried for every arm.  [default: made from the probes]"
-)
-@click.option("--dry-run", is_flag=True, help="Print the number of runs and steps, and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print contribution.json on stdout, all else on stderr.")
-@debug_option
+@click.option("--rates", metavar="auto|A,B,C", help="Learning rates of every arm.  [default: made from the probes]")
+@DRY_RUN
+@JSON
 @click.pass_context
 def measure(
     ctx: click.Context, num_seeds: int | None, rates: str | None, dry_run: bool, as_json: bool, **_: Any
@@ -156,13 +150,13 @@ def measure(
             from autolayer.measurement.schedule import plan_measurement
 
             plan = plan_measurement(config)
-        return print_found(json.dumps(plan.to_dict(), indent=1), plan.render(), as_json)
+        return print_found(plan, as_json)
     with only_stderr():
         from autolayer.measurement.measure import measure as run
         from autolayer.reporting.contribution_table import contribution_table
 
         found = run(config, progress=TerminalProgress())
-    print_found(json.dumps(found.to_dict(), indent=1), contribution_table(found, Path(config.out or "")), as_json)
+    print_found(found, as_json, contribution_table(found, Path(config.out or "")))
 
 
 @cli.command(
@@ -176,8 +170,7 @@ def measure(
 @click.argument("predicted")
 @click.argument("measured", nargs=-1, required=True)
 @click.option("--out", metavar="FOLDER", help="Also write comparison.json and the figure by depth (PNG and SVG) here.")
-@click.option("--json", "as_json", is_flag=True, help="Print comparison.json on stdout, all else on stderr.")
-@debug_option
+@JSON
 def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json: bool) -> None:
     """Compare predicted with measured contribution.
 
@@ -191,15 +184,14 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
         from autolayer.comparison.comparison_report import ComparisonReport
 
         found = run(predicted, *measured, out=out)
-    print_found(found.to_json(), ComparisonReport(found, folder=out), as_json)
+    print_found(found, as_json, ComparisonReport(found, folder=out))
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")
 @click.argument("run_folder", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the one-file report here.")
-@json_option
-@debug_option
+@JSON
 def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
     """Show the result of a run again."""
     from autolayer.reporting.html import write_html
@@ -211,15 +203,13 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
         raise RunFolderError(_why_no_result(folder))
     result = from_dict(values)
     if html is not None:
-        if html.is_dir() or any(folder.is_file() for folder in html.parents):
-            raise ConfigError(f"--html {html} cannot be written: give the path of a file, such as report.html.")
         try:
             html.parent.mkdir(parents=True, exist_ok=True)
             write_html(result, html)
         except OSError as error:
-            raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give another path.") from None
+            raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give the path of a file.") from None
         click.echo(f"wrote {html}", err=True)
-    print_result(result, run_folder, as_json, show_all)
+    _print_result(result, run_folder, as_json, show_all)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer merge runs/demo-seed-0 --out merged\n"
@@ -227,7 +217,6 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
 @click.argument("source", metavar="RUN_FOLDER_OR_PATCH", type=click.Path(path_type=Path))
 @click.option("--model", metavar="NAME", help="Base model, if it is not at the place that the patch names.")
 @click.option("--out", metavar="FOLDER", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@debug_option
 def merge(source: Path, model: str | None, out: Path) -> None:
     """Write a complete Hugging Face checkpoint with the trained layer."""
     path = source / PATCH if source.is_dir() else source
@@ -243,7 +232,6 @@ def merge(source: Path, model: str | None, out: Path) -> None:
 
 
 @cli.command()
-@debug_option
 def tasks() -> None:
     """List the built-in tasks."""
     from autolayer.tasks import TASKS
@@ -256,11 +244,9 @@ def tasks() -> None:
 
 @cli.command(
     cls=ConfigCommand,
-    needs_model=False,
     epilog="\b\nExamples:\n  autolayer doctor\n  autolayer doctor --model Qwen/Qwen3-8B --task math",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the findings on stdout as JSON.")
-@debug_option
+@JSON
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
     """Check this machine and, with --model, whether a run fits.
@@ -273,9 +259,15 @@ def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
         from autolayer.cli.doctor import diagnose
 
         found = diagnose(config, folder=Path((config.out if config else ctx.params["out"]) or "."))
-    print_found(json.dumps(found.to_dict(), indent=1), found.render(), as_json)
+    print_found(found, as_json)
     if not found.is_well:
         ctx.exit(2)
+
+
+def _print_result(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:
+    from autolayer.reporting.terminal import Report
+
+    print_found(result, as_json, Report(result, folder=folder, show_all=show_all))
 
 
 def _why_no_result(folder: RunFolder) -> str:

@@ -27,18 +27,18 @@ NEEDED_DISK = 5 << 30
 """Free bytes below which a run of a large model may not finish: it keeps checkpoints of the raced layers."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """The result of one check."""
 
     name: str
     state: Literal["good", "note", "bad"]
     """bad means that a run cannot work."""
-    says: str
-    """The finding, and the remedy if it is not good."""
+    finding: str
+    """What was found, and the remedy if it is not good."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Diagnosis:
     """The result of all checks."""
 
@@ -60,110 +60,85 @@ class Diagnosis:
         table = Table(box=None, show_header=False, pad_edge=False)
         for check in self.checks:
             mark = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[check.state]
-            table.add_row(check.name, mark, check.says)
+            table.add_row(check.name, mark, check.finding)
         return table
 
 
 def diagnose(config: Config | None, folder: Path = Path(".")) -> Diagnosis:
-    """Checks Python, packages, devices, disk and sandbox, and with a configuration the model and the plan.
+    """Checks Python, packages, devices, disk and sandbox, and with a configuration the run that it describes.
 
     Args:
         config: Settings of the planned run, or None to check the machine only.
         folder: Folder that the run writes to; the free space of its disk is checked.
     """
-    return Diagnosis(checks=(*_packages(), *_device(config), *_engine(), _disk(folder), _sandbox(), *_plan(config)))
+    return Diagnosis((*_packages(), *_devices(), _disk(folder), _sandbox(), *(_run(config) if config else ())))
 
 
 def _packages() -> Iterator[Check]:
-    yield Check(name="Python", state="good", says=platform.python_version())
+    yield Check("Python", "good", platform.python_version())
     for name in (*PACKAGES, "vllm"):
-        wanted = TESTED.get(name)
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             if name != "vllm":
-                yield Check(name=name, state="bad", says="not installed: reinstall autolayer")
+                yield Check(name, "bad", "not installed: reinstall autolayer")
             continue
-        fits = wanted is None or found.startswith(f"{wanted}.") or found == wanted
-        says = found if fits else f"{found}; tested with {wanted}: `pip install -c constraints.txt` installs it"
-        state = "good" if fits else "bad" if name == "trl" else "note"
-        yield Check(name=name, state=state, says=says)
+        tested = TESTED.get(name, found)
+        if f"{found}.".startswith(f"{tested}."):
+            yield Check(name, "good", found)
+        else:
+            finding = f"{found}; tested with {tested}: `pip install -c constraints.txt` installs it"
+            yield Check(name, "bad" if name == "trl" else "note", finding)
 
 
-def _device(config: Config | None) -> Iterator[Check]:
+def _devices() -> Iterator[Check]:
     import psutil
     import torch
 
-    if config is not None:
-        from autolayer.models.device import find_device
-
-        try:
-            find_device(config.device)
-        except AutolayerError as error:
-            yield Check(name="device", state="bad", says=str(error))
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
-        yield Check(name=f"GPU {index}", state="good", says=f"{about.name}, {format_bytes(about.total_memory)}")
+        yield Check(f"GPU {index}", "good", f"{about.name}, {format_bytes(about.total_memory)}")
     if not torch.cuda.is_available():
-        yield Check(
-            name="GPU",
-            state="note",
-            says="none that torch can use: models of more than a few million parameters are slow",
-        )
+        yield Check("GPU", "note", "none that torch can use: models of more than a few million parameters are slow")
+    elif importlib.util.find_spec("vllm") is None:
+        slow = 'transformers, which is slow on a GPU: `pip install "autolayer[vllm]"` makes vllm the default'
+        yield Check("rollouts", "note", slow)
     memory = psutil.virtual_memory()
-    yield Check(
-        name="CPU",
-        state="good",
-        says=f"{os.cpu_count()} cores, {format_bytes(memory.total)} of memory, {format_bytes(memory.available)} free",
-    )
-
-
-def _engine() -> Iterator[Check]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return
-    if importlib.util.find_spec("vllm") is None:
-        says = 'transformers, which is slow on a GPU: `pip install "autolayer[vllm]"` makes vllm the default'
-        yield Check(name="rollouts", state="note", says=says)
-    else:
-        yield Check(name="rollouts", state="good", says="vllm")
+    sizes = f"{format_bytes(memory.total)} of memory, {format_bytes(memory.available)} free"
+    yield Check("CPU", "good", f"{os.cpu_count()} cores, {sizes}")
 
 
 def _disk(folder: Path) -> Check:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    says = f"{format_bytes(free)} free at {existing}"
+    finding = f"{format_bytes(free)} free at {existing}"
     if free < NEEDED_DISK:
-        return Check(name="disk", state="note", says=f"{says}: little for a large model; give --out on another disk")
-    return Check(name="disk", state="good", says=says)
+        return Check("disk", "note", f"{finding}: little for a large model; give --out on another disk")
+    return Check("disk", "good", finding)
 
 
 def _sandbox() -> Check:
     from autolayer.tasks.code.sandbox.opening import missing_sandbox
 
     if problem := missing_sandbox():
-        return Check(name="sandbox", state="note", says=f"none ({problem}): --task code needs one")
-    return Check(name="sandbox", state="good", says="bubblewrap, for tasks that run programs")
+        return Check("sandbox", "note", f"none ({problem}): --task code needs one")
+    return Check("sandbox", "good", "bubblewrap, for tasks that run programs")
 
 
-def _plan(config: Config | None) -> Iterator[Check]:
+def _run(config: Config) -> Iterator[Check]:
     """Plans the run, and checks its model, time, memory and search."""
-    if config is None:
-        return
     from autolayer.pipeline.dry_run import plan_run
 
     try:
         plan = plan_run(config)
     except AutolayerError as error:
-        yield Check(name="run", state="bad", says=str(error))
+        yield Check("run", "bad", str(error))
         return
-    yield Check(name="model", state="good", says=f"{config.model}: {plan.num_layers} layers")
+    yield Check("model", "good", f"{config.model}: {plan.num_layers} layers")
     if plan.seconds is not None:
-        whole, train = sum(plan.seconds.values()), plan.seconds["train"]
-        parts = f"about {format_seconds(whole)} in one process, of which training {format_seconds(train)}"
-        says = f"{parts}, uncertain by a factor of two or three"
-        yield Check(name="time", state="good", says=says)
-    yield Check(name="memory", state="good" if plan.memory.fits else "bad", says=plan.memory.sentence)
+        whole, train = (format_seconds(seconds) for seconds in (sum(plan.seconds.values()), plan.seconds["train"]))
+        finding = f"about {whole} in one process, of which training {train}, uncertain by a factor of two or three"
+        yield Check("time", "good", finding)
+    yield Check("memory", "good" if plan.memory.fits else "bad", plan.memory.sentence)
     if not plan.races:
-        yield Check(name="search", state="note", says="the budget pays for no short runs, so the probes decide alone")
+        yield Check("search", "note", "the budget pays for no short runs, so the probes decide alone")

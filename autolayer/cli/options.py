@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
-from autolayer.core.errors import ConfigError, did_you_mean, one_of
 from autolayer.core.run_folder import open_run
 
 if TYPE_CHECKING:
@@ -42,30 +42,6 @@ METAVARS = {
     "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "DEVICE", "learning_rate": "auto|NUMBER",
     "rollouts": "auto|transformers|vllm|URL",
 }  # fmt: skip
-NUMBERS = {int: "N", float: "NUMBER"}
-
-
-class Choice(click.Choice):
-    """A choice that suggests the nearest value for an unknown one."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns the value, or raises a ConfigError that names the valid ones."""
-        if value not in self.choices:
-            close = did_you_mean(value, self.choices)
-            raise ConfigError(
-                f"{param.opts[0] if param else ''} {value!r} cannot work: give {one_of(self.choices)}.{close}"
-            )
-        return value
-
-
-class NumberOrAuto(click.ParamType):
-    """A number, or 'auto' (None), which lets the run search for it."""
-
-    name = "auto|number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """Returns the number, or None for 'auto'."""
-        return None if value in (None, "auto") else click.FLOAT.convert(value, param, ctx)
 
 
 class ConfigOption(click.Option):
@@ -80,32 +56,22 @@ class ConfigOption(click.Option):
 
 
 class ConfigCommand(click.Command):
-    """A command with one option per field of `Config`, shown in groups."""
+    """A command with one option per field of `Config` but those in `leave_out`, shown in groups."""
 
-    def __init__(self, *args: Any, leave_out: tuple[str, ...] = (), needs_model: bool = True, **kwargs: Any) -> None:
-        """Makes the command.
-
-        Args:
-            args: Arguments of `click.Command`.
-            leave_out: Fields of `Config` that this command does not use.
-            needs_model: True to mark --model as required in the help.
-            kwargs: Keyword arguments of `click.Command`.
-        """
+    def __init__(self, *args: Any, leave_out: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.leave_out, self.needs_model = leave_out, needs_model
+        self.leave_out = leave_out
 
     @functools.cached_property
-    def config_options(self) -> list[click.Parameter]:
+    def config_options(self) -> list[click.Option]:
         """The options made from `Config`, and --config itself."""
         from autolayer.core.config import TABLES, Config
 
-        fields = {name: field for name, field in Config.model_fields.items() if name not in TABLES}
+        left_out = (*TABLES, *self.leave_out)
+        options = [_option(name, field) for name, field in Config.model_fields.items() if name not in left_out]
         tables = ", ".join(f"[{name}]" for name in TABLES)
-        made: list[click.Parameter] = [
-            _option(name, field, self.needs_model) for name, field in fields.items() if name not in self.leave_out
-        ]
         file_help = f"TOML file with any of these settings, and the tables {tables}."
-        return [*made, click.Option(["--config", "toml"], metavar="FILE", help=file_help)]
+        return [*options, click.Option(["--config", "toml"], metavar="FILE", help=file_help)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Returns the options made from `Config`, then those of the command itself."""
@@ -115,30 +81,30 @@ class ConfigCommand(click.Command):
         """Writes the options in their groups."""
         found = {param.name or "": param for param in self.get_params(ctx)}
         grouped = {name for names in GROUPS.values() for name in names}
-        first = [name for name in found if name not in grouped]
-        first.sort(key=lambda name: COMMON.index(name) if name in COMMON else len(COMMON))
-        for heading, names in {"Options": first, **GROUPS}.items():
+        first = [name for name in (*COMMON, *found) if name in found and name not in grouped]
+        for heading, names in {"Options": tuple(dict.fromkeys(first)), **GROUPS}.items():
             records = [found[name].get_help_record(ctx) for name in names if name in found]
             if rows := [record for record in records if record is not None]:
                 with formatter.section(heading):
                     formatter.write_dl(rows, col_max=28)
 
 
-def _option(name: str, field: FieldInfo, needs_model: bool) -> click.Option:
-    from autolayer.core.settings import value_type
-
-    kind, _ = value_type(field)
+def _option(name: str, field: FieldInfo) -> click.Option:
+    kind: Any = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):  # with None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     flag, text = "--" + name.replace("_", "-"), " ".join((field.description or "").split())
     if kind is bool:
         return ConfigOption([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
-    types = {int: click.INT, float: click.FLOAT}
-    choice = Choice(get_args(kind)) if get_origin(kind) is Literal else types.get(kind, click.STRING)
-    if field.is_required():
-        text += "  [required]" if needs_model else ""
-    elif field.default is not None:
+    if not field.is_required() and field.default is not None:
         text += f"  [default: {field.default:g}]" if kind is float else f"  [default: {field.default}]"
-    metavar = METAVARS.get(name, NUMBERS.get(kind))
-    return ConfigOption([flag], type=NumberOrAuto() if name == "learning_rate" else choice, metavar=metavar, help=text)
+    choices = f"[{'|'.join(get_args(kind))}]" if get_origin(kind) is Literal else None
+    type_, metavar = {int: (click.INT, "N"), float: (click.FLOAT, "NUMBER")}.get(kind, (click.STRING, choices))
+    if name == "learning_rate":  # may be 'auto'
+        type_ = click.STRING
+    return ConfigOption([flag], type=type_, metavar=METAVARS.get(name, metavar), help=text)
 
 
 def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
@@ -149,9 +115,6 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
     Args:
         ctx: Context of the command.
         tables: Options of the command that belong to a table of the --config file.
-
-    Raises:
-        ConfigError: Some settings cannot work, or a name does not exist.
     """
     from autolayer.core.config import Config, read_toml
 

@@ -1,22 +1,15 @@
 """Output of the commands: rank 0 prints the report or the JSON on stdout, and everything else on stderr."""
 
-from __future__ import annotations
-
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from autolayer.core.launch import is_first_process
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from autolayer.reporting.results import PickResult
 
 
 @contextlib.contextmanager
@@ -33,32 +26,19 @@ def only_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def print_found(text: str, renderable: RenderableType, as_json: bool) -> None:
-    """Prints the result of a command, on rank 0 only.
+def print_found(found: Any, as_json: bool, report: Any = None) -> None:
+    """Prints what a command found, on rank 0 only.
 
     Args:
-        text: The JSON, printed with --json.
-        renderable: The report, printed otherwise.
+        found: It has `to_dict`, whose value is printed with --json.
         as_json: True with --json.
+        report: Rich's renderable that is printed otherwise; default: that of `found.render`.
     """
     if not is_first_process():
         return
     if as_json:
-        return click.echo(text)
+        return click.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     import rich
 
-    rich.get_console().print(renderable, crop=False)  # so that a command in the report can be copied whole
-
-
-def print_result(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:
-    """Prints the report of `pick` or `train`, or the text of result.json.
-
-    Args:
-        result: The result.
-        folder: The run folder, which the report names.
-        as_json: True with --json.
-        show_all: Show every layer of a long ranking.
-    """
-    from autolayer.reporting.terminal import Report
-
-    print_found(result.to_json(), Report(result, folder=folder, show_all=show_all), as_json)
+    # Not cropped, so that a command in the report can be copied whole.
+    rich.get_console().print(found.render() if report is None else report, crop=False)

@@ -1,8 +1,7 @@
 """Every setting of a run: its name, type, default and one line of help, defined once.
 
 The fields of `Config` are the options of the command line; its tables (`TABLES`) are reachable through
-`--config run.toml` and from Python. A field that is None is filled from the model's preset or the task
-(`pipeline.open_fields.resolve`), and the resolved values are written to the run folder.
+`--config run.toml` and from Python. Fields that are None are filled by `pipeline.open_fields.resolve`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 import annotated_types
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig, SearchConfig, VLLMConfig
 from autolayer.core.errors import ConfigError, did_you_mean
@@ -29,14 +27,14 @@ Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
 ENGINES = ("auto", "transformers", "vllm")
 DEFAULT_TASK = "math"
 Verb = TypeVar("Verb", bound=Callable[..., Any])
-MAX_SEED = 2**32 - 1
-"""NumPy's largest seed."""
+TABLES = ("probe", "search", "measure", "gigpo", "vllm")
+"""The fields of `Config` that are tables in a --config file."""
 
 NOT_SIGNED = (
     "out", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
     "accept_changes",
 )  # fmt: skip
-"""Fields that may change when a run is resumed, because they decide where and how long it runs, but not its results."""
+"""Fields that may change when a run is resumed: they decide where and how long it runs, but not its results."""
 
 
 def is_server(rollouts: str) -> bool:
@@ -53,11 +51,17 @@ def _engine(value: Any) -> Any:
     return value
 
 
-def _path(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _rate(value: Any) -> Any:
+    """Reads a learning rate given as text, as on the command line; 'auto' becomes None."""
+    if value == "auto":
+        return None
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ConfigError(f"--learning-rate {value!r} cannot work: give a number such as 1e-5, or auto.") from None
 
 
-PathText = Annotated[str, BeforeValidator(_path)]
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
 class Config(Settings):
@@ -110,7 +114,7 @@ class Config(Settings):
     """Drop longer prompts from training; the evaluation keeps all prompts."""
     temperature: Positive = 1.0
     """Sampling temperature of rollouts and evaluation."""
-    learning_rate: Annotated[Positive | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
+    learning_rate: Annotated[Positive | None, BeforeValidator(_rate)] = None
     """Learning rate of the trained layers, or auto. Default: auto, which searches it."""
     beta: NonNegative = 0.0
     """Weight of the KL term against the base model."""
@@ -118,7 +122,7 @@ class Config(Settings):
     """Turn the thinking mode of the chat template on or off, if it has one."""
     num_eval: Count | None = None
     """Items of the `eval` split on which base and trained model are compared. Default: the task decides."""
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    seed: Annotated[int, annotated_types.Ge(0), annotated_types.Lt(2**32)] = 0
     """Seed of every random choice of the run."""
     out: PathText | None = None
     """Run folder. Default: runs/MODEL-TASK-SIGNATURE, so the same command resumes."""
@@ -148,46 +152,23 @@ class Config(Settings):
 
         def __init__(self, **options: Unpack[Options]) -> None: ...
 
-    @model_validator(mode="before")
-    @classmethod
-    def _has_model(cls, values: dict[str, Any]) -> dict[str, Any]:
-        if values.get("model") is None:
-            raise ConfigError("--model is missing: give 'tiny', a local folder, or a Hugging Face name.")
-        return values
-
     @model_validator(mode="after")
     def _fields_go_together(self) -> Config:
-        if problems := [sentence for fits, sentence in self._combinations() if not fits]:
+        has_data = (self.data or "").endswith(".jsonl") if self.reward is None else self.data is not None
+        refused = {
+            "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give the "
+            "URL of a vLLM server.": self.shard and self.rollouts == "vllm",
+            "--shard does not go with --adapter: leave one out.": self.shard and self.adapter is not None,
+            f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, or a "
+            "--task.": has_data != (self.reward is not None),
+            f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.":
+                self.reward is not None and self.task != DEFAULT_TASK,
+            f"--learning-rate {self.learning_rate} and --rates {self.measure.rates} exclude each other: give one.":
+                None not in (self.learning_rate, self.measure.rates),
+        }  # fmt: skip
+        if problems := [sentence for sentence, is_refused in refused.items() if is_refused]:
             raise ConfigError(" ".join(problems))
         return self
-
-    def _combinations(self) -> list[tuple[bool, str]]:
-        """Returns one pair per rule about several fields: True if it holds, and the message if it does not."""
-        own_data = self.data is not None if self.reward is not None else not (self.data or "").endswith(".jsonl")
-        return [
-            (
-                not self.shard or self.rollouts != "vllm",
-                "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give "
-                "the URL of a vLLM server.",
-            ),
-            (
-                not self.shard or self.adapter is None,
-                "--shard does not go with --adapter: leave one out.",
-            ),
-            (
-                own_data,
-                f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, or "
-                "a --task.",
-            ),
-            (
-                self.reward is None or self.task == DEFAULT_TASK,
-                f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.",
-            ),
-            (
-                None in (self.learning_rate, self.measure.rates),
-                f"--learning-rate {self.learning_rate} and --rates {self.measure.rates} exclude each other: give one.",
-            ),
-        ]
 
     @property
     def signature(self) -> str:
@@ -202,16 +183,6 @@ class Config(Settings):
         left_out = NOT_SIGNED if self.algorithm == "gigpo" else (*NOT_SIGNED, "gigpo")
         rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # a server's address changes no result
         return {name: v for name, v in (self.model_dump() | rollouts).items() if name not in left_out}
-
-
-TABLES: dict[str, type[Settings]] = {
-    "probe": ProbeConfig,
-    "search": SearchConfig,
-    "measure": MeasureConfig,
-    "gigpo": GiGPOConfig,
-    "vllm": VLLMConfig,
-}
-"""The fields of `Config` that are tables in a --config file."""
 
 
 class Options(TypedDict, total=False):
@@ -256,15 +227,7 @@ class Options(TypedDict, total=False):
 
 
 def config_of(config: Config | None, options: Mapping[str, Any]) -> Config:
-    """Returns the configuration that a function of the library was called with.
-
-    Args:
-        config: The configuration, or None if keyword arguments are given.
-        options: The keyword arguments, fields of `Config`.
-
-    Raises:
-        ConfigError: Both are given, or some settings cannot work.
-    """
+    """Returns the settings with which a function of the library was called: a config, or its fields as keywords."""
     if config is not None and options:
         raise ConfigError(f"got a config and also {', '.join(options)}: give one or the other.")
     return config or Config(**options)
@@ -288,12 +251,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Reads a --config file. Its keys are the fields of `Config`; the names in `TABLES` are tables.
 
     Raises:
-        ConfigError: The file does not exist, cannot be read or is not TOML.
+        ConfigError: The file cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path} does not exist: give the path of a TOML file.") from None
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

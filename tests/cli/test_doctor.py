@@ -46,7 +46,7 @@ def test_a_missing_package_is_bad_and_an_untested_one_a_note(monkeypatch: pytest
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = doctor.diagnose(None)
     assert states(found)["peft"] == "bad" and states(found)["trl"] == "bad" and not found.is_well
-    assert any("constraints.txt" in check.says for check in found.checks if check.name == "trl")
+    assert any("constraints.txt" in check.finding for check in found.checks if check.name == "trl")
     assert run() == 2
 
 
@@ -75,7 +75,7 @@ def test_the_disk_of_the_run_folder_counts(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_what_the_run_would_be_refused_for(changes: dict[str, Any], words: str) -> None:
     found = doctor.diagnose(Config(model="tiny", task="math:arith", **changes))
-    assert not found.is_well and any(words in check.says for check in found.checks if check.state == "bad")
+    assert not found.is_well and any(words in check.finding for check in found.checks if check.state == "bad")
 
 
 def test_a_run_that_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,4 +84,4 @@ def test_a_run_that_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(memory_fit.psutil, "virtual_memory", lambda: SimpleNamespace(total=1 << 20, available=1 << 20))
     found = doctor.diagnose(Config(model="tiny", task="math:arith"))
     (memory,) = [check for check in found.checks if check.name == "memory"]
-    assert memory.state == "bad" and "--max-new-tokens" in memory.says
+    assert memory.state == "bad" and "--max-new-tokens" in memory.finding
