@@ -1,11 +1,12 @@
 r"""Final answers: where a text has one, and whether it is right."""
 
-import os
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,20 +14,18 @@ import pytest
 
 from autolayer.core.errors import RewardError
 from autolayer.tasks.math import answer_pool, answers
-from autolayer.tasks.math.answers import Verdict, final_answer, judge_answers, plain_number
+from autolayer.tasks.math.answers import final_answer, judge_answers, plain_number
 
 HANGS = r"\sum_{n=1}^{1000000000} n!"
 
 
 @pytest.fixture
 def _fresh_pool(monkeypatch: pytest.MonkeyPatch):
-    """A pool of one worker and a short time limit; what the worker runs can be replaced."""
-    pool = answer_pool.Pool(1)
-    monkeypatch.setattr(answer_pool, "pool", lambda: pool)
+    """A pool of one thread, whose worker has a short time limit."""
     monkeypatch.setattr(answer_pool, "TIME_LIMIT", 0.7)
-    answers.unjudged_answers.clear()
-    yield pool
-    pool.close()
+    with ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr(answer_pool, "_threads", lambda process: threads)
+        yield threads
 
 
 @pytest.mark.parametrize(
@@ -85,8 +84,8 @@ def test_no_plain_numbers(text: str) -> None:
 )  # fmt: skip
 def test_a_unit_does_not_make_it_wrong(answer: str, gold: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "compare", lambda pairs: ["different"] * len(pairs))
-    assert judge_answers([answer], [gold]) == [Verdict(True, "equal")]
-    assert judge_answers([answer], [f"{gold}1"]) == [Verdict(False, "different")]
+    assert judge_answers([answer], [gold]) == ["equal"]
+    assert judge_answers([answer], [f"{gold}1"]) == ["different"]
 
 
 @pytest.mark.parametrize("text", ["3 million", "2 or 3", "5 x", "2 dozen eggs", "3 hours 20 minutes", "12 e", "x = 5"])
@@ -97,7 +96,7 @@ def test_what_is_no_unit_stays(text: str) -> None:
 def test_plain_numbers_start_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "compare", None)
     verdicts = judge_answers(["42", "42.0", "41", None, "9" * 400 + "x"], ["42"] * 5)
-    assert [v.reason for v in verdicts] == ["equal", "equal", "different", "no answer", "too long"]
+    assert verdicts == ["equal", "equal", "different", "no answer", "too long"]
 
 
 def test_math_verify_decides_the_rest() -> None:
@@ -110,16 +109,16 @@ def test_math_verify_decides_the_rest() -> None:
         (r"\frac{1}{3}", "0.5"), ("apples", "42"), ("x+1", "x^2+2x+1"), (r"\frac{1}{", "0.5"), ("[1,2]", "(1,2)"),
         ("3 or 4", "3"), ("3 million", "3"), ("(2, 1)", "(1,2)"), (r"\text{B}", "A"), ("2 hours 30 minutes", "2"),
     ]  # fmt: skip
-    found = [judge_answers([answer], [gold])[0].correct for answer, gold in right + wrong]
+    found = [judge_answers([answer], [gold])[0] == "equal" for answer, gold in right + wrong]
     assert found == [True] * len(right) + [False] * len(wrong)
 
 
 def test_it_works_in_a_thread() -> None:
-    found: list[Verdict] = []
+    found: list[str] = []
     thread = threading.Thread(target=lambda: found.extend(judge_answers([r"\frac{2}{4}"], ["0.5"])))
     thread.start()
     thread.join()
-    assert found == [Verdict(True, "equal")]
+    assert found == ["equal"]
 
 
 def test_a_right_answer_that_is_no_mathematics_is_an_error() -> None:
@@ -128,12 +127,11 @@ def test_a_right_answer_that_is_no_mathematics_is_an_error() -> None:
 
 
 def test_a_hanging_answer_is_killed_counted_and_the_pool_goes_on(
-    _fresh_pool: answer_pool.Pool, caplog: pytest.LogCaptureFixture
+    _fresh_pool: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = time.monotonic()
-    assert judge_answers([HANGS, r"\frac{1}{2}"], ["42", "0.5"]) == [Verdict(False, "timeout"), Verdict(True, "equal")]
+    assert judge_answers([HANGS, r"\frac{1}{2}"], ["42", "0.5"]) == ["timeout", "equal"]
     assert time.monotonic() - started < 60
-    assert answers.unjudged_answers == {"timeout": 1}
     assert "counted as incorrect" in caplog.text and "timeout" in caplog.text
 
 
@@ -143,14 +141,12 @@ def test_many_hanging_answers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         judge_answers([f"{HANGS}+{n}" for n in range(8)], ["42"] * 8)
 
 
-def test_a_worker_that_died_is_replaced(_fresh_pool: answer_pool.Pool) -> None:
-    assert judge_answers([r"\frac{1}{2}"], ["0.5"])[0].correct
-    worker = _fresh_pool._workers.get()
-    assert worker is not None
-    os.kill(worker._process.pid, signal.SIGKILL)
-    worker._process.wait()
-    _fresh_pool._workers.put(worker)
-    assert judge_answers([r"\frac{1}{4}"], ["0.25"]) == [Verdict(True, "equal")]
+def test_a_worker_that_died_is_replaced(_fresh_pool: ThreadPoolExecutor) -> None:
+    assert judge_answers([r"\frac{1}{2}"], ["0.5"])[0] == "equal"
+    process = _fresh_pool.submit(lambda: answer_pool._own.worker).result().process
+    process.kill()
+    process.wait()
+    assert judge_answers([r"\frac{1}{4}"], ["0.25"]) == ["equal"]
 
 
 def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,10 +156,25 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tm
         answer_pool.Worker()
 
 
+def test_a_worker_whose_caller_is_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_pool, "TIME_LIMIT", 0.5)
+    process = answer_pool.Worker().process
+    assert process.stdin is not None
+    process.stdin.write(json.dumps({"answer": HANGS, "gold": "42"}) + "\n")
+    process.stdin.close()
+    assert process.wait(60) == -signal.SIGALRM
+
+
+def test_the_workers_see_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+    worker = answer_pool.Worker()
+    assert b"SECRET_TOKEN" not in Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+
+
 def test_a_script_without_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from autolayer.tasks.math.answers import judge_answers\nprint(judge_answers(['1/2'], ['0.5'])[0].reason)\n"
+        "from autolayer.tasks.math.answers import judge_answers\nprint(judge_answers(['1/2'], ['0.5'])[0])\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("equal\n", "")

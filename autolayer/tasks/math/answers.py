@@ -1,15 +1,14 @@
 r"""Finds the final answers of mathematical texts, and checks them with math-verify.
 
 Plain numbers, nearly all of GSM8K, are compared here, and everything else by math-verify in processes of its own
-(`answer_pool`). An answer that cannot be judged in time, twice, counts as incorrect, is logged and counted in
-`unjudged_answers`. Many of them are an error.
+(`answer_pool`). An answer that cannot be judged in time, twice, counts as incorrect and is logged. Many of them are an
+error.
 """
 
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 
 from autolayer.core.errors import RewardError
@@ -23,9 +22,6 @@ MAX_ANSWER = 300  # characters; nobody writes a longer answer, and sympy's time 
 MAX_UNJUDGED = 0.05  # share of a batch
 CHUNK = 200  # answers between two moves of the progress bar, about a second
 
-unjudged_answers: Counter[str] = Counter()
-"""Counts the answers that could not be judged in this process, by reason: 'timeout', 'crash' or 'error'."""
-
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _PHRASE = re.compile(r"answer is:?|final answer:", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(\{|(?=[^\s{\\$]))")
@@ -37,15 +33,6 @@ _COUNTS = {
     "e", "i", "pi", "x", "y", "z", "n", "k",
 }  # fmt: skip
 """Words after a number that are not a unit: they change the number, or make several."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The comparison of one answer with the right one."""
-
-    correct: bool
-    reason: str
-    """'equal', 'different', 'no answer', 'too long', or why it was not judged: 'timeout', 'crash', 'error'."""
 
 
 def final_answer(text: str) -> str | None:
@@ -81,8 +68,11 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[Verdict]:
+def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[str]:
     """Compares final answers with the right ones. 1/2 equals 0.5.
+
+    Returns:
+        For each answer 'equal', 'different', 'no answer', 'too long', or why it was not judged, one of `FAILURES`.
 
     Raises:
         RewardError: A right answer is not mathematics, or too many answers could not be judged.
@@ -90,26 +80,24 @@ def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[V
     pairs = list(zip(answers, golds, strict=True))
     verdicts = {pair: _judge_here(*pair) for pair in pairs}
     # One group often agrees on one answer: each pair is asked about once.
-    asked = [(answer, gold) for (answer, gold), verdict in verdicts.items() if answer is not None and verdict is None]
+    asked = [(answer, gold) for (answer, gold), verdict in verdicts.items() if answer is not None and not verdict]
     if asked:
-        for pair, reason in zip(asked, compare(asked), strict=True):
-            if reason == "bad gold":
-                raise RewardError(f"the right answer {show(pair[1])} is not mathematics: correct the 'answer' column.")
-            verdicts[pair] = Verdict(reason == "equal", reason)
-    result = [verdict for pair in pairs if (verdict := verdicts[pair]) is not None]
-    failed = [i for i, verdict in enumerate(result) if verdict.reason in FAILURES]
-    for i in failed:
-        unjudged_answers[result[i].reason] += 1
-        logger.warning("%s is counted as incorrect: judging it ended in a %s.", show(answers[i]), result[i].reason)
-    if len(failed) > max(2, MAX_UNJUDGED * len(result)):
-        reasons = Counter(result[i].reason for i in failed)
+        verdicts.update(zip(asked, compare(asked), strict=True))
+    failed = [pair for pair in pairs if verdicts[pair] in FAILURES]
+    for answer, gold in pairs:
+        if verdicts[answer, gold] == "bad gold":
+            raise RewardError(f"the right answer {show(gold)} is not mathematics: correct the 'answer' column.")
+    for pair in failed:
+        logger.warning("%s is counted as incorrect: judging it ended in a %s.", show(pair[0]), verdicts[pair])
+    if len(failed) > max(2, MAX_UNJUDGED * len(pairs)):
+        reasons = Counter(verdicts[pair] for pair in failed)
         raise RewardError(
-            f"{len(failed)} of {len(result)} answers could not be judged "
-            f"({', '.join(f'{n} {reason}' for reason, n in reasons.items())}), the first {show(answers[failed[0]])} "
-            f"against {show(golds[failed[0]])}: the rewards would mean nothing. If the machine is overloaded, "
-            "give it fewer jobs; else look at what the model writes."
+            f"{len(failed)} of {len(pairs)} answers could not be judged "
+            f"({', '.join(f'{n} {reason}' for reason, n in reasons.items())}), the first {show(failed[0][0])} against "
+            f"{show(failed[0][1])}: the rewards would mean nothing. If the machine is overloaded, give it fewer jobs; "
+            "else look at what the model writes."
         )
-    return result
+    return [verdicts[pair] for pair in pairs]
 
 
 def unusable(golds: Iterable[str]) -> set[str]:
@@ -118,25 +106,26 @@ def unusable(golds: Iterable[str]) -> set[str]:
     from rich.progress import track
 
     asked = [gold for gold in dict.fromkeys(golds) if plain_number(gold) is None]
+    chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
     bad: set[str] = set()
-    starts, console = range(0, len(asked), CHUNK), Console(stderr=True)
-    for start in track(starts, "checking answers", console=console, transient=True, disable=len(starts) < 2):
-        some = asked[start : start + CHUNK]
-        reasons = compare([(gold, gold) for gold in some])
-        bad |= {gold for gold, reason in zip(some, reasons, strict=True) if reason != "equal"}
+    for some in track(
+        chunks, "checking answers", console=Console(stderr=True), transient=True, disable=len(chunks) < 2
+    ):
+        verdicts = compare([(gold, gold) for gold in some])
+        bad |= {gold for gold, verdict in zip(some, verdicts, strict=True) if verdict != "equal"}
     return bad
 
 
-def _judge_here(answer: str | None, gold: str) -> Verdict | None:
-    """Returns the verdict of the cheap cases, or None if math-verify has to decide."""
+def _judge_here(answer: str | None, gold: str) -> str:
+    """Returns the verdict of the cheap cases, or '' if math-verify has to decide."""
     if answer is None:
-        return Verdict(False, "no answer")
+        return "no answer"
     wanted, number = plain_number(gold), plain_number(answer)
     if wanted is not None and number is not None:
-        return Verdict(number == wanted, "equal" if number == wanted else "different")
+        return "equal" if number == wanted else "different"
     if wanted is not None and wanted == plain_number(without_unit(answer)):
-        return Verdict(True, "equal")
-    return Verdict(False, "too long") if len(answer) > MAX_ANSWER else None
+        return "equal"
+    return "too long" if len(answer) > MAX_ANSWER else ""
 
 
 def plain_number(text: str) -> Decimal | None:

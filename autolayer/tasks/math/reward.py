@@ -27,9 +27,9 @@ def math_reward(
     """Returns 1.0 for a final answer equal to `answer`, else 0.0, for any data with an `answer` column."""
     verdicts = judge_answers([final_answer(_own_part(text_of(c))) for c in completions], [str(a) for a in answer])
     if log_metric is not None:
-        num_unjudged = sum(verdict.reason in FAILURES for verdict in verdicts)
+        num_unjudged = sum(verdict in FAILURES for verdict in verdicts)
         log_metric("answers/unjudged", num_unjudged / max(1, len(verdicts)))
-    return [float(verdict.correct) for verdict in verdicts]
+    return [float(verdict == "equal") for verdict in verdicts]
 
 
 def ends_in_answer(text: str) -> bool:
