@@ -60,7 +60,7 @@ def _calibrate(run: RunContext) -> None:
         except AutolayerError:
             folder.give_up()
             raise
-        found = {**calibration.to_dict(), "cost": asdict(bench.spent - before)}
+        found = {**asdict(calibration), "cost": asdict(bench.spent - before)}
         bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
     if calibration.status != "ok":
         error = refuse(calibration, bench.task)

@@ -37,10 +37,7 @@ class Account:
     def exchange_rate(self, engine: Engine) -> float:
         """Returns the measured time of generating a token divided by that of a forward pass over one; at least 1.
 
-        Returns 1 as long as nothing was generated or trained.
-
-        Args:
-            engine: The rollout engine, which counts its own tokens and seconds.
+        It is 1 as long as nothing was generated or trained. The engine counts its own tokens and seconds.
         """
         if not engine.tokens or not self.training_layer_tokens:
             return 1.0

@@ -6,7 +6,7 @@ or too hard.
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,10 +52,6 @@ class Calibration:
     reward_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics logged by the reward, such as the share of answers that could not be judged."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for calibration.json."""
-        return asdict(self)
-
     def sentence(self) -> str:
         """Returns one sentence with the numbers, for messages."""
         formed = "" if self.well_formed is None else f", {self.well_formed:.0%} look like an answer"
@@ -75,15 +71,9 @@ CURES = {
 
 
 def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
-    """Samples groups on the `probe` split and checks them for a training signal.
+    """Samples one group for each of some prompts of the `probe` split, and checks them for a training signal.
 
-    Args:
-        bench: The workbench, with the base weights in the model.
-        num_prompts: Number of prompts; each gets a whole group of completions.
-        seed: The run's seed.
-
-    Returns:
-        The verdict, and the rollouts, which the probes use as well.
+    The workbench holds the base weights. The rollouts are returned as well, because the probes use them.
 
     Raises:
         RewardError: The reward failed.
@@ -97,31 +87,24 @@ def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibratio
 
 
 def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
-    """Returns the verdict on rollouts of the base model.
-
-    Args:
-        bench: The workbench, with the base weights in the model.
-        rollouts: Whole groups of completions.
-    """
+    """Returns the verdict on whole groups of rollouts of the base model, whose weights are in the workbench."""
     rewards_P_G = rollouts.rewards_P_G()
-    count = rewards_P_G.numel()
+    count, mean_reward = rewards_P_G.numel(), float(rewards_P_G.mean())
     spread = float((rewards_P_G.amax(1) > rewards_P_G.amin(1)).double().mean())
-    finished = sum(rollouts.finished)
-    formed = None
-    if bench.task.is_well_formed is not None:
-        formed = sum(rollouts.well_formed(bench.task.is_well_formed)) / count
-    numbers = {
-        "num_completions": count,
-        "mean_reward": float(rewards_P_G.mean()),
-        "spread": spread,
-        "truncated": 1 - finished / count,
-        "well_formed": formed,
-        "entropy": _entropy(bench, rollouts),
-    }
-    reason = "" if spread >= MIN_SPREAD else _reason(**numbers)
+    truncated = 1 - sum(rollouts.finished) / count
+    is_well_formed = bench.task.is_well_formed
+    well_formed = None if is_well_formed is None else sum(rollouts.well_formed(is_well_formed)) / count
+    entropy = _entropy(bench, rollouts)
+    reason = "" if spread >= MIN_SPREAD else _reason(mean_reward, truncated, well_formed, entropy)
     return Calibration(
         status="no_signal" if reason else "ok",
         reason=reason,
+        num_completions=count,
+        mean_reward=mean_reward,
+        spread=spread,
+        truncated=truncated,
+        well_formed=well_formed,
+        entropy=entropy,
         mean_prompt_tokens=(rollouts.num_tokens - rollouts.num_generated) / count,
         mean_completion_tokens=rollouts.num_generated / count,
         mean_prefill_tokens=sum(rollouts.prefilled) / count,
@@ -131,17 +114,11 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
             "reward": rollouts.rewards[0],
         },
         reward_metrics=dict(rollouts.metrics),
-        **numbers,
     )
 
 
 def refuse(calibration: Calibration, task: Task) -> NoSignalError:
-    """Builds the error for a calibration without a signal.
-
-    Args:
-        calibration: A calibration with status 'no_signal'.
-        task: The task that was sampled.
-    """
+    """Builds the error for a calibration with status 'no_signal'."""
     cure = CURES[calibration.reason]
     if calibration.reason == "truncated" and task.environment is not None:
         cure = (
@@ -154,14 +131,7 @@ def refuse(calibration: Calibration, task: Task) -> NoSignalError:
     )
 
 
-def _reason(
-    *,
-    mean_reward: float,
-    truncated: float,
-    well_formed: float | None,
-    entropy: float,
-    **others: float,
-) -> str:
+def _reason(mean_reward: float, truncated: float, well_formed: float | None, entropy: float) -> str:
     """Returns why rewards do not vary. The order matters: a random model is also truncated and badly formatted."""
     # A constant reward of 0.1 rewards the format only, so the task is not solved.
     if mean_reward >= 0.5:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -65,12 +66,8 @@ class Checkpoints:
             tensors: The state of the optimizer (`MasterAdamW.tensors`).
             rewards: Mean reward of every group, for each step since `arm.step`.
             cost: Cost of these steps.
-
-        Returns:
-            The arm at its new checkpoint.
         """
-        saved = replace(arm, step=to_step)
-        saved = replace(saved, checkpoint=name_of(saved))
+        saved = _at_checkpoint(arm, to_step)
         self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost))
         return saved
 
@@ -95,11 +92,7 @@ class Checkpoints:
         return tensors
 
     def cost(self, arm: Arm) -> Cost:
-        """Returns the cost of training an arm from step 0 up to its step.
-
-        Raises:
-            RunFolderError: history.json is damaged, or has no entry for this step.
-        """
+        """Returns the cost of training an arm from step 0 up to its step."""
         if arm.step == 0:
             return Cost()
         costs = self._history(arm).costs
@@ -108,25 +101,14 @@ class Checkpoints:
         return costs[arm.step]
 
     def training_rewards(self, arm: Arm, from_step: int) -> tuple[float, ...]:
-        """Returns the mean reward of every training group from a step up to the arm's, in order.
-
-        Raises:
-            RunFolderError: history.json is damaged.
-        """
+        """Returns the mean reward of every training group from a step up to the arm's, in order."""
         steps = self._history(arm).rewards[from_step : arm.step]
         return tuple(reward for step in steps for reward in step)
 
     def latest(self, arm: Arm) -> Arm:
         """Returns the arm at its latest checkpoint on disk, from which an interrupted run resumes."""
-
-        def find() -> int:
-            return max((step_of(path) for path in self._files(arm)), default=0)
-
-        step = self.process_group.on_rank_0(find)
-        if step <= arm.step:
-            return arm
-        latest = replace(arm, step=step)
-        return replace(latest, checkpoint=name_of(latest))
+        step = self.process_group.on_rank_0(lambda: max(map(step_of, self._files(arm)), default=0))
+        return _at_checkpoint(arm, step) if step > arm.step else arm
 
     def delete(self, arm: Arm) -> None:
         """Removes all checkpoints of an arm."""
@@ -163,13 +145,9 @@ class Checkpoints:
         if not path.is_file():
             return History(rewards=(), costs={})
         try:
-            found = json.loads(path.read_text())
-            return History(
-                rewards=tuple(tuple(map(float, step)) for step in found["rewards"]),
-                costs={int(step): Cost(**cost) for step, cost in found["costs"].items()},
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(arm, f"{type(error).__name__}: {error}") from None
+            return TypeAdapter(History).validate_json(path.read_text())
+        except ValueError as error:
+            raise self._damaged(arm, str(error).splitlines()[0]) from None
 
     def _damaged(self, arm: Arm, reason: str) -> RunFolderError:
         return RunFolderError(
@@ -193,6 +171,11 @@ def name_of(arm: Arm) -> str:
 def step_of(path: Path) -> int:
     """Returns the step in the name of a checkpoint file."""
     return int(path.stem.removeprefix("step-"))
+
+
+def _at_checkpoint(arm: Arm, step: int) -> Arm:
+    moved = replace(arm, step=step)
+    return replace(moved, checkpoint=name_of(moved))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -23,7 +23,7 @@ class KLReference:
 
     Args:
         model: The policy.
-        parameters: The trained parameters by full name.
+        parameters: The trained parameters by full name; if the model is sharded, held whole (`fsdp.whole`).
         base: Their base weights by the same names; copied to the policy's device.
         lowest: Index of the block at which the policy's passes start; policy and reference are equal below it.
     """

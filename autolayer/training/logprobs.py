@@ -1,14 +1,15 @@
 """Computes the log-probabilities of completions under a policy."""
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from autolayer.models.fp32 import restore_forward
 from autolayer.rollouts.types import Rollouts
 from autolayer.training.trl_compat import add_fused_lm_head
 
@@ -27,39 +28,25 @@ class ScoreBatch:
     """(B, T), 1 at the tokens that the model generated."""
 
     @classmethod
-    def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> ScoreBatch:
-        """Builds the batch of some rollouts.
+    def of(cls, rollouts: Rollouts, pad_token_id: int, device: torch.device) -> Self:
+        """Builds the batch of some rollouts."""
 
-        Args:
-            rollouts: B prompts with their completions.
-            pad_token_id: Token that fills the sequences up.
-            device: Device of the tensors.
-        """
-        triples = list(zip(rollouts.prompt_ids, rollouts.completion_ids, rollouts.own_masks(), strict=True))
-        width = max(len(prompt) + len(completion) for prompt, completion, _ in triples)
+        def padded(rows: Sequence[list[int]], fill: int = 0) -> torch.Tensor:
+            return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill).to(device)
 
-        def padded(fill: int, make) -> torch.Tensor:
-            rows = [make(*triple) for triple in triples]
-            return torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
-
+        pairs = list(zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True))
+        masks = zip(rollouts.prompt_ids, rollouts.own_masks(), strict=True)
         return cls(
-            input_ids=padded(pad_token_id, lambda p, c, own: p + c),
-            attention_mask=padded(0, lambda p, c, own: [1] * (len(p) + len(c))),
-            completion_mask=padded(0, lambda p, c, own: [0] * len(p) + own),
+            input_ids=padded([prompt + completion for prompt, completion in pairs], pad_token_id),
+            attention_mask=padded([[1] * (len(prompt) + len(completion)) for prompt, completion in pairs]),
+            completion_mask=padded([[0] * len(prompt) + mask for prompt, mask in masks]),
         )
 
-    def split(self, max_sequences: int) -> Iterator[tuple[slice, ScoreBatch]]:
+    def split(self, max_sequences: int) -> Iterator[tuple[slice, Self]]:
         """Yields micro-batches of at most `max_sequences` sequences, each with the slice of rows that it covers."""
         for start in range(0, len(self.input_ids), max_sequences):
             rows = slice(start, min(start + max_sequences, len(self.input_ids)))
-            yield (
-                rows,
-                ScoreBatch(
-                    input_ids=self.input_ids[rows],
-                    attention_mask=self.attention_mask[rows],
-                    completion_mask=self.completion_mask[rows],
-                ),
-            )
+            yield rows, type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 @contextlib.contextmanager
@@ -67,33 +54,22 @@ def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
     """Prepares a model for `log_probs` while the block runs: eval mode, and TRL's fused output head.
 
     The fused head computes log-probabilities without ever holding all logits, (B, T, vocabulary), in memory.
-
-    Args:
-        model: The policy; its mode and its forward method are restored when the block ends.
-        temperature: Sampling temperature, by which logits are divided.
+    The sampling temperature divides the logits.
     """
-    before = model.__dict__.get("forward")
-    training = model.training
+    forward, training = model.__dict__.get("forward"), model.training
     try:
         add_fused_lm_head(model, temperature=temperature)
         model.eval()
         yield
     finally:
         model.train(training)
-        if before is None:
-            model.__dict__.pop("forward", None)
-        else:
-            model.__dict__["forward"] = before
+        restore_forward(model, forward)
 
 
 def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
     """Returns the log-probability of every completion token under the model, (B, T - 1), and 0 at all other tokens.
 
     Use it inside `scoring(model, temperature)` only.
-
-    Args:
-        model: The policy.
-        batch: B sequences.
     """
     labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)

@@ -7,7 +7,6 @@ architecture, because every pass computes masks, positions and all other inputs 
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,11 +41,7 @@ class PartialForward:
     def move_to(self, layer: int) -> int:
         """Makes passes start at a block, whose input is computed with the weights now in the model.
 
-        Args:
-            layer: Index of the block. To move to a lower block, the input is computed from the lowest block again.
-
-        Returns:
-            The number of blocks that were run for this, per micro-batch.
+        Returns the number of blocks that were run for this, per micro-batch; to move down, all from the lowest are.
         """
         if self.fixed or layer == self.layer:
             return 0
@@ -91,28 +86,18 @@ class _Reached(Exception):
         self.state = state
 
 
-def any_batch(model: PreTrainedModel) -> ScoreBatch:
-    """Returns four sequences of 16 tokens, one of them padded, for testing how a model computes."""
-    embedding: Any = model.get_input_embeddings()
-    ids = torch.arange(64, device=model.device).view(4, 16) % len(embedding.weight)
-    mask = torch.ones_like(ids)
-    mask[1, 12:] = 0
-    return ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask)
-
-
-def can_start_midway(model: PreTrainedModel, batch: ScoreBatch) -> bool:
+def can_start_midway(model: PreTrainedModel) -> bool:
     """Returns whether a pass that starts in the middle gives the same log-probabilities as a whole one.
 
     Two sequences are scored, with a pass over two others in between, which finds blocks that keep something from the
     last pass. Passes start at the middle and at the last block, which finds upper blocks that read what a lower one
     computed (Gemma's shared keys). Use it inside `logprobs.scoring` only.
-
-    Args:
-        model: The model.
-        batch: Short sequences (`any_batch`).
     """
-    (_, few), *more = batch.split(2)
-    others = more[0][1] if more else replace(few, input_ids=few.input_ids.roll(1, dims=1))
+    embedding: Any = model.get_input_embeddings()
+    ids = torch.arange(64, device=model.device).view(4, 16) % len(embedding.weight)
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0  # padding
+    (_, few), (_, others) = ScoreBatch(input_ids=ids, attention_mask=mask, completion_mask=mask).split(2)
     whole, partial = log_probs(model, few), PartialForward(model, [few])
     for layer in (len(partial.blocks) // 2, len(partial.blocks) - 1):
         partial.move_to(layer)

@@ -14,7 +14,7 @@ from autolayer.rollouts.types import Rollouts
 from autolayer.training.accounting import Account
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.out_of_memory import MicroBatching
-from autolayer.training.partial_forward import PartialForward, any_batch, can_start_midway
+from autolayer.training.partial_forward import PartialForward, can_start_midway
 
 
 class Scorer:
@@ -46,9 +46,8 @@ class Scorer:
     def partial_forward(self, batch: ScoreBatch) -> PartialForward:
         """Returns partial forward passes that score a batch repeatedly while one layer changes.
 
-        Use it inside `logprobs.scoring` only.
-
-        If the blocks of the model exchange more than a hidden state, all passes are whole ones.
+        Use it inside `logprobs.scoring` only. If the blocks of the model exchange more than a hidden state, all passes
+        are whole ones.
         """
         return PartialForward(self.model, self._micro_batches(batch), fixed=not self.starts_midway)
 
@@ -56,7 +55,7 @@ class Scorer:
     def starts_midway(self) -> bool:
         """True if a forward pass can start at a block in the middle; tested once by a few short passes."""
         with scoring(self.model, self.engine.temperature), torch.no_grad():
-            return self.process_group.broadcast(can_start_midway(self.model, any_batch(self.model)))
+            return self.process_group.broadcast(can_start_midway(self.model))
 
     def shared_below(self, layers: Layers) -> int:
         """Returns the block below which the policy, with these layers trained, and its KL reference share a pass."""
@@ -66,9 +65,6 @@ class Scorer:
         """Returns the log-probabilities of the completions, (B, T - 1), the same on every rank.
 
         Makes one forward pass per micro-batch. Use it inside `logprobs.scoring` only.
-
-        Args:
-            batch: The sequences, or partial forward passes over them.
         """
         started = time.perf_counter()
         passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
@@ -79,12 +75,7 @@ class Scorer:
         return result
 
     def advance(self, passes: PartialForward, layer: int) -> None:
-        """Makes partial passes start at a layer, whose input is computed with the weights now in the model.
-
-        Args:
-            passes: The partial passes.
-            layer: Index of the layer.
-        """
+        """Makes partial passes start at a layer, whose input is computed with the weights now in the model."""
         started = time.perf_counter()
         num_blocks = passes.move_to(layer)
         self.account.charge(Cost(layer_tokens=passes.num_tokens * num_blocks), time.perf_counter() - started)

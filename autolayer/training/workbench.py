@@ -142,9 +142,7 @@ class Workbench:
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
         """Puts weights into some layers while the block runs, and restores their base weights when it ends.
 
-        Args:
-            layers: Layers that the block may change.
-            tensors: Weights by full name; None to start from the base weights.
+        The block may change these layers. Weights are given by full name; None starts from the base weights.
         """
         with whole(self.model, layers):
             base = self.base(layers)
@@ -167,10 +165,6 @@ class Workbench:
         """Adds LoRA adapters to some layers. From then on only the adapters of a layer are trained.
 
         The output of the model does not change, because a new adapter is zero.
-
-        Args:
-            layers: The layers.
-            seed: Seed of the adapters' initial weights.
         """
         lora.add_adapters(self.model, linear_module_names(self.model, layers), seed)
         self._base.clear()  # weights under an adapter have other names
@@ -187,20 +181,7 @@ class Workbench:
         return max(map(len, prompts)) + self.task.max_new_tokens
 
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
-        """Samples and rewards completions with the weights now in the model.
-
-        Args:
-            rows: The prompts.
-            seeds: One seed per completion.
-            group_size: Number of completions per prompt.
-
-        Returns:
-            The rollouts of all ranks, in the order of `rows`.
-
-        Raises:
-            RewardError: The reward failed.
-            EpisodeError: An environment failed.
-        """
+        """Samples and rewards completions with the weights now in the model; see `sample_on_all_ranks`."""
         started = time.perf_counter()
         rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, group_size)
         self.account.charge(self.account.generation(rollouts), time.perf_counter() - started)

@@ -52,7 +52,7 @@ def test_from_the_middle_is_the_same_as_whole(architecture: str, dtype: torch.dt
     model, parts = build_model(architecture, dtype=dtype), make_parts()
     untouched = Untouched(model)
     with scoring(model, TEMPERATURE), torch.no_grad():
-        assert can_start_midway(model, parts[0])
+        assert can_start_midway(model)
         boundary = PartialForward(model, parts)
         for layer in (0, 1, 3, 2):  # the last one is further down: from the start again
             assert boundary.move_to(layer) == {0: 0, 1: 1, 3: 2, 2: 2}[layer]
@@ -130,8 +130,7 @@ def test_a_model_whose_blocks_exchange_more_is_run_whole(tmp_path: Path) -> None
     blocks[0].forward, blocks[3].forward = first, last
     bench = make_bench(model, tmp_path, make_task(mean_id))
     with scoring(model, TEMPERATURE), torch.no_grad():
-        for parts in (make_parts(), make_parts()[2:]):  # of several sequences, and of one
-            assert not can_start_midway(model, parts[0])
+        assert not can_start_midway(model)
         boundary, before = bench.scorer.partial_forward(make_parts()[0]), bench.spent
         bench.scorer.advance(boundary, 2)
         assert boundary.layer == 0 and bench.spent == before + Cost(seconds=(bench.spent - before).seconds)
