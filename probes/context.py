@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from autolayer.core.budget import ProbePlan
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.probes.gradient import Gradient, inner
 from autolayer.probes.shared_backward import FoldGradients, ProjectedGradients, projected_gradients, shared_backward
 from autolayer.probes.shared_batch import Fold

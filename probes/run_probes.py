@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autolayer.core.budget import ProbePlan
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext

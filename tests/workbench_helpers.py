@@ -11,7 +11,7 @@ import torch
 from tiny_models import build_tokenizer
 from torch import nn
 
-from autolayer.core.budget import ProbePlan
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
 from autolayer.probes.context import ProbeContext

@@ -1,15 +1,12 @@
-"""Plans the size of calibration and probes so that finding the layer fits its budget. Pure arithmetic.
+"""What finding the layer may cost, and what calibration, the race and one full run cost. Pure arithmetic.
 
 The budget is a share of one full run of the final training, both in generated tokens and in layer-tokens. It is planned
-with the cheapest full run among the candidates, so that the share holds whichever layer wins.
-
-The functions share their arguments: `config` holds the resolved settings, `units` the costs of one prompt, `candidates`
-the indices of the candidate layers, and `budget` or `left` an amount of work that may still be spent.
+with the cheapest full run among the candidates, so that the share holds whichever layer wins. `config` holds the
+resolved settings everywhere.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
@@ -17,23 +14,6 @@ from autolayer.core.layer_set import Layers
 
 MARGIN = 0.95
 """Share of the budget that is planned for, because completions get longer or shorter while a model trains."""
-PROBE_SHARES = {"shared batch": 0.6, "step response": 0.3, "burst": 0.1}
-"""Shares of the probes' part of the budget. Most of it buys prompts for the shared batch, because every signal
-that has predicted contribution so far is computed from it. A probe that does not fit leaves its share to the others."""
-RESPONSE_SIZES = 7
-"""Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
-MAX_RESPONSE_PROMPTS = 8
-"""Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
-RESPONSE_GROUP = 2
-"""Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
-DEFAULT_BURST = 2
-"""Default number of steps of a burst."""
-MIN_BURST_PROMPTS = 4
-"""Prompts per step below which a burst measures only noise. Its share then goes to the other probes."""
-MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
-"""Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
-many: a learning rate from 2 prompts can be ten times too high."""
-
 BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
 """Default cost of finding the layer: at most a quarter of the full run, and at most 40 of its steps, or of long runs
 twice the root of their steps, because the cost of a race grows with the root (`SCOUT`)."""
@@ -91,23 +71,6 @@ class UnitCosts:
         return self.generate + self.costs.train(self.tokens, layers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbePlan:
-    """Sizes of the probes, in prompts with `group_size` completions each, or `RESPONSE_GROUP` in the step response.
-
-    0 leaves a probe out.
-    """
-
-    fold_prompts: int
-    response_folds: int
-    """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
-    response_prompts: int
-    burst_steps: int
-    burst_prompts: int
-    burst_items: int
-    notes: tuple[str, ...] = field(default=())
-
-
 def default_budget(steps: int) -> float:
     """Returns the default budget as a share of a run of `steps` steps: a quarter up to 160 steps, a tenth at 400."""
     return min(BUDGET, max(BUDGET_STEPS, BUDGET_ROOTS * math.sqrt(steps)) / steps)
@@ -120,20 +83,22 @@ def final_layers(config: Config, candidates: tuple[int, ...]) -> tuple[int, ...]
 
 def full_run(config: Config, units: UnitCosts, layers: Layers) -> Cost:
     """Returns the cost of the final training from start to end, without evaluation."""
+    return units.step(layers) * _training_prompts(config)
+
+
+def _training_prompts(config: Config) -> int:
     assert config.steps is not None and config.prompts_per_step is not None
-    return units.step(layers) * (config.steps * config.prompts_per_step)
+    return config.steps * config.prompts_per_step
 
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """Returns the largest cost of calibration, probes and search together."""
-    assert config.budget is not None
-    return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
+    return full_run(config, units, final_layers(config, candidates)) * ((config.budget or 0) * MARGIN)
 
 
 def calibration_prompts(config: Config) -> int:
     """Returns the prompts of calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
-    assert config.steps is not None and config.prompts_per_step is not None and config.budget is not None
-    affordable = int(0.1 * config.budget * config.steps * config.prompts_per_step)
+    affordable = int(0.1 * (config.budget or 0) * _training_prompts(config))
     return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
@@ -145,13 +110,12 @@ def calibration_cost(config: Config, units: UnitCosts) -> Cost:
 
 
 def select_items(config: Config) -> int:
-    """Returns the number of items on which a rung compares its arms.
+    """Returns the number of items on which a rung compares its arms: half of what a training step samples.
 
-    It is half of what a training step samples, because more would spend the budget on evaluation and training rewards
-    are evidence as well, but at least `MIN_SELECT`.
+    More would spend the budget on evaluation, and training rewards are evidence as well.
     """
-    assert config.prompts_per_step is not None
-    return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
+    sampled = (config.prompts_per_step or 0) * config.group_size
+    return min(config.search.num_select, max(MIN_SELECT, sampled // 2))
 
 
 def scout_steps(total_steps: int) -> int:
@@ -180,114 +144,3 @@ def search_seconds(config: Config) -> float:
     if config.hours is None or config.budget is None:
         return math.inf
     return config.hours * 3600 * config.budget / (1 + config.budget)
-
-
-def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
-    """Returns the budget of the probes: their share, or all of it if the rest would not pay for a race."""
-    part = budget * config.probe.share
-    return part if pays_for_race(config, units, candidates, budget - part) else budget
-
-
-@dataclass(frozen=True)
-class ProbePrices:
-    """The cost of each probe as a function of its size in prompts."""
-
-    config: Config
-    units: UnitCosts
-    candidates: tuple[int, ...]
-
-    def shared(self, prompts: int) -> Cost:
-        """Returns the cost of a shared batch of `prompts` in each fold: sampling, and one forward and backward pass."""
-        every = self.units.costs.train(self.units.tokens, tuple(range(self.units.costs.num_layers)))
-        return (self.units.generate + every) * (self.config.probe.num_folds * prompts)
-
-    def response(self, prompts: int, folds: int) -> Cost:
-        """Returns the cost of the step response on `folds` folds."""
-        share = min(RESPONSE_GROUP, self.units.group_size) / self.units.group_size
-        return self.units.walk(self.candidates, 1 + RESPONSE_SIZES) * (folds * share * prompts)
-
-    def burst(self, prompts: int, steps: int) -> Cost:
-        """Returns the cost of a burst of every candidate."""
-        run = self.units.step(self.candidates[:1]) * (steps * prompts)
-        run += self.units.generate_one * (prompts * self.units.group_size)
-        return run * len(self.candidates)
-
-    def all(self, plan: ProbePlan, sampled: int) -> Cost:
-        """Returns the cost of the stage if calibration has already sampled `sampled` prompts of the shared batch."""
-        cost = self.shared(plan.fold_prompts) + self.response(plan.response_prompts, plan.response_folds)
-        cost += self.burst(plan.burst_prompts, plan.burst_steps) if plan.burst_steps else Cost()
-        return cost - self.units.generate * min(sampled, self.config.probe.num_folds * plan.fold_prompts)
-
-
-def plan_probes(
-    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
-) -> ProbePlan:
-    """Chooses the size of each probe by its share of the probes' budget.
-
-    Args:
-        config: The resolved settings.
-        units: Costs of one prompt.
-        candidates: The layers to probe.
-        budget: The largest cost of finding the layer.
-        searches: True if a race follows when the budget pays for one.
-    """
-    spend = probe_budget(config, units, candidates, budget)
-    part = {name: spend * share for name, share in PROBE_SHARES.items()}
-    assert config.prompts_per_step is not None
-    steps, races = config.probe.burst_steps, searches and spend != budget
-    if steps is None:
-        steps = 0 if races else DEFAULT_BURST
-    folds, price = config.probe.num_folds, ProbePrices(config, units, candidates)
-    burst_prompts = largest(lambda n: price.burst(n, steps), part["burst"], config.prompts_per_step) if steps else 0
-    burst_prompts -= burst_prompts % units.multiple
-    if burst_prompts < MIN_BURST_PROMPTS:
-        burst_prompts = 0
-        part = _without("burst", part)
-    fold_prompts = largest(price.shared, part["shared batch"], config.probe.num_prompts)
-    most = min(fold_prompts, MAX_RESPONSE_PROMPTS)
-    response_folds, response_prompts = folds, largest(lambda n: price.response(n, folds), part["step response"], most)
-    if response_prompts < MIN_RESPONSE_PROMPTS:  # one fold with less noise is better than several with more
-        response_folds = 1
-        response_prompts = largest(lambda n: price.response(n, 1), part["step response"], most)
-    notes = []
-    if fold_prompts < MIN_PROMPTS:
-        fold_prompts = MIN_PROMPTS
-        notes.append(f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same")
-    if response_prompts < MIN_RESPONSE_PROMPTS:
-        response_prompts = MIN_RESPONSE_PROMPTS
-        notes.append(
-            f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same"
-        )
-    if response_folds < 2:
-        notes.append("representation_change left out: it does not fit the budget")
-    if races and config.probe.burst_steps is None:
-        notes.append("rl_burst left out: the search's first short runs tell the same")
-    elif steps and not burst_prompts:
-        notes.append("rl_burst left out: it does not fit the budget")
-    return ProbePlan(
-        fold_prompts=fold_prompts,
-        response_folds=response_folds,
-        response_prompts=response_prompts,
-        burst_steps=steps if burst_prompts else 0,
-        burst_prompts=burst_prompts,
-        burst_items=burst_prompts * units.group_size,
-        notes=tuple(notes),
-    )
-
-
-def _without(probe: str, part: dict[str, Cost]) -> dict[str, Cost]:
-    """Returns the parts of the other probes, which share the part of `probe` in proportion."""
-    left = sum(PROBE_SHARES[name] for name in part if name != probe)
-    have = sum(PROBE_SHARES[name] for name in part)
-    return {name: cost * (have / left) for name, cost in part.items() if name != probe}
-
-
-def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
-    """Returns the largest whole number up to `at_most` whose cost fits the budget, or 0 if none does.
-
-    Args:
-        cost_of: Returns the cost of a number; it must not fall as the number grows.
-        budget: The largest cost.
-        at_most: The largest number.
-    """
-    return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)

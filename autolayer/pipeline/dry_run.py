@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from autolayer.core.budget import (
-    ProbePrices,
     UnitCosts,
     calibration_cost,
     calibration_prompts,
@@ -16,11 +15,11 @@ from autolayer.core.budget import (
     finding_budget,
     full_run,
     pays_for_race,
-    plan_probes,
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import parse_layers
+from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.core.run_folder import CALIBRATION, RunFolder
 from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
@@ -72,7 +71,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     prompts, probes = calibration_prompts(config), plan_probes(config, units, candidates, budget)
     stages = {
         "calibrate": calibration_cost(config, units),
-        "probe": ProbePrices(config, units, candidates).all(probes, sampled=prompts),
+        "probe": probe_cost(config, units, candidates, probes, sampled=prompts),
     }
     left = budget - sum(stages.values(), Cost())
     races = pays_for_race(config, units, candidates, left)

@@ -3,8 +3,9 @@
 import time
 from dataclasses import asdict, dataclass, replace
 
-from autolayer.core.budget import finding_budget, plan_probes
+from autolayer.core.budget import finding_budget
 from autolayer.core.costs import Cost
+from autolayer.core.probe_plan import plan_probes
 from autolayer.core.run_folder import PROBE, ROLLOUTS
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.run_context import RunContext

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from autolayer.core.budget import ProbePlan
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
 from autolayer.core.formatting import format_bytes, format_count, format_seconds
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.pipeline.memory_fit import MemoryFit
 
 if TYPE_CHECKING:

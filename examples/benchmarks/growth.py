@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from autolayer.core.budget import ProbePlan
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
 from autolayer.probes import PROBES

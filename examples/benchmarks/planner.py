@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 import autolayer
 from autolayer.core.budget import (
-    ProbePrices,
     UnitCosts,
     calibration_cost,
     calibration_prompts,
@@ -33,10 +32,10 @@ from autolayer.core.budget import (
     finding_budget,
     full_run,
     pays_for_race,
-    plan_probes,
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
+from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.pipeline.dry_run import plan_run
 
@@ -67,7 +66,7 @@ def stages(config: Config, units: UnitCosts) -> tuple[dict[str, Cost], Cost]:
     budget, prompts = finding_budget(config, units, candidates), calibration_prompts(config)
     sizes = plan_probes(config, units, candidates, budget)
     found = {"calibrate": calibration_cost(config, units),
-             "probe": ProbePrices(config, units, candidates).all(sizes, sampled=prompts)}  # fmt: skip
+             "probe": probe_cost(config, units, candidates, sizes, sampled=prompts)}  # fmt: skip
     left = budget - sum(found.values(), Cost())
     found["search"] = left if pays_for_race(config, units, candidates, left) else Cost()
     return found, full_run(config, units, final_layers(config, candidates))

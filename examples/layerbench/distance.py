@@ -22,8 +22,8 @@ from rich.table import Table
 from run import load
 
 from autolayer.comparison.metrics import spearman
-from autolayer.core.budget import ProbePlan
 from autolayer.core.config import Config
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.pipeline.setup import setup
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.shared_batch import make_folds

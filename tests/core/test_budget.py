@@ -11,23 +11,20 @@ from workbench_helpers import make_bench, make_task, sample_folds
 
 from autolayer.core.budget import (
     MARGIN,
-    ProbePrices,
     UnitCosts,
     calibration_cost,
     calibration_prompts,
     default_budget,
     finding_budget,
     full_run,
-    largest,
     pays_for_race,
-    plan_probes,
-    probe_budget,
     scout_steps,
     smallest_race,
 )
 from autolayer.core.config import Config, ProbeConfig, SearchConfig
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
+from autolayer.core.probe_plan import largest, plan_probes, probe_budget, probe_cost
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.train_only import train_only
 from autolayer.probes.run_probes import run_probes
@@ -209,7 +206,7 @@ def test_finding_is_a_small_part_of_a_long_run_by_default() -> None:
         config = Config(model="tiny", steps=steps, prompts_per_step=64, budget=default_budget(steps))
         budget = finding_budget(config, units, candidates)
         sizes, calibrated = plan_probes(config, units, candidates, budget), calibration_prompts(config)
-        spent = calibration_cost(config, units) + ProbePrices(config, units, candidates).all(sizes, sampled=calibrated)
+        spent = calibration_cost(config, units) + probe_cost(config, units, candidates, sizes, sampled=calibrated)
         assert pays_for_race(config, units, candidates, budget - spent), steps
 
 

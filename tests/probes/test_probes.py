@@ -13,8 +13,8 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
 
 from autolayer.core.arms import Arm
-from autolayer.core.budget import ProbePlan
 from autolayer.core.errors import ConfigError
+from autolayer.core.probe_plan import ProbePlan
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores

@@ -1,0 +1,130 @@
+"""Plans the sizes of the probes by the budget: prompts of the shared batch, of the step response and of bursts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from autolayer.core.budget import UnitCosts, pays_for_race
+from autolayer.core.config import Config
+from autolayer.core.costs import Cost
+
+SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
+"""Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
+contribution so far is computed from it. A burst that does not fit leaves its share to the others."""
+RESPONSE_SIZES = 7
+"""Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
+MAX_RESPONSE_PROMPTS = 8
+"""Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
+RESPONSE_GROUP = 2
+"""Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
+DEFAULT_BURST = 2
+"""Default number of steps of a burst."""
+MIN_BURST_PROMPTS = 4
+"""Prompts per step below which a burst measures only noise."""
+MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
+"""Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
+many: a learning rate from 2 prompts can be ten times too high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """Sizes of the probes, in prompts with `group_size` completions each, or `RESPONSE_GROUP` in the step response.
+
+    0 leaves a probe out.
+    """
+
+    fold_prompts: int
+    response_folds: int
+    """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
+    response_prompts: int
+    burst_steps: int
+    burst_prompts: int
+    burst_items: int
+    notes: tuple[str, ...] = ()
+
+
+def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
+    """Returns the budget of the probes: their share, or all of it if the rest would not pay for a race."""
+    part = budget * config.probe.share
+    return part if pays_for_race(config, units, candidates, budget - part) else budget
+
+
+def plan_probes(
+    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
+) -> ProbePlan:
+    """Chooses the size of each probe by its share of the probes' budget.
+
+    Args:
+        config: The resolved settings.
+        units: Costs of one prompt.
+        candidates: The layers to probe.
+        budget: The largest cost of finding the layer.
+        searches: True if a race follows when the budget pays for one.
+    """
+    spend = probe_budget(config, units, candidates, budget)
+    races, burst_steps = searches and spend != budget, config.probe.burst_steps
+    if burst_steps is None:
+        burst_steps = 0 if races else DEFAULT_BURST
+    burst = partial(_burst_cost, units, candidates, burst_steps)
+    burst_prompts = largest(burst, spend * BURST_SHARE, config.prompts_per_step or 0) if burst_steps else 0
+    burst_prompts -= burst_prompts % units.multiple
+    if burst_prompts < MIN_BURST_PROMPTS:
+        burst_prompts = 0
+        spend *= 1 / (1 - BURST_SHARE)
+    num_folds = response_folds = config.probe.num_folds
+    fold_prompts = largest(partial(_shared_cost, units, num_folds), spend * SHARED_SHARE, config.probe.num_prompts)
+    response, most = spend * RESPONSE_SHARE, min(fold_prompts, MAX_RESPONSE_PROMPTS)
+    response_prompts = largest(partial(_response_cost, units, candidates, num_folds), response, most)
+    if response_prompts < MIN_RESPONSE_PROMPTS:  # one fold with less noise is better than several with more
+        response_folds = 1
+        response_prompts = largest(partial(_response_cost, units, candidates, 1), response, most)
+    said = {
+        f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same":
+            fold_prompts < MIN_PROMPTS,
+        f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same":
+            response_prompts < MIN_RESPONSE_PROMPTS,
+        "representation_change left out: it does not fit the budget": response_folds < 2,
+        "rl_burst left out: the search's first short runs tell the same": races and config.probe.burst_steps is None,
+        "rl_burst left out: it does not fit the budget": burst_steps > 0 and not burst_prompts,
+    }  # fmt: skip
+    return ProbePlan(
+        fold_prompts=max(fold_prompts, MIN_PROMPTS),
+        response_folds=response_folds,
+        response_prompts=max(response_prompts, MIN_RESPONSE_PROMPTS),
+        burst_steps=burst_steps if burst_prompts else 0,
+        burst_prompts=burst_prompts,
+        burst_items=burst_prompts * units.group_size,
+        notes=tuple(note for note, is_true in said.items() if is_true),
+    )
+
+
+def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], plan: ProbePlan, sampled: int) -> Cost:
+    """Returns the cost of all probes if calibration has already sampled `sampled` prompts of the shared batch."""
+    num_folds = config.probe.num_folds
+    cost = _shared_cost(units, num_folds, plan.fold_prompts)
+    cost += _response_cost(units, candidates, plan.response_folds, plan.response_prompts)
+    cost += _burst_cost(units, candidates, plan.burst_steps, plan.burst_prompts)
+    return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
+
+
+def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
+    """Returns the cost of the shared batch: sampling, and one forward and backward pass over `prompts` of each fold."""
+    all_layers = tuple(range(units.costs.num_layers))
+    return (units.generate + units.costs.train(units.tokens, all_layers)) * (num_folds * prompts)
+
+
+def _response_cost(units: UnitCosts, candidates: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
+    """Returns the cost of the step response of every candidate on `prompts` of each fold."""
+    share = min(RESPONSE_GROUP, units.group_size) / units.group_size
+    return units.walk(candidates, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
+
+
+def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:
+    """Returns the cost of a burst of every candidate, and of its evaluation."""
+    run = units.step(candidates[:1]) * (steps * prompts) + units.generate_one * (prompts * units.group_size)
+    return run * len(candidates)
+
+
+def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:
+    """Returns the largest number up to `at_most` whose cost fits the budget, or 0; the cost must grow with it."""
+    return next((number for number in range(at_most, 0, -1) if cost_of(number).fits(budget)), 0)
