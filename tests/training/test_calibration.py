@@ -1,7 +1,7 @@
 """Calibration names the reason why there is no signal, on models and tasks made for each reason."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,4 +135,4 @@ def test_the_same_seed_gives_the_same_verdict_and_completions(tmp_path: Path) ->
     bench = make_bench(build_model("qwen3"), tmp_path)
     first, second, other = (calibrate(bench, 6, seed) for seed in (0, 0, 1))
     assert first == second and first[1].completion_ids != other[1].completion_ids
-    assert Calibration(**first[0].to_dict()) == first[0]
+    assert Calibration(**asdict(first[0])) == first[0]
