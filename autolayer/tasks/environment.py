@@ -60,13 +60,7 @@ def make(make_environment: MakeEnvironment) -> Environment:
     Raises:
         EpisodeError: It cannot be made, or lacks a method.
     """
-    try:
-        environment = within(LIMIT, make_environment)
-    except (Exception, SystemExit) as error:
-        raise EpisodeError(
-            f"environment {describe(make_environment, error)} raised {type(error).__name__} when it was made: {error}. "
-            "Mend it."
-        ) from error
+    environment = _call(make_environment, "when it was made")
     if missing := [name for name in ("reset", "step") if not callable(getattr(environment, name, None))]:
         raise EpisodeError(
             f"environment {describe(make_environment)} makes {show(environment)}, which has no "
@@ -81,15 +75,10 @@ def begin(environment: Environment, row: Mapping[str, Any]) -> str:
     Raises:
         EpisodeError: The environment raised, or returned no text.
     """
-    try:
-        observation = within(LIMIT, lambda: environment.reset(row))
-    except (Exception, SystemExit) as error:
-        raise EpisodeError(_raised("reset", environment.reset, error, row["prompt"])) from error
+    observation = _call(environment.reset, "in reset", row)
     if not isinstance(observation, str):
-        raise EpisodeError(
-            f"environment {describe(environment.reset)} returned {show(observation)} from reset, a "
-            f"{type(observation).__name__}: return the first observation as a text, '' if the prompt says all."
-        )
+        wanted = "the first observation as a text, '' if the prompt says all"
+        raise EpisodeError(_wrong(environment.reset, observation, wanted))
     return observation
 
 
@@ -99,16 +88,13 @@ def act(environment: Environment, action: str) -> Step:
     Raises:
         EpisodeError: The environment raised, or returned something that is not a step.
     """
-    try:
-        found = within(LIMIT, lambda: environment.step(action))
-    except (Exception, SystemExit) as error:
-        raise EpisodeError(_raised("step", environment.step, error, action)) from error
+    found = _call(environment.step, "in step", action)
     if not isinstance(found, tuple) or len(found) != 3:
-        raise EpisodeError(_wrong("step", environment.step, show(found), "an autolayer.tasks.Step"))
-    step = Step(*found)
-    if not isinstance(step.observation, str):
-        raise EpisodeError(_wrong("step", environment.step, f"the observation {show(step.observation)}", "a text"))
-    return step._replace(reward=_number("step", environment.step, step.reward), done=bool(step.done))
+        raise EpisodeError(_wrong(environment.step, found, "an autolayer.tasks.Step"))
+    observation, reward, done = found
+    if not isinstance(observation, str):
+        raise EpisodeError(_wrong(environment.step, observation, "a text as the observation"))
+    return Step(observation, _reward(environment.step, reward), bool(done))
 
 
 def finish(environment: Environment) -> float:
@@ -118,15 +104,7 @@ def finish(environment: Environment) -> float:
         EpisodeError: `finish` raised or returned no finite number.
     """
     method = getattr(environment, "finish", None)
-    if method is None:
-        return 0.0
-    try:
-        reward = within(LIMIT, method)
-    except (Exception, SystemExit) as error:
-        raise EpisodeError(
-            f"environment {describe(method, error)} raised {type(error).__name__} in finish: {error}. Mend it."
-        ) from error
-    return _number("finish", method, reward)
+    return 0.0 if method is None else _reward(method, _call(method, "in finish"))
 
 
 def end(environment: Environment) -> None:
@@ -136,14 +114,8 @@ def end(environment: Environment) -> None:
         EpisodeError: `close` raised.
     """
     method = getattr(environment, "close", None)
-    if method is None:
-        return
-    try:
-        within(LIMIT, method)
-    except (Exception, SystemExit) as error:
-        raise EpisodeError(
-            f"environment {describe(method, error)} raised {type(error).__name__} in close: {error}. Mend it."
-        ) from error
+    if method is not None:
+        _call(method, "in close")
 
 
 def state_of(environment: Environment, observation: str) -> str:
@@ -152,19 +124,27 @@ def state_of(environment: Environment, observation: str) -> str:
     return state if isinstance(state, str) else observation
 
 
-def _number(what: str, method: Callable[..., Any], reward: Any) -> float:
+def _call(method: Callable[..., Any], where: str, *given: Any) -> Any:
+    """Calls the user's code within `LIMIT` seconds.
+
+    Raises:
+        EpisodeError: It raised, or took too long.
+    """
+    try:
+        return within(LIMIT, lambda: method(*given))
+    except (Exception, SystemExit) as error:
+        hint = f" It was given {show(given[0])}; an action that makes no sense is no error." if given else ""
+        raise EpisodeError(
+            f"environment {describe(method, error)} raised {type(error).__name__} {where}: {error}. Mend it.{hint}"
+        ) from error
+
+
+def _reward(method: Callable[..., Any], reward: Any) -> float:
     number = as_number(reward)
     if number is None:
-        raise EpisodeError(_wrong(what, method, f"the reward {show(reward)}", "a finite number, 0.0 for nothing"))
+        raise EpisodeError(_wrong(method, reward, "a finite number as the reward, 0.0 for nothing"))
     return number
 
 
-def _raised(what: str, method: Callable[..., Any], error: BaseException, given: Any) -> str:
-    return (
-        f"environment {describe(method, error)} raised {type(error).__name__} in {what}: {error}. It was given "
-        f"{show(given)}. Mend it; an action that makes no sense should get an observation that says so."
-    )
-
-
-def _wrong(what: str, method: Callable[..., Any], found: str, wanted: str) -> str:
-    return f"environment {describe(method)} returned {found} from {what}: return {wanted}."
+def _wrong(method: Callable[..., Any], found: Any, wanted: str) -> str:
+    return f"environment {describe(method)} returned {show(found)}, a {type(found).__name__}: return {wanted}."

@@ -236,9 +236,9 @@ def _raises(self: Any, action: str) -> Step:
     ("step", "words"),
     [
         (_raises, "raised ValueError in step: out of order"),
-        (lambda self, action: Step("x", float("nan"), False), "the reward nan"),
-        (lambda self, action: Step("x", cast(Any, "good"), False), "the reward 'good'"),
-        (lambda self, action: Step(cast(Any, 3), 0.0, False), "the observation 3"),
+        (lambda self, action: Step("x", float("nan"), False), "returned nan.*as the reward"),
+        (lambda self, action: Step("x", cast(Any, "good"), False), "returned 'good'.*as the reward"),
+        (lambda self, action: Step(cast(Any, 3), 0.0, False), "returned 3.*as the observation"),
         (lambda self, action: ("x", 0.0), "an autolayer.tasks.Step"),
         (lambda self, action: None, "None"),
     ],

@@ -55,15 +55,17 @@ def test_a_state_has_the_environments_name_or_the_observations() -> None:
     ids=repr,
 )
 def test_what_is_no_finite_number_is_refused(bad: Any) -> None:
-    with pytest.raises(EpisodeError, match=r"Fixed.step' \(.*test_environment.py:\d+\) returned the reward .*0.0 for"):
+    with pytest.raises(
+        EpisodeError, match=r"Fixed.step' \(.*test_environment.py:\d+\) returned .* as the reward, 0.0 for"
+    ):
         act(Fixed(("seen", bad, False)), "go")
-    with pytest.raises(EpisodeError, match=r"Fixed.finish' \(.*returned .* from finish: return a finite number"):
+    with pytest.raises(EpisodeError, match=r"Fixed.finish' \(.*returned .*: return a finite number"):
         finish(Fixed(last=bad))
 
 
 @pytest.mark.parametrize("bad", [None, "seen", ("seen", 1.0), ("seen", 1.0, False, "here"), ["seen", 1.0, False]])
 def test_what_is_no_step_is_refused(bad: Any) -> None:
-    with pytest.raises(EpisodeError, match="from step: return an autolayer.tasks.Step"):
+    with pytest.raises(EpisodeError, match="Fixed.step' .*return an autolayer.tasks.Step"):
         act(Fixed(bad), "go")
 
 
@@ -75,16 +77,18 @@ def test_observations_are_texts(bad: Any) -> None:
 
 def test_the_first_observation_is_a_text() -> None:
     assert begin(Fixed(first="seen"), ROW) == "seen"
-    with pytest.raises(EpisodeError, match="returned None from reset.*'' if the prompt says all"):
+    with pytest.raises(EpisodeError, match="Fixed.reset' .*returned None.*'' if the prompt says all"):
         begin(Fixed(first=None), ROW)
 
 
 def test_an_environment_that_raises_is_named_with_its_line_and_what_it_was_given() -> None:
     broken = Fixed(KeyError("door"), OSError("no file"), ValueError("no reward"))
-    with pytest.raises(EpisodeError, match=r"test_environment.py:\d+.*OSError in reset: no file.*given 'go'"):
+    with pytest.raises(
+        EpisodeError, match=r"test_environment.py:\d+.*OSError in reset: no file.*given {'prompt': 'go'}"
+    ):
         begin(broken, ROW)
     with pytest.raises(
-        EpisodeError, match="KeyError in step: 'door'.*given 'fly'.*an observation that says so"
+        EpisodeError, match="KeyError in step: 'door'.*given 'fly'; an action that makes no sense is no error"
     ) as caught:
         act(broken, "fly")
     assert isinstance(caught.value.__cause__, KeyError)
