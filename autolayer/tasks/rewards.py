@@ -39,8 +39,6 @@ def call_reward(
     prompts: Sequence[Any],
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
-    trainer_state: Any = None,
-    log_extra: Callable[..., None] | None = None,
     log_metric: Callable[..., None] | None = None,
     **columns: Sequence[Any],
 ) -> list[float]:
@@ -53,8 +51,6 @@ def call_reward(
         prompts: The prompt of each completion, a text or a message list.
         completions: The completions in TRL's form (`as_completion`).
         completion_ids: The tokens of each completion.
-        trainer_state: TRL's trainer state, None outside of training.
-        log_extra: Called by the reward to log columns of samples.
         log_metric: Called by the reward to log a number under a name.
         columns: The other columns of the rows, one value per completion.
 
@@ -62,15 +58,14 @@ def call_reward(
         RewardError: The function raised, or returned something else. The message shows the first such sample.
     """
     check_signature(function, columns)
+
+    def sample(index: int) -> str:
+        return f"sample {index}: prompt {show(prompts[index])}, completion {show(completions[index])}"
+
     # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
     given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
     try:
-        result = function(
-            trainer_state=trainer_state,
-            log_extra=log_extra or _ignore,
-            log_metric=log_metric or _ignore,
-            **given,
-        )
+        result = function(trainer_state=None, log_extra=_ignore, log_metric=log_metric or _ignore, **given)
         if inspect.isawaitable(result):
             result = wait_for(result)
         # Still inside the `try`, because a generator runs the user's code only here.
@@ -80,8 +75,7 @@ def call_reward(
     except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
-            f"{_sample(0, prompts, completions)}. Mend the function; for a completion that it cannot read it should "
-            "return 0.0."
+            f"{sample(0)}. Mend the function; for a completion that it cannot read it should return 0.0."
         ) from error
     if values is None:
         raise RewardError(
@@ -91,18 +85,19 @@ def call_reward(
     if len(values) != len(completions):
         raise RewardError(
             f"reward function {describe(function)} returned {len(values)} numbers for {len(completions)} completions "
-            f"(prompts repeat, one for each completion). The batch began with {_sample(0, prompts, completions)}. "
-            "Return one number per completion, in their order."
+            f"(prompts repeat, one for each completion). The batch began with {sample(0)}. Return one number per "
+            "completion, in their order."
         )
-    rewards = [as_number(value) for value in values]
-    for index, reward in enumerate(rewards):
+    rewards = []
+    for index, value in enumerate(values):
+        reward = as_number(value)
         if reward is None:
             raise RewardError(
-                f"reward function {describe(function)} returned {show(values[index])} for "
-                f"{_sample(index, prompts, completions)}. Return a finite number for every completion: 0.0 where it "
-                "earns nothing."
+                f"reward function {describe(function)} returned {show(value)} for {sample(index)}. Return a finite "
+                "number for every completion: 0.0 where it earns nothing."
             )
-    return [reward for reward in rewards if reward is not None]
+        rewards.append(reward)
+    return rewards
 
 
 def check_signature(function: Any, columns: Iterable[str]) -> None:
@@ -113,29 +108,16 @@ def check_signature(function: Any, columns: Iterable[str]) -> None:
     """
     if not callable(function):
         raise RewardError(f"the reward is {show(function)}, a {type(function).__name__}: give a function.")
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some builtins have no signature: the call itself will tell
-        return
-    columns = list(columns)
     passed = [*PASSED_BY_TRL, *columns]
-    taken = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()) and (left := set(passed) - set(taken)):
+    try:
+        inspect.signature(function).bind(**dict.fromkeys(passed))
+    except ValueError:  # some builtins have no signature: the call itself will tell
+        return
+    except TypeError as error:
         raise RewardError(
-            f"reward function {describe(function)} does not take {', '.join(n for n in passed if n in left)}, which "
-            "TRL passes by name: add **kwargs to its parameters."
-        )
-    needed = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if name not in passed or p.kind is p.POSITIONAL_ONLY
-    ]
-    if needed:
-        raise RewardError(
-            f"reward function {describe(function)} asks for {', '.join(needed)}, which the data do not have. "
-            f"It can take: {', '.join(passed)}; add the column to the data, or rename the parameter."
-        )
+            f"reward function {describe(function)} cannot be called as TRL calls it: {error}. It gets by name: "
+            f"{', '.join(passed)}. Add **kwargs to its parameters, or the column to the data."
+        ) from error
 
 
 def describe(function: Callable[..., Any], error: BaseException | None = None) -> str:
@@ -158,12 +140,6 @@ def show(value: Any, width: int = 120) -> str:
         value = value[-1]["content"]
     text = repr(value).replace("\n", " ")
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
-
-
-def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
-    if not completions:
-        return "no sample: it is empty"
-    return f"sample {index}: prompt {show(prompts[index])}, completion {show(completions[index])}"
 
 
 def as_number(value: Any) -> float | None:

@@ -295,7 +295,7 @@ def test_rows_and_rewards_that_cannot_be_used() -> None:
     def asks(environments, answer, **kwargs):
         return [0.0]
 
-    with pytest.raises(RewardError, match="asks for answer"):
+    with pytest.raises(RewardError, match="missing a required argument: 'answer'"):
         environment_task("notes", Notes, ROWS, reward=asks)
 
 
