@@ -29,6 +29,8 @@ CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
 PATCH, REPORT = "layer.safetensors", "report.html"
 ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
+TEMPORARY = r"\..+\.[0-9a-f]{32}"
+"""Pattern of the names of files that are being written."""
 
 
 class RunFolder:
@@ -82,7 +84,6 @@ class RunFolder:
         self._write_temporary(name, value, indent).replace(self.path / name)
 
     def _write_temporary(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
-        """Writes the JSON to a temporary file and returns its path; the caller moves it into place."""
         text = json.dumps(value, indent=indent, allow_nan=False)
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{uuid.uuid4().hex}"
@@ -90,14 +91,14 @@ class RunFolder:
         return temporary
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Locks the folder against other processes of this machine while the block runs.
 
         Raises:
             RunFolderError: Another process holds the lock.
         """
         # The lock file is in the temporary folder, so that the run folder holds results only.
-        name = hashlib.sha256(str(self.path.absolute()).encode()).hexdigest()[:16]
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"autolayer-{name}.lock")
         try:
             lock.acquire(timeout=0)
@@ -110,59 +111,47 @@ class RunFolder:
         finally:
             lock.release()
 
-    def keep_only(self, name: str, value: dict[str, Any]) -> None:
-        """Writes one file and deletes config.json, so that a run without a result leaves only the reason."""
-        self.write(name, value)
-        (self.path / CONFIG).unlink(missing_ok=True)
-
-    def give_up(self) -> None:
-        """Deletes the folder if no stage has finished, so that a corrected reward can use the same --out."""
-        if list(self.path.iterdir()) == [self.path / CONFIG]:
-            (self.path / CONFIG).unlink()
-            self.path.rmdir()
-
-    def claim(self, resolved: dict[str, Any], signature: str, *, accept_changes: bool = False) -> dict[str, Any]:
-        """Writes config.json into a new folder, or checks that an existing one belongs to this configuration.
+    def start_or_resume(self, settings: dict[str, Any], *, accept_changes: bool = False) -> dict[str, Any]:
+        """Writes config.json into a new folder, or checks that the folder belongs to a run with these settings.
 
         Args:
-            resolved: All settings that decide what the run does, with hashes of the user's files.
-            signature: Hash of `resolved`.
+            settings: All settings that decide what the run does, with hashes of the user's files.
             accept_changes: Resume a run although the user's files have changed. The run keeps its signature.
 
         Returns:
-            The content of config.json; 'changed' lists the kinds of files that have changed during the run.
+            The content of config.json: the settings, their hash as 'signature', and in 'changed' the kinds of files
+            that have changed during the run.
 
         Raises:
             RunFolderError: The folder belongs to another configuration, or is not a run folder.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--out {self.path} is a file: give a folder.")
-        before = self.read(CONFIG)
-        claimed = {"signature": signature, **resolved}
-        if before is None:
-            calibration = self.path / CALIBRATION
-            inside = self._inside()
-            if inside and (before := self.read(CONFIG)):
-                return self.claim(resolved, signature, accept_changes=accept_changes)  # another worker was faster
-            if inside == [calibration]:
-                calibration.unlink()  # `keep_only` left it after a run without a signal
+        signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+        started = {"signature": signature, **settings}
+        inside = {path.name for path in self.path.glob("*") if not re.fullmatch(TEMPORARY, path.name)}
+        if not self.has(CONFIG):  # asked after listing, because another worker may create it
+            if inside == {CALIBRATION}:
+                (self / CALIBRATION).unlink(missing_ok=True)  # a run without a signal left it
             elif inside:
                 raise RunFolderError(
                     f"--out {self.path} is not empty and is not a run folder (it has no {CONFIG}): give a new folder."
                 )
-            if not self._create(CONFIG, claimed):
-                return self.claim(resolved, signature, accept_changes=accept_changes)
-            return claimed
+            if self._create(CONFIG, started):
+                return started
+        before = self.read(CONFIG) or {}
         if "signature" not in before:
             raise self.damaged(CONFIG, "it has no signature")
-        differing = _differences(before, resolved)
+        now = json.loads(json.dumps(settings))
+        differing = [name for name in now if before.get(name) != now[name]]
         if not differing and (before["signature"] == signature or "changed" in before):
             return before
-        files = [each.partition("_hash")[0] for each in differing]
-        if not files or any("_hash: " not in each or each.startswith("base_hash") for each in differing):
+        files = [name.removesuffix("_hash") for name in differing if name.endswith("_hash") and name != "base_hash"]
+        if not files or len(files) < len(differing):
+            values = "; ".join(f"{name}: {before.get(name)} there, {now[name]} here" for name in differing)
             raise RunFolderError(
-                f"--out {self.path} belongs to another configuration ({'; '.join(differing) or 'signature'}): "
-                "choose another --out, or repeat the command that made it to resume it."
+                f"--out {self.path} belongs to another configuration ({values or 'signature'}): choose another --out, "
+                "or repeat the command that made it to resume it."
             )
         if not accept_changes:
             raise RunFolderError(
@@ -170,15 +159,9 @@ class RunFolder:
                 "its results: give a new --out to start again, restore the old file, or give --accept-changes to "
                 "continue anyway (the result records the change)."
             )
-        claimed = {**before, **resolved, "changed": sorted({*before.get("changed", ()), *files})}
-        self.write(CONFIG, claimed)
-        return claimed
-
-    def _inside(self) -> list[Path]:
-        """Returns the paths in the folder, without the temporary files of other processes."""
-        if not self.path.is_dir():
-            return []
-        return [path for path in self.path.iterdir() if not re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name)]
+        changed = sorted({*before.get("changed", ()), *files})
+        self.write(CONFIG, {**before, **settings, "changed": changed})
+        return {**before, **settings, "changed": changed}
 
     def _create(self, name: str, value: dict[str, Any]) -> bool:
         """Writes a file if it does not exist; returns False if another process has created it first."""
@@ -193,26 +176,23 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
         return True
 
+    def abandon(self) -> None:
+        """Deletes config.json if no stage has finished, so that a corrected reward can use the same --out.
+
+        The folder goes as well, unless calibration.json says why there is no signal.
+        """
+        names = {path.name for path in self.path.iterdir()}
+        if names <= {CONFIG, CALIBRATION}:
+            (self / CONFIG).unlink(missing_ok=True)
+            if CALIBRATION not in names:
+                self.path.rmdir()
+
 
 def open_run(config: Config, verb: str = "pick") -> RunFolder:
-    """Returns the run folder of a configuration: `--out`, or a name made from model, task and signature.
-
-    Args:
-        config: Settings of the run.
-        verb: Name of the command; all but "pick" are put before the name.
-    """
+    """Returns the run folder of a configuration: `--out`, or a name made from verb, model, task and signature."""
     if config.out is not None:
         return RunFolder(config.out)
     task = Path(config.data).stem if config.data and config.reward else config.task
     words = [Path(config.model).name if Path(config.model).exists() else config.model, task, config.signature]
     words = words if verb == "pick" else [verb, *words]
     return RunFolder(Path("runs") / "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in w) for w in words))
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns a text such as 'steps: 300 there, 200 here' for every setting that differs."""
-    return [
-        f"{name}: {before.get(name)} there, {now.get(name)} here"
-        for name in now
-        if name != "signature" and before.get(name) != json.loads(json.dumps(now[name]))
-    ]

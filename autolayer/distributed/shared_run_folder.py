@@ -4,13 +4,25 @@ Other machines may not see the folder of rank 0, or see a new file late. Only ch
 (training/checkpoints.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.process_group import ProcessGroup
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _on_rank_0(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    @wraps(method)
+    def call(self: "SharedRunFolder", *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.process_group.on_rank_0(lambda: method(self, *args, **kwargs))
+
+    return call
 
 
 class SharedRunFolder(RunFolder):
@@ -25,39 +37,15 @@ class SharedRunFolder(RunFolder):
         super().__init__(path)
         self.process_group = process_group
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """See `RunFolder.read`."""
-        return self.process_group.on_rank_0(lambda: RunFolder.read(self, name))
-
-    def has(self, *names: str) -> bool:
-        """See `RunFolder.has`."""
-        return self.process_group.on_rank_0(lambda: RunFolder.has(self, *names))
-
-    def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
-        """See `RunFolder.write`."""
-        self.process_group.on_rank_0(lambda: RunFolder.write(self, name, value, indent=indent))
+    read = _on_rank_0(RunFolder.read)
+    has = _on_rank_0(RunFolder.has)
+    write = _on_rank_0(RunFolder.write)
+    start_or_resume = _on_rank_0(RunFolder.start_or_resume)
+    abandon = _on_rank_0(RunFolder.abandon)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """See `RunFolder.held`; rank 0 holds the lock."""
+    def locked(self) -> Iterator[None]:
+        """See `RunFolder.locked`; rank 0 holds the lock."""
         with ExitStack() as lock:
-
-            def hold() -> None:
-                lock.enter_context(RunFolder.held(self))
-
-            self.process_group.on_rank_0(hold)
+            self.process_group.on_rank_0(lambda: lock.enter_context(RunFolder.locked(self)))
             yield
-
-    def keep_only(self, name: str, value: dict[str, Any]) -> None:
-        """See `RunFolder.keep_only`."""
-        self.process_group.on_rank_0(lambda: RunFolder.keep_only(self, name, value))
-
-    def give_up(self) -> None:
-        """See `RunFolder.give_up`."""
-        self.process_group.on_rank_0(lambda: RunFolder.give_up(self))
-
-    def claim(self, resolved: dict[str, Any], signature: str, *, accept_changes: bool = False) -> dict[str, Any]:
-        """See `RunFolder.claim`."""
-        return self.process_group.on_rank_0(
-            lambda: RunFolder.claim(self, resolved, signature, accept_changes=accept_changes)
-        )

@@ -69,7 +69,7 @@ def measure(
         if done := finished(run):
             return done
         if (run.config.num_eval or 0) < 2:
-            run.folder.give_up()
+            run.folder.abandon()
             raise ConfigError(f"--num-eval {run.config.num_eval} cannot work: an interval needs at least 2 items.")
 
         calibration = calibrate_stage(run)

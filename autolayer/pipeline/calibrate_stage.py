@@ -58,13 +58,14 @@ def _calibrate(run: RunContext) -> None:
                 lambda: calibrate(bench, num_prompts, run.config.seed)
             )
         except AutolayerError:
-            folder.give_up()
+            folder.abandon()
             raise
         found = {**asdict(calibration), "cost": asdict(bench.spent - before)}
         bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
     if calibration.status != "ok":
         error = refuse(calibration, bench.task)
-        folder.keep_only(CALIBRATION, {**found, "message": str(error)})
+        folder.write(CALIBRATION, {**found, "message": str(error)})
+        folder.abandon()
         raise error
     folder.write(ROLLOUTS, asdict(rollouts), indent=None)
     folder.write(CALIBRATION, found)

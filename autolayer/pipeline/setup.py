@@ -1,7 +1,6 @@
-"""Sets a run up: checks names, fills open fields, loads model and task, and claims the run folder."""
+"""Sets a run up: checks names, fills open fields, loads model and task, and starts or resumes the run folder."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -92,13 +91,13 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             )
         check_context(bench)
         if config.storage is None:  # with a storage, several workers share the folder
-            stack.enter_context(folder.held())
-        claimed = folder.claim(signed, _hash(signed), accept_changes=config.accept_changes)
+            stack.enter_context(folder.locked())
+        recorded = folder.start_or_resume(signed, accept_changes=config.accept_changes)
         if config.storage is not None:
             try:
-                process_group.on_rank_0(partial(check_storage, config.storage, claimed["signature"]))
+                process_group.on_rank_0(partial(check_storage, config.storage, recorded["signature"]))
             except RunFolderError:
-                folder.give_up()
+                folder.abandon()
                 raise
         yield RunContext(
             config=config,
@@ -106,8 +105,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             candidates=candidates if candidates != "full" else tuple(range(loaded.num_layers)),
             trained_layers=candidates,
             progress=progress,
-            signature=claimed["signature"],
-            changed_files=tuple(claimed.get("changed", ())),
+            signature=recorded["signature"],
+            changed_files=tuple(recorded.get("changed", ())),
             started=started,
         )
 
@@ -163,16 +162,12 @@ def _signed(config: Config, verb: str, base_hash: str) -> dict[str, object]:
     }
     for name, path in files.items():
         if path is not None:
-            signed[f"{name}_hash"] = _short_hash(Path(path).expanduser().read_bytes(), 16)
+            signed[f"{name}_hash"] = _hash(Path(path).expanduser().read_bytes())
     if config.history is not None:
         contents = [file.read_bytes() for file in known.files(config.history)]
-        signed["history_hash"] = _short_hash(b"\0".join(contents), 16)
+        signed["history_hash"] = _hash(b"\0".join(contents))
     return signed
 
 
-def _hash(signed: dict[str, object]) -> str:
-    return _short_hash(json.dumps(signed, sort_keys=True).encode(), 10)
-
-
-def _short_hash(content: bytes, length: int) -> str:
-    return hashlib.sha256(content).hexdigest()[:length]
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -178,7 +178,7 @@ def test_stages_are_resumed_from_files_alone(run: tuple[PickResult, Path], tmp_p
 
 
 def test_two_processes_do_not_share_a_run_folder(tmp_path: Path):
-    with RunFolder(tmp_path / "b").held(), pytest.raises(RunFolderError, match="another process is working"):
+    with RunFolder(tmp_path / "b").locked(), pytest.raises(RunFolderError, match="another process is working"):
         short_pick(tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
