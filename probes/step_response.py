@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from autolayer.core.probe_plan import RESPONSE_GROUP
-from autolayer.distributed.fsdp import whole
+from autolayer.distributed.fsdp import unsharded
 from autolayer.models.fp32 import fp32_layers
 from autolayer.probes.policy_distance import TARGET_DISTANCE, find_distance_steps
 from autolayer.probes.shared_batch import Fold, make_fold
@@ -98,7 +98,7 @@ class StepResponses:
     ) -> StepResponse:
         model = self.bench.model
         with ExitStack() as inside:
-            inside.enter_context(whole(model, (layer,)))
+            inside.enter_context(unsharded(model, (layer,)))
             size = FIRST_STEP * rms(model.get_parameter(name) for name in direction)
             inside.enter_context(scoring(model, self.bench.engine.temperature))
             inside.enter_context(torch.no_grad())

@@ -26,15 +26,7 @@ from autolayer.distributed.process_group import ProcessGroup
 
 
 def make_mesh(process_group: ProcessGroup, device: torch.device) -> DeviceMesh:
-    """Creates a one-dimensional device mesh of all ranks. Call it on every rank.
-
-    Args:
-        process_group: The ranks of the run.
-        device: The device of this rank.
-
-    Raises:
-        ConfigError: The installed torch is too old.
-    """
+    """Creates a one-dimensional device mesh of all ranks, or refuses a torch that is too old. Call it on every rank."""
     if not hasattr(fsdp, "share_comm_ctx"):
         raise ConfigError(f"--shard needs a newer torch than {torch.__version__}: install 2.13, or leave it out.")
     return init_device_mesh(device.type, (process_group.world_size,))
@@ -58,63 +50,59 @@ def shard(
         # No prefetch, because the next pass may begin or end at another block than the last one.
         state.set_modules_to_backward_prefetch([state])
     fsdp.share_comm_ctx(sharded)  # each block is a root, and would use its own streams and buffers
-    _SHARDED[model] = _Shards(sharded, process_group)
+    _SHARDS[model] = _Shards(sharded, process_group)
     model.to(device)
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Returns True if `shard` has sharded this model."""
-    return model in _SHARDED
+    return model in _SHARDS
 
 
 @contextmanager
-def whole(model: nn.Module, layers: Layers) -> Iterator[None]:
+def unsharded(model: nn.Module, layers: Layers) -> Iterator[None]:
     """Holds some blocks whole, as ordinary parameters, while the `with` block runs; then restores their base weights.
 
     All ranks must enter and leave together. Does nothing if the model is not sharded.
-
-    Args:
-        model: The model.
-        layers: Indices of the blocks; "full" only if the model is not sharded.
     """
-    shards = _SHARDED.get(model)
+    shards = _SHARDS.get(model)
     if shards is None:
         yield
         return
     assert layers != "full", "a sharded model is too large to hold all blocks whole"
-    with shards.holding(layers):
+    with shards.unsharded(layers):
         yield
 
 
-def agreed(model: nn.Module, number: int) -> int:
+def number_of_rank_0(model: nn.Module, number: int) -> int:
     """Returns rank 0's number if the model is sharded, and otherwise the number given.
 
     Use it for whatever decides how many forward passes a rank makes, such as a batch size.
     """
-    shards = _SHARDED.get(model)
+    shards = _SHARDS.get(model)
     return number if shards is None else shards.process_group.broadcast(number)
 
 
 class _Shards:
-    """The blocks of a sharded model, and for each the number of `whole` blocks that hold it."""
+    """The blocks of a sharded model, and for each the number of callers that hold it whole."""
 
     def __init__(self, blocks: Sequence[Any], process_group: ProcessGroup) -> None:
         self.blocks, self.process_group = list(blocks), process_group
-        self._held: Counter[int] = Counter()
+        self._uses: Counter[int] = Counter()
 
     @contextmanager
-    def holding(self, layers: Sequence[int]) -> Iterator[None]:
+    def unsharded(self, layers: Sequence[int]) -> Iterator[None]:
         with ExitStack() as undo:
             for index in layers:
-                self._held[index] += 1
+                self._uses[index] += 1
                 undo.callback(self._release, index)
                 self._set_reshard(index, False)
                 self.blocks[index].unshard()
             yield
 
     def _release(self, index: int) -> None:
-        self._held[index] -= 1
-        if not self._held[index]:
+        self._uses[index] -= 1
+        if not self._uses[index]:
             self._set_reshard(index, True)
             self.blocks[index].reshard()
 
@@ -124,5 +112,5 @@ class _Shards:
         self.blocks[index].set_reshard_after_backward(reshard)
 
 
-_SHARDED: WeakKeyDictionary[nn.Module, _Shards] = WeakKeyDictionary()
+_SHARDS: WeakKeyDictionary[nn.Module, _Shards] = WeakKeyDictionary()
 """The models that `shard` has sharded."""

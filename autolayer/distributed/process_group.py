@@ -61,11 +61,11 @@ class ProcessGroup:
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
-        self.passes_are_collective = False
+        self.passes_need_all_ranks = False
         """True if a forward pass needs all ranks (FSDP); a rank that fails in one cannot tell the others."""
-        self._lone_error: LoneRankError | None = None
-        self._on_rank_0_alone = False
-        """True while rank 0 does work that the other ranks do not do; nothing is then exchanged."""
+        self._fatal_error: LoneRankError | None = None
+        self._only_rank_0_works = False
+        """True while the other ranks wait for work of rank 0; it then exchanges nothing with them."""
         # Objects are sent from host memory by gloo; gradients by the default backend, such as NCCL.
         self._gloo: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size > 1 else None
 
@@ -96,7 +96,7 @@ class ProcessGroup:
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
         """Runs some work on rank 0 alone. Call it on every rank; each returns the value, or raises the exception."""
-        with self._alone(True):
+        with self._only_rank_0(True):
             value = attempt(work) if self.is_rank_0 else None
         return self._exchange(value)[0]
 
@@ -117,7 +117,7 @@ class ProcessGroup:
         """
 
         def call(*arguments: Any) -> Any:
-            with self._alone(False):
+            with self._only_rank_0(False):
                 return run(self.broadcast(arguments))
 
         def run(arguments: tuple[Any, ...]) -> Any:
@@ -137,13 +137,13 @@ class ProcessGroup:
         return received.value
 
     @contextlib.contextmanager
-    def failing_together(self, *, passes_are_collective: bool = False) -> Iterator[None]:
+    def failing_together(self, *, passes_need_all_ranks: bool = False) -> Iterator[None]:
         """Makes all ranks raise an exception that one rank raises in the block. Enter it on every rank.
 
         The other ranks raise it at their next exchange, which is at the latest the one at the end of the block.
 
         Args:
-            passes_are_collective: True if a forward pass in the block needs all ranks.
+            passes_need_all_ranks: True if a forward pass in the block needs all ranks.
 
         Raises:
             LoneRankError: This rank failed while the others may wait for it in a forward pass, where they cannot be
@@ -154,10 +154,10 @@ class ProcessGroup:
         except Exception as error:
             if self.world_size == 1 or _is_on_all_ranks(error) or isinstance(error, LoneRankError):
                 raise
-            if not (self.passes_are_collective or passes_are_collective):
+            if not (self.passes_need_all_ranks or passes_need_all_ranks):
                 self._exchange(error)
             if not isinstance(error, TrainingError):  # the gradient is averaged, so all ranks raise this one
-                raise self._lone(error) from error
+                raise self._fatal(error) from error
             setattr(error, _ON_ALL_RANKS, True)
             raise
         self._exchange(None)
@@ -171,25 +171,25 @@ class ProcessGroup:
                 tensor /= self.world_size
 
     @contextlib.contextmanager
-    def _alone(self, alone: bool) -> Iterator[None]:
-        """Sets `_on_rank_0_alone` while the block runs."""
-        before, self._on_rank_0_alone = self._on_rank_0_alone, alone
+    def _only_rank_0(self, works: bool) -> Iterator[None]:
+        """Sets `_only_rank_0_works` while the block runs."""
+        before, self._only_rank_0_works = self._only_rank_0_works, works
         try:
             yield
         finally:
-            self._on_rank_0_alone = before
+            self._only_rank_0_works = before
 
     def _exchange(self, mine: Any) -> list[Any]:
         """Returns the values of all ranks; if a rank passes an exception instead of a value, all ranks raise it."""
-        if self._lone_error is not None:
-            raise self._lone_error
+        if self._fatal_error is not None:
+            raise self._fatal_error
         everyone: list[Any] = [mine]
-        if self.world_size > 1 and not self._on_rank_0_alone:
+        if self.world_size > 1 and not self._only_rank_0_works:
             everyone = [None] * self.world_size
             try:
                 dist.all_gather_object(everyone, self._portable(mine), group=self._gloo)
             except RuntimeError as error:  # gloo lost another process
-                raise self._lone(error) from error
+                raise self._fatal(error) from error
             if isinstance(mine, Exception):
                 everyone[self.rank] = mine  # the original has its traceback
         for each in everyone:
@@ -206,7 +206,7 @@ class ProcessGroup:
             return value
         return ProcessGroupError(f"process {self.rank} of {self.world_size} failed ({_first_line(value)}).")
 
-    def _lone(self, error: Exception) -> LoneRankError:
+    def _fatal(self, error: Exception) -> LoneRankError:
         """Returns the error of a rank that cannot tell the others; every later exchange raises it again."""
         if isinstance(error, LoneRankError):
             return error
@@ -218,8 +218,8 @@ class ProcessGroup:
                 f"failed ({_first_line(error)}), which ends all of them: give --activation-checkpointing, a smaller "
                 "--max-new-tokens or higher --layers, and rerun to resume."
             )
-        self._lone_error = LoneRankError(f"process {self.rank} of {self.world_size} {what}")
-        return self._lone_error
+        self._fatal_error = LoneRankError(f"process {self.rank} of {self.world_size} {what}")
+        return self._fatal_error
 
 
 def attempt(work: Callable[[], T]) -> T | Exception:

@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import Layers, parse_layers
-from autolayer.distributed.fsdp import whole
+from autolayer.distributed.fsdp import unsharded
 from autolayer.models.lora import adapter_parameters
 
 _ROUTER_NAMES = ("gate", "router")
@@ -87,7 +87,7 @@ def pass_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Par
     """
     found: dict[str, nn.Parameter] = {}
     for layer in layers:
-        with whole(model, (layer,)):
+        with unsharded(model, (layer,)):
             found |= layer_parameters(model, (layer,))
     return found
 

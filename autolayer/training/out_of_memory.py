@@ -73,14 +73,14 @@ class MicroBatching:
             return contextlib.nullcontext()
         return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
 
-    def retry_on_out_of_memory(self, work: Callable[[], T], *, passes_are_collective: bool = False) -> T:
+    def retry_on_out_of_memory(self, work: Callable[[], T], *, passes_need_all_ranks: bool = False) -> T:
         """Runs some work, and repeats it with smaller micro-batches if a device runs out of memory.
 
         Call it on every rank. If one rank runs out of memory, all ranks repeat the work.
 
         Args:
             work: The work; repeating it from the start must give the same result.
-            passes_are_collective: True if a forward pass needs all ranks. A rank that runs out of memory then ends the
+            passes_need_all_ranks: True if a forward pass needs all ranks. A rank that runs out of memory then ends the
                 run, because the other ranks wait for it in the pass.
 
         Raises:
@@ -89,7 +89,7 @@ class MicroBatching:
         """
         while True:
             try:
-                with self.process_group.failing_together(passes_are_collective=passes_are_collective):
+                with self.process_group.failing_together(passes_need_all_ranks=passes_need_all_ranks):
                     return work()
             except torch.OutOfMemoryError as error:
                 reason = str(error).split(". ")[0]

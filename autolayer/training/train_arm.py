@@ -71,7 +71,7 @@ def train_arm(
 
     return bench.micro_batching.retry_on_out_of_memory(
         lambda: _train(bench, arm, to_step, prompts_per_step or bench.settings.prompts_per_step, after_step),
-        passes_are_collective=True,  # TRL gathers metrics of all ranks in each pass
+        passes_need_all_ranks=True,  # TRL gathers metrics of all ranks in each pass
     )
 
 

@@ -20,7 +20,7 @@ from autolayer.core.config import GiGPOConfig
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
 from autolayer.core.run_folder import RunFolder
-from autolayer.distributed.fsdp import is_sharded, whole
+from autolayer.distributed.fsdp import is_sharded, unsharded
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models import lora
 from autolayer.models.layers import find_layers, head_ratio, layer_parameters, linear_module_names
@@ -107,7 +107,7 @@ class Workbench:
         self.scorer = Scorer(self.model, self.engine, self.micro_batching, self.account, self.process_group)
         self.effective: list[float] = []
         """Effective sample size of each training batch, as a share of its tokens; empty if the model itself samples."""
-        self.process_group.passes_are_collective = sharded
+        self.process_group.passes_need_all_ranks = sharded
 
     # Weights
 
@@ -120,7 +120,7 @@ class Workbench:
 
         The first call for a layer makes its copy, so it must come before the layer's weights change.
         """
-        with whole(self.model, layers):
+        with unsharded(self.model, layers):
             for name, parameter in self.parameters(layers).items():
                 if name not in self._base:
                     self._base[name] = parameter.detach().to("cpu", copy=True)
@@ -144,7 +144,7 @@ class Workbench:
 
         The block may change these layers. Weights are given by full name; None starts from the base weights.
         """
-        with whole(self.model, layers):
+        with unsharded(self.model, layers):
             base = self.base(layers)
             try:
                 if tensors is not None:

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from autolayer.distributed.fsdp import make_mesh, shard, whole
+from autolayer.distributed.fsdp import make_mesh, shard, unsharded
 from autolayer.distributed.process_group import join_process_group
 from autolayer.models.layers import find_layers, layer_parameters
 
@@ -48,7 +48,7 @@ def timed(model: Qwen3ForCausalLM, ids: torch.Tensor, trained: int) -> tuple[flo
     # While a block is whole.
     handles = [block.get_submodule("mlp").register_forward_hook(look) for block in find_layers(model)]
     seconds = []
-    with whole(model, (trained,)):
+    with unsharded(model, (trained,)):
         for parameter in layer_parameters(model, (trained,)).values():
             parameter.requires_grad_(True)
         for _ in range(REPEATS):

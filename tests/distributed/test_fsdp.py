@@ -28,7 +28,7 @@ import json, torch
 from autolayer.models.loading import load_model
 from autolayer.models.layers import find_layers, pass_parameters
 from autolayer.distributed.process_group import join_process_group
-from autolayer.distributed.fsdp import agreed, make_mesh, shard, whole
+from autolayer.distributed.fsdp import number_of_rank_0, make_mesh, shard, unsharded
 
 group, cpu = join_process_group(on_cpu=True), torch.device("cpu")
 loaded = load_model("tiny", "cpu")
@@ -37,7 +37,7 @@ before, state = model(ids).logits.detach(), {n: p.detach().clone() for n, p in m
 shard(model, blocks, group, make_mesh(group, cpu), cpu)
 block_bytes = lambda: sum(p.untyped_storage().nbytes() for b in blocks for q in b.parameters()
                           for p in [q.to_local() if hasattr(q, "to_local") else q])
-found = {"bytes": block_bytes(), "whole": [], "agreed": agreed(model, 7 + group.rank) == 7}
+found = {"bytes": block_bytes(), "whole": [], "agreed": number_of_rank_0(model, 7 + group.rank) == 7}
 for block in blocks:  # how many are whole while one is at work
     block.self_attn.register_forward_hook(lambda *_: found["whole"].append(
         sum(not hasattr(next(b.parameters()), "to_local") for b in blocks)))
@@ -48,10 +48,10 @@ with torch.no_grad():
         model(ids)
     except ZeroDivisionError:
         stop.remove()
-    with whole(model, (3,)):
+    with unsharded(model, (3,)):
         parameters = dict(blocks[3].named_parameters())
         assert all(type(p) is torch.nn.Parameter for p in parameters.values())
-        with whole(model, (3,)):
+        with unsharded(model, (3,)):
             parameters["mlp.up_proj.weight"].add_(0.1)
         found["moved"] = not torch.equal(model(ids).logits, before)
     found["back"] = torch.equal(model(ids).logits, before)

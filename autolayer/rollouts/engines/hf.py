@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from autolayer.distributed.fsdp import agreed, is_sharded
+from autolayer.distributed.fsdp import is_sharded, number_of_rank_0
 from autolayer.rollouts.engines.base import Completion, Engine
 
 MAX_NOISE_TOKENS = 8
@@ -39,7 +39,7 @@ class TransformersEngine(Engine):
         """See `Engine.sample_requests`."""
         completions = [Completion() for _ in prompt_ids]
         longest = max(map(len, prompt_ids), default=0) + self.max_new_tokens
-        batch_size = agreed(self.model, min(self.max_sequences, max_cached_sequences(self.model, longest)))
+        batch_size = number_of_rank_0(self.model, min(self.max_sequences, max_cached_sequences(self.model, longest)))
         for limit in sorted(set(limits), reverse=True):
             indices = [index for index, own_limit in enumerate(limits) if own_limit == limit]
             for batch in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size)):

@@ -14,7 +14,7 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 
 from autolayer.core.errors import EngineError
-from autolayer.distributed.fsdp import whole
+from autolayer.distributed.fsdp import unsharded
 from autolayer.models.layers import find_layers
 from autolayer.models.lora import merged_weights
 from autolayer.rollouts.engines.base import Completion, Engine
@@ -63,7 +63,7 @@ class SyncedEngine(Engine):
             return
         started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
-        with whole(self.model, tuple(sorted(self._stale))):
+        with unsharded(self.model, tuple(sorted(self._stale))):
             # transformers holds the experts of a mixture in one tensor; vLLM reads them one by one, as in a checkpoint.
             weights = dict(revert_weight_conversion(self.model, dict(merged_weights(self.model, blocks))))
             self._send(weights)
