@@ -18,6 +18,8 @@ from autolayer.models.disk_space import follow_umask
 RANK, ALPHA = 16, 32
 ADAPTER_NAME = "default"
 """PEFT's name of the adapter; the names of its parameters end in `.{ADAPTER_NAME}.weight`."""
+_PREFIX = "base_model.model."
+"""What PEFT puts before a parameter's name in a file."""
 INFO_FILE = "autolayer.json"
 """The file beside PEFT's own that records the base model and the training of an adapter."""
 
@@ -110,7 +112,7 @@ def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: s
         inference_mode=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    saved = {f"base_model.model.{n.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for n, t in tensors.items()}
+    saved = {f"{_PREFIX}{n.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for n, t in tensors.items()}
     save_file(saved, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     follow_umask(folder / SAFETENSORS_WEIGHTS_NAME)
     (folder / INFO_FILE).write_text(json.dumps(dict(info), indent=1) + "\n", encoding="utf-8")
@@ -129,3 +131,28 @@ def read_adapter_info(folder: Path) -> dict[str, Any]:
         raise PatchError(
             f"{folder} holds no adapter that autolayer has written ({error}): give the folder of a finished run."
         ) from None
+
+
+def merge_adapter(model: nn.Module, folder: Path) -> None:
+    """Adds a saved adapter to the weights that it adapts, in place, as `merged_weights` does.
+
+    The names in its weights say what it adapts; PEFT's configuration, which may hold regular expressions, is not used.
+
+    Raises:
+        PatchError: The adapter is damaged, or does not fit the model.
+    """
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        factors = {name.removeprefix(_PREFIX): t for name, t in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()}
+        for name in sorted({name.partition(".lora_")[0] for name in factors}):
+            weight = model.get_parameter(f"{name}.weight")
+            down, up = (factors.pop(f"{name}.lora_{factor}.weight").float() for factor in "AB")
+            weight.data += (up @ down * (ALPHA / len(down))).to(weight.dtype)
+    except (SafetensorError, OSError, KeyError, AttributeError, RuntimeError) as error:
+        raise PatchError(
+            f"the adapter in {folder} is damaged or does not fit the model ({error}): copy it again, or delete it and "
+            "repeat the command of its run."
+        ) from error

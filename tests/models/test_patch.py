@@ -7,32 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from patch_helpers import trained
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autolayer.core.errors import PatchError
 from autolayer.models import patch as patch_module
-from autolayer.models.layers import layer_parameters
-from autolayer.models.loading import load_model, weight_hash
+from autolayer.models.loading import weight_hash
 from autolayer.models.merge import merge
-from autolayer.models.patch import LayerPatch, apply, load_patch
+from autolayer.models.patch import apply, load_patch
 
 Usage = namedtuple("Usage", "total used free")
-
-
-def trained(folder, layers, steps=7):
-    """A patch whose weights differ from the base's, and the model that has them."""
-    base = load_model(str(folder), device="cpu")
-    base_hash = base.weight_hash
-    with torch.no_grad():
-        for p in layer_parameters(base.model, layers).values():
-            p.add_(torch.randn_like(p) * 0.1)
-    patch = LayerPatch(
-        tensors={name: p.detach().clone() for name, p in layer_parameters(base.model, layers).items()},
-        base=str(folder), base_hash=base_hash, layers=layers, task="math:arith", algorithm="grpo", steps=steps,
-    )  # fmt: skip
-    return base.model, patch
 
 
 @pytest.fixture
@@ -164,11 +150,11 @@ def test_a_disk_that_fills_while_writing_leaves_nothing(saved, tmp_path, monkeyp
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
-    def break_off(self, folder):
-        (folder / "half").write_text("")
+    def break_off(source, target):
+        target.write_text("half")
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", break_off)
+    monkeypatch.setattr(shutil, "copyfile", break_off)
     with pytest.raises(PatchError, match="cannot be written"):
         merge(str(folder), path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
