@@ -1,7 +1,5 @@
 """A patch without a training, for tests of patches and merges."""
 
-from __future__ import annotations
-
 import torch
 
 from autolayer.models.layers import layer_parameters

@@ -1,7 +1,5 @@
 """Merging: the result is the base's folder, in which only the trained tensors are others."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
