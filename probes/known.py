@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autolayer.core.errors import ConfigError
-from autolayer.reporting.contribution import Contribution, read
+from autolayer.reporting.contribution import Contribution
 
 FILE = Path(__file__).with_name("known.json")
 
@@ -45,7 +45,7 @@ def history(folder: str | Path) -> list[KnownEnvironment]:
         ConfigError: There is no such folder, or no such file in it.
         DataError: A file is damaged.
     """
-    found = [of_contribution(read(file), name=str(file)) for file in files(folder)]
+    found = [of_contribution(Contribution.read(file), name=str(file)) for file in files(folder)]
     return [known for known in found if known.probings[0] and len(known.layers) > 1]
 
 

@@ -22,7 +22,7 @@ def finished() -> PickResult:
             RankingRow(layer=0, predicted=0.2, predicted_low=0.0, predicted_high=0.4, probability_best=0.01),
         ),
         baselines={"middle": Baseline(layer=1, predicted=0.9, measured=1.0)},
-        probes={"gradient_norm": [1.0, 2.0, None]},
+        probes={"gradient_norm": (1.0, 2.0, None)},
         cost={"probe": StageCost(generated_tokens=10.0, layer_tokens=100.0, seconds=1.5)}, cost_share_of_full_run=0.2,
         seed=0, signature="0123456789", versions={"autolayer": "0.1.0"}, notes=("a note",),
     )  # fmt: skip

@@ -195,13 +195,12 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
 def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
     """Show the result of a run again."""
     from autolayer.reporting.html import write_html
-    from autolayer.reporting.results import from_dict
+    from autolayer.reporting.results import PickResult
 
     folder = RunFolder(run_folder)
-    values = folder.read(RESULT)
-    if values is None:
+    if not folder.has(RESULT):
         raise RunFolderError(_why_no_result(folder))
-    result = from_dict(values)
+    result = PickResult.read(run_folder)
     if html is not None:
         try:
             html.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolayer.comparison.comparison import COMPARISON_FILE, FIGURE_FILES, Comparison, JudgedRanking, Judgement
+from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement, MeanJudgement
+from autolayer.comparison.figure import FIGURE_FILES
 from autolayer.core.statistics import Interval
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # + 0.0 turns -0.00 into 0.00
 
 
 def _share(value: float | None) -> str:
@@ -27,41 +28,28 @@ def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.value:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
-def _picks(row: JudgedRanking) -> str:
-    return (
-        ("any" if row.name == "random" else "-")
-        if not row.picks
-        else ",".join(map(str, row.picks[:3])) + (".." if len(row.picks) > 3 else "")
-    )
+def _layers(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers[:3])) + (".." if len(layers) > 3 else "") or "-"
 
 
-COLUMNS: tuple[tuple[str, str, Callable[[JudgedRanking], str]], ...] = (
-    ("spearman", "Spear-\nman", lambda row: _number(row.spearman)),
-    ("share_of_ceiling", "of\nceiling", lambda row: _share(row.share_of_ceiling)),
-    ("kendall", "Ken-\ndall", lambda row: _number(row.kendall)),
-    ("spearman_without_depth", "beyond\ndepth", lambda row: _number(row.spearman_without_depth)),
-    ("regret_top1", "regret\ntop 1", lambda row: _number(row.regret_top1)),
-    ("regret_top3", "regret\ntop 3", lambda row: _number(row.regret_top3)),
-    ("coverage", "in\n80%", lambda row: _share(row.coverage)),
-    ("winkler", "Wink-\nler", lambda row: _number(row.winkler)),
-    ("picks", "\npick", _picks),
-    ("spearman_difference", "prediction's Spearman\nis higher by", lambda row: _interval(row.spearman_difference)),
-    ("regret_difference", "its regret\nis higher by", lambda row: _interval(row.regret_difference)),
+COLUMNS: dict[str, tuple[str, Callable]] = {
+    "spearman": ("Spear-\nman", _number),
+    "regret_top1": ("regret\ntop 1", _number),
+    "spearman_without_depth": ("beyond\ndepth", _number),
+    "regret_top3": ("regret\ntop 3", _number),
+    "picks": ("\npick", _layers),
+    "spearman_difference": ("prediction's Spearman\nis higher by", _interval),
+    "share_of_ceiling": ("of\nceiling", _share),
+    "coverage": ("in\n80%", _share),
+    "winkler": ("Wink-\nler", _number),
+    "regret_difference": ("its regret\nis higher by", _interval),
+}
+"""Field of a row -> heading and format. A narrow terminal shows the first ones; --json has every number."""
+LEGEND = (
+    "beyond depth: Spearman without a quadratic trend in depth; regret: contribution lost by training the top layer, "
+    "or the best of the top 3; in 80%, Winkler: how often the 80% interval holds the measured value, and its score "
+    "(lower is better); random: expected values."
 )
-"""Field of a row, heading, text."""
-OPTIONAL = ("share_of_ceiling", "coverage", "winkler", "picks", "spearman_difference", "regret_difference")
-"""Columns shown only where some row has a value; the others show a dash."""
-DROPPED_WHEN_NARROW = (
-    "regret_difference",
-    "kendall",
-    "winkler",
-    "share_of_ceiling",
-    "spearman_difference",
-    "coverage",
-    "picks",
-    "regret_top3",
-)
-"""Columns left out in a narrow terminal, in this order; --json has every number."""
 
 
 @dataclass(frozen=True)
@@ -75,56 +63,44 @@ class ComparisonReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text
 
-        for place, judged in enumerate(self.found.comparisons):
-            if place:
-                yield ""
-            yield Text(f"predicted: {_named(judged.predicted, judged.predicted_for)}", style="dim")
-            yield Text(f"measured: {_named(judged.measured, judged.measured_on)}; {_facts(judged)}", style="dim")
-            yield _table(judged.rows, options.max_width)
-            yield Text(judged.verdict, style="bold")
-            yield from (Text(f"Note: {note}.", style="yellow") for note in judged.notes)
-        if (mean := self.found.mean) is not None:
+        def judged(one: Judgement | MeanJudgement) -> Iterator[RenderableType]:
+            yield _table(one.rows, options.max_width)
+            yield Text(one.verdict, style="bold")
+            yield from (Text(f"Note: {note}.", style="yellow") for note in one.notes)
             yield ""
+
+        for one in self.found.comparisons:
+            yield Text(f"predicted: {_named(one.predicted, one.predicted_for)}", style="dim")
+            yield Text(f"measured: {_named(one.measured, one.measured_on)}; {_facts(one)}", style="dim")
+            yield from judged(one)
+        if (mean := self.found.mean) is not None:
             yield Text(f"mean of {mean.num_comparisons} files", style="dim")
-            yield _table(mean.rows, options.max_width)
-            yield Text(mean.verdict, style="bold")
-            yield from (Text(f"Note: {note}.", style="yellow") for note in mean.notes)
-        yield ""
-        yield Text(_legend(self.found), style="dim")
+            yield from judged(mean)
+        yield Text(LEGEND, style="dim")
         if self.folder is not None:
             yield Text(
-                f"Files: {', '.join(str(Path(self.folder) / name) for name in (COMPARISON_FILE, *FIGURE_FILES))}"
+                f"Files: {', '.join(str(Path(self.folder) / name) for name in (Comparison.FILE, *FIGURE_FILES))}"
             )
 
 
 def _table(rows: Sequence[JudgedRanking], width: int) -> Table:
-    """Returns a table with as many columns as fit the width."""
+    """Returns a table with as many columns as fit the width, without those that are empty."""
     from rich.console import Console
     from rich.measure import Measurement
-
-    endless = Console(width=999)
-    known = {name for name in OPTIONAL if any(getattr(row, name) not in (None, ()) for row in rows)}
-    shown = [name for name, _, _ in COLUMNS if name not in OPTIONAL or name in known]
-    for unwanted in ("", *DROPPED_WHEN_NARROW):
-        shown = [name for name in shown if name != unwanted]
-        table = _form(rows, shown)
-        if Measurement.get(endless, endless.options, table).maximum <= width:
-            break
-    return table
-
-
-def _form(rows: Sequence[JudgedRanking], shown: Sequence[str]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("", no_wrap=True)
-    columns = [(heading, text) for name, heading, text in COLUMNS if name in shown]
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        style = {"prediction": "bold green", "baseline": None, "probe": "dim"}[row.kind]
-        table.add_row(row.name, *(text(row) for _, text in columns), style=style)
-    return table
+    endless = Console(width=999)
+    shown = [name for name in COLUMNS if any(getattr(row, name) not in (None, ()) for row in rows)]
+    while True:
+        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+        for heading in ("", *(COLUMNS[name][0] for name in shown)):
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        for row in rows:
+            style = {"prediction": "bold green", "baseline": None, "probe": "dim"}[row.kind]
+            table.add_row(row.name, *(COLUMNS[name][1](getattr(row, name)) for name in shown), style=style)
+        if not shown or Measurement.get(endless, endless.options, table).maximum <= width:
+            return table
+        shown.pop()
 
 
 def _named(source: str, setting: str) -> str:
@@ -132,19 +108,6 @@ def _named(source: str, setting: str) -> str:
 
 
 def _facts(judged: Judgement) -> str:
-    seeds = "one value a layer" if judged.in_sample else f"{judged.num_seeds} seeds"
+    seeds = "one value a layer" if judged.num_seeds == 1 else f"{judged.num_seeds} seeds"
     ceiling = "" if judged.ceiling is None else f", noise ceiling {judged.ceiling:.2f}"
     return f"{len(judged.points)} of {judged.num_layers} layers, {seeds}{ceiling}"
-
-
-def _legend(found: Comparison) -> str:
-    intervals = any(row.coverage is not None for one in found.comparisons for row in one.rows)
-    parts = [
-        "beyond depth: Spearman without a quadratic trend in depth",
-        "regret: contribution lost by training the top layer, or the best of the top 3",
-        "in 80%, Winkler: how often the 80% interval holds the measured value, and its score (lower is better)"
-        if intervals
-        else "",
-        "random: expected values",
-    ]
-    return f"{'; '.join(filter(None, parts))}."

@@ -6,7 +6,6 @@ rounding are tied. Where ties leave a choice open, a metric is its expected valu
 Arrays: _L layers, _S training seeds, _N ways to break ties. Their uncertainty under noise is in resampling.py.
 """
 
-from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -33,15 +32,7 @@ def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
         >>> spearman([1, 2, 3, 4], [0.1, 0.9, 0.5, 1.0])
         0.7999999999999999
     """
-    return _correlation(stats.spearmanr, dense_ranks(scores_L), dense_ranks(contribution_L))
-
-
-def kendall(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
-    """Returns Kendall's tau-b: (concordant - discordant pairs) / sqrt(pairs untied in one * in the other).
-
-    Source: M. Kendall 1945. Shapes and None as in `spearman`.
-    """
-    return _correlation(stats.kendalltau, dense_ranks(scores_L), dense_ranks(contribution_L))
+    return _correlation(dense_ranks(scores_L), dense_ranks(contribution_L))
 
 
 def spearman_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth_L: ArrayLike) -> float | None:
@@ -58,12 +49,10 @@ def spearman_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth
     Returns:
         None with fewer than 6 layers, or where depth explains one side completely.
     """
-    return _without_depth(stats.spearmanr, scores_L, contribution_L, depth_L)
-
-
-def kendall_without_depth(scores_L: ArrayLike, contribution_L: ArrayLike, depth_L: ArrayLike) -> float | None:
-    """Returns Kendall's tau-b of the same residuals as in `spearman_without_depth`."""
-    return _without_depth(stats.kendalltau, scores_L, contribution_L, depth_L)
+    depth_L = checked(depth_L)
+    if len(depth_L) < LEAST_WITHOUT_DEPTH:
+        return None
+    return _correlation(*(_residual_ranks(checked(values), depth_L) for values in (scores_L, contribution_L)))
 
 
 def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike, *, top: int = 1) -> float:
@@ -146,22 +135,12 @@ def checked(values: ArrayLike) -> np.ndarray:
     return array
 
 
-def _correlation(statistic: Callable, first_L: np.ndarray, second_L: np.ndarray) -> float | None:
+def _correlation(first_L: np.ndarray, second_L: np.ndarray) -> float | None:
     if first_L.shape != second_L.shape:
         raise ValueError(f"{len(first_L)} scores do not fit {len(second_L)} contributions")
     if len(first_L) < 3 or first_L.max() == 0 or second_L.max() == 0:
         return None
-    return float(statistic(first_L, second_L).statistic)
-
-
-def _without_depth(
-    statistic: Callable, scores_L: ArrayLike, contribution_L: ArrayLike, depth_L: ArrayLike
-) -> float | None:
-    depth_L = checked(depth_L)
-    if len(depth_L) < LEAST_WITHOUT_DEPTH:
-        return None
-    first_L, second_L = (_residual_ranks(checked(values), depth_L) for values in (scores_L, contribution_L))
-    return _correlation(statistic, first_L, second_L)
+    return float(stats.spearmanr(first_L, second_L).statistic)
 
 
 def _residual_ranks(values_L: np.ndarray, depth_L: np.ndarray) -> np.ndarray:

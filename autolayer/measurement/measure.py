@@ -27,8 +27,7 @@ from autolayer.pipeline.result_notes import run_notes
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.setup import setup
 from autolayer.probes.probe_report import ProbeReport
-from autolayer.reporting import contribution
-from autolayer.reporting.contribution import ArmGain, Contribution
+from autolayer.reporting.contribution import CONTRIBUTION_FILE, ArmGain, Contribution
 from autolayer.rollouts.evaluation import relative_weights
 
 CONFIDENCE_LEVEL = 0.95
@@ -94,12 +93,8 @@ def measure(
 
 def finished(run: RunContext) -> Contribution | None:
     """Returns the result of an earlier run of the same command, or None."""
-    found = run.folder.read(contribution.CONTRIBUTION_FILE)
-    if found is None:
-        return None
-    if wrong := contribution.problems(found):
-        raise run.folder.damaged(contribution.CONTRIBUTION_FILE, "; ".join(wrong[:3]))
-    return Contribution.from_dict(found)
+    found = run.folder.read(CONTRIBUTION_FILE)
+    return None if found is None else Contribution.from_dict(found, run.folder / CONTRIBUTION_FILE)
 
 
 def movable(probed: ProbeReport) -> tuple[int, ...]:
@@ -242,7 +237,5 @@ def write_contribution(
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
         **found,
     )
-    values = result.to_dict()
-    contribution.validate(values)
-    run.folder.write(contribution.CONTRIBUTION_FILE, values)
+    run.folder.write(CONTRIBUTION_FILE, result.to_dict())
     return result

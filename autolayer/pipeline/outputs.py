@@ -8,7 +8,6 @@ from autolayer.models import lora
 from autolayer.models.names import model_path
 from autolayer.models.patch import LayerPatch
 from autolayer.pipeline.run_context import RunContext
-from autolayer.reporting import results
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import PickResult
 
@@ -16,7 +15,7 @@ from autolayer.reporting.results import PickResult
 def finished_result(run: RunContext) -> PickResult | None:
     """Returns the result of an earlier, completed run of the same command, or None."""
     found = run.folder.read(RESULT)
-    result = None if found is None else results.from_dict(found)
+    result = None if found is None else PickResult.from_dict(found, run.folder / RESULT)
     # If the trained layers were deleted, they are written again from the arm's checkpoint.
     whole = run.folder.has(PATCH, ADAPTER)
     return result if result is not None and result.status == "ok" and whole else None
@@ -42,9 +41,7 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
             lora.save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
         write_html(result, run.folder / REPORT)
-        values = result.to_dict()
-        results.validate(values)
-        run.folder.write(RESULT, values)
+        run.folder.write(RESULT, result.to_dict())
         return result
 
     return run.bench.process_group.on_rank_0(write)

@@ -5,39 +5,25 @@ C(l) = (S_l - S_base) / (S_full - S_base), the share of the full-parameter gain 
 it, for which it also holds the probes' scores of the same run. The JSON Schema of the file is made from these records.
 """
 
-from __future__ import annotations
-
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal, Self
 
 import annotated_types
-from pydantic import Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic.dataclasses import dataclass
 
 from autolayer.core.config import Algorithm
-from autolayer.core.errors import DataError
 from autolayer.core.settings import Count, NonNegative, OpenShare, Positive
-from autolayer.reporting.records import (
-    RECORD,
-    LayerIndex,
-    Proportion,
-    make_schema,
-    parse_record,
-    problems_of,
-)
+from autolayer.reporting.records import RECORD, FileRecord, LayerIndex, OneOrMore, Proportion, Several
 
 CONTRIBUTION_SCHEMA_VERSION = 1
 CONTRIBUTION_FILE = "contribution.json"
-Seeds = Annotated[tuple[int, ...], annotated_types.MinLen(1), Field(json_schema_extra={"uniqueItems": True})]
-Rates = Annotated[tuple[Positive, ...], annotated_types.MinLen(1)]
+Seeds = Annotated[OneOrMore[int], Field(json_schema_extra={"uniqueItems": True})]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class ArmGain:
     """One arm (a layer, or all parameters), trained once per seed."""
-
-    __pydantic_config__ = RECORD
 
     # Described in the annotations, since the texts below fields are not inherited.
     learning_rate: Annotated[
@@ -47,8 +33,7 @@ class ArmGain:
         ),
     ]
     gains: Annotated[
-        tuple[float, ...],
-        annotated_types.MinLen(1),
+        OneOrMore[float],
         Field(description="Score over the base model's on the `eval` items, one per training seed, in their order."),
     ]
     value: Annotated[
@@ -58,22 +43,29 @@ class ArmGain:
     high: Annotated[float, Field(description="Upper end of the interval of value.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class LayerGain(ArmGain):
     """One layer's arm, as a row of the file."""
-
-    __pydantic_config__ = RECORD
 
     layer: LayerIndex
     """Index of the layer."""
 
 
-def _rows(layers: dict[int, ArmGain]) -> list[LayerGain]:
-    return [LayerGain(layer=layer, **asdict(arm)) for layer, arm in layers.items()]
+def _to_rows(layers: dict[int, ArmGain]) -> list[LayerGain]:
+    return [LayerGain(layer=layer, **vars(arm)) for layer, arm in layers.items()]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contribution:
+def _from_rows(rows: Any) -> Any:
+    """Returns the rows of a file as the mapping that the record holds; anything else is left for the check."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "layer" in row for row in rows):
+        return rows
+    if len({str(row["layer"]) for row in rows}) < len(rows):
+        raise ValueError("a layer is there twice")
+    return {row["layer"]: {name: value for name, value in row.items() if name != "layer"} for row in rows}
+
+
+@dataclass(frozen=True, kw_only=True, config=RECORD)
+class Contribution(FileRecord):
     """The result of `measure`. Intervals include training-seed and evaluation noise.
 
     Example:
@@ -81,7 +73,7 @@ class Contribution:
         print(found.best_layers, found.values)
     """
 
-    __pydantic_config__ = RECORD
+    FILE = CONTRIBUTION_FILE
 
     model: str
     """Base model, as given."""
@@ -112,10 +104,13 @@ class Contribution:
     full: ArmGain
     """The full-parameter reference; its value is the gain itself, in reward, and above 0."""
     layers: Annotated[
-        dict[LayerIndex, ArmGain], annotated_types.MinLen(1), PlainSerializer(_rows, return_type=list[LayerGain])
+        dict[LayerIndex, ArmGain],
+        annotated_types.MinLen(1),
+        BeforeValidator(_from_rows),
+        PlainSerializer(_to_rows, return_type=list[LayerGain]),
     ]
     """Measured layers in order, in the file as rows; value is the contribution, 1 = as much as training everything."""
-    best_layers: tuple[LayerIndex, ...] = ()
+    best_layers: Several[LayerIndex] = ()
     """The layer with the largest gain, then those that cannot be told apart from it at `level`."""
     level: OpenShare
     """Coverage of the intervals."""
@@ -127,9 +122,9 @@ class Contribution:
     Null with one seed or one layer."""
     estimator: str
     """Description of how value, low and high were computed, in one sentence."""
-    rates: Rates
+    rates: OneOrMore[Positive]
     """Learning rates that every arm was tried at."""
-    probes: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    probes: dict[str, Several[float]] = field(default_factory=dict)
     """Probe name to its score of each measured layer, as the same configuration's probes gave it."""
     reliability: dict[str, Proportion] = field(default_factory=dict)
     """Probe name to the share of its variance over layers that is not noise."""
@@ -137,7 +132,7 @@ class Contribution:
     """Signature of the resolved configuration."""
     seed: int = 0
     """Seed of the run: of calibration, probes, and the first training."""
-    notes: tuple[str, ...] = ()
+    notes: Several[str] = ()
     """Notes that qualify the numbers."""
     cost: dict[str, dict[Literal["generated_tokens", "layer_tokens", "seconds"], NonNegative]] = field(
         default_factory=dict
@@ -159,91 +154,21 @@ class Contribution:
         full = sum(self.full.gains) / len(self.full.gains)
         return {layer: tuple(gain / full for gain in arm.gains) for layer, arm in self.layers.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the plain values of contribution.json."""
-        values = asdict(self)
-        values["layers"] = [{"layer": layer, **asdict(arm)} for layer, arm in self.layers.items()]
-        return json.loads(json.dumps(values, allow_nan=False))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Contribution:
-        """Builds a contribution from the values of a file.
-
-        Raises:
-            ValueError: They are no contribution.
-        """
-        found = parse_record(cls, _with_mapping(values))
-        if wrong := _contradictions(found):
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Checks the rules that the types of single fields cannot express."""
+        rules = {
+            f"it names layers beyond the {self.num_layers} of the model": max(*self.layers, *self.best_layers)
+            < self.num_layers,
+            "every arm needs one gain for each seed": {len(arm.gains) for arm in (self.full, *self.layers.values())}
+            == {len(self.seeds)},
+            "a seed is there twice": len(set(self.seeds)) == len(self.seeds),
+            "every probe needs one score for each measured layer": all(
+                len(scores) == len(self.layers) for scores in self.probes.values()
+            ),
+            "the full-parameter gain is not above 0, so no layer has a share of it": min(self.full.value, self.full.low)
+            > 0,
+        }
+        if wrong := [sentence for sentence, holds in rules.items() if not holds]:
             raise ValueError("; ".join(wrong))
-        return found
-
-
-def read(path: str | Path) -> Contribution:
-    """Reads a contribution.json, or the one in a run folder of `measure`.
-
-    Raises:
-        DataError: It is missing or is no contribution.
-    """
-    path = Path(path)
-    path = path / CONTRIBUTION_FILE if path.is_dir() else path
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist: give a {CONTRIBUTION_FILE}, or a run folder of `autolayer measure`."
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{path} is no {CONTRIBUTION_FILE} ({error}): measure again.") from None
-    if wrong := problems(values):
-        raise DataError(f"{path} is no {CONTRIBUTION_FILE} ({'; '.join(wrong[:3])}): measure again.")
-    return Contribution.from_dict(values)
-
-
-def validate(value: dict[str, Any]) -> None:
-    """Checks a record before it is written.
-
-    Raises:
-        ValueError: It does not fit. That is a bug of ours, so it is no AutolayerError.
-    """
-    if wrong := problems(value):
-        raise ValueError(f"{CONTRIBUTION_FILE} would break its schema: {'; '.join(wrong)}")
-
-
-def problems(value: Any) -> list[str]:
-    """Returns every place where a value is no contribution, as '/layers/0/value: why'; empty for a good one."""
-    if wrong := problems_of(Contribution, _with_mapping(value)):
-        return wrong
-    return [f"/: {each}" for each in _contradictions(parse_record(Contribution, _with_mapping(value)))]
-
-
-def schema() -> dict[str, Any]:
-    """Returns the JSON Schema of contribution.json, published as contribution.schema.json."""
-    return make_schema(
-        Contribution,
-        "autolayer contribution",
-        "contribution.json: the measured contribution of every layer, (S_l - S_base) / (S_full - S_base), written by "
-        "`autolayer measure`. Numbers are never NaN; what is not known is null.",
-    )
-
-
-def _with_mapping(values: Any) -> Any:
-    """Returns the values of a file with its rows of layers as a mapping, as the record holds them."""
-    rows = values.get("layers") if isinstance(values, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "layer" in row for row in rows):
-        return values
-    layers = {row["layer"]: {name: value for name, value in row.items() if name != "layer"} for row in rows}
-    return {**values, "layers": layers}
-
-
-def _contradictions(found: Contribution) -> list[str]:
-    """Checks the rules that the types of single fields cannot express."""
-    wrong = []
-    if {len(arm.gains) for arm in (found.full, *found.layers.values())} != {len(found.seeds)}:
-        wrong.append("every arm needs one gain for each seed")
-    if len(set(found.seeds)) != len(found.seeds):
-        wrong.append("a seed is there twice")
-    if any(len(scores) != len(found.layers) for scores in found.probes.values()):
-        wrong.append("every probe needs one score for each measured layer")
-    if found.full.value <= 0 or found.full.low <= 0:
-        wrong.append("the full-parameter gain is not above 0, so no layer has a share of it")
-    return wrong
+        return self

@@ -1,20 +1,22 @@
 """Records that are written as JSON: the kinds of their fields, checks, and the JSON Schema that is made from them.
 
-A record is a frozen dataclass whose `__pydantic_config__` is `RECORD`. Its annotations and the texts below its fields
-are the only definition: pydantic checks files by them and makes the published schemas (`make schemas`).
+A record is a frozen pydantic dataclass with the configuration `RECORD`. Its annotations and the texts below its fields
+are the only definition: pydantic checks every record by them, whether it is built or read, and makes the published
+schemas (`make schemas`).
 """
 
-import functools
 import json
-import numbers
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import annotated_types
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
-Record = TypeVar("Record")
+from autolayer.core.errors import DataError
+
+Item = TypeVar("Item")
 RECORD = ConfigDict(
     extra="forbid",
     strict=True,
@@ -22,22 +24,77 @@ RECORD = ConfigDict(
     use_attribute_docstrings=True,
     json_schema_serialization_defaults_required=True,
 )
+MAX_PLACES = 3
+"""Places of a file that a message names."""
 
 
-def _distinct(values: Sequence[Any]) -> tuple[Any, ...]:
+def _distinct(values: Sequence[Any]) -> Sequence[Any]:
     if len(set(values)) != len(values):
         raise ValueError("an item is there twice")
-    return tuple(values)
+    return values
 
 
+AS_TUPLE = BeforeValidator(lambda values: tuple(values) if isinstance(values, list | range) else values)
+Several = Annotated[tuple[Item, ...], AS_TUPLE]
+"""A tuple; a list or a range is turned into one."""
+OneOrMore = Annotated[tuple[Item, ...], annotated_types.MinLen(1), AS_TUPLE]
 LayerIndex = Annotated[int, annotated_types.Ge(0)]
-LayerIndices = Annotated[
-    Sequence[LayerIndex], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})
-]
-"""A tuple of different layers once read."""
-Texts = Annotated[Sequence[str], AfterValidator(tuple)]
+LayerIndices = Annotated[Several[LayerIndex], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 NonNegativeInt = Annotated[int, annotated_types.Ge(0)]
 Proportion = Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)]
+
+
+class FileRecord:
+    """Base class of a record that is the whole of a JSON file."""
+
+    FILE: ClassVar[str]
+    """Name of the file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain lists, dicts and numbers, ready for `json.dumps`."""
+        return TypeAdapter(type(self)).dump_python(self, mode="json")
+
+    def to_json(self) -> str:
+        """Returns the text of the file without its last newline; `--json` prints exactly this."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, values: Any, source: object = "this") -> Self:
+        """Builds a record from the values of a file, which `source` names in errors.
+
+        Raises:
+            DataError: They do not fit. The error names the places.
+        """
+        return cls.from_json(json.dumps(values), source)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: object) -> Self:
+        """Builds a record from the text of a file, which `source` names in errors.
+
+        Raises:
+            DataError: It does not fit. The error names the places.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            wrong = "; ".join(map(_problem, error.errors()[:MAX_PLACES]))
+            raise DataError(
+                f"{source} is no {cls.FILE} of autolayer ({wrong}): delete it and repeat the command that made it."
+            ) from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Reads the file, or the one in a run folder.
+
+        Raises:
+            DataError: It is missing, or is no such file.
+        """
+        path = Path(path)
+        path = path / cls.FILE if path.is_dir() else path
+        try:
+            return cls.from_json(path.read_bytes(), path)
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist: give a {cls.FILE}, or the run folder that holds it.") from None
 
 
 def make_schema(record: type, title: str, description: str) -> dict[str, Any]:
@@ -48,42 +105,9 @@ def make_schema(record: type, title: str, description: str) -> dict[str, Any]:
         title: Title of the schema.
         description: What the file holds, in a sentence or two.
     """
-    made = _adapter(record).json_schema(mode="serialization", schema_generator=_Untitled)
+    made = TypeAdapter(record).json_schema(mode="serialization", schema_generator=_Untitled)
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "description": description}
     return {**about, **{name: _one_line(part) for name, part in made.items() if name not in about}}
-
-
-def parse_record(record: type[Record], values: Any) -> Record:
-    """Builds a record from the plain values of a JSON file.
-
-    Raises:
-        ValidationError: They do not fit the record.
-    """
-    return _adapter(record).validate_json(json.dumps(values))
-
-
-def problems_of(record: type, values: Any) -> list[str]:
-    """Returns every place where values do not fit a record, as '/ranking/0/layer: why'."""
-    try:
-        parse_record(record, values)
-    except ValidationError as error:
-        return [f"/{'/'.join(map(str, each['loc']))}: {each['msg']} ({_short(each)})" for each in error.errors()]
-    return []
-
-
-def to_plain(value: Any) -> Any:
-    """Returns a value with lists for tuples and Python's numbers for numpy's, since json.dumps knows neither."""
-    if isinstance(value, Mapping):
-        return {str(name): to_plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [to_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise TypeError(f"{value!r} cannot be written as JSON")
 
 
 class _Untitled(GenerateJsonSchema):
@@ -105,11 +129,10 @@ def _one_line(part: Any) -> Any:
     return joined
 
 
-@functools.cache
-def _adapter(record: type) -> TypeAdapter[Any]:
-    return TypeAdapter(record)
-
-
-def _short(problem: Any) -> str:
-    text = "missing" if problem["type"] == "missing" else repr(problem["input"])
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _problem(found: Any) -> str:
+    """Returns a problem that pydantic found as '/ranking/0/layer: why (value)'."""
+    text = f"/{'/'.join(map(str, found['loc']))}: {found['msg']}"
+    if not found["loc"] or found["type"] == "missing":
+        return text
+    value = repr(found["input"])
+    return f"{text} ({value if len(value) <= 80 else value[:77] + '...'})"

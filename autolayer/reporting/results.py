@@ -3,38 +3,32 @@
 None stands for what is not known (yet). NaN is refused.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal, Self
 
-from pydantic import AfterValidator
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
 from autolayer.core.config import Algorithm
-from autolayer.core.errors import RunFolderError
+from autolayer.core.run_folder import RESULT
 from autolayer.core.settings import Count, NonNegative, OpenShare, Positive
 from autolayer.reporting.records import (
     RECORD,
+    FileRecord,
     LayerIndex,
     LayerIndices,
     NonNegativeInt,
     Proportion,
-    Texts,
-    make_schema,
-    parse_record,
-    problems_of,
-    to_plain,
+    Several,
 )
 
 RESULT_SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class Rung:
     """One short RL run of a layer."""
-
-    __pydantic_config__ = RECORD
 
     steps: NonNegativeInt
     """Optimizer steps after which it was measured."""
@@ -50,14 +44,9 @@ class Rung:
     """Upper end of the gain's 95% interval."""
 
 
-Rungs = Annotated[Sequence[Rung], AfterValidator(tuple)]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class RankingRow:
     """One candidate layer: its predicted and its measured contribution, and how probably it is the best."""
-
-    __pydantic_config__ = RECORD
 
     layer: LayerIndex
     """Index of the layer."""
@@ -78,15 +67,13 @@ class RankingRow:
     """Optimizer steps after which it was measured."""
     probability_best: Proportion | None = None
     """Probability that this layer is the best candidate; null before the search, and where it was not raced."""
-    rungs: Rungs = ()
+    rungs: Several[Rung] = ()
     """Every short run of the layer, in the order they were done; empty where it was never run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class SetRow:
     """A set of layers that race together (--top-k)."""
-
-    __pydantic_config__ = RECORD
 
     layers: LayerIndices
     """Indices of the layers."""
@@ -102,19 +89,13 @@ class SetRow:
     """The same as in the ranking."""
     probability_best: Proportion | None = None
     """The same as in the ranking."""
-    rungs: Rungs = ()
+    rungs: Several[Rung] = ()
     """The same as in the ranking."""
 
 
-Rows = Annotated[Sequence[RankingRow], AfterValidator(tuple)]
-SetRows = Annotated[Sequence[SetRow], AfterValidator(tuple)]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class Gain:
     """Gain of the trained model over the base model, paired by item."""
-
-    __pydantic_config__ = RECORD
 
     value: float
     """trained_score minus base_score."""
@@ -128,11 +109,9 @@ class Gain:
     """Items compared."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class SuiteScore:
     """Base and trained model on one evaluation set."""
-
-    __pydantic_config__ = RECORD
 
     num_items: Count
     """Items of the set that were read."""
@@ -154,11 +133,9 @@ class SuiteScore:
     say."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class Baseline:
     """A layer that is chosen without any information about the model."""
-
-    __pydantic_config__ = RECORD
 
     layer: LayerIndex
     """Index of the layer."""
@@ -168,11 +145,9 @@ class Baseline:
     """Measured contribution of the layer; null if it was never run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=RECORD)
 class StageCost:
     """Cost of one stage."""
-
-    __pydantic_config__ = RECORD
 
     generated_tokens: NonNegative
     """Tokens generated."""
@@ -183,8 +158,8 @@ class StageCost:
     """Wall-clock seconds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PickResult:
+@dataclass(frozen=True, kw_only=True, config=RECORD)
+class PickResult(FileRecord):
     """The whole of result.json, as `autolayer.pick()` and `autolayer.train_layer()` return it.
 
     Example:
@@ -192,7 +167,7 @@ class PickResult:
         print(result.best_layers, result.gain.value)
     """
 
-    __pydantic_config__ = RECORD
+    FILE = RESULT
 
     schema_version: Literal[1] = RESULT_SCHEMA_VERSION
     """Version of this schema."""
@@ -240,13 +215,13 @@ class PickResult:
     contribution_reference: Literal["full", "best"] | None = None
     """Meaning of a measured contribution of 1: the gain of training all parameters (full), or the gain of the
     best candidate measured at that rung (best)."""
-    ranking: Rows | None = None
+    ranking: Several[RankingRow] | None = None
     """Every candidate once, most probable first; null if no layer was examined."""
-    sets: SetRows | None = None
+    sets: Several[SetRow] | None = None
     """With --top-k, the sets of layers that raced, most probable first; else null."""
     baselines: Mapping[str, Baseline] | None = None
     """random, first, middle and last, for comparison; null if no layer was examined."""
-    probes: Mapping[str, Sequence[float | None]] | None = None
+    probes: Mapping[str, Several[float | None]] | None = None
     """Raw scores of every probe; higher means more contribution."""
     cost: Mapping[str, StageCost] = field(default_factory=dict)
     """Cost of every stage that ran."""
@@ -258,66 +233,20 @@ class PickResult:
     """Two runs with the same signature had the same configuration."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of autolayer and of its main libraries."""
-    notes: Texts = ()
+    notes: Several[str] = ()
     """Warnings, and what was left out, in plain words."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain lists, dicts and numbers, ready for `json.dumps`."""
-        return to_plain(dataclasses.asdict(self))
-
-    def to_json(self) -> str:
-        """Returns the text of result.json without its last newline; `--json` prints exactly this."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
-
-def from_dict(value: dict[str, Any]) -> PickResult:
-    """Builds a result from the values of a file.
-
-    Raises:
-        RunFolderError: They are no result. The error names the places that do not fit.
-    """
-    if wrong := problems(value):
-        raise RunFolderError(
-            f"this is no result of autolayer ({'; '.join(wrong[:5])}): delete result.json and repeat the command "
-            "that made it."
-        )
-    return parse_record(PickResult, value)
-
-
-def validate(value: dict[str, Any]) -> None:
-    """Checks a result before it is written.
-
-    Raises:
-        ValueError: It does not fit. That is a bug of ours, so it is no AutolayerError.
-    """
-    if wrong := problems(value):
-        raise ValueError(f"result.json would break its schema: {'; '.join(wrong)}")
-
-
-def problems(value: Any) -> list[str]:
-    """Returns every place where a value is no result, as '/ranking/0/layer: why'; empty for a good one."""
-    return problems_of(PickResult, value) or _ranking_problems(value)
-
-
-def schema() -> dict[str, Any]:
-    """Returns the JSON Schema of result.json, published as result.schema.json."""
-    return make_schema(
-        PickResult,
-        "autolayer result",
-        "result.json: what `autolayer pick` or `autolayer train` found. Numbers are never NaN; what is not known is "
-        "null.",
-    )
-
-
-def _ranking_problems(value: dict[str, Any]) -> list[str]:
-    """Checks the rules about the ranking that types cannot express."""
-    if value.get("ranking") is None:
-        return []
-    layers = [row["layer"] for row in value["ranking"]]
-    wrong = []
-    if sorted(layers) != sorted(value["candidates"]):
-        wrong.append(f"/ranking: holds the layers {layers}, the candidates are {value['candidates']}")
-    known = [row["probability_best"] for row in value["ranking"] if row.get("probability_best") is not None]
-    if known != sorted(known, reverse=True):
-        wrong.append("/ranking: the most probable layer must come first")
-    return wrong
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Checks the rules that the types of single fields cannot express."""
+        ranking = list(self.ranking or ())
+        named = [row.layer for row in ranking]
+        for layers in (self.candidates, self.best_layers, self.tied_layers, self.trained_layers, named):
+            if wrong := [layer for layer in layers or () if layer >= self.num_layers]:
+                raise ValueError(f"it names the layers {wrong} of a model with {self.num_layers}")
+        if self.ranking is not None and sorted(named) != sorted(self.candidates):
+            raise ValueError(f"the ranking holds the layers {named}, the candidates are {list(self.candidates)}")
+        known = [row.probability_best for row in ranking if row.probability_best is not None]
+        if known != sorted(known, reverse=True):
+            raise ValueError("the most probable layer must come first in the ranking")
+        return self

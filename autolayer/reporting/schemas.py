@@ -4,12 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autolayer.reporting import contribution, results
+from autolayer.reporting.contribution import Contribution
+from autolayer.reporting.records import make_schema
+from autolayer.reporting.results import PickResult
 
 
 def published() -> dict[str, dict[str, Any]]:
     """Returns every published file and the schema it holds."""
-    return {"result.schema.json": results.schema(), "contribution.schema.json": contribution.schema()}
+    return {
+        "result.schema.json": make_schema(
+            PickResult,
+            "autolayer result",
+            "result.json: what `autolayer pick` or `autolayer train` found. Numbers are never NaN; what is not known "
+            "is null.",
+        ),
+        "contribution.schema.json": make_schema(
+            Contribution,
+            "autolayer contribution",
+            "contribution.json: the measured contribution of every layer, (S_l - S_base) / (S_full - S_base), written "
+            "by `autolayer measure`. Numbers are never NaN; what is not known is null.",
+        ),
+    }
 
 
 def text_of(schema: dict[str, Any]) -> str:

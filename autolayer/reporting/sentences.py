@@ -133,9 +133,12 @@ def layers_text(layers: Sequence[int]) -> str:
     names: list[str] = []
     for run in runs:
         names += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run)
-    if not names:
-        return "No layer"
-    return f"Layer{'s' * (len(ordered) > 1)} {' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))}"
+    return f"Layer{'s' * (len(ordered) > 1)} {listed(names)}" if names else "No layer"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Returns words as a list in a sentence: 'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _of_all(result: PickResult, layers: Sequence[int]) -> str:

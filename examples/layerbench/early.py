@@ -22,7 +22,7 @@ from run import SEEDS
 from autolayer.comparison.metrics import regret, spearman
 from autolayer.core.run_folder import PROBE
 from autolayer.measurement.training_runs import MEASURED_FILE
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution, read
+from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)
 
@@ -50,7 +50,7 @@ def main() -> None:
     for folder in sorted(path.parent for path in (work / "measure").glob(f"*/{CONTRIBUTION_FILE}")):
         if folder.name not in ENVIRONMENTS or ENVIRONMENTS[folder.name].sealed:
             continue
-        found, rewards = read(folder), json.loads((folder / MEASURED_FILE).read_text())["rewards"]
+        found, rewards = Contribution.read(folder), json.loads((folder / MEASURED_FILE).read_text())["rewards"]
         truth_L, truth_S_L = list(found.values.values()), np.array(list(found.by_seed().values())).T
 
         def judged(score_L: np.ndarray, truth_L: list = truth_L, truth_S_L: np.ndarray = truth_S_L) -> list[float]:

@@ -298,7 +298,7 @@ def test_report_explains_runs_without_result(call: Any, tmp_path: Path) -> None:
     assert "found no training signal: it is saturated" in call("report", "run")[2]
     folder.write(RESULT, {"status": "ok"})
     code, _, err = call("report", "run")
-    assert code == 2 and "is no result of autolayer" in err
+    assert code == 2 and "is no result.json of autolayer" in err
 
 
 @pytest.mark.parametrize(("extra", "base"), [((), "None"), (("--model", "other"), "other")])

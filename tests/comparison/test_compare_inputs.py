@@ -11,7 +11,6 @@ from autolayer.comparison import metrics
 from autolayer.comparison.compare import compare
 from autolayer.comparison.curves import published
 from autolayer.core.errors import AutolayerError, DataError, UnknownNameError
-from autolayer.reporting.contribution import ArmGain
 
 # What it reads
 
@@ -32,7 +31,7 @@ def test_csv_files(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("layer,contribution\n" + "".join(f"{i},{v}\n" for i, v in enumerate(TRUTH)))
     (judged,) = compare(tmp_path / "p.csv", tmp_path / "m.csv").comparisons
     assert [point.predicted for point in judged.points] == [0.1, 0.5, 0.9, 0.7]
-    assert rows(judged)["prediction"].coverage == 1 and judged.in_sample and judged.ceiling is None
+    assert rows(judged)["prediction"].coverage == 1 and judged.num_seeds == 1 and judged.ceiling is None
     assert judged.num_layers == 8 and any("8 is assumed" in note for note in judged.notes)
 
 
@@ -40,7 +39,7 @@ def test_the_published_curve_by_name() -> None:
     prediction = picked({layer: -abs(layer - 10) / 27 for layer in range(28)}, num_layers=28)
     (judged,) = compare(prediction, "published:qwen3-1.7b").comparisons
     assert rows(judged)["position"].spearman == pytest.approx(0.757, abs=0.001)
-    assert judged.num_layers == 28 and len(judged.points) == 28 and judged.in_sample
+    assert judged.num_layers == 28 and len(judged.points) == 28 and judged.num_seeds == 1
     assert any("transcribed by a third party" in note for note in judged.notes)
 
 
@@ -54,8 +53,8 @@ def test_only_common_layers_are_compared_and_the_rest_is_said() -> None:
     measured = contribution({layer: TRUTH[layer] for layer in (1, 2, 3, 4, 6, 7)})
     (judged,) = compare(prediction, measured).comparisons
     assert [point.layer for point in judged.points] == [1, 2, 3, 4]
-    assert judged.only_predicted == (0,) and judged.only_measured == (6, 7)
-    assert "left out, not measured: layer 0" in judged.notes and "left out, not predicted: layers 6-7" in judged.notes
+    assert "left out, not measured: layer 0" in judged.notes
+    assert "left out, not predicted: layers 6 and 7" in judged.notes
     assert "the ceiling is that of all measured layers" in judged.notes
     assert rows(judged)["last"].picks == (4,) and rows(judged)["middle"].picks == (4,)
     assert rows(judged)["gradient_norm"].picks == (4,)
@@ -73,7 +72,7 @@ def test_one_measured_file_predicts_another() -> None:
 
 def test_a_file_does_not_predict_itself() -> None:
     (judged,) = compare(contribution(), contribution()).comparisons
-    assert judged.prediction is None and all(point.predicted is None for point in judged.points)
+    assert judged.rows[0].kind == "baseline" and all(point.predicted is None for point in judged.points)
     assert "The prediction is the measured file itself" in judged.verdict and "rl_burst" in judged.verdict
     assert all(row.spearman_difference is None for row in judged.rows)
 
@@ -84,9 +83,9 @@ def test_a_file_does_not_predict_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("", ["columns (none)"]),
+        ("", ["columns []"]),
         ("layer;contribution\n1;2\n", ["layer;contribution", "needs a header"]),
-        ("layer,score\n1,2\n", ["columns layer, score"]),
+        ("layer,score\n1,2\n", ["columns ['layer', 'score']"]),
         ("layer,contribution,predicted\n1,2,3\n", ["either contribution or predicted"]),
         ("layer,contribution\n", ["no rows"]),
         ("layer,contribution\n0,0.1\n0,0.2\n", ["line 3", "layer 0 stands there twice"]),
@@ -95,16 +94,17 @@ def test_a_file_does_not_predict_itself() -> None:
         ("layer,contribution\n0\n", ["line 2", "contribution None"]),
         ("layer,contribution\n1.5,1\n", ["layer '1.5' is no whole number"]),
         ("layer,contribution\n-1,1\n", ["layer '-1' is no whole number"]),
-        ("layer,predicted,low\n1,1,1\n", ["low alone"]),
+        ("layer,predicted,low\n1,1,1\n", ["both low and high"]),
         ("layer,predicted,low,high\n1,1,2,0\n", ["low 2.0 is above high 0.0"]),
         ("layer,contribution\n0,1\n1,2\n2,3\n", ["3 layers in common, fewer than 4"]),
         ("layer,contribution\n0,1\n1,2\n2,3\n8,4\n", ["has layer 8", "8 layers (0..7)"]),
         ("layer,predicted\n0,1\n1,2\n2,3\n3,4\n", ["holds a prediction, which cannot judge another"]),
-        ('{"layers": []}', ["is no contribution.json", "measure again"]),
-        ('{"layers": ', ["damaged JSON"]),
-        ('{"ranking": null}', ["is no result of autolayer"]),
+        ('{"layers": []}', ["is no contribution.json", "repeat the command"]),
+        ('{"layers": ', ["is no contribution.json", "Invalid JSON"]),
+        ('{"ranking": null}', ["is no result.json"]),
+        ("[" * 100_000, ["is no contribution.json"]),
         ("[1, 2]", ["is no contribution.json"]),
-        ("a\0b", ["is not a text file"]),
+        ("a\0b", [r"columns ['a\x00b']"]),
     ],
 )
 def test_what_is_no_curve_is_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -139,16 +139,16 @@ def test_what_cannot_be_compared_is_refused(
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"num_layers": 4}, "layers [4, 5, 6, 7] of a model with 4 blocks"),
+        ({"num_layers": 4}, "it names layers beyond the 4 of the model"),
         ({"probes": {"rl_burst": [float("nan")] * 8}}, "/probes/rl_burst/0: Input should be a finite number (nan)"),
         (
-            {"full": ArmGain(learning_rate=1, gains=(0.1, -0.1, 0.0), value=0, low=0, high=0)},
+            {"full": {"learning_rate": 1, "gains": [0.1, -0.1, 0.0], "value": 0, "low": 0, "high": 0}},
             "full-parameter gain is not above 0",
         ),
     ],
 )
 def test_damaged_contributions_are_refused(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
-    values = {**contribution().to_dict(), **json.loads(json.dumps(changes, default=vars))}
+    values = {**contribution().to_dict(), **changes}
     (tmp_path / "contribution.json").write_text(json.dumps(values))
     with pytest.raises(DataError) as error:
         compare(picked(), tmp_path)

@@ -30,7 +30,6 @@ def test_every_row_is_judged_by_the_metrics() -> None:
         row = found[name]
         assert row.spearman == metrics.spearman(list(scores_L), truth_L)
         assert row.share_of_ceiling == pytest.approx((row.spearman or 0) / 0.9)
-        assert row.kendall == metrics.kendall(list(scores_L), truth_L)
         assert row.spearman_without_depth == metrics.spearman_without_depth(list(scores_L), truth_L, range(8))
         assert row.regret_top1 == metrics.regret(list(scores_L), truth_S_L)
         assert row.regret_top3 == metrics.regret(list(scores_L), truth_S_L, top=3)
@@ -47,18 +46,18 @@ def test_random_is_its_expectation() -> None:
     measured = contribution(seeds=1)
     (judged,) = compare(picked(), measured).comparisons
     random, values = rows(judged)["random"], list(measured.values.values())
-    assert (random.spearman, random.kendall, random.spearman_without_depth, random.picks) == (0, 0, 0, ())
+    assert (random.spearman, random.spearman_without_depth, random.picks) == (0, 0, ())
     assert random.regret_top1 == pytest.approx(max(values) - np.mean(values))
 
 
 def test_a_constant_prediction_ranks_nothing() -> None:
     found = compare(picked([0.75] * 8), contribution())
     prediction = rows(found.comparisons[0])["prediction"]
-    assert prediction.spearman is None and prediction.kendall is None and prediction.share_of_ceiling is None
+    assert prediction.spearman is None and prediction.share_of_ceiling is None
     assert prediction.regret_top1 == pytest.approx(rows(found.comparisons[0])["random"].regret_top1)
     assert "the same for every layer, so it ranks nothing" in found.comparisons[0].verdict
     assert all(row.spearman_difference is None for row in found.comparisons[0].rows)
-    assert re.search(r"^prediction +- +- ", shown(found), re.MULTILINE)
+    assert re.search(r"^prediction +- +\d", shown(found), re.MULTILINE)
 
 
 def test_constant_measurements_rank_nothing() -> None:
@@ -69,14 +68,14 @@ def test_constant_measurements_rank_nothing() -> None:
 
 def test_few_layers_are_not_detrended() -> None:
     (judged,) = compare(picked({layer: TRUTH[layer] for layer in range(5)}), contribution()).comparisons
-    assert all(row.spearman_without_depth is None and row.kendall_without_depth is None for row in judged.rows)
+    assert all(row.spearman_without_depth is None for row in judged.rows)
 
 
 def test_without_intervals_none_are_judged(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("layer,predicted\n" + "".join(f"{i},{100 * v}\n" for i, v in enumerate(TRUTH)))
     found = compare(tmp_path / "p.csv", contribution())
     assert all(row.coverage is None and row.winkler is None for row in found.comparisons[0].rows)
-    assert "Winkler" not in shown(found) and not found.comparisons[0].is_contribution
+    assert "Wink-" not in shown(found)
 
 
 # Several files
@@ -124,14 +123,14 @@ def test_files_of_one_setting_are_not_independent() -> None:
     [
         (picked(), contribution(noise=0.001), ["better than every baseline", "reaches the noise ceiling",
                                                "more than the noise", "Its pick, layer 2, loses 0.00"]),
-        (picked(), contribution(noise=0.001, ceiling=1.0), ["perfect prediction would be expected at 1.00"]),
+        (picked(), contribution(noise=0.001, ceiling=1.0), ["a perfect prediction would be expected at 1.00"]),
         (picked(), contribution(noise=0.6, ceiling=0.0), ["cannot tell the layers apart", "settles nothing"]),
         (picked(range(8)), contribution(), ["does not beat position", "Its pick, layer 7,"]),
         (picked([-abs(layer / 7 - 0.4) for layer in range(8)]), contribution(), ["as well as position, a baseline"]),
         (picked([0.3, 0.5, 0.8, 1.1, 0.7, 0.6, 0.2, 0.1]), contribution(noise=1.0), ["is within the noise"]),
         (picked(), contribution(seeds=1), ["noise ceiling is not known"]),
         (picked(), "published:qwen3-1.7b", ["a model with 8 layers"]),
-        (picked(range(8), probes={"rl_burst": TRUTH}), contribution(), ["single probe rl_burst ranks better"]),
+        (picked(range(8), probes={"rl_burst": TRUTH}), contribution(), ["The best single probe is rl_burst (1.00)"]),
         (picked([0, 1, 0, 0, 1, 0, 0, 0]), contribution(), ["Its picks, layers 1 and 4, lose on average",
                                                             "A random ranking of 8 layers does as well"]),
     ],

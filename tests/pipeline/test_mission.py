@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from autolayer.models.patch import load_patch
-from autolayer.reporting.results import from_dict, validate
+from autolayer.reporting.results import PickResult
 from autolayer.tasks.math.reward import INSTRUCTION
 
 pytestmark = pytest.mark.slow
@@ -49,9 +49,7 @@ class Home:
 
     def result(self, out: str) -> Any:
         """The result as the library reads it back; Any, since each stage fills other fields."""
-        values = json.loads((self.work / out / "result.json").read_text())
-        validate(values)
-        return from_dict(values)
+        return PickResult.read(self.work / out)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
 from autolayer.pipeline import advance
-from autolayer.reporting import results
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
@@ -40,7 +39,7 @@ def test_with_a_storage_a_run_that_hours_ended_is_over_and_goes_on(tmp_path: Pat
 def test_a_run_leaves_what_it_promises(run: tuple[PickResult, Path]):
     result, out = run
     values = json.loads((out / "result.json").read_text())
-    assert results.problems(values) == []
+    assert PickResult.from_dict(values) == result
     assert values == result.to_dict()
     assert {
         "config.json",
@@ -69,7 +68,7 @@ def test_another_seed_is_another_run(run: tuple[PickResult, Path], tmp_path: Pat
 
 def test_a_finished_run_is_read_not_repeated(run: tuple[PickResult, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Workbench, "sample", lambda *_, **__: pytest.fail("sampled again"))
-    assert short_pick(run[1]) == results.from_dict(run[0].to_dict())
+    assert short_pick(run[1]) == PickResult.from_dict(run[0].to_dict())
 
 
 @pytest.mark.slow
@@ -148,7 +147,7 @@ def test_train_trains_the_layers_it_is_given(layers: str, trained: tuple[int, ..
     assert result.trained_layers == trained and result.verdict is None and result.ranking is None
     loaded = autolayer.load_patch(tmp_path / "t" / "layer.safetensors")
     assert loaded.layers == ("full" if layers == "full" else trained) and loaded.steps == 3
-    assert results.problems(result.to_dict()) == []
+    assert PickResult.from_dict(result.to_dict()) == result
 
 
 def test_train_without_a_rate_takes_the_one_that_probes_give(tmp_path: Path):
@@ -204,4 +203,4 @@ def own_data(folder: Path, rows: int, reward: str) -> dict:
 )
 def test_twenty_rows_and_rewards_of_any_scale_are_enough(reward: str, tmp_path: Path):
     result = short_pick(tmp_path / "b", **own_data(tmp_path, 20, reward))
-    assert result.gain is not None and results.problems(result.to_dict()) == []
+    assert result.gain is not None and PickResult.from_dict(result.to_dict()) == result

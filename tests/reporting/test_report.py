@@ -46,8 +46,8 @@ def result(num_layers: int = 6, **changes: Any) -> PickResult:
 
 
 AFTER_CALIBRATE = PickResult(
-    status="incomplete", model="tiny", task="math:arith", algorithm="grpo", num_layers=6, candidates=range(6), seed=0,
-    signature="0123456789", base_score=0.41,
+    status="incomplete", model="tiny", task="math:arith", algorithm="grpo", num_layers=6, seed=0,
+    candidates=(0, 1, 2, 3, 4, 5), signature="0123456789", base_score=0.41,
 )  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def _measured(gain_L_S: list[list[float]]) -> Contribution:
     values = {
         "num_layers": len(layers),
         "layers": layers,
+        "best_layers": [],
         "full": full,
         "num_items": 10**9,
         "probes": {},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from autolayer.reporting import results
+from autolayer.reporting.results import PickResult
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("autolayer", "probes", "search", "pyproject.toml", "README.md", "LICENSE")
@@ -119,7 +119,7 @@ def test_the_console_script_answers(installed: Path, tmp_path: Path) -> None:
 def test_pick_runs_outside_the_repository(installed: Path, tmp_path: Path) -> None:
     task = ("--model", "tiny", "--task", "math:arith")
     out = _run(installed / "autolayer", "pick", *task, *QUICK, "--out", "run", "--json", cwd=tmp_path)
-    result = results.from_dict(json.loads(out))
+    result = PickResult.from_dict(json.loads(out))
     assert result.status == "ok" and set(result.trained_layers or ()) <= {0, 1}
     _run(installed / "autolayer", "merge", "run", "--out", "merged", cwd=tmp_path)
     assert (tmp_path / "merged" / "config.json").exists()

@@ -18,7 +18,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.core.statistics import item_weights, paired_interval
 from autolayer.reporting.html import write_html
-from autolayer.reporting.results import from_dict
+from autolayer.reporting.results import PickResult
 from autolayer.reporting.terminal import Report
 from autolayer.rollouts.evaluation import (
     Evaluation,
@@ -283,9 +283,9 @@ def test_pick_reports_every_suite(tmp_path: Path, capsys: pytest.CaptureFixture[
     for suite in (wide, deep):
         assert 0 <= suite.base_truncated <= 1 and suite.base_well_formed is not None
     written = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert from_dict(written).suites == result.suites
+    assert PickResult.from_dict(written).suites == result.suites
     del written["suites"]
-    assert from_dict(written).suites is None, "results of older versions have none"
+    assert PickResult.from_dict(written).suites is None, "results of older versions have none"
     from rich.console import Console
 
     Console(width=120).print(Report(result))
