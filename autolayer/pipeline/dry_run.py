@@ -33,7 +33,7 @@ from autolayer.pipeline.run_plan import EvaluationPlan, RunPlan
 from autolayer.pipeline.throughput import measure_throughput
 from autolayer.rollouts.evaluation import evaluation_requests
 from autolayer.rollouts.length_limits import apply_length_limits
-from autolayer.rollouts.types import encode_prompts
+from autolayer.rollouts.prompts import encode_prompts
 from autolayer.tasks import Task
 
 SAMPLED_PROMPTS = 64

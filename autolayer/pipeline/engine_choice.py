@@ -14,7 +14,7 @@ from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
 from autolayer.rollouts.engines.vllm_server import VLLMServerEngine, check_servers
-from autolayer.rollouts.types import encode_prompts
+from autolayer.rollouts.prompts import encode_prompts
 from autolayer.training.workbench import Workbench
 
 

@@ -7,7 +7,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
-from autolayer.rollouts.types import encode_prompts
+from autolayer.rollouts.prompts import encode_prompts
 from autolayer.tasks.base import SPLITS, Task
 
 logger = logging.getLogger(__name__)

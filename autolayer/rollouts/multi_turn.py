@@ -16,9 +16,10 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from autolayer.core.errors import EpisodeError
+from autolayer.core.errors import DataError, EpisodeError
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix
-from autolayer.rollouts.types import Rollouts, Turn, encode_prompts, request_seed
+from autolayer.rollouts.prompts import encode_prompts, render
+from autolayer.rollouts.types import Rollouts, Turn, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
 
@@ -202,10 +203,7 @@ class _ChatMessages:
             {"role": getattr(environment, "role", "user"), "content": answer},
         ]
         with _template_errors(f"a message of the role '{messages[-1]['role']}'"):
-            text = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False, **self._options(environment)
-            )
-        assert isinstance(text, str)
+            text = render(self.tokenizer, messages, **self._options(environment))
         between, _, after = text.rpartition(action)[2].partition(answer)
         found = list(self.tokenizer(between + observation + after, add_special_tokens=False)["input_ids"])  # pyright: ignore
         # The model has already generated the end of its own message.
@@ -232,7 +230,7 @@ def _template_errors(what: str) -> Iterator[None]:
     """Adds the template and `what` it was rendering to a template's error, which names neither."""
     try:
         yield
-    except TemplateError as error:
+    except (DataError, TemplateError, TimeoutError) as error:
         raise EpisodeError(
             f"the model's chat template cannot render {what} ({error}): give a model whose template can, or another "
             "environment."

@@ -7,7 +7,8 @@ from autolayer.distributed.fsdp import is_sharded
 from autolayer.distributed.process_group import ProcessGroup, attempt
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix, truncate_at_stop
 from autolayer.rollouts.multi_turn import play_episodes
-from autolayer.rollouts.types import Rollouts, encode_prompts, request_seed
+from autolayer.rollouts.prompts import encode_prompts
+from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
 
 

@@ -9,9 +9,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-from autolayer.tasks.base import Row
 
 # P prompts, G completions of a group, B = P * G sequences, T tokens, D hidden width.
 
@@ -171,23 +168,3 @@ class Rollouts:
 
 LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs")
 """The fields of Rollouts with one entry per completion."""
-
-
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: dict) -> list[list[int]]:
-    """Tokenizes plain-text prompts, or message lists through the chat template, as TRL does.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        rows: Rows of a task; all prompts are of one kind, strings or message lists.
-        template_kwargs: Keyword arguments of the chat template.
-
-    Returns:
-        The token ids of each prompt.
-    """
-    prompts = [row["prompt"] for row in rows]
-    if not isinstance(prompts[0], str):
-        encoded = tokenizer.apply_chat_template(
-            prompts, add_generation_prompt=True, tokenize=True, return_dict=True, **template_kwargs
-        )
-        return [list(ids) for ids in encoded["input_ids"]]  # pyright: ignore
-    return [list(ids) for ids in tokenizer(text=prompts)["input_ids"]]  # pyright: ignore

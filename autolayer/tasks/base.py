@@ -74,6 +74,11 @@ class Task:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.splits, Mapping):  # a `datasets.Dataset` becomes rows: its slices are columns
+            splits = {
+                name: rows if isinstance(rows, list | tuple) else list(rows) for name, rows in self.splits.items()
+            }
+            object.__setattr__(self, "splits", splits)
         _check_splits(self.name, self.splits, by_row=self.environment is not None)
         for name in ("max_new_tokens", "max_turns", "max_context", "num_eval"):
             value = getattr(self, name)
@@ -179,7 +184,7 @@ def _plain(value: Any) -> Any:
 def prompt_problem(prompt: Any) -> str | None:
     """Returns what is wrong with a prompt, or None."""
     if isinstance(prompt, str):
-        return None if prompt.strip() else "its 'prompt' is empty"
+        return _text_problem(prompt) if prompt.strip() else "its 'prompt' is empty"
     if not isinstance(prompt, list):
         return f"its 'prompt' is a {type(prompt).__name__}, neither a text nor a list of messages"
     if not prompt:
@@ -188,6 +193,20 @@ def prompt_problem(prompt: Any) -> str | None:
         fields = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
         if not all(isinstance(value, str) for value in fields):
             return f"its 'prompt' holds {show(message, 60)}, no message such as {{'role': 'user', 'content': '...'}}"
+        if problem := _text_problem("".join(fields)):
+            return problem
+    return None
+
+
+def _text_problem(text: str) -> str | None:
+    """Returns what a tokenizer cannot read in a text, or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"its 'prompt' holds half of a character ({ascii(text[error.start])}, in {ascii(text[:40])}): texts were "
+            "cut in the middle of an emoji; drop the half, or cut elsewhere"
+        )
     return None
 
 

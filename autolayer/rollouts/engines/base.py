@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.models.loading import max_positions
+from autolayer.rollouts.prompts import render
 from autolayer.tasks.suites import Decoding
 from autolayer.tasks.thinking import OPEN
 
@@ -180,7 +181,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     answer = "an answer of the assistant"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        text = render(tokenizer, messages, prompt=False)
     except Exception:  # a template may raise anything if it requires other messages
         return None
     ids = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
