@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from autolayer.core.arms import Arm
+from autolayer.core.layer_set import name_layers
 from autolayer.reporting.results import Rung
 from autolayer.search.evidence import paired_gain
 from autolayer.search.posterior import Posterior
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import RaceConfig, RacedCandidate, RaceOutcome, RaceVerdict, name_layers
+from autolayer.search.records import RaceConfig, RacedCandidate, RaceOutcome, RaceVerdict
 
 Z95 = 1.9600
 """Normal quantile of a two-sided 95% interval."""

@@ -135,8 +135,3 @@ class RaceOutcome:
     ranking: tuple[RacedCandidate, ...]
     """Every candidate once, most probable first."""
     spent: Cost
-
-
-def name_layers(layers: tuple[int, ...]) -> str:
-    """Returns 'layer 16' or 'layers 10,11,12', for sentences."""
-    return f"layer{'s' if len(layers) > 1 else ''} {','.join(map(str, layers))}"

@@ -1,7 +1,6 @@
-"""Progress on stderr: one bar per stage, and one line when a stage ends.
+"""Progress on the terminal: one bar per stage, and one line when a stage ends.
 
-If stderr is not a terminal, plain lines are printed at most every ten seconds, so that a log file stays readable. rich
-is imported when the first bar is shown.
+rich is imported when the first bar is shown.
 """
 
 from __future__ import annotations
@@ -17,63 +16,49 @@ if TYPE_CHECKING:
 
 
 class TerminalProgress(Progress):
-    """Shows the progress of stages on a stream."""
+    """Shows the progress of stages on a stream, stderr by default.
+
+    If it is not a terminal, at most one line in `every` seconds is printed, so that a log file stays readable.
+    """
 
     def __init__(self, *, stream: TextIO | None = None, every: float = 10.0) -> None:
-        """Creates the progress display; nothing is shown before the first stage.
-
-        Args:
-            stream: Stream to print to; default: stderr.
-            every: Seconds between two lines of one stage if the stream is not a terminal.
-        """
         super().__init__()
         self.stream, self.every = stream, every
         self._bars: rich.progress.Progress | None = None
+        self._tasks: dict[Stage, rich.progress.TaskID] = {}
+        self._last_line = time.monotonic()
 
-    def say(self, text: str) -> None:
-        """Prints a line without breaking the bars."""
+    def open(self, stage: Stage) -> None:
+        """Shows a bar, if the stream is a terminal."""
+        self._last_line = stage.start
+        if (self.stream or sys.stderr).isatty():
+            if self._bars is None:
+                self._bars = _make_bars(self.stream)
+                self._bars.start()
+            self._tasks[stage] = self._bars.add_task("  " * self.depth + stage.name, total=stage.total, note="")
+
+    def show(self, stage: Stage) -> None:
+        """Moves the bar of a stage, or prints a line if the last one is long ago."""
         if self._bars is not None:
-            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            if self.depth == 0:
-                self._bars.stop()
-                self._bars = None
-        else:
-            print(text, file=self.stream or sys.stderr, flush=True)
-
-    def open(self, name: str, total: float | None) -> Stage:
-        """Shows a bar on a terminal, and plain lines elsewhere."""
-        if not (self.stream or sys.stderr).isatty():
-            return _PlainStage(name, total, self)
-        if self._bars is None:
-            self._bars = _make_bars(self.stream)
-            self._bars.start()
-        return _BarStage("  " * self.depth + name, total, self._bars)
+            self._bars.update(self._tasks[stage], completed=stage.completed, note=stage.note)
+        elif time.monotonic() - self._last_line >= self.every:
+            self._last_line = time.monotonic()
+            self.say(f"{stage.name}  {stage.state()}")
 
     def close(self, stage: Stage) -> None:
         """Removes the bar of a stage; its closing line stays."""
-        if isinstance(stage, _BarStage):
-            stage.bars.remove_task(stage.task)
+        if self._bars is not None:
+            self._bars.remove_task(self._tasks.pop(stage))
 
-
-class _PlainStage(Stage):
-    def __init__(self, name: str, total: float | None, progress: TerminalProgress) -> None:
-        super().__init__(name, total)
-        self._progress, self._last = progress, self.start
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if now - self._last >= self._progress.every:
-            self._last = now
-            self._progress.say(f"{self.name}  {self.state()}")
-
-
-class _BarStage(Stage):
-    def __init__(self, name: str, total: float | None, bars: rich.progress.Progress) -> None:
-        super().__init__(name, total)
-        self.bars, self.task = bars, bars.add_task(name, total=total, note="")
-
-    def show(self) -> None:
-        self.bars.update(self.task, completed=self.completed, note=self.note)
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bars."""
+        if self._bars is None:
+            print(text, file=self.stream or sys.stderr, flush=True)
+            return
+        self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.depth == 0:
+            self._bars.stop()
+            self._bars = None
 
 
 def _make_bars(stream: TextIO | None) -> rich.progress.Progress:

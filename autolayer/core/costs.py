@@ -7,9 +7,8 @@ by a factor that has to be measured. Generated tokens are therefore also counted
 the two).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from autolayer.core.layer_set import Layers
 
@@ -24,24 +23,24 @@ class Cost:
     seconds: float = 0.0
     """Wall-clock seconds, measured."""
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
             generated_tokens=self.generated_tokens + other.generated_tokens,
             layer_tokens=self.layer_tokens + other.layer_tokens,
             seconds=self.seconds + other.seconds,
         )
 
-    def __sub__(self, other: Cost) -> Cost:
+    def __sub__(self, other: Self) -> Self:
         return self + other * -1.0
 
-    def __mul__(self, factor: float) -> Cost:
-        return Cost(
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(
             generated_tokens=self.generated_tokens * factor,
             layer_tokens=self.layer_tokens * factor,
             seconds=self.seconds * factor,
         )
 
-    def fits(self, budget: Cost) -> bool:
+    def fits(self, budget: Self) -> bool:
         """Returns True if neither the generated tokens nor the layer-tokens exceed the budget.
 
         The time then does not exceed it either, because generating a token takes at least as long as a forward pass
@@ -67,10 +66,7 @@ class CostModel:
         return self.forward(read + written) + Cost(generated_tokens=written)
 
     def train(self, tokens: float, layers: Layers) -> Cost:
-        """Returns the cost of a forward and backward pass over `tokens` tokens.
-
-        The backward pass stops at the lowest trained layer.
-        """
+        """Returns the cost of a forward pass and of a backward pass that stops at the lowest trained layer."""
         if layers == "full":
             backward = 2 * (self.num_layers + self.head_ratio)
         else:
@@ -80,8 +76,6 @@ class CostModel:
     def total(self, cost: Cost, exchange_rate: float) -> float:
         """Returns the layer-tokens of some work, with generated tokens weighted by their measured time.
 
-        Args:
-            cost: The work.
-            exchange_rate: Measured time of generating a token divided by that of a forward pass over one; at least 1.
+        `exchange_rate` is the time of generating a token divided by that of a forward pass over one; at least 1.
         """
         return cost.layer_tokens + cost.generated_tokens * (exchange_rate - 1) * (self.num_layers + self.head_ratio)

@@ -32,13 +32,7 @@ score; higher means more contribution."""
 
 
 def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
-    """Returns the scores of some layers by one of `DEPTH_BASELINES`, shape (layers,).
-
-    Args:
-        name: A key of `DEPTH_BASELINES`.
-        layers: Indices of the layers.
-        num_layers: Number of layers of the model.
-    """
+    """Returns the scores of some layers by the baseline `name`, shape (layers,)."""
     return np.array([DEPTH_BASELINES[name](layer, num_layers) for layer in layers], dtype=float)
 
 

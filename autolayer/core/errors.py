@@ -75,11 +75,7 @@ class PatchError(AutolayerError, RuntimeError):
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """Builds the error for a name that does not exist; it suggests the nearest name and lists all of them.
 
-    Args:
-        kind: Kind of thing that the name stands for: "task", "model", ...
-        name: The name that the user gave.
-        known: All valid names.
-        hint: A full sentence about how users give their own, or ''.
+    `kind` is the kind of thing that the name stands for, such as "task", and `hint` a sentence about one's own.
     """
     names = list(known)
     text = f"unknown {kind} '{name}'.{did_you_mean(name, names)} Known {kind}s: {', '.join(names)}."
@@ -90,9 +86,3 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns " Did you mean '...'?" with the nearest known name, or '' if none is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def one_of(names: Iterable[object]) -> str:
-    """Returns names as a choice: 'grpo, dr_grpo or gigpo'."""
-    *names, last = map(str, names)
-    return f"{', '.join(names)} or {last}" if names else last

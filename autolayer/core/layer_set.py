@@ -44,6 +44,14 @@ def layers_text(layers: LayersLike) -> str:
     return ",".join(map(str, spans))
 
 
+def name_layers(layers: Iterable[int] | Literal["full"]) -> str:
+    """Names a set of layers in a sentence: 'layer 3', 'layers 0, 3-5 and 8', 'all layers' or 'no layer'."""
+    if layers == "full" or not (indices := list(layers)):
+        return "all layers" if layers else "no layer"
+    *most, last = layers_text(indices).split(",")
+    return f"layer{'s' * (len(indices) > 1)} {', '.join(most)}{' and ' * bool(most)}{last}"
+
+
 def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *, allow_full: bool = False) -> Layers:
     """Returns the indices that a set of layers stands for in one model.
 

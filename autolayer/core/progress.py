@@ -1,4 +1,4 @@
-"""Progress of a run, as the stages report it. These classes show nothing; `cli.progress` shows it on the terminal."""
+"""Progress of a run, as the stages report it. `Progress` shows nothing; `cli.progress` shows it on the terminal."""
 
 import contextlib
 import time
@@ -10,24 +10,17 @@ from autolayer.core.formatting import format_seconds
 class Stage:
     """A running stage. The last note becomes part of its closing line."""
 
-    def __init__(self, name: str, total: float | None) -> None:
+    def __init__(self, name: str, total: float | None, progress: "Progress | None" = None) -> None:
         self.name, self.total = name, total
         self.completed, self.note = 0.0, ""
         self.start = time.monotonic()
+        self._progress = progress or Progress()
 
     def advance(self, amount: float = 1.0, note: str = "") -> None:
-        """Records work as done.
-
-        Args:
-            amount: Work done since the last call, in the units of the stage's total. 0 only changes the note.
-            note: A few words about the current state.
-        """
+        """Records work as done, in the units of the stage's total, and a few words about the current state."""
         self.completed += amount
         self.note = note or self.note
-        self.show()
-
-    def show(self) -> None:
-        """Shows the new state. Subclasses override it."""
+        self._progress.show(self)
 
     def state(self) -> str:
         """Returns share, times and note: '40% after 35 s, about 52 s left: layer 3 leads'."""
@@ -40,7 +33,7 @@ class Stage:
 
 
 class Progress:
-    """Opens stages, which may be nested (a rung inside the search), and shows nothing.
+    """Opens stages, which may be nested (a rung inside the search). Subclasses override how they are shown.
 
     Example:
         with progress.stage("calibrate", total=64) as stage:
@@ -56,11 +49,10 @@ class Progress:
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
         """Opens a stage for the duration of the block, and prints a closing line with its time.
 
-        Args:
-            name: Name of the stage in the log.
-            total: The amount of work, in any unit; None if it is not known.
+        `total` is the amount of work, in any unit; None if it is not known.
         """
-        stage = self.open(name, total)
+        stage = Stage(name, total, self)
+        self.open(stage)
         self.depth += 1
         outcome = "stopped after"
         try:
@@ -72,12 +64,14 @@ class Progress:
             note = f": {stage.note}" if stage.note else ""
             self.say(f"{'  ' * self.depth}{name}  {outcome} {format_seconds(time.monotonic() - stage.start)}{note}")
 
-    def open(self, name: str, total: float | None) -> Stage:
-        """Starts showing a stage. Subclasses override it."""
-        return Stage(name, total)
+    def open(self, stage: Stage) -> None:
+        """Starts showing a stage."""
+
+    def show(self, stage: Stage) -> None:
+        """Shows the new state of a stage."""
 
     def close(self, stage: Stage) -> None:
-        """Stops showing a stage. Subclasses override it."""
+        """Stops showing a stage."""
 
     def say(self, text: str) -> None:
-        """Prints one line. Subclasses override it."""
+        """Prints one line."""

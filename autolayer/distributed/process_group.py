@@ -52,12 +52,7 @@ class _Returned:
 
 
 class ProcessGroup:
-    """The ranks of a run. With one rank, every method works locally and sends nothing.
-
-    Args:
-        rank: This process, counted from 0.
-        world_size: Number of processes.
-    """
+    """The ranks of a run. With one rank, every method works locally and sends nothing."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
@@ -82,11 +77,7 @@ class ProcessGroup:
     def gather(self, mine: T | Exception) -> list[T]:
         """Returns the values of all ranks, in the order of the ranks. Call it on every rank.
 
-        Args:
-            mine: The value of this rank, or the exception that replaces it (see `attempt`).
-
-        Raises:
-            Exception: The first exception that a rank passed; all ranks raise it.
+        If a rank passes an exception instead of a value (see `attempt`), all ranks raise the first of them.
         """
         return self._exchange(mine)
 

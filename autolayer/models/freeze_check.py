@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from autolayer.core.errors import LayerError
+from autolayer.core.layer_set import name_layers
 
 CHUNK = 1 << 20
 """Number of 8-byte words hashed at once, which limits the temporary memory to a few times 8 MB."""
@@ -125,8 +126,8 @@ class FreezeCheck:
         if self._waiting == set(self.trained):
             if self._steps and expect_gradient:
                 raise LayerError(
-                    f"no gradient reached {_name(self.trained)} in {max(self._steps.values())} optimizer steps: all "
-                    "advantages were zero, or the loss does not depend on them; look at the spread of the rewards."
+                    f"no gradient reached {name_layers(self.trained)} in {max(self._steps.values())} optimizer steps: "
+                    "all advantages were zero, or the loss does not depend on them; look at the spread of the rewards."
                 )
         else:
             self._check_gradients()
@@ -166,15 +167,15 @@ class FreezeCheck:
     def _check_gradients(self) -> None:
         if self._waiting:
             raise LayerError(
-                f"no gradient reached {_name(self._waiting)} although it reached the other trained layers: the loss "
-                "does not depend on them; train only layers that the forward pass uses."
+                f"no gradient reached {name_layers(self._waiting)} although it reached the other trained layers: the "
+                "loss does not depend on them; train only layers that the forward pass uses."
             )
 
     def _check_held(self) -> None:
         missing = set(self.trained) - {self._layer_of[i] for i in self._held}
         if missing and not self._has_master:
             raise LayerError(
-                f"the optimizer does not hold {_name(missing)}, so nothing is trained there: it was built before "
+                f"the optimizer does not hold {name_layers(missing)}, so nothing is trained there: it was built before "
                 "train_only, or with other parameters; build it inside, from the parameters that require grad."
             )
 
@@ -189,7 +190,7 @@ class FreezeCheck:
         if changed:
             names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
             raise LayerError(
-                f"frozen weights changed while only {_name(self.trained)} should train: {names}; "
+                f"frozen weights changed while only {name_layers(self.trained)} should train: {names}; "
                 "something else writes to the model: look for a second optimizer, a cast or a load inside train_only."
             )
 
@@ -201,9 +202,3 @@ class FreezeCheck:
 
 _ACTIVE: WeakKeyDictionary[nn.Module, list[FreezeCheck]] = WeakKeyDictionary()
 """The active checks of each model, innermost last; all but the innermost are paused."""
-
-
-def _name(layers: Any) -> str:
-    numbers = sorted(layers)
-    shown = ", ".join(map(str, numbers[:8])) + (f", ... {numbers[-1]}" if len(numbers) > 8 else "")
-    return f"layer{'s' if len(numbers) > 1 else ''} {shown}"

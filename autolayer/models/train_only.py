@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from autolayer.core.layer_set import Layers, parse_layers
+from autolayer.core.layer_set import Layers, name_layers, parse_layers
 from autolayer.models.fp32 import restore_forward
 from autolayer.models.freeze_check import FreezeCheck
 from autolayer.models.layers import count_parameters, find_layers, layer_parameters
@@ -74,10 +74,9 @@ def train_only(model: nn.Module, layers: str | int | Sequence[int], *, quiet: bo
             p.requires_grad_(n in trained)
         check = undo.enter_context(FreezeCheck(model, by_layer, frozen))
         if not quiet:
-            what = "all layers" if chosen == "full" else f"layer{'s' * (len(chosen) > 1)} {','.join(map(str, chosen))}"
             print(
-                f"autolayer: training {what} of {len(blocks)}: {result.trainable:,} of {result.total:,} parameters "
-                f"({result.share:.2%})",
+                f"autolayer: training {name_layers(chosen)} of {len(blocks)}: {result.trainable:,} of {result.total:,} "
+                f"parameters ({result.share:.2%})",
                 file=sys.stderr,
             )
         yield result

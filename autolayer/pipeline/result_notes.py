@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from autolayer.core.config import Config
+from autolayer.core.layer_set import name_layers
 from autolayer.core.run_folder import ADAPTER
 from autolayer.core.statistics import Interval
 from autolayer.models import lora
@@ -13,7 +14,6 @@ from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.search_stage import SearchStage
 from autolayer.pipeline.train_stage import TrainStage
 from autolayer.probes.predictor import MIN_BASES
-from autolayer.search.records import name_layers
 
 MANY_TRUNCATED = 0.2
 """A note is added if more than this share of completions hit the token limit."""

@@ -130,7 +130,7 @@ def test_steps_without_gradient_are_an_error(tiny_model):
             optimizer.step()
 
     with (
-        pytest.raises(LayerError, match=r"no gradient reached layers 1, 2 in 3 optimizer steps"),
+        pytest.raises(LayerError, match=r"no gradient reached layers 1-2 in 3 optimizer steps"),
         train_only(tiny_model, "1-2", quiet=True),
     ):
         idle()
@@ -166,7 +166,7 @@ def test_a_layer_that_the_loss_does_not_reach_is_named(tiny_model):
 def test_an_optimizer_built_before_is_refused(tiny_model, number, held):
     own = {"other layers": (0,), "some layers": (0, 1)}[held]
     parameters = list(layer_parameters(tiny_model, own).values())
-    missing = {"other layers": "layers 1, 3", "some layers": "layer 3"}[held]
+    missing = {"other layers": "layers 1 and 3", "some layers": "layer 3"}[held]
     with (
         pytest.raises(LayerError, match=f"the optimizer does not hold {missing}, .* built before train_only"),
         train_only(tiny_model, (1, 3), quiet=True),
