@@ -4,6 +4,7 @@ Every attack on the machine that does no harm is run without a sandbox too, wher
 nothing.
 """
 
+import errno
 import os
 import secrets
 import socket
@@ -255,6 +256,7 @@ def total():
             with open(f'part{i}', 'wb') as file: written += file.write(bytes(1 << 20))
     except OSError:
         pass
+    for i in range(64): os.path.exists(f'part{i}') and os.remove(f'part{i}')
     return written
 def many():
     for i in range(100_000):
@@ -275,7 +277,7 @@ def test_disk_and_descriptors_are_limited(box: Sandbox) -> None:
     outcomes = box.run([Calls(program=FILL, calls=[(name, [])]) for name in names])
     big, total, many, descriptors = (outcome.values[0] for outcome in outcomes)
     limits = Limits()
-    assert big <= limits.file_size and total <= limits.scratch + (1 << 20)
+    assert big <= limits.output and total <= limits.scratch + (1 << 20)
     assert many <= limits.files and descriptors < limits.open_files
 
 
@@ -310,9 +312,9 @@ def test_a_daemon_does_not_outlive_its_program(box: Sandbox) -> None:
     assert fresh.run([Calls(program=DAEMON, calls=[("leave", [])])])[0].values == (True,)
     server = fresh._servers.get()
     fresh._servers.put(server)
-    assert server is not None
+    assert server.process is not None
     deadline = time.monotonic() + 5
-    while len(left := psutil.Process(server._process.pid).children(recursive=True)) > 1 and time.monotonic() < deadline:
+    while len(left := psutil.Process(server.process.pid).children(recursive=True)) > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(left) == 1, "the fork server"
     fresh.close()
@@ -336,12 +338,69 @@ def test_nothing_passes_from_one_program_to_the_next(box: Sandbox) -> None:
     leave = "import builtins, os\nbuiltins.sum = abs\ndef f(): return open('left', 'w').write('x')"
     look = "import os\ndef f(): return os.listdir('.'), sum([1])"
     jobs = [Calls(program=program, calls=[("f", [])]) for program in (leave, look, leave, look)]
-    assert [outcome.values[0] for outcome in box.run(jobs)] == [1, ([], 1), 1, ([], 1)]
+    assert [outcome.values[0] for outcome in box.run(jobs)] == [1, [[], 1], 1, [[], 1]]
 
 
-def test_nothing_passes_by_the_scratch_folder_itself(box: Sandbox) -> None:
-    leave = "import os\ndef f():\n    os.setxattr('.', 'user.leak', b'secret')\n    return 1"
-    look = "import os\ndef f(): return os.listxattr('.'), oct(os.stat('.').st_mode)[-3:]"
-    jobs = [Calls(program=program, calls=[("f", [])]) for program in (look, leave, look)]
-    before, _, after = (outcome.values[0] if outcome.values else None for outcome in box.run(jobs))
-    assert before == after == ([], "777")
+LEAVE_IN_METADATA = """
+import os
+def f():
+    for place in (".", "/dev/null", "/dev/zero", "/dev/urandom", os.__file__, __import__("json").__file__):
+        for change in (
+            lambda: os.setxattr(place, "user.leak", b"secret"), lambda: os.utime(place), lambda: os.chmod(place, 0o700),
+            lambda: os.utime(place, ns=(12345, 67890)), lambda: open(os.path.join(place, "left"), "w").close(),
+            lambda: os.remove(os.path.join(place, "left")),
+        ):
+            try: change()
+            except OSError: pass
+    return 1
+"""
+LOOK_AT_METADATA = """
+import json, os, time
+START = time.time()
+def f():
+    states = [os.stat(place) for place in ("/dev/null", "/dev/zero", "/dev/urandom", os.__file__, json.__file__, "/")]
+    here = os.stat(".")
+    old = START - max(here.st_mtime, here.st_ctime, here.st_atime)
+    return [os.listdir("."), os.listxattr("."), here.st_mode, here.st_size, here.st_ino], old < 1, str(states)
+"""
+
+
+def test_nothing_passes_by_the_metadata_of_files(box: Sandbox) -> None:
+    """A new scratch folder has times of its own; no other place can be changed."""
+    fresh = Sandbox(box.launcher, 1)
+    jobs = [Calls(program=program, calls=[("f", [])]) for program in (LOOK_AT_METADATA, LEAVE_IN_METADATA) * 2]
+    before, left, after, _ = (outcome.values[0] for outcome in fresh.run(jobs))
+    fresh.close()
+    assert left == 1 and before == after and before[1] is True
+
+
+def test_the_names_of_the_host_are_not_shown(box: Sandbox) -> None:
+    look = """
+import os, platform, sys, sysconfig, traceback
+def f():
+    try:
+        open("nothing")
+    except OSError:
+        error = traceback.format_exc()
+    shown = os.uname().nodename, platform.node(), os.getcwd(), error, dict(os.environ)
+    return str([shown, sys.argv, sys.orig_argv, sys.path, sys.prefix, sys.executable, os.__file__,
+                [getattr(module, "__file__", None) for module in sys.modules.values()]])
+"""
+    shown = box.run([Calls(program=look, calls=[("f", [])])])[0].values[0]
+    own = {os.uname().nodename, str(Path.home()), sys.base_prefix, str(Path(__file__).parents[2])}
+    assert not [name for name in own - {"/", "/usr"} if f"'{name}'" in shown or f"{name}/" in shown], shown
+
+
+@pytest.mark.parametrize("call", ["io_setup", "inotify_init", "timer_create", "statmount"])
+def test_calls_that_use_up_or_show_the_machine_fail(box: Sandbox, call: str) -> None:
+    from autolayer.tasks.code.sandbox import confine
+
+    column = list(confine._ARCHITECTURES).index(os.uname().machine)
+    program = f"""
+import ctypes
+def f():
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall({confine._DENIED[call][column]}, 1, ctypes.byref(ctypes.c_ulong(0)), 0, 0)
+    return ctypes.get_errno()
+"""
+    assert box.run([Calls(program=program, calls=[("f", [])])])[0].values == (errno.EPERM,)

@@ -24,8 +24,8 @@ def test_a_sandbox_that_dies_is_an_error_and_no_zero(box: Sandbox, monkeypatch: 
     fresh = Sandbox(box.launcher, 1)
     fresh.run(LIVES)
     server = fresh._servers.get()
-    assert server is not None
-    server.kill()
+    assert server.process is not None
+    server.process.kill()
     fresh._servers.put(server)
     assert fresh.run(LIVES)[0].values == (1,), "once may have been an accident"
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.0)

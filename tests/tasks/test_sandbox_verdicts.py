@@ -9,15 +9,15 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 from sandbox_helpers import QUICK, assert_alive
 
 from autolayer.tasks.code.sandbox import pool
-from autolayer.tasks.code.sandbox.jobs import Calls, Judged, Script
+from autolayer.tasks.code.sandbox.jobs import Calls, Failed, Judged, Script
 from autolayer.tasks.code.sandbox.pool import Sandbox
-from autolayer.tasks.code.sandbox.protocol import Failed
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Windows, which is refused")
 
@@ -25,11 +25,22 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Window
 # Values and reasons.
 
 
-def test_plain_values_come_back_as_they_are(box: Sandbox) -> None:
-    values = [None, True, 3, -(1 << 3000), 2.5, float("inf"), "é\ud800", b"\xff", (1, [2]), {1, 2}, {"a": {3: None}},
-              frozenset({1}), 1j, range(3)]  # fmt: skip
+def test_values_of_calls_come_back_as_json(box: Sandbox) -> None:
+    values = [None, True, 3, -(1 << 3000), 2.5, float("inf"), "é\ud800", [1, [2]], {"a": {"3": None}}]
     (outcome,) = box.run([Calls(program="f = lambda x: x", calls=[("f", [value]) for value in values])])
     assert outcome.values == tuple(values) and [type(v) for v in outcome.values] == [type(v) for v in values]
+    program = "f = lambda: ((1, 2), {1: 2})\ng = lambda: {1}\nh = lambda: 10**5000"
+    (outcome,) = box.run([Calls(program=program, calls=[("f", []), ("g", []), ("h", [])])])
+    assert outcome.values == ([[1, 2], {"1": 2}], Failed("TypeError"), Failed("ValueError"))
+
+
+def test_tests_see_plain_values_as_they_are(box: Sandbox) -> None:
+    values = [None, True, 3, -(1 << 3000), 1 << 20_000, 2.5, "é\ud800", b"\xff", (1, [2]), {1, 2}, {"a": {3: None}},
+              frozenset({1}), 1j, range(3)]  # fmt: skip
+    setup = f"VALUES = {[value for value in values if value != 1 << 20_000]!r} + [1 << 20_000, float('inf')]"
+    test = "for x in VALUES: assert f(x) == x and type(f(x)) is type(x) and f(x=x) == x"
+    job = Judged(program="f = lambda x: x", tests=[test], functions=["f"], setup=setup)
+    assert box.run([job])[0].passed == (True,)
 
 
 def test_what_is_no_plain_value_equals_nothing(box: Sandbox) -> None:
@@ -115,6 +126,31 @@ def test_many_threads_may_ask(box: Sandbox) -> None:
     assert found == {i: [10 * i + k for k in range(10)] for i in range(4)}
 
 
+@pytest.mark.parametrize("raised", ["StopIteration", "StopAsyncIteration", "GeneratorExit", "SystemExit", "IndexError"])
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert all(map(lambda p: f(p[0]) == p[1], PAIRS))",
+        "assert all(x == y for x, y in zip(map(f, [1, 2]), [1, 4]))",
+        "for x, y in zip(map(f, [1, 2]), [1, 4]): assert x == y",
+        "assert not [x for x in map(f, [1, 2]) if x not in (1, 4)]",
+        "for x in iter(lambda: f(2), 4): assert False",
+    ],
+)
+def test_an_exception_of_the_program_ends_no_loop_of_the_tests(box: Sandbox, raised: str, test: str) -> None:
+    jobs = [
+        Judged(program=program, tests=[test], functions=["f"], setup="PAIRS = [(1, 1), (2, 4)]")
+        for program in (f"def f(x): raise {raised}", "f = lambda x: x * x")
+    ]
+    assert [outcome.passed for outcome in box.run(jobs)] == [(False,), (True,)]
+
+
+def test_a_test_that_catches_everything_does_not_hide_the_end_of_the_program(box: Sandbox) -> None:
+    test = "try:\n    f(1)\nexcept:\n    pass\nassert True"
+    (outcome,) = box.run([Judged(program="import os\nf = lambda x: os._exit(0)", tests=[test], functions=["f"])])
+    assert outcome.passed == () and outcome.reason == "crash"
+
+
 # Forged answers, and errors in between.
 
 
@@ -162,11 +198,21 @@ def test_an_error_of_ours_in_the_middle_of_a_batch_shifts_no_answers(
 
 
 def test_integers_with_equal_hashes_cost_the_program_and_not_us(box: Sandbox) -> None:
-    """A set of them takes time that grows with the square, here in a process that no limit watches."""
-    items = ", ".join(str(index * (2**61 - 1)) for index in range(5_000))
-    forge = f"import os\nos.write(3, b'[\"set\", [{items}]]\\n')\nos._exit(0)"
-    (outcome,) = box.run([Calls(program=forge, calls=[("f", [])])])
-    assert outcome.values == ()
+    """A set of them takes time that grows with the square: only a process with a limit makes one."""
+    header = "import os, struct\nitems = [b'%d' % (index * (2**61 - 1)) for index in range(120_000)]\n"
+    pairs = "line = b'[null, {%s}]' % b', '.join(b'\"%s\": 1' % item for item in items)\nos.write(3, line)\nos._exit(0)"
+    a_set = "line = b'[null, [\"set\", [%s]]]' % b', '.join(items)\nos.write(3, struct.pack('!i', len(line)) + line)"
+    start = time.process_time()
+    called, judged = box.run(
+        [
+            Calls(program=header + pairs, calls=[("f", [])]),
+            Judged(program=header + a_set, tests=["assert f() is not None"], functions=["f"]),
+        ],
+        QUICK,
+    )
+    assert time.process_time() - start < 1.0
+    assert len(called.values[0]) == 120_000
+    assert judged.reason == "timeout" and judged.passed == ()
 
 
 # Forged verdicts: f(2) should be 4 and f(5) should be 25. Not one of these programs computes a square.
@@ -229,7 +275,7 @@ def _fooled(name: str) -> str:
 
 def test_values_must_have_the_right_type_and_number(box: Sandbox) -> None:
     jobs = [
-        Calls(program="import os\nos.write(3, b'1\\n' * 9)\nf = lambda x: 7", calls=[("f", [1])] * 2),
+        Calls(program="import os\nos.write(3, b'[null, 1]\\n' * 9)\nf = lambda x: 7", calls=[("f", [1])] * 2),
         Calls(program="import os\nos.write(3, b'no json\\n')\nf = lambda x: 7", calls=[("f", [1])]),
         Calls(program="import os\nos.write(3, b'[' * 10**6 + b'\\n')\nf = lambda x: 7", calls=[("f", [1])]),
     ]

@@ -12,7 +12,7 @@ from autolayer.tasks.rewards import text_of
 
 SIZES = {"train": 2048, "probe": 256, "select": 256, "eval": 512}
 INSTRUCTION = "Complete the line with a Python expression; reply with the expression only."
-EXPRESSION_LIMITS = Limits(seconds=1, wall_seconds=4, memory=256 << 20, processes=1, output=1 << 16, file_size=0)
+EXPRESSION_LIMITS = Limits(seconds=1, wall_seconds=4, memory=256 << 20, processes=1, output=1 << 16)
 
 
 def load_expr(*, chat: bool, allow_unsandboxed: bool = False) -> Task:

@@ -1,8 +1,8 @@
 """Inside the sandbox: the process that runs a program and calls its functions.
 
 It receives nothing that helps a program to cheat: only the program, and arguments or standard input. Its answers are
-claims, which other processes compare with the expected values. A program that writes to the pipe itself can only make
-other claims.
+claims, which other processes compare with the expected values. A program that writes them itself can only make other
+claims.
 """
 
 import json
@@ -10,34 +10,37 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from autolayer.tasks.code.sandbox import confine, protocol
 
 RAISED, OUT_OF_MEMORY = 70, 71  # exit statuses
+_ANSWERS = 3  # the descriptor of the result, or of the connection to the judge
 
-_ANSWERS, _REQUESTS = 3, 4
 
-
-def run(host: Connection, kind: str, mode: str, limits: dict[str, Any], descriptors: Sequence[int | None]) -> int:
-    """Runs the next program of the host in this process, and returns the exit status.
+def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str, Any]) -> int:
+    """Runs a program in this process and returns the exit status.
 
     Args:
-        host: The connection to read the program from.
+        source: The connection to the host, or to the judge, which sends the program.
+        result: The file for what is printed ('script'), or for the values of the calls ('calls').
         kind: 'calls', 'script' or 'tests'.
         mode: As in `fork_server.main`.
         limits: The fields of `jobs.Limits`.
-        descriptors: Pipes for what is printed, for answers, and for requests (kind 'tests'). None is /dev/null.
     """
-    job = json.loads(host.recv_bytes())
+    job = json.loads(source.recv_bytes())
     folder = os.getcwd()
     os.environ.clear()
     os.environ.update(HOME=folder, TMPDIR=folder, PATH="/nonexistent", LANG="C.UTF-8")
+    with tempfile.TemporaryFile(dir=".") as file:  # a pipe would block on a long text
+        file.write(job.get("stdin", "").encode())
+        file.seek(0)
+        stdin = os.dup(file.fileno())
     nothing = os.open(os.devnull, os.O_RDWR)
-    out, answers, requests = (nothing if descriptor is None else descriptor for descriptor in descriptors)
-    confine.keep_only((_file_with(job.get("stdin", "")), out, nothing, answers, requests))
+    printed, answers = (result if kind == "script" else nothing), (source.fileno() if kind == "tests" else result)
+    confine.keep_only((stdin, printed, nothing, answers))
     confine.lock_up(mode, limits)
     try:
         space: dict[str, Any] = {"__name__": "__main__" if kind == "script" else "solution"}
@@ -49,12 +52,12 @@ def run(host: Connection, kind: str, mode: str, limits: dict[str, Any], descript
                 _join_threads()
         except SystemExit:  # a script may end this way; a module keeps what it has defined until then
             pass
-        for name, *arguments in job.get("calls", ()):
-            _answer(space, given, name, [protocol.decode(argument) for argument in arguments], {})
+        for name, arguments in job.get("calls", ()):
+            answer = _answer(space, given, name, arguments, {}, lambda value: value)
+            with open(_ANSWERS, "ab", closefd=False) as file:
+                file.write(answer + b"\n")
         if kind == "tests":
-            with os.fdopen(_REQUESTS, "rb") as lines:
-                for line in lines:
-                    _answer(space, given, *protocol.decode(line))
+            _serve(Connection(_ANSWERS), space, given)
         sys.stdout.flush()
         return 0
     except MemoryError:
@@ -64,18 +67,6 @@ def run(host: Connection, kind: str, mode: str, limits: dict[str, Any], descript
         return RAISED
 
 
-def _file_with(text: str) -> int:
-    """Returns a descriptor to read the text from. A pipe would block on a long text."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("input")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    confine.write(descriptor, text.encode())
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
 def _join_threads() -> None:
     """Waits for threads, as an interpreter does at its end: many solutions run in one with a larger stack."""
     for thread in threading.enumerate():
@@ -83,16 +74,32 @@ def _join_threads() -> None:
             thread.join()
 
 
+def _serve(judge: Connection, space: dict[str, Any], given: dict[str, Any]) -> None:
+    """Answers the calls of the judge until it ends."""
+    while True:
+        try:
+            name, arguments, named = map(protocol.from_json, json.loads(judge.recv_bytes()))
+        except (EOFError, OSError):
+            return
+        judge.send_bytes(_answer(space, given, name, arguments, named, protocol.to_json))
+
+
 def _answer(
-    space: dict[str, Any], given: dict[str, Any], name: str, arguments: Sequence[Any], named: dict[str, Any]
-) -> None:
+    space: dict[str, Any],
+    given: dict[str, Any],
+    name: str,
+    arguments: Sequence[Any],
+    named: dict[str, Any],
+    to_json: Callable[[Any], Any],
+) -> bytes:
+    """Returns the name of the exception that a call raised, or None, and its value."""
     try:
-        line = protocol.encode(_function(space, given, name)(*arguments, **named))
+        value = to_json(_function(space, given, name)(*arguments, **named))
+        return json.dumps([None, value]).encode()
     except MemoryError:
         raise
     except BaseException as error:  # SystemExit too: the next call is another test
-        line = protocol.encode(protocol.Failed(type(error).__name__))
-    confine.write(_ANSWERS, line.encode() + b"\n")
+        return json.dumps([type(error).__name__, None]).encode()
 
 
 def _function(space: dict[str, Any], given: dict[str, Any], name: str) -> Any:

@@ -1,15 +1,15 @@
 """Inside the sandbox: the last steps before a program runs, which take every right from its process.
 
 The filter of system calls closes what namespaces and resource limits leave open: sockets that no network namespace
-covers (vsock), keyrings, memory that no limit counts (memfd, System V), new namespaces with capabilities of their own.
-It is known for Linux on x86-64 and aarch64. Only the standard library can be imported here.
+covers (vsock), keyrings, memory that no limit counts (memfd, System V), supplies of the whole machine (aio, inotify),
+the machine's paths (statmount), new namespaces with capabilities of their own. It is known for Linux on x86-64 and
+aarch64. Only the standard library can be imported here.
 """
 
 import contextlib
 import ctypes
 import fcntl
 import os
-import platform
 import resource
 import struct
 from collections.abc import Sequence
@@ -29,18 +29,25 @@ _DENIED = {
     "kcmp": (312, 272), "acct": (163, 89), "swapon": (167, 224), "quotactl": (179, 60),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
-    "pidfd_getfd": (438, 438), "mount_setattr": (442, 442), "memfd_secret": (447, 447),
+    "pidfd_getfd": (438, 438), "mount_setattr": (442, 442), "memfd_secret": (447, 447), "statmount": (457, 457),
+    "listmount": (458, 458), "io_setup": (206, 0), "inotify_init": (253, 26), "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262), "timer_create": (222, 107),
 }  # fmt: skip
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
 _NEW_NAMESPACES = 0x7E020000  # the CLONE_NEW... bits
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def write(descriptor: int, text: bytes) -> None:
-    """Writes all of the bytes to a descriptor."""
-    data = memoryview(text)
-    while data:
-        data = data[os.write(descriptor, data) :]
+def call(name: str, *arguments: Any) -> None:
+    """Calls a function of the C library that returns 0.
+
+    Raises:
+        OSError: It returns something else.
+    """
+    if getattr(_LIBC, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def keep_only(descriptors: Sequence[int]) -> None:
@@ -61,47 +68,40 @@ def lock_up(mode: str, limits: dict[str, Any]) -> None:
     Raises:
         OSError: The kernel or the machine does not support it, so that nothing runs with more rights.
     """
-    os.setsid()
     # Without a sandbox all processes of the account count, so that any limit would be wrong.
     others = {"bare": 1 << 20, "root": 0, "user": SANDBOX_PROCESSES}[mode]
     wanted = {
-        "RLIMIT_CPU": max(1, round(limits["seconds"])) + 1,
-        "RLIMIT_AS": limits["memory"],
-        "RLIMIT_FSIZE": limits["file_size"],
-        "RLIMIT_NOFILE": limits["open_files"],
-        "RLIMIT_NPROC": limits["processes"] + others,
-        "RLIMIT_STACK": 1 << 26,
-        "RLIMIT_CORE": 0,
+        resource.RLIMIT_CPU: max(1, round(limits["seconds"])) + 1,
+        resource.RLIMIT_AS: limits["memory"],
+        resource.RLIMIT_FSIZE: limits["output"],
+        resource.RLIMIT_NOFILE: limits["open_files"],
+        resource.RLIMIT_NPROC: limits["processes"] + others,
+        resource.RLIMIT_STACK: 1 << 26,
+        resource.RLIMIT_CORE: 0,
     }
-    for name, value in wanted.items():
-        kind = getattr(resource, name)
+    for kind, value in wanted.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         with contextlib.suppress(*((ValueError, OSError) if mode == "bare" else ())):  # macOS has some in name only
-            # SIGXCPU at the soft limit names the reason. SIGKILL would not: on a busy machine the CPU time that is
-            # reported for a process can be a tenth below the time that the limit counts.
-            soft = max(1, value - 1) if kind == resource.RLIMIT_CPU else value
-            resource.setrlimit(kind, (soft, value))
+            # SIGXCPU at the soft limit names the reason; SIGKILL at the hard one would not.
+            resource.setrlimit(kind, (max(1, value - 1) if kind == resource.RLIMIT_CPU else value, value))
     if mode != "bare":
         _drop_privileges(is_root=mode == "root")
 
 
 def _drop_privileges(is_root: bool) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in range(64):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     if is_root:  # it is exempt from the limit on processes
         uid = 30_000 + int.from_bytes(os.urandom(2), "big") // 2  # rootless containers know accounts below 65536 only
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    _check(libc.capset(header, nothing), "capset")
-    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    program = _filter(platform.machine())
+    call("capset", header, nothing)
+    call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)  # also keeps execve from giving capabilities
+    program = _filter(os.uname().machine)
     code = ctypes.create_string_buffer(program, len(program))
     fprog = ctypes.create_string_buffer(struct.pack("HL", len(program) // 8, ctypes.addressof(code)))
-    _check(libc.prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0), "seccomp")
+    call("prctl", _PR_SET_SECCOMP, 2, fprog, 0, 0)
 
 
 def _filter(machine: str) -> bytes:
@@ -129,9 +129,3 @@ def _filter(machine: str) -> bytes:
     code += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, _NEW_NAMESPACES)]
     code += [(end, 0, 0, not_permitted), (end, 0, 0, allow)]
     return b"".join(struct.pack("HBBI", *line) for line in code)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")

@@ -20,10 +20,9 @@ class Limits:
     processes: int = 4
     """Processes and threads of the whole job."""
     output: int = 4 * _MEGABYTE
-    """Bytes that a script may print, or that a program may return."""
-    file_size: int = 8 * _MEGABYTE
-    scratch: int = 16 * _MEGABYTE
-    """Bytes in the scratch folder, which is in memory."""
+    """Bytes of a file, and so of what a script may print or a program may return."""
+    scratch: int = 32 * _MEGABYTE
+    """Bytes in the scratch folder, which is in memory and holds the standard input and the output too."""
     files: int = 256
     """Files and folders in the scratch folder."""
     open_files: int = 48
@@ -35,7 +34,7 @@ class Calls:
 
     program: str
     calls: Sequence[tuple[str, Sequence[Any]]]
-    """Name of the function and its arguments, which must be plain data."""
+    """Name of the function and its arguments, in types that JSON has."""
     prelude: str = ""
     """Code that runs before the program. The names it defines can be used, but do not count as the program's own."""
 
@@ -65,6 +64,14 @@ class Judged:
 Job = Calls | Script | Judged
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Stands for the value of a call that raised an exception, or returned what JSON cannot hold."""
+
+    error: str
+    """Name of the exception's class."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The result of one job."""
@@ -72,7 +79,7 @@ class Outcome:
     reason: str
     """'ok', or what ended the program: 'error' (it raised an exception), 'timeout', 'memory', 'output' or 'crash'."""
     values: tuple[Any, ...] = ()
-    """Return value of each call: plain data or `protocol.Failed`. Fewer than the calls if the program ended early."""
+    """Value of each call as JSON has it, or `Failed`. Fewer than the calls if the program ended early."""
     stdout: str = ""
     passed: tuple[bool, ...] = ()
     """True for each test that passed. Fewer than the tests if the first failure ended them."""

@@ -1,9 +1,9 @@
 """The command that starts the sandbox: bubblewrap, and what can be seen inside.
 
-Inside are the system's libraries, the Python installation without its site-packages, this folder of the package, and
-an empty /tmp. All but /tmp is read-only. There is no home folder, no /etc, /proc or /sys, no device but three harmless
-ones, no network, no other process and none of our environment variables. So neither the project's tests nor the answers
-of a data set are there.
+Inside are the system's libraries, the Python installation without its site-packages, a few modules of this folder, and
+an empty /tmp. All but /tmp is read-only, and the paths and the host's name tell nothing about the machine. There is no
+home folder, no /etc, /proc or /sys, no device but three harmless ones, no network, no other process and none of our
+environment variables. So neither the project's tests nor the answers of a data set are there.
 """
 
 import glob
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/nonexistent"}
 
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_MODULES = ("child.py", "confine.py", "fork_server.py", "judge.py", "protocol.py")
 _PACKAGE = "autolayer/tasks/code/sandbox"
-_INSIDE = "/inside"
+_INSIDE, _PYTHON = "/inside", "/inside/python"
+ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/nonexistent", "LD_LIBRARY_PATH": f"{_PYTHON}/lib"}
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,27 @@ def bubblewrap() -> Launcher | None:
         return None
     is_root = os.geteuid() == 0
     account = [] if is_root else ["--unshare-user", "--uid", "0", "--gid", "0"]
-    spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--as-pid-1", "--cap-add", "ALL"]
-    visible = _visible()
-    targets = {path: path for path in (*visible, *_DEVICES)} | {str(HERE): f"{_INSIDE}/{_PACKAGE}"}
+    spaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox"]
+    targets = _targets()
     # Parents are made first. bwrap would copy their permissions from outside, which may be root's alone.
     parents = {str(parent) for target in targets.values() for parent in Path(target).parents} - {"/"}
     view = [part for path in sorted(parents, key=len) for part in ("--perms", "0755", "--dir", path)]
     for path, target in targets.items():
         view += ["--dev-bind" if path in _DEVICES else "--ro-bind", path, target]
-    view += [part for folder in _hidden(visible) for part in ("--tmpfs", folder, "--remount-ro", folder)]
+    for folder in _hidden(targets):
+        view += ["--tmpfs", folder, "--remount-ro", folder]
     view += ["--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    python = _python(_INSIDE, "root" if is_root else "user")
-    return Launcher((tool, *account, *spaces, *view, "--", *python), is_sandbox=True)
+    python = f"{_PYTHON}/bin/{os.path.basename(_interpreter())}"
+    started = _python(python, _INSIDE, "root" if is_root else "user")
+    return Launcher((tool, *account, *spaces, "--as-pid-1", "--cap-add", "ALL", *view, "--", *started), is_sandbox=True)
 
 
 def bare() -> Launcher:
     """Returns the launcher of a fork server without a sandbox."""
-    return Launcher(tuple(_python(str(HERE).removesuffix(f"/{_PACKAGE}"), "bare")), is_sandbox=False)
+    return Launcher(tuple(_python(_interpreter(), str(HERE).removesuffix(f"/{_PACKAGE}"), "bare")), is_sandbox=False)
 
 
-def _python(root: str, mode: str) -> list[str]:
+def _python(python: str, root: str, mode: str) -> list[str]:
     """Returns the command of the fork server. Its parent packages are empty: theirs would import far too much."""
     code = (
         "import sys, types\n"
@@ -68,7 +70,7 @@ def _python(root: str, mode: str) -> list[str]:
         f"    module.__path__ = ['/'.join([{root!r}, *parts[:n]])]\n"
         f"from autolayer.tasks.code.sandbox import fork_server\nfork_server.main({mode!r})"
     )
-    return [_interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", code]
+    return [python, "-I", "-S", "-B", "-X", "utf8", "-c", code]
 
 
 def _interpreter() -> str:
@@ -76,24 +78,22 @@ def _interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def _visible() -> list[str]:
-    """Returns the files and folders that are visible inside."""
-    standard = str(Path(os.__file__).parent)
-    found = {*_LIBRARIES, _interpreter(), standard, os.path.realpath(standard), str(Path(sys.base_prefix) / "lib")}
-    visible: list[str] = []
-    for path in sorted(found, key=lambda path: (len(path), path)):
-        if os.path.exists(path) and not _is_below(path, visible):
-            visible.append(path)
-    return visible
+def _targets() -> dict[str, str]:
+    """Returns the files and folders that are visible inside, and where. The path of a Python may have a user's name."""
+    targets = {path: path for path in (*_LIBRARIES, *_DEVICES)}
+    targets |= {f"{HERE}/{name}": f"{_INSIDE}/{_PACKAGE}/{name}" for name in _MODULES}
+    targets |= {f"{sys.base_prefix}/{name}": f"{_PYTHON}/{name}" for name in ("lib", "lib64")}
+    targets |= {_interpreter(): f"{_PYTHON}/bin/{os.path.basename(_interpreter())}"}
+    return {path: target for path, target in targets.items() if os.path.exists(path)}
 
 
-def _hidden(visible: list[str]) -> list[str]:
-    """Returns folders below the visible ones that must not be: installed packages, and this one above all."""
-    found = {str(HERE.parents[2]), os.path.expanduser("~"), os.getcwd()}
-    for pattern in ("python*/site-packages", "python*/dist-packages"):
-        found |= {path for root in visible for depth in ("", "lib*/") for path in glob.glob(f"{root}/{depth}{pattern}")}
-    return sorted(folder for folder in found if os.path.isdir(folder) and _is_below(folder, visible))
-
-
-def _is_below(path: str, folders: list[str]) -> bool:
-    return any(path.startswith(f"{folder}/") for folder in folders)
+def _hidden(targets: dict[str, str]) -> list[str]:
+    """Returns folders inside that must be empty: installed packages, and this one above all."""
+    hidden = set()
+    for path, target in targets.items():
+        found = {str(HERE.parents[2]), os.path.expanduser("~"), os.getcwd()}
+        for pattern in ("site-packages", "python*/site-packages", "python*/dist-packages"):
+            found |= {folder for depth in ("", "lib*/") for folder in glob.glob(f"{path}/{depth}{pattern}")}
+        below = [folder for folder in found if folder.startswith(f"{path}/") and os.path.isdir(folder)]
+        hidden |= {target + folder.removeprefix(path) for folder in below}
+    return sorted(hidden)

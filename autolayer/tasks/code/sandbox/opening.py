@@ -56,15 +56,14 @@ def missing_sandbox() -> str | None:
 
 def trial(launcher: Launcher) -> str | None:
     """Runs a small program and returns what is wrong with the launcher, or None if it works and shuts programs in."""
-    server = None
+    server = ForkServer(launcher)
     try:
-        server = ForkServer(launcher, Limits(wall_seconds=TRIAL_SECONDS))
-        outcome, _ = server.run(Calls(program=_TRIAL, calls=[("look", [str(launch.HERE)])]))
+        job = Calls(program=_TRIAL, calls=[("look", [str(launch.HERE)])])
+        outcome = server.run(job, Limits(wall_seconds=TRIAL_SECONDS))
     except SandboxFailure as failure:
         return str(failure)
     finally:
-        if server is not None:
-            server.close()
+        server.close()
     if outcome.reason == "ok" and outcome.values == ([False, NUM_VARIABLES],):
         return None
     return f"a trial program was not shut in: {outcome.reason}, {outcome.values}"

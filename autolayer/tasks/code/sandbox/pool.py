@@ -1,10 +1,10 @@
 """Runs programs that a model wrote, and returns what they did. Nothing else in this package may run one.
 
 `jobs.Limits` says what a program may use, `launch` what it can see, and `confine` what it can call. Expected values
-stay out of its process: calls and outputs come back as plain data and are compared by the caller, and tests run in a
-process of their own (`judge`). So leaving early, printing "all passed", patching the grader, writing to the result pipe
-or returning an object that equals everything gains nothing. A reason such as 'timeout' describes the program. A failure
-of the sandbox itself raises SandboxError and never becomes a score of 0.
+stay out of its process: calls and outputs come back as JSON and are compared by the caller, and tests run in a process
+of their own (`judge`). So leaving early, printing "all passed", patching the grader, writing to the result or returning
+an object that equals everything gains nothing. A reason such as 'timeout' describes the program. A failure of the
+sandbox itself raises SandboxError and never becomes a score of 0.
 
 Left out on purpose: defence against bugs of the kernel, for which a virtual machine is the answer.
 """
@@ -16,18 +16,16 @@ import queue
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from autolayer.core.errors import SandboxError
-from autolayer.tasks.code.sandbox import protocol
-from autolayer.tasks.code.sandbox.jobs import Calls, Job, Judged, Limits, Outcome, Script
+from autolayer.tasks.code.sandbox.jobs import Calls, Failed, Job, Judged, Limits, Outcome, Script
 from autolayer.tasks.code.sandbox.launch import ENVIRONMENT, Launcher
 
 GRACE_SECONDS = 20.0  # beyond the limit that the sandbox itself keeps, before it counts as failed
-MAX_HASHED = 4000  # items of a set or dictionary that a program may return
 
 
 class Sandbox:
@@ -38,9 +36,9 @@ class Sandbox:
         self.owner = os.getpid()
         size = size or min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="autolayer-sandbox")
-        self._servers: queue.SimpleQueue[ForkServer | None] = queue.SimpleQueue()
+        self._servers: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
         for _ in range(size):
-            self._servers.put(None)
+            self._servers.put(ForkServer(launcher))
 
     def run(self, jobs: Sequence[Job], limits: Limits | None = None) -> list[Outcome]:
         """Returns the outcome of each job. It is safe to call from any thread.
@@ -56,32 +54,23 @@ class Sandbox:
             return  # in a fork of ours, which does not own the processes
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._servers.empty():
-            if server := self._servers.get():
-                server.close()
+            self._servers.get().close()
 
     def _run(self, job: Job, limits: Limits) -> Outcome:
-        for attempt in range(2):
-            server, kept = self._servers.get(), None
+        server = self._servers.get()
+        try:
             try:
-                if server is not None and server.limits != limits:
-                    server.close()
-                    server = None
-                server = server or ForkServer(self.launcher, limits)
-                outcome, is_clean = server.run(job)
-                kept = server if is_clean else None
-                return outcome
-            except SandboxFailure as failure:
-                if attempt == 1:
-                    raise SandboxError(
-                        f"the sandbox failed twice on the same program: {failure}. This is no verdict on the program, "
-                        "so the run ends here. If the machine is overloaded or out of memory, give it fewer jobs, and "
-                        "rerun the same command to resume."
-                    ) from failure
-            finally:
-                if server is not None and kept is None:
-                    server.close()
-                self._servers.put(kept)
-        raise AssertionError("the second attempt returns or raises")
+                return server.run(job, limits)
+            except SandboxFailure:  # once may be an accident
+                return server.run(job, limits)
+        except SandboxFailure as failure:
+            raise SandboxError(
+                f"the sandbox failed twice on the same program: {failure}. This is no verdict on the program, so the "
+                "run ends here. If the machine is overloaded or out of memory, give it fewer jobs, and rerun the same "
+                "command to resume."
+            ) from failure
+        finally:
+            self._servers.put(server)
 
 
 class SandboxFailure(Exception):
@@ -91,67 +80,64 @@ class SandboxFailure(Exception):
 class ForkServer:
     """A `fork_server` process in a sandbox of its own, used by one thread at a time."""
 
-    def __init__(self, launcher: Launcher, limits: Limits) -> None:
-        self.limits = limits
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self._scratch = None if launcher.is_sandbox else tempfile.TemporaryDirectory(prefix="autolayer-")
-        self._connection, inside = multiprocessing.Pipe()
-        try:
-            self._process = subprocess.Popen(
-                launcher.command,
-                stdin=inside.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                env=ENVIRONMENT,
-                cwd=self._scratch.name if self._scratch else "/",
-                start_new_session=True,  # Ctrl-C is for the host to handle, and `kill` ends the whole group
-            )
-        except OSError as error:
-            raise SandboxFailure(f"{launcher.command[0]}: {error.strerror}") from None
-        finally:
-            inside.close()
-        self._is_new = True
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def run(self, job: Job) -> tuple[Outcome, bool]:
-        """Runs one job.
-
-        Returns:
-            The outcome, and whether the server can take another job: False after a program that ran out of time or
-            left something in the scratch folder.
+    def run(self, job: Job, limits: Limits) -> Outcome:
+        """Runs one job and returns its outcome. The process is started if there is none.
 
         Raises:
-            SandboxFailure: The server ended or does not answer.
+            SandboxFailure: The process ended or does not answer.
         """
-        limit = self.limits.wall_seconds + GRACE_SECONDS
+        reason = None
         try:
-            for frame in ([json.dumps(asdict(self.limits)).encode()] if self._is_new else []) + _frames(job):
+            if self.process is None:
+                self._start()
+            for frame in _frames(job, limits):
                 self._connection.send_bytes(frame)
-            self._is_new = False
-            if not self._connection.poll(limit):
-                raise SandboxFailure(f"no answer in {limit:.0f} s")
-            summary, result = json.loads(self._connection.recv_bytes()), self._connection.recv_bytes()
+            if not self._connection.poll(limits.wall_seconds + GRACE_SECONDS):
+                raise SandboxFailure(f"no answer in {limits.wall_seconds + GRACE_SECONDS:.0f} s")
+            reason, result = self._connection.recv_bytes().decode(), self._connection.recv_bytes()
         except (EOFError, OSError):
             raise SandboxFailure(self._last_words()) from None
-        return _outcome(job, summary["reason"], result), summary["is_clean"]
+        finally:
+            if reason in (None, "timeout"):  # a program that was ended may have left its frame unread
+                self.close()
+        return _outcome(job, reason, result)
 
     def close(self) -> None:
-        """Ends the process. An idle one ends when its connection closes."""
-        self._connection.close()
+        """Ends the process, if there is one."""
+        if self.process is None:
+            return
+        self._connection.close()  # an idle one ends by this
         try:
-            self._process.wait(1)
+            self.process.wait(1)
         except subprocess.TimeoutExpired:
-            self.kill()
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except PermissionError:
+                self.process.kill()
+            self.process.wait()
         self._errors.close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        self.process = None
 
-    def kill(self) -> None:
-        """Kills the process group."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except PermissionError:
-            self._process.kill()
-        self._process.wait()
+    def _start(self) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._connection, inside = multiprocessing.Pipe()
+        with inside:
+            try:
+                self.process = subprocess.Popen(
+                    self._launcher.command,
+                    stdin=inside.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    start_new_session=True,  # Ctrl-C is for the host to handle, and `close` ends the whole group
+                )
+            except OSError as error:
+                raise SandboxFailure(f"{self._launcher.command[0]}: {error.strerror}") from None
 
     def _last_words(self) -> str:
         self._errors.seek(0)
@@ -159,17 +145,10 @@ class ForkServer:
         return lines[-1] if lines else "it ended without a message"
 
 
-def _frames(job: Job) -> list[bytes]:
-    """Returns what the fork server is sent: the kind of the job, which it reads, and what only its children read."""
-    if isinstance(job, Script):
-        parts = ["script", {"program": job.program, "stdin": job.stdin}]
-    elif isinstance(job, Judged):
-        tests = {"tests": job.tests, "functions": job.functions, "setup": job.setup, "run_all": job.run_all}
-        parts = ["tests", tests, {"program": job.program}]
-    else:
-        calls = [[name, *map(protocol.encode, arguments)] for name, arguments in job.calls]
-        parts = ["calls", {"program": job.program, "prelude": job.prelude, "calls": calls}]
-    return [(part if isinstance(part, str) else json.dumps(part)).encode() for part in parts]
+def _frames(job: Job, limits: Limits) -> list[bytes]:
+    """Returns what the fork server is sent: what it reads itself, and the job, which only its children read."""
+    kind = {Script: "script", Judged: "tests", Calls: "calls"}[type(job)]
+    return [json.dumps(part).encode() for part in ({"kind": kind, "limits": asdict(limits)}, asdict(job))]
 
 
 def _outcome(job: Job, reason: str, result: bytes) -> Outcome:
@@ -177,22 +156,18 @@ def _outcome(job: Job, reason: str, result: bytes) -> Outcome:
     if isinstance(job, Script):
         return Outcome(reason=reason, stdout=result.decode("utf-8", "replace"))
     if isinstance(job, Calls):
-        values = _values(result.split(b"\n")[: len(job.calls)])
+        values = tuple(_values(result.split(b"\n")[: len(job.calls)]))
         has_ended_early = len(values) < len(job.calls)
         return Outcome(reason="crash" if reason == "ok" and has_ended_early else reason, values=values)
-    try:
-        passed = tuple(verdict is True for verdict in json.loads(result))[: len(job.tests)]
-    except (ValueError, TypeError):  # the judge was ended before it could write
-        passed = ()
+    passed = tuple(json.loads(result or b"[]"))  # by the judge, which may have been ended before it could write
     has_ended_early = all(passed) and len(passed) < len(job.tests)
     return Outcome(reason="crash" if reason == "ok" and has_ended_early else reason, passed=passed)
 
 
-def _values(lines: Sequence[bytes]) -> tuple[Any, ...]:
-    values: list[Any] = []
+def _values(lines: Sequence[bytes]) -> Iterator[Any]:
     for line in lines:
         try:
-            values.append(protocol.decode(line, max_hashed=MAX_HASHED))
-        except ValueError:
-            break
-    return tuple(values)
+            error, value = json.loads(line)
+        except (ValueError, TypeError, RecursionError):  # forged, or an integer of more digits than Python reads
+            return
+        yield value if error is None else Failed(str(error))
