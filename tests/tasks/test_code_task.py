@@ -1,6 +1,7 @@
 """The code tasks: the program in a completion, the forms of a problem, the sandbox, and the problems that ship."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from autolayer.tasks.code.code_task import SMALL, make_code_reward, small_questi
 from autolayer.tasks.code.grade import same_text, same_value
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.code.programs import is_answer, program_of
+from autolayer.tasks.code.sandbox.jobs import Failed
 
 # The program in a completion.
 
@@ -128,17 +130,27 @@ def test_a_key_that_python_cannot_write_is_a_wrong_answer() -> None:
 @pytest.mark.parametrize(
     ("found", "wanted", "same"),
     [("1 2\n", "1 2", True), ("1  2 \n\n", "1 2\n", True), ("1\n2", "1 2", False), ("0.50000001", "0.5", True),
-     ("1", "1.0", True), ("1.0", "1", False), ("nan", "0.5", False), ("x", "0.5", False), ("", "", True)],
+     ("1", "1.0", True), ("1.0", "1", False), ("nan", "0.5", False), ("x", "0.5", False), ("", "", True),
+     ("1000000500000.0", "1000000000000", False), ("1000000500000.0", "1000000000000.0", False)],
 )  # fmt: skip
 def test_outputs_are_compared_by_words(found: str, wanted: str, same: bool) -> None:
     assert same_text(found, wanted) == same
 
 
+def test_a_flood_of_words_costs_nothing() -> None:
+    start = time.process_time()
+    assert not same_text("1 " * (1 << 24), "1 1")
+    assert time.process_time() - start < 0.5
+
+
 @pytest.mark.parametrize(
     ("found", "wanted", "same"),
-    [(1, 1, True), (True, 1, False), (1, True, False), (1.0, 1, True), ((1, [2]), [1, [2]], True),
-     ({1: 2}, {"1": 2}, True), ("1", 1, False), (None, None, True), (10**400, 1.0, False),
-     (10**17 + 1, 10**17, False), ([1], [1, 2], False), (float("nan"), 1.0, False), ({1}, [1], False)],
+    [(1, 1, True), (True, 1, False), (1, True, False), (1.0, 1, True), ([1, [2]], [1, [2]], True),
+     ({"1": 2}, {"1": 2}, True), ({"1": 2}, {"1": 3}, False), ({}, {"1": 2}, False), ("1", 1, False),
+     (None, None, True), (10**400, 1.0, False), (10**17 + 1, 10**17, False), ([1], [1, 2], False),
+     (float("nan"), 1.0, False), (1000000500000.0, 1000000000000, False), (1000000500000.0, 1000000000000.0, False),
+     (7.0000000001, 7, False), (0.1 + 0.2, 0.3, True), (1e15 + 1.0, 1e15, True), (True, 1.0, False), (0, None, False),
+     (Failed("ValueError"), "ValueError", False)],
 )  # fmt: skip
 def test_values_are_compared_by_kind(found: Any, wanted: Any, same: bool) -> None:
     assert same_value(found, wanted) == same
@@ -165,6 +177,8 @@ def test_values_are_compared_by_kind(found: Any, wanted: Any, same: bool) -> Non
         ({"fn_name": "f", "inputs": [[1], [2]], "outputs": [None, [None]]}, "every output .* is empty"),
         ({"tests": ["x = [3, 1]\nsort(x)\nassert x == [1, 3]"]}, "calls sort and ignores what it returns"),
         ("{", "not valid JSON"),
+        ("3", "is a int"),
+        ({"fn_name": "f", "inputs": [[{1}]], "outputs": [1]}, "not valid JSON .*set"),
         (3, "is a int"),
     ],
 )

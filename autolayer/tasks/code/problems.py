@@ -13,7 +13,7 @@ import builtins
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from autolayer.tasks.rewards import show
 FORMS = '{"tests": [...], "entry_point": ...}, {"inputs": [...], "outputs": [...]} or these with "fn_name"'
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CodeProblem:
     """The tests of a program."""
 
@@ -45,23 +45,24 @@ class CodeProblem:
     """Code at the beginning of the program."""
 
 
-@functools.lru_cache(maxsize=512)
-def _parse_text(text: str) -> CodeProblem:
-    return parse_problem(json.loads(text))
-
-
 def parse_problem(given: Any) -> CodeProblem:
-    """Returns the problem that a row describes.
+    """Returns the problem that a row describes: one object for equal problems.
 
     Raises:
         DataError: It has no tests, or tests that cannot be run.
     """
-    if isinstance(given, str):
-        try:
-            return _parse_text(given)
-        except json.JSONDecodeError as error:
-            raise DataError(f"the problem {show(given)} is not valid JSON ({error}): give {FORMS}.") from None
-    if not isinstance(given, Mapping):
+    if not isinstance(given, (str, Mapping)):
+        raise DataError(f"the problem {show(given)} is a {type(given).__name__}: give {FORMS}.")
+    try:
+        return _parse_text(given if isinstance(given, str) else json.dumps(dict(given)))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"the problem {show(given)} is not valid JSON ({error}): give {FORMS}.") from None
+
+
+@functools.lru_cache(maxsize=512)
+def _parse_text(text: str) -> CodeProblem:
+    given = json.loads(text)
+    if not isinstance(given, dict):
         raise DataError(f"the problem {show(given)} is a {type(given).__name__}: give {FORMS}.")
     given = {name: value for name, value in given.items() if value is not None}
     if "tests" in given:
@@ -71,9 +72,9 @@ def parse_problem(given: Any) -> CodeProblem:
     raise DataError(f"the problem {show(given)} has no tests, so no program could be judged by it: give {FORMS}.")
 
 
-def _with_tests(given: Mapping[str, Any]) -> CodeProblem:
+def _with_tests(given: dict[str, Any]) -> CodeProblem:
     tests, setup, entry = given["tests"], given.get("setup", ""), given.get("entry_point")
-    if not isinstance(tests, Sequence) or isinstance(tests, str) or not tests:
+    if not isinstance(tests, list) or not tests:
         raise DataError(
             f"the tests {show(tests)} are no list with a test in it: give texts such as 'assert f(2) == 4'."
         )
@@ -96,24 +97,23 @@ def _with_tests(given: Mapping[str, Any]) -> CodeProblem:
             f"the tests {show(tests)} use {', '.join(classes)}, which looks like a class of the program: only "
             "functions of plain data can be tested from outside. Leave the problem out, or define the class in 'setup'."
         )
-    if ignored := next(filter(None, map(functools.partial(_discarded, functions=functions), trees)), None):
+    calls = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    called = [call.func.id for call in calls if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)]
+    if ignored := [name for name in called if name in functions]:
         raise DataError(
-            f"a test of {show(tests)} calls {ignored} and ignores what it returns, to look at what it did to its "
+            f"a test of {show(tests)} calls {ignored[0]} and ignores what it returns, to look at what it did to its "
             "arguments; that cannot be seen from outside the program. Leave the problem out."
         )
     return CodeProblem(tests=tuple(tests), functions=functions, setup=setup, prefix=given.get("prefix", ""))
 
 
-def _with_outputs(given: Mapping[str, Any]) -> CodeProblem:
+def _with_outputs(given: dict[str, Any]) -> CodeProblem:
     inputs, outputs, name = given.get("inputs"), given.get("outputs"), given.get("fn_name")
-    for column in (inputs, outputs):
-        if not isinstance(column, Sequence) or isinstance(column, str) or not column:
-            raise DataError(f"the problem {show(given)} has no tests: give lists of 'inputs' and 'outputs'.")
-    assert inputs is not None and outputs is not None, "checked above"
+    if not (isinstance(inputs, list) and isinstance(outputs, list) and inputs and outputs):
+        raise DataError(f"the problem {show(given)} has no tests: give lists of 'inputs' and 'outputs'.")
     if len(inputs) != len(outputs):
         raise DataError(f"{len(inputs)} inputs and {len(outputs)} outputs cannot belong together: {show(given)}.")
-    wanted = str if name is None else Sequence
-    if bad := [value for value in inputs if not isinstance(value, wanted) or (name and isinstance(value, str))]:
+    if bad := [value for value in inputs if not isinstance(value, str if name is None else list)]:
         kind = "a text for standard input" if name is None else f"a list of arguments of {name}"
         raise DataError(f"the input {show(bad[0])} is not {kind}: correct the problem {show(given)}.")
     if name is None and any(not isinstance(value, str) for value in outputs):
@@ -129,16 +129,7 @@ def _with_outputs(given: Mapping[str, Any]) -> CodeProblem:
     )
 
 
-def _discarded(tree: ast.AST, functions: Sequence[str]) -> str | None:
-    """Returns a function of the program whose result a test ignores, or None."""
-    for node in ast.walk(tree):
-        call = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in functions:
-            return call.func.id
-    return None
-
-
-def _undefined(trees: Sequence[ast.AST]) -> list[str]:
+def _undefined(trees: Iterable[ast.AST]) -> list[str]:
     """Returns names that the tests read and do not bind, which the program has to define."""
     read: set[str] = set()
     bound = set(dir(builtins))
