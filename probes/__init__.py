@@ -3,22 +3,18 @@
 `PROBES` is the whole registry. Every entry runs on one shared batch, appears in every table and is held to one contract
 (tests/probes/test_probes.py). base.py says how to add a probe. Files by what they hold:
 
-* signals: gradient_norm, gain_per_kl, reach, trusted_gain, natural_gain, representation_change, rl_burst
+* signals: gradient_norm, representation_change, trusted_gain (with gain_per_kl and reach), rl_burst
 * baselines: baselines
-* what the signals share: context, shared_batch, shared_backward (gradient, gradient_projection), step_response,
-  policy_distance
+* what the signals share: context, shared_batch, gradient, step_response, policy_distance
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
 
 from autolayer.probes.base import Probe
 from autolayer.probes.baselines import DepthBaseline, Random
-from autolayer.probes.gain_per_kl import GainPerKL
 from autolayer.probes.gradient_norm import GradientNorm
-from autolayer.probes.natural_gain import NaturalGain
-from autolayer.probes.reach import Reach
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
-from autolayer.probes.trusted_gain import TrustedGain
+from autolayer.probes.trusted_gain import GainPerKL, Reach, TrustedGain
 
 PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
@@ -26,7 +22,6 @@ PROBES: dict[str, Probe] = {
     "gain_per_kl": GainPerKL(),
     "reach": Reach(),
     "trusted_gain": TrustedGain(),
-    "natural_gain": NaturalGain(),
     "rl_burst": RLBurst(),
     "random": Random(),
     "first": DepthBaseline("first"),

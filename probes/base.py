@@ -7,7 +7,7 @@ To add a probe:
 2. Add one line to `PROBES` in `probes/__init__.py`.
 
 The tests in tests/probes/test_probes.py then hold it to the contract: finite scores, the same for the same seed, and a
-model left as it was. Every table shows it; the prediction uses it once it is in `predictor.FEATURES`.
+model left as it was. Every table shows it; the prediction is made from `predictor.SIGNAL`.
 """
 
 from __future__ import annotations

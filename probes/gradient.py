@@ -65,12 +65,10 @@ def streamed_gradient(
     gradient: Gradient = {layer: {} for layer in layers}
     for name, layer in owner.items():
         found = gradients.pop(name, None)
-        if found is None:  # no token was routed to this expert: zero gradient
+        if found is None:  # no token was routed to this expert
             found = torch.zeros_like(parameters[name], device="cpu")
         dtype = parameters[name].dtype
-        gradient[layer][name] = (
-            found if dtype == torch.float16 else found.to(dtype)
-        )  # a float16 gradient could overflow
+        gradient[layer][name] = found if dtype == torch.float16 else found.to(dtype)  # float16 could overflow
     return gradient
 
 

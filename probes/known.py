@@ -5,13 +5,13 @@ left out, so that a prediction is always about a base model that it has never se
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from autolayer.core.errors import ConfigError
 from autolayer.reporting.contribution import Contribution
+from autolayer.reporting.records import parse_record
 
 FILE = Path(__file__).with_name("known.json")
 
@@ -34,8 +34,9 @@ class KnownEnvironment:
 
 def packaged(*, without_base: str | None = None) -> list[KnownEnvironment]:
     """Returns LayerBench's environments, without those of one base."""
-    values = json.loads(FILE.read_text(encoding="utf-8"))["environments"] if FILE.is_file() else []
-    return [known for known in map(_from_dict, values) if known.base != without_base]
+    values = json.loads(FILE.read_text(encoding="utf-8"))["environments"]
+    environments = [parse_record(KnownEnvironment, each) for each in values]
+    return [known for known in environments if known.base != without_base]
 
 
 def history(folder: str | Path) -> list[KnownEnvironment]:
@@ -76,23 +77,3 @@ def of_contribution(measured: Contribution, *, name: str) -> KnownEnvironment:
         contribution_L=tuple(measured.values.values()),
         probings=(own,),
     )
-
-
-def save(environments: Sequence[KnownEnvironment], path: Path = FILE) -> None:
-    """Writes a file that `packaged` reads; numbers keep five digits."""
-    text = json.dumps({"environments": [_rounded(asdict(known)) for known in environments]}, indent=1)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _from_dict(values: Mapping[str, Any]) -> KnownEnvironment:
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    probings = tuple({probe: tuple(scores) for probe, scores in probing.items()} for probing in values["probings"])
-    return KnownEnvironment(**{**plain, "probings": probings})
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value

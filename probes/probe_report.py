@@ -1,17 +1,17 @@
 """The record of probe.json: what every probe scored, and the prediction made from it."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from autolayer.core.errors import ConfigError
 from autolayer.probes.starting_rates import combined_rate
+from autolayer.reporting.records import RECORD
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
     """The probes' scores and the prediction; every tuple over layers is in the order of `layers`."""
+
+    __pydantic_config__ = RECORD
 
     layers: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]
@@ -27,16 +27,6 @@ class ProbeReport:
     learning_rates: tuple[float | None, ...]
     """Starting learning rate of each candidate; None for a layer that moves nothing."""
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for probe.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ProbeReport:
-        """Reads what `to_dict` returned."""
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**{**lists, "scores": {name: tuple(scores) for name, scores in values["scores"].items()}})
 
 
 def joint_rate(report: ProbeReport) -> float:

@@ -39,7 +39,7 @@ class RepresentationChange(Probe):
         return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
 
     def _samples(self, context: ProbeContext, layer: int) -> list[float]:
-        shares = [aligned_share(response) for response in context.responses(layer)]
+        shares = [aligned_share(response) for response in context.responses[layer]]
         return [math.copysign(abs(share) ** 0.5, share) for share in shares] or [0.0] * len(context.folds)
 
 

@@ -9,7 +9,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import fit, predict
+from autolayer.probes.predictor import SIGNAL, fit, predict
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.shared_batch import make_folds
 from autolayer.probes.starting_rates import starting_rates, steps_to_distance
@@ -50,18 +50,19 @@ def run_probes(
             assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
             scores[name] = found
         on_probe(name)
-    num_parameters = bench.model.num_parameters()
-    prediction = predict(scores, layers, len(bench.layers), model=fit(known), num_parameters=num_parameters)
+    prediction = predict(
+        scores[SIGNAL].scores_L,
+        layers,
+        len(bench.layers),
+        model=fit(known),
+        num_parameters=bench.model.num_parameters(),
+    )
     rates = starting_rates(context, steps_to_distance(total_steps))
     return ProbeReport(
         layers=layers,
         scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
         reliability={name: found.reliability for name, found in scores.items() if found.errors_L is not None},
-        predicted=prediction.predicted,
-        low=prediction.low,
-        high=prediction.high,
-        deviation=prediction.deviation,
-        learned_from=prediction.learned_from,
         learning_rates=tuple(rates[layer] for layer in layers),
         notes=plan.notes,
+        **vars(prediction),
     )

@@ -1,7 +1,7 @@
 """Step responses: the policy's change when one layer moves along a direction, on which most probes rest."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ FIRST_STEP = 1e-4
 RESPONSE_DEVIATION = 0.1
 """Deviation of the sequence log-ratio (nats) at which the response is measured: a KL divergence of .005."""
 MAX_TRIALS, MAX_GROWTH = 4, 1000.0
-"""Trial steps, and the largest factor between two of them. In bf16 rounding hides a small step, so it takes several."""
+"""Trial steps, and the largest factor between two of them."""
 
 Direction = dict[str, torch.Tensor]
 """Parameter name -> step of that parameter, for the parameters of one layer."""
@@ -99,56 +99,68 @@ class StepResponses:
         model = self.bench.model
         with ExitStack() as inside:
             inside.enter_context(unsharded(model, (layer,)))
-            size = FIRST_STEP * rms(model.get_parameter(name) for name in direction)
+            first_step = FIRST_STEP * rms(model.get_parameter(name) for name in direction)
             inside.enter_context(scoring(model, self.bench.engine.temperature))
             inside.enter_context(torch.no_grad())
             subset, forward = self.subset(layer, fold, num_prompts, RESPONSE_GROUP)
             inside.enter_context(fp32_layers(model, (layer,)))
             states = inside.enter_context(final_states(model, subset.batch))
+            base_B, base_state_B_D = self.log_probs(forward), torch.cat(states)
 
             def log_ratios_at(step: float) -> torch.Tensor:
+                states.clear()
                 with stepped(model, direction, step):
                     return self.log_probs(forward) - base_B
 
-            base_B = self.log_probs(forward)
-            base_state_B_D = take(states)
-            for _ in range(MAX_TRIALS):
-                # Rounding hides a step much smaller than RESPONSE_DEVIATION, and curvature spoils a larger one.
-                smaller, smaller_B = size, log_ratios_at(size)
-                take(states)
-                reached = float(smaller_B.std())
-                if reached == 0:
-                    break
-                size *= min(MAX_GROWTH, RESPONSE_DEVIATION / reached)
-                if smaller / 2 < size < 2 * smaller:  # two estimates of one slope need two steps of about one size
-                    break
-            ratios_B, state_B_D = log_ratios_at(size), take(states)
+            smaller, smaller_B, size = _trial_steps(log_ratios_at, first_step)
+            ratios_B = log_ratios_at(size)
+            movement_B_D = (torch.cat(states) - base_state_B_D) / size
             # Two estimates that share no forward pass: what rounding adds to one is not in the other.
             slopes_2_B = torch.stack([ratios_B / size, (smaller_B - log_ratios_at(-size)) / (smaller + size)])
             deviation = max(0.0, float(torch.cov(slopes_2_B)[0, 1])) ** 0.5
             if deviation == 0 and accept_one_estimate:
                 deviation = float(slopes_2_B[0].std())
-            distance_step, reaches = 0.0, ()
-            if deviation > 0:
-                half_B = torch.arange(len(base_B)) // subset.rollouts.group_size % 2
+            if deviation == 0:
+                return StepResponse(deviation=0.0, movement_B_D=movement_B_D, fold=subset)
+            half_B = torch.arange(len(base_B)) // subset.rollouts.group_size % 2
 
-                def rms_by_half(values_B: torch.Tensor) -> list[float]:
-                    squares_B = values_B.square().cpu()
-                    return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
+            def rms_by_half(values_B: torch.Tensor) -> list[float]:
+                squares_B = values_B.square().cpu()
+                return [float(squares_B[half_B == half].mean()) ** 0.5 for half in half_B.unique()]
 
-                found = find_distance_steps(
-                    lambda step: rms_by_half(log_ratios_at(step)), linear_step=TARGET_DISTANCE / deviation
-                )
-                distance_step, slopes = found.step, rms_by_half(slopes_2_B.mean(0))
-                pairs = zip(found.by_part, slopes, strict=True)
-                reaches = tuple(step * slope / TARGET_DISTANCE for step, slope in pairs)
+            found = find_distance_steps(
+                lambda step: rms_by_half(log_ratios_at(step)), linear_step=TARGET_DISTANCE / deviation
+            )
+        slopes = zip(found.by_part, rms_by_half(slopes_2_B.mean(0)), strict=True)
         return StepResponse(
             deviation=deviation,
-            movement_B_D=(state_B_D - base_state_B_D) / size,
+            movement_B_D=movement_B_D,
             fold=subset,
-            distance_step=distance_step,
-            reaches=reaches,
+            distance_step=found.step,
+            reaches=tuple(step * slope / TARGET_DISTANCE for step, slope in slopes),
         )
+
+
+def _trial_steps(
+    log_ratios_at: Callable[[float], torch.Tensor], first_step: float
+) -> tuple[float, torch.Tensor, float]:
+    """Finds two steps of about one size whose log-ratios deviate by about `RESPONSE_DEVIATION`.
+
+    Rounding hides a much smaller step, and curvature spoils a larger one.
+
+    Returns:
+        The first step, its log-ratios (B,), and the second step.
+    """
+    step = first_step
+    for _ in range(MAX_TRIALS):
+        before, ratios_B = step, log_ratios_at(step)
+        reached = float(ratios_B.std())
+        if reached == 0:
+            break
+        step *= min(MAX_GROWTH, RESPONSE_DEVIATION / reached)
+        if before / 2 < step < 2 * before:
+            break
+    return before, ratios_B, step
 
 
 @contextlib.contextmanager
@@ -182,12 +194,15 @@ def rms(tensors: Iterable[torch.Tensor]) -> float:
 
 @contextlib.contextmanager
 def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[torch.Tensor]]:
-    """Collects what the decoder hands to the output head, averaged over each completion: (b, D) per micro-batch."""
+    """Collects what the decoder hands to the output head, averaged over each completion: (b, D) per micro-batch.
+
+    Clear the list before another pass over the batch.
+    """
     collected: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, arguments: object, output: Any) -> None:
         state = output[0].detach()
-        first = sum(map(len, collected)) % len(batch.completion_mask)
+        first = sum(map(len, collected))
         # The state at position t chooses token t + 1, so the mask is shifted by one.
         mask = batch.completion_mask[first : first + len(state), 1:].to(state.device, torch.float64).unsqueeze(-1)
         collected.append((state[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1))
@@ -197,10 +212,3 @@ def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[tor
         yield collected
     finally:
         handle.remove()
-
-
-def take(collected: list[torch.Tensor]) -> torch.Tensor:
-    """Returns the states of one pass over the whole batch, (B, D), and empties the list."""
-    states_B_D = torch.cat(collected)
-    collected.clear()
-    return states_B_D

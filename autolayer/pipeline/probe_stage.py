@@ -12,6 +12,7 @@ from autolayer.pipeline.run_context import RunContext
 from autolayer.probes import PROBES, known
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.run_probes import run_probes
+from autolayer.reporting.records import parse_record
 from autolayer.rollouts.types import Rollouts
 
 
@@ -36,7 +37,7 @@ def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: 
     found = run.folder.read(PROBE) or {}
     with run.reading(PROBE):
         cost = Cost(**found.pop("cost"))
-        return ProbeStage(report=ProbeReport.from_dict(found), cost=cost)
+        return ProbeStage(report=parse_record(ProbeReport, found), cost=cost)
 
 
 def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) -> None:
@@ -66,4 +67,4 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
         bar.advance(0, f"{len(report.scores)} signals and baselines")
     # The linear algebra between the passes is counted in seconds only; on very small models it is most of the work.
     cost = replace(bench.spent - before, seconds=time.perf_counter() - started)
-    run.folder.write(PROBE, {**report.to_dict(), "cost": asdict(cost)})
+    run.folder.write(PROBE, {**asdict(report), "cost": asdict(cost)})

@@ -15,13 +15,11 @@ from scipy import stats
 
 from autolayer.comparison.metrics import coverage, regret, spearman, winkler
 from autolayer.core import depth_prior
-from autolayer.probes.base import Scores
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import fit, predict
+from autolayer.probes.predictor import SIGNAL, fit, predict
 from autolayer.reporting.contribution import Contribution
 
-PROBES = ("trusted_gain", "reach", "natural_gain", "gain_per_kl", "rl_burst", "representation_change",
-          "gradient_norm")  # fmt: skip
+PROBES = ("trusted_gain", "reach", "gain_per_kl", "rl_burst", "representation_change", "gradient_norm")
 BASELINES = ("first", "middle", "last", "random", "position")
 NEW_ARCHITECTURE = "prediction, architectures left out"
 LEVEL = "the level alone"
@@ -68,16 +66,17 @@ def judge(environment: Environment, learned: Sequence[KnownEnvironment]) -> Judg
     covered: dict[str, list[float]] = {"prediction": []}
     winklers: dict[str, list[float]] = {"prediction": []}
     for probing in found["probings"]:
-        signals = _signals(probing)
+        signals = probing["scores"]
         for name, model in models.items():
-            made = predict(signals, layers, depth, model=model, num_parameters=measured.num_parameters)
+            made = predict(np.array(signals[SIGNAL]), layers, depth, model=model,
+                           num_parameters=measured.num_parameters)  # fmt: skip
             scores.setdefault(name, []).append(np.array(made.predicted))
             if name == "prediction":
                 covered[name].append(coverage(truth_L, made.low, made.high))
                 winklers[name].append(winkler(truth_L, made.low, made.high))
         for name in PROBES:
             if name in signals:
-                scores.setdefault(name, []).append(signals[name].scores_L)
+                scores.setdefault(name, []).append(np.array(signals[name]))
     for name in depth_prior.DEPTH_BASELINES:
         scores[name] = [depth_prior.scores(name, layers, depth)]
     for name, (low_L, high_L) in (
@@ -169,12 +168,3 @@ def _level_interval(others: Sequence[KnownEnvironment], num_layers: int) -> tupl
 
 def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: float(np.mean(each)) for name, each in values.items()}
-
-
-def _signals(probing: Mapping[str, Any]) -> dict[str, Scores]:
-    """Stored scores, baselines apart."""
-    return {
-        name: Scores(scores_L=np.array(values))
-        for name, values in probing["scores"].items()
-        if name in probing["reliability"]
-    }

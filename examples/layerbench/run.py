@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import autolayer
 from autolayer.core.config import Config
 from autolayer.core.run_folder import PROBE
 from autolayer.models.loading import load_model
-from autolayer.probes.known import KnownEnvironment, of_contribution, packaged, save
+from autolayer.probes.known import FILE, KnownEnvironment, of_contribution, packaged
 from autolayer.reporting.contribution import Contribution
 
 RESULTS = HERE / "results"
@@ -138,8 +138,18 @@ def known(environment: Environment) -> KnownEnvironment:
 def fit() -> None:
     """Writes probes/known.json from every measured environment that is not sealed."""
     measured = [e for e in ENVIRONMENTS.values() if not e.sealed and load(e) is not None]
-    save([known(environment) for environment in measured])
+    text = json.dumps({"environments": [short(asdict(known(environment))) for environment in measured]}, indent=1)
+    FILE.write_text(text + "\n", encoding="utf-8")
     print(f"known.json: {len(measured)} environments, {len({e.base for e in measured})} bases")
+
+
+def short(value: Any) -> Any:
+    """Rounds the numbers of a record to five digits."""
+    if isinstance(value, dict):
+        return {name: short(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [short(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 STEPS = {"build": build, "measure": measure, "probe": probe, "pick": pick, "lora": lora}

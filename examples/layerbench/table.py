@@ -3,7 +3,6 @@
     python examples/layerbench/table.py             # seconds: nothing is run
     python examples/layerbench/table.py tiny gigpo  # only environments with one of these in their names
     python examples/layerbench/table.py --json      # the same numbers, for a machine
-    python examples/layerbench/table.py --fixed     # the prediction by its fixed weights, which learn nothing
     python examples/layerbench/table.py --sealed    # with the sealed environments: once, at the end
 
 The tables are Markdown, so README.md holds them as they are printed.
@@ -153,11 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="PART", help="of the names of the environments to judge")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--fixed", action="store_true", help="the prediction by its fixed weights")
     parser.add_argument("--sealed", action="store_true", help="with the sealed environments: once, at the end")
     options = parser.parse_args()
     done = [e for e in ENVIRONMENTS.values() if "probings" in (load(e) or {}) and (options.sealed or not e.sealed)]
-    learned = [known(environment) for environment in done if not (environment.sealed or options.fixed)]
+    learned = [known(environment) for environment in done if not environment.sealed]
     wanted = [e for e in done if any(part in e.name for part in options.names or [""])]
     rows = [judge(environment, learned) for environment in wanted]
     if options.json:

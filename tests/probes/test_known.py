@@ -1,7 +1,7 @@
 """Measured environments: what comes with the package, and the user's own."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from autolayer.cli.main import main
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.models.loading import load_model
 from autolayer.probes import known
-from autolayer.probes.known import KnownEnvironment, history, of_contribution, packaged, save
+from autolayer.probes.known import KnownEnvironment, history, of_contribution, packaged
 from autolayer.probes.predictor import MIN_BASES
 from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
 
 PROBED = {
-    "probes": {"natural_gain": (0.1, 0.3), "first": (2.0, 1.0)},
-    "reliability": {"natural_gain": 0.8},
+    "probes": {"trusted_gain": (0.1, 0.3), "first": (2.0, 1.0)},
+    "reliability": {"trusted_gain": 0.8},
 }
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 32,
                          "device": "cpu", "layers": "2-3", "budget": 0.2}  # fmt: skip
@@ -27,6 +27,12 @@ SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "pr
 
 def environment(base: str = "ab", **changes: Any) -> KnownEnvironment:
     return replace(of_contribution(record(**PROBED, base=base), name="one"), **changes)
+
+
+def package(environments: list[KnownEnvironment], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts environments in the place of the packaged ones."""
+    monkeypatch.setattr(known, "FILE", folder / "known.json")
+    known.FILE.write_text(json.dumps({"environments": [asdict(each) for each in environments]}))
 
 
 def write(folder: Path, name: str, found: Contribution) -> Path:
@@ -46,28 +52,17 @@ def test_a_contribution_becomes_an_environment_of_its_measured_layers_and_probes
         num_layers=8,
         layers=(1, 4),
         contribution_L=(0.5, 0.5),
-        probings=({"natural_gain": (0.1, 0.3)},),  # a baseline has no reliability
+        probings=({"trusted_gain": (0.1, 0.3)},),  # a baseline has no reliability
     )
 
 
 def test_what_is_saved_is_read_back_but_for_the_base_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "FILE", tmp_path / "known.json")
-    assert packaged() == []
-    more = {"natural_gain": (-2.5, 1e-7)}
+    more = {"trusted_gain": (-2.5, 1e-7)}
     found = [environment("one"), environment("two", name="two", probings=({}, more)), environment("one", name="three")]
-    save(found, known.FILE)
+    package(found, tmp_path, monkeypatch)
     assert packaged() == found
     assert packaged(without_base="one") == found[1:2] and packaged(without_base="two") == [found[0], found[2]]
     assert packaged(without_base="three") == found
-
-
-def test_numbers_keep_five_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "FILE", tmp_path / "known.json")
-    scores = {"natural_gain": (1.23456789e-9, 987654.321)}
-    save([environment(contribution_L=(1 / 3, -2 / 3), num_parameters=1234567890, probings=(scores,))], known.FILE)
-    (found,) = packaged()
-    assert found.contribution_L == (0.33333, -0.66667) and found.num_parameters == 1234567890
-    assert found.probings[0]["natural_gain"] == (1.2346e-09, 987650.0)
 
 
 def test_the_packaged_environments_are_sound() -> None:
@@ -84,7 +79,7 @@ def test_history_is_every_contribution_below_a_folder(tmp_path: Path) -> None:
     write(tmp_path, "b", record(**PROBED, base="two"))
     write(tmp_path, "c", record())  # of a time before it knew how far its probes could be believed
     arm = record().layers[1]
-    single = {"probes": {"natural_gain": (0.1,)}, "reliability": {"natural_gain": 0.8}, "layers": {1: arm}}
+    single = {"probes": {"trusted_gain": (0.1,)}, "reliability": {"trusted_gain": 0.8}, "layers": {1: arm}}
     write(tmp_path, "d", record(**single))  # one layer stands above nothing
     (tmp_path / "c" / "other.json").write_text("{")
     found = history(tmp_path)
@@ -116,11 +111,11 @@ def damaged(field: str, value: Any) -> str:
         "{",
         "[]",
         "{}",
-        damaged("probes", {"natural_gain": [0.1]}),
-        damaged("probes", {"natural_gain": [0.1, float("nan")]}),
-        damaged("reliability", {"natural_gain": float("nan")}),
-        damaged("reliability", {"natural_gain": -0.5}),
-        damaged("reliability", {"natural_gain": "high"}),
+        damaged("probes", {"trusted_gain": [0.1]}),
+        damaged("probes", {"trusted_gain": [0.1, float("nan")]}),
+        damaged("reliability", {"trusted_gain": float("nan")}),
+        damaged("reliability", {"trusted_gain": -0.5}),
+        damaged("reliability", {"trusted_gain": "high"}),
         damaged("reliability", []),
     ],
 )
@@ -155,9 +150,8 @@ def test_a_wrong_history_is_refused_before_anything_is_done(
 @pytest.mark.slow
 def test_a_users_own_measurements_teach_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From end to end: the user's environments, and the packaged ones but those of this very base."""
-    monkeypatch.setattr(known, "FILE", tmp_path / "known.json")
     this = load_model("tiny", "cpu").weight_hash
-    save([environment(this), environment("packaged")], known.FILE)
+    package([environment(this), environment("packaged")], tmp_path, monkeypatch)
 
     def learned(name: str, **options: Any) -> tuple[int, dict[str, Any]]:
         autolayer.pick(**SHORT, out=str(tmp_path / name), until="probe", **options)

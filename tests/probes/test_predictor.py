@@ -8,30 +8,24 @@ import numpy as np
 import pytest
 
 from autolayer.core import depth_prior
-from autolayer.probes import predictor
-from autolayer.probes.base import Scores
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import FEATURES, MIN_BASES, SMALL, fit, predict, standard
+from autolayer.probes.predictor import MIN_BASES, PUBLISHED, SIGNAL, SMALL, Prediction, fit, predict, standard
 
-# E environments, L layers, F features.
+# E environments, L layers.
 
-WEIGHTS_F = np.linspace(0.25, -0.05, len(FEATURES))
+SLOPE = 0.2
 LAYERS = 12
 
 
 def simulate(
-    seed: int, *, base: str | None = None, num_layers: int = LAYERS, noise: float = 0.1, weights_F: Any = WEIGHTS_F
+    seed: int, *, base: str | None = None, num_layers: int = LAYERS, noise: float = 0.1, slope: float = SLOPE
 ) -> KnownEnvironment:
-    """An environment whose contributions follow the probes, in standard units, but for noise and a level of its own."""
+    """An environment whose contributions follow the signal, in standard units, but for noise and a level of its own."""
     generator = np.random.default_rng(seed)
-    scores_F_L = generator.normal(size=(len(FEATURES), num_layers))
+    scores_L = generator.normal(size=num_layers)
     level = 0.6 + 0.2 * generator.normal()
-    contribution_L = level + sum(w * standard(s) for w, s in zip(weights_F, scores_F_L, strict=True))
-    contribution_L += noise * generator.normal(size=num_layers)
-    units_F = 10.0 ** generator.integers(-3, 4, size=len(FEATURES))  # a probe's unit is its own
-    signals = {
-        name: tuple(map(float, scores * unit)) for name, scores, unit in zip(FEATURES, scores_F_L, units_F, strict=True)
-    }
+    contribution_L = level + slope * standard(scores_L) + noise * generator.normal(size=num_layers)
+    unit = 10.0 ** generator.integers(-3, 4)  # a probe's unit is its own
     return KnownEnvironment(
         name=f"simulated {seed}",
         base=base or f"base {seed}",
@@ -40,7 +34,7 @@ def simulate(
         num_layers=num_layers,
         layers=tuple(range(num_layers)),
         contribution_L=tuple(map(float, contribution_L)),
-        probings=(signals,),
+        probings=({SIGNAL: tuple(map(float, scores_L * unit)), "other": tuple(map(float, -scores_L))},),
     )
 
 
@@ -48,28 +42,24 @@ def world(count: int, *, first: int = 0, **options: Any) -> list[KnownEnvironmen
     return [simulate(first + seed, num_layers=8 + 2 * (seed % 4), **options) for seed in range(count)]
 
 
-def scores_of(known: KnownEnvironment) -> dict[str, Scores]:
-    """The environment's probes as `run_probes` would give them, free of noise."""
-    return {
-        name: Scores(scores_L=np.array(scores), errors_L=np.zeros(len(scores)))
-        for name, scores in known.probings[0].items()
-    }
-
-
 def predict_for(
-    new: KnownEnvironment, known: Sequence[KnownEnvironment], *, num_parameters: int = 10**6, **options: Any
-):
-    probes = options.get("probes", scores_of(new))
-    return predict(probes, new.layers, new.num_layers, model=fit(known), num_parameters=num_parameters)
+    new: KnownEnvironment,
+    known: Sequence[KnownEnvironment],
+    *,
+    num_parameters: int = 10**6,
+    scores: Sequence[float] | None = None,
+) -> Prediction:
+    scores_L = np.array(new.probings[0][SIGNAL] if scores is None else scores)
+    return predict(scores_L, new.layers, new.num_layers, model=fit(known), num_parameters=num_parameters)
 
 
 # Learning
 
 
-def test_planted_weights_are_found() -> None:
+def test_a_planted_slope_is_found() -> None:
     found = fit(world(30))
     assert found.num_environments == 30
-    assert found.weights_F == pytest.approx(WEIGHTS_F, abs=0.03)
+    assert found.slope == pytest.approx(SLOPE, abs=0.03)
     assert found.deviation == pytest.approx(0.1, rel=0.15)
     assert found.level == pytest.approx(0.6, abs=0.1) and 0.1 < found.level_sd < 0.3
 
@@ -91,10 +81,7 @@ def test_every_environment_counts_the_same() -> None:
     )
     for changed in (often, [deep, *known[1:]]):
         found = fit(changed)
-        assert found.weights_F == pytest.approx(plain.weights_F, abs=1e-9)
-        assert (found.level, found.level_sd, found.deviation) == pytest.approx(
-            (plain.level, plain.level_sd, plain.deviation), abs=1e-9
-        )
+        assert vars(found) == pytest.approx(vars(plain), abs=1e-9)
 
 
 def test_levels_are_no_part_of_what_is_learned() -> None:
@@ -103,37 +90,35 @@ def test_levels_are_no_part_of_what_is_learned() -> None:
         replace(k, contribution_L=tuple(c + shift for c in k.contribution_L))
         for k, shift in zip(known, range(8), strict=True)
     ]
-    assert fit(lifted).weights_F == pytest.approx(fit(known).weights_F)
+    assert fit(lifted).slope == pytest.approx(fit(known).slope)
     assert fit(lifted).deviation == pytest.approx(fit(known).deviation)
 
 
-def test_errors_are_those_on_bases_that_the_fit_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_those_on_bases_that_the_fit_has_not_seen() -> None:
     """Two environments of one base share a rule of their own, which must not help to predict each other."""
-    monkeypatch.setattr(predictor, "PENALTIES", (0.1,))
-    every = np.eye(len(FEATURES))
-
-    def learn(known: list[KnownEnvironment]) -> tuple[np.ndarray, np.ndarray]:
-        return predictor._learn(known, [predictor._rows(each) for each in known], every)
-
     known = []
     for base in range(5):
-        own_F = WEIGHTS_F + np.random.default_rng(base).normal(0, 0.2, len(FEATURES))
-        known += [simulate(100 + 2 * base + task, base=str(base), weights_F=own_F) for task in range(2)]
+        own = SLOPE + np.random.default_rng(base).normal(0, 0.2)
+        known += [simulate(100 + 2 * base + task, base=str(base), slope=own) for task in range(2)]
     squares = []
     for new in known:
-        weights_F, _ = learn([k for k in known if k.base != new.base])
+        slope = fit([k for k in known if k.base != new.base]).slope
         centred_L = np.array(new.contribution_L) - np.mean(new.contribution_L)
-        error_L = centred_L - predictor.features(new.probings[0], len(new.layers)) @ weights_F
-        squares.append(np.mean(error_L**2))
-    _, found_E = learn(known)
-    assert found_E == pytest.approx(squares, rel=1e-9)
-    assert found_E.mean() > 1.1 * learn([replace(k, base=k.name) for k in known])[1].mean()
+        squares.append(np.mean((centred_L - slope * standard(np.array(new.probings[0][SIGNAL]))) ** 2))
+    assert fit(known).deviation == pytest.approx(np.mean(squares) ** 0.5, rel=1e-9)
+    assert fit(known).deviation > 1.05 * fit([replace(k, base=k.name) for k in known]).deviation
+
+
+def test_a_fit_is_least_squares_over_all_layers_of_equal_environments() -> None:
+    known = [simulate(seed) for seed in range(5)]
+    x = np.concatenate([standard(np.array(each.probings[0][SIGNAL])) for each in known])
+    y = np.concatenate([np.array(each.contribution_L) - np.mean(each.contribution_L) for each in known])
+    assert fit(known).slope == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
 
 
 def test_noise_that_fits_by_chance_is_not_believed() -> None:
-    nothing = 0 * WEIGHTS_F
-    found = fit(world(4, weights_F=nothing))
-    assert np.abs(found.weights_F).max() < 0.05 and found.deviation < 0.13
+    found = fit(world(4, slope=0.0))
+    assert abs(found.slope) < 0.05 and found.deviation < 0.13
 
 
 # Predicting
@@ -187,92 +172,50 @@ def test_large_models_have_the_weak_prior_of_the_published_positions() -> None:
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
     rule_L = standard(depth_prior.scores("position", new.layers, new.num_layers))
     wanted_L = depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * rule_L
+    alike = [1.0] * len(new.layers)
     for known in ([], world(10)):
-        found = predict_for(new, known, probes={}, num_parameters=SMALL)
+        found = predict_for(new, known, scores=alike, num_parameters=SMALL)
         assert np.array(found.predicted) - depth_prior.MEAN_CONTRIBUTION == pytest.approx(wanted_L)
         assert found.deviation == depth_prior.CONTRIBUTION_SD
     large = [replace(each, num_parameters=SMALL) for each in world(10)]
-    measured = predict_for(new, large, probes={}, num_parameters=SMALL)
+    measured = predict_for(new, large, scores=alike, num_parameters=SMALL)
     assert np.mean(measured.predicted) == pytest.approx(fit(large).level)
     assert measured.deviation == fit(large).deviation
-    flat = predict_for(new, [], probes={}, num_parameters=SMALL - 1)
+    flat = predict_for(new, [], scores=alike, num_parameters=SMALL - 1)
     assert set(flat.predicted) == {depth_prior.MEAN_CONTRIBUTION}
 
 
 def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
     tasks = [simulate(10 * base + task, base=str(base)) for base in range(MIN_BASES) for task in range(3)]
     few, new = [k for k in tasks if k.base != "0"], simulate(99)
+    assert fit([]) == fit(few) == PUBLISHED
     for num_parameters in (10**6, 10**9):
         none = predict_for(new, [], num_parameters=num_parameters)
         assert none.learned_from == 0
-        assert predict_for(new, few, num_parameters=num_parameters) == none
         assert predict_for(new, tasks, num_parameters=num_parameters).learned_from == len(tasks)
-    assert none.deviation == depth_prior.CONTRIBUTION_SD and np.mean(none.predicted) == pytest.approx(
-        depth_prior.MEAN_CONTRIBUTION
-    )
+        assert none.deviation == depth_prior.CONTRIBUTION_SD
+        assert np.mean(none.predicted) == pytest.approx(depth_prior.MEAN_CONTRIBUTION)
 
 
-@pytest.mark.parametrize("known", [[], world(6)], ids=["fallback", "learned"])
-@pytest.mark.parametrize("num_parameters", [10**6, 10**9])
-def test_a_probe_that_is_missing_or_sees_no_difference_says_nothing(
-    known: list[KnownEnvironment], num_parameters: int
-) -> None:
-    new = simulate(99)
-    probes = scores_of(new)
-
-    def found(probes: dict[str, Scores]) -> np.ndarray:
-        predicted = predict_for(new, known, probes=probes, num_parameters=num_parameters).predicted
-        assert np.isfinite(predicted).all()
-        return np.array(predicted)
-
-    blank = found({})
-    for name in FEATURES:
-        others = {other: scores for other, scores in probes.items() if other != name}
-        constant = Scores(scores_L=np.ones(LAYERS), errors_L=np.zeros(LAYERS))
-        assert found({**others, name: constant}) == pytest.approx(found(others))
-        assert found({name: constant}) == pytest.approx(blank)
-        assert found({name: probes[name]}) != pytest.approx(blank)
-    stranger = probes[FEATURES[0]]
-    assert found({**probes, "random": stranger, "gain_per_kl": stranger}) == pytest.approx(found(probes))
-
-
-def test_what_a_handful_of_folds_says_about_reliability_changes_nothing() -> None:
-    new, known = simulate(99), world(6)
-    doubtful = {name: Scores(scores_L=s.scores_L, errors_L=np.full(LAYERS, 1e9)) for name, s in scores_of(new).items()}
-    assert predict_for(new, known, probes=doubtful) == predict_for(new, known)
-
-
-def test_environments_without_some_probes_are_learned_from_too() -> None:
+def test_environments_without_the_signal_teach_the_level_only() -> None:
     known = world(12)
-    bare = [replace(k, probings=({n: s for n, s in k.probings[0].items() if n == FEATURES[0]},)) for k in known[:6]]
-    found = predict_for(simulate(99), [*bare, *known[6:]])
-    assert found.learned_from == 12 and np.isfinite(found.predicted).all()
+    bare = [replace(k, probings=({"other": k.probings[0]["other"]},)) for k in known[:6]]
+    found = fit([*bare, *known[6:]])
+    assert found.num_environments == 12 and found.level == pytest.approx(fit(known).level)
+    assert found.slope == pytest.approx(fit(known[6:]).slope)
+    assert fit(bare).slope == 0 and fit(bare).deviation > 0
 
 
-def test_units_of_probes_do_not_matter() -> None:
+def test_units_of_the_signal_do_not_matter() -> None:
     new, known = simulate(99), world(6)
-    scaled = {
-        name: Scores(scores_L=scores.scores_L * 1e-6 + 4, errors_L=np.zeros(LAYERS))
-        for name, scores in scores_of(new).items()
-    }
-    assert predict_for(new, known, probes=scaled).predicted == pytest.approx(
+    scaled = [score * 1e-6 + 4 for score in new.probings[0][SIGNAL]]
+    assert predict_for(new, known, scores=scaled).predicted == pytest.approx(
         predict_for(new, known).predicted, rel=1e-4
     )
 
 
 def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
-    probes = {name: Scores(scores_L=np.array([3.0]), errors_L=np.array([0.1])) for name in FEATURES}
     for num_parameters, level in ((10**6, fit(known).level), (10**9, depth_prior.MEAN_CONTRIBUTION)):
-        found = predict(probes, (5,), 8, model=fit(known), num_parameters=num_parameters)
+        found = predict(np.array([3.0]), (5,), 8, model=fit(known), num_parameters=num_parameters)
         assert found.predicted == pytest.approx([level])
-
-
-def test_fixed_weights_are_kept_where_learning_does_not_beat_them() -> None:
-    """Contributions that no probe has to do with teach nothing; the level and the error are still learned."""
-    fixed_F = np.array(list(predictor.FALLBACK.values())) * depth_prior.CONTRIBUTION_SD
-    found = [fit(world(8, first=100 * repeat, weights_F=fixed_F, noise=2.0)) for repeat in range(10)]
-    unit_F = fixed_F / np.linalg.norm(fixed_F)
-    kept = [model.weights_F / np.linalg.norm(model.weights_F) == pytest.approx(unit_F) for model in found]
-    assert sum(kept) >= 7  # by chance something else fits the others' bases better now and then
-    assert all(model.num_environments == 8 and model.deviation > 1.5 for model in found)

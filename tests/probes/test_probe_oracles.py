@@ -14,6 +14,7 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, plain_log_probs, sample_folds
 
 from autolayer.models.layers import layer_parameters
+from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.probes import PROBES, step_response
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.policy_distance import TARGET_DISTANCE, DistanceSteps
@@ -69,6 +70,36 @@ def test_an_expert_without_tokens_has_a_zero_gradient(tmp_path: Path) -> None:
     assert all(bool(g.isfinite().all()) for g in gradient.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_are_kept_as_narrow_as_the_model_where_that_loses_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", dtype=dtype), tmp_path)
+    fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
+    passes = [
+        streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1), max_sequences=count) for count in (1, 1000)
+    ]
+    for layer in (0, 1):
+        for name, narrow in passes[0][layer].items():
+            assert narrow.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+            assert float((narrow - passes[1][layer][name]).float().norm()) <= 0.05 * float(narrow.float().norm())
+    held = sum(g.nbytes for layer in (0, 1) for g in passes[0][layer].values())
+    one_float32 = sum(4 * g.numel() for layer in (0, 1) for g in passes[0][layer].values())
+    if dtype == torch.bfloat16:
+        assert gradient_bytes(bench.model, (0, 1), 3) == 2 * held + one_float32
+
+
+def test_the_shared_pass_is_made_once(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
+    context = make_context(bench, (0, 1))
+    before = bench.spent
+    for fold in context.folds:
+        streamed_gradient(bench, fold.batch, fold.advantages_B, (0, 1))
+    alone = bench.spent - before
+    before = bench.spent
+    PROBES["gradient_norm"].score(context)
+    PROBES["gradient_norm"].score(context)
+    assert (bench.spent - before).layer_tokens == pytest.approx(alone.layer_tokens) and alone.layer_tokens > 0
+
+
 def _final_state(model: Any, rollouts: Rollouts) -> torch.Tensor:
     """Mean final hidden state over the positions that choose a completion's tokens, sequence by sequence."""
     states = []
@@ -84,7 +115,7 @@ def test_movement_and_deviation_equal_finite_differences_of_plain_forwards(layer
     model = build_model("qwen3", num_layers=3)
     bench = make_bench(model, tmp_path)
     context = make_context(bench, (layer,))
-    response, direction = context.responses(layer)[1], context.direction(layer, without=1)
+    response, direction = context.responses[layer][1], context.direction(layer, without=1)
     fold = response.fold
     assert fold.rollouts == context.folds[1].rollouts.thinned(2)
     # In float64 a far smaller step can be taken on both sides: the derivative itself, to six digits and more.
@@ -163,7 +194,7 @@ def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Pat
     expected = []
     for layer in (0, 1):
         parts = [gradient[layer] for gradient in context.gradients]
-        deviation = np.mean([response.deviation for response in context.responses(layer)])
+        deviation = np.mean([response.deviation for response in context.responses[layer]])
         for index in range(3):
             one, two = (part for other, part in enumerate(parts) if other != index)
             gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)

@@ -1,7 +1,7 @@
 """The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and the prediction."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.predictor import FALLBACK, FEATURES
+from autolayer.probes.predictor import SIGNAL
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 from autolayer.probes.run_probes import run_probes
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
+from autolayer.reporting.records import parse_record
 from autolayer.rollouts.types import request_seed
 from autolayer.training.workbench import Workbench
 
@@ -54,7 +55,7 @@ def _score(name: str, context: ProbeContext) -> np.ndarray:
 
 def test_every_signal_documents_itself_and_is_no_baseline() -> None:
     assert {name for name, probe in PROBES.items() if probe.is_baseline} == set(BASELINES)
-    assert set(FALLBACK) <= set(FEATURES) <= set(PROBES) - set(BASELINES)
+    assert SIGNAL in set(PROBES) - set(BASELINES)
     for name in set(PROBES) - set(BASELINES):
         text = type(PROBES[name]).__doc__ or ""
         assert all(word in text for word in ("Formula:", "Shape", "Source:", "Cost:", "Known to fail:")), name
@@ -150,7 +151,7 @@ def test_the_one_fold_of_a_small_response_is_one_that_has_a_direction(tmp_path: 
     context = make_context(bench, (0, 1), replace(PLAN, response_folds=1))
     for fold in context.folds[1:]:
         fold.advantages_B.zero_()
-    (response,) = context.responses(1)
+    (response,) = context.responses[1]
     assert response.deviation > 0 and response.fold.rollouts.prompt_ids[0] == context.folds[1].rollouts.prompt_ids[0]
 
 
@@ -239,7 +240,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     before.check()
     assert sampled[0] == bench.task.splits["probe"][7:18]  # 3 folds of 6 prompts, 7 of them there already
     assert named == list(report.scores) == list(PROBES)
-    assert ProbeReport.from_dict(report.to_dict()) == report
+    assert parse_record(ProbeReport, asdict(report)) == report
     assert len(report.predicted) == len(report.learning_rates) == 3 and report.learned_from == 0
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
@@ -253,7 +254,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     rates = [rate for rate in report.learning_rates if rate is not None]
     assert joint_rate(report) == pytest.approx(math.sqrt(1 / sum(1 / rate**2 for rate in rates)))
     with pytest.raises(ConfigError, match="--layers"):
-        joint_rate(ProbeReport.from_dict({**report.to_dict(), "learning_rates": [None] * 3}))
+        joint_rate(replace(report, learning_rates=(None,) * 3))
 
 
 def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_path: Path) -> None:

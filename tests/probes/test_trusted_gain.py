@@ -15,7 +15,7 @@ from workbench_helpers import make_bench, make_context, plain_log_probs
 
 from autolayer.probes import PROBES
 from autolayer.probes.policy_distance import MAX_REACH, NUM_DISTANCE_STEPS, TARGET_DISTANCE, find_distance_steps
-from autolayer.probes.reach import reach_scores
+from autolayer.probes.trusted_gain import reach_scores
 
 
 @pytest.mark.parametrize("deviation", [0.03, 5.0, 800.0])
@@ -43,7 +43,7 @@ def test_a_policy_that_never_or_always_moves_too_far_gives_the_bound(moved: floa
 def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path: Path) -> None:
     model = build_model("qwen3", num_layers=3)
     context = make_context(make_bench(model, tmp_path), (layer,))
-    response, direction = context.responses(layer)[1], context.direction(layer, without=1)
+    response, direction = context.responses[layer][1], context.direction(layer, without=1)
     rollouts = response.fold.rollouts
 
     def log_probs_at(step: float) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_each_part_has_its_own_reach() -> None:
 
 def _score(gains: list[list[float]], reaches: list[float]) -> Any:
     context: Any = SimpleNamespace(
-        layers=tuple(range(len(gains))), gains_per_kl=gains.__getitem__, reaches=lambda layer: [reaches[layer]] * 2
+        layers=tuple(range(len(gains))), gains_per_kl=gains, reaches=lambda layer: [reaches[layer]] * 2
     )
     return PROBES["trusted_gain"].score(context)
 

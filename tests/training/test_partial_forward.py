@@ -110,7 +110,7 @@ def test_probes_walk_up_instead_of_running_every_pass_whole(tmp_path: Path) -> N
     before = Untouched(model)
     with counting(model) as ran:
         for layer in context.layers:
-            context.responses(layer)
+            context.responses[layer]
     assert ran[0] < 0.4 * ran[5] and all(ran[low] < ran[low + 1] for low in range(5))
     before.check()
 
