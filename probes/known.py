@@ -4,14 +4,14 @@ The user's own are every contribution.json below `--history DIR`. LayerBench's e
 left out, so that a prediction is always about a base model that it has never seen.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from autolayer.core.errors import ConfigError
 from autolayer.reporting.contribution import Contribution
-from autolayer.reporting.records import parse_record
 
 FILE = Path(__file__).with_name("known.json")
 
@@ -34,9 +34,8 @@ class KnownEnvironment:
 
 def packaged(*, without_base: str | None = None) -> list[KnownEnvironment]:
     """Returns LayerBench's environments, without those of one base."""
-    values = json.loads(FILE.read_text(encoding="utf-8"))["environments"]
-    environments = [parse_record(KnownEnvironment, each) for each in values]
-    return [known for known in environments if known.base != without_base]
+    stored = TypeAdapter(dict[str, list[KnownEnvironment]]).validate_json(FILE.read_bytes())
+    return [known for known in stored["environments"] if known.base != without_base]
 
 
 def history(folder: str | Path) -> list[KnownEnvironment]:

@@ -4,14 +4,11 @@ from dataclasses import dataclass
 
 from autolayer.core.errors import ConfigError
 from autolayer.probes.starting_rates import combined_rate
-from autolayer.reporting.records import RECORD
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
     """The probes' scores and the prediction; every tuple over layers is in the order of `layers`."""
-
-    __pydantic_config__ = RECORD
 
     layers: tuple[int, ...]
     scores: dict[str, tuple[float, ...]]

@@ -3,6 +3,8 @@
 import time
 from dataclasses import asdict, dataclass, replace
 
+from pydantic import TypeAdapter
+
 from autolayer.core.budget import finding_budget
 from autolayer.core.costs import Cost
 from autolayer.core.probe_plan import plan_probes
@@ -12,7 +14,6 @@ from autolayer.pipeline.run_context import RunContext
 from autolayer.probes import PROBES, known
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.run_probes import run_probes
-from autolayer.reporting.records import parse_record
 from autolayer.rollouts.types import Rollouts
 
 
@@ -37,7 +38,7 @@ def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: 
     found = run.folder.read(PROBE) or {}
     with run.reading(PROBE):
         cost = Cost(**found.pop("cost"))
-        return ProbeStage(report=parse_record(ProbeReport, found), cost=cost)
+        return ProbeStage(report=TypeAdapter(ProbeReport).validate_python(found), cost=cost)
 
 
 def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) -> None:

@@ -1,5 +1,6 @@
 """The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and the prediction."""
 
+import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from stock_trl import stock_trl
 from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
@@ -23,7 +25,6 @@ from autolayer.probes.predictor import SIGNAL
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 from autolayer.probes.run_probes import run_probes
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
-from autolayer.reporting.records import parse_record
 from autolayer.rollouts.types import request_seed
 from autolayer.training.workbench import Workbench
 
@@ -240,7 +241,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     before.check()
     assert sampled[0] == bench.task.splits["probe"][7:18]  # 3 folds of 6 prompts, 7 of them there already
     assert named == list(report.scores) == list(PROBES)
-    assert parse_record(ProbeReport, asdict(report)) == report
+    assert TypeAdapter(ProbeReport).validate_python(json.loads(json.dumps(asdict(report)))) == report
     assert len(report.predicted) == len(report.learning_rates) == 3 and report.learned_from == 0
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
