@@ -28,6 +28,7 @@ from autolayer.models import lora
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model
 from autolayer.rollouts.engines.vllm_client import VLLMClient
+from autolayer.rollouts.engines.vllm_compat import load_vllm
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
 from autolayer.rollouts.engines.vllm_server import START, VLLMServerEngine
 from autolayer.tasks.suites import Decoding
@@ -78,6 +79,10 @@ def test_a_trained_adapter_is_served(tmp_path: Path) -> None:
     assert float((found[0] - found[1]).abs().max()) > 1e-2, "the adapter does something"
     del llm
     gc.collect()
+
+
+def test_every_private_part_is_where_it_is_expected() -> None:
+    assert load_vllm() is vllm
 
 
 # The engine

@@ -181,12 +181,17 @@ def test_another_models_weights_are_noticed(base: Path, stub: Stub) -> None:
 
 def test_a_server_that_cannot_follow_is_refused(base: Path, stub: Stub) -> None:
     for path, answer, said in (
-        ("/server_info", b"", "404 Not Found; VLLM_SERVER_DEV_MODE=1 is not set"),
+        (
+            "/server_info",
+            b"",
+            r"404 Not Found; VLLM_SERVER_DEV_MODE=1 is not set, or .* has moved /server_info",
+        ),
         (
             "/server_info",
             {"vllm_config": {"model_config": {"dtype": "torch.float32"}}},
             "returns None in torch.float32",
         ),
+        ("/weight_info", b"", "404 Not Found; .* has moved /weight_info"),
         ("/v1/models", {"data": []}, "is not a vLLM server that can load new weights"),
     ):
         stub.answers = {path: answer}

@@ -1,6 +1,6 @@
 """HTTP client of one vLLM server. Every way in which a request can fail becomes a `ServerError` with a short reason.
 
-This file and vllm_local.py are the only ones that know vLLM's development endpoints and private methods.
+This file alone knows vLLM's development endpoints; vllm_compat.py lists the private parts that a local engine needs.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 from autolayer.rollouts.engines.base import Completion
+from autolayer.rollouts.engines.vllm_compat import TESTED
 
 SHORT_TIMEOUT, LONG_TIMEOUT = 60.0, 3600.0
 """Timeouts in seconds: of queries, and of requests that wait for work (loading a model, a queued completion)."""
@@ -48,12 +49,7 @@ class VLLMClient:
     def load(self, path: str, version: str) -> None:
         """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights.
 
-        Args:
-            path: Folder or Hub name of the weights, which the machine of the server must be able to read.
-            version: Any text; `version` returns it from now on.
-
-        Raises:
-            ServerError: The server failed, or could not clear its prefix cache.
+        The path is a folder that the machine of the server can read, or a Hub name; the version is any text.
         """
         # While loading, and after a failure, the server reports neither the previous version nor this one.
         self._request("/update_weight_version", {"new_version": f"loading {version}"})
@@ -71,14 +67,7 @@ class VLLMClient:
             return str(self._request("/weight_info")["weight_version"])
 
     def complete(self, request: dict[str, Any]) -> Completion:
-        """Returns one completion as token ids with their log-probabilities.
-
-        Args:
-            request: Body of the request to /v1/completions.
-
-        Raises:
-            ServerError: The server failed, or the completion was aborted.
-        """
+        """Returns one completion as token ids with their log-probabilities."""
         with _reading("/v1/completions"):
             (choice,) = self._request("/v1/completions", request, timeout=LONG_TIMEOUT)["choices"]
             if choice["finish_reason"] not in ("stop", "length"):
@@ -99,9 +88,10 @@ class VLLMClient:
             message = response.text.strip()
             with contextlib.suppress(ValueError, LookupError, TypeError):
                 message = str(response.json()["error"]["message"])
-            status = f"{response.status_code} {response.reason_phrase}"
-            hint = "; VLLM_SERVER_DEV_MODE=1 is not set" if response.status_code == 404 and "/v1/" not in path else ""
-            raise ServerError(" ".join([status, *message.splitlines()[:1]]) + hint)
+            reason = f"{response.status_code} {response.reason_phrase} {''.join(message.splitlines()[:1])}".rstrip()
+            if response.status_code == 404 and "/v1/" not in path:
+                reason += f"; VLLM_SERVER_DEV_MODE=1 is not set, or its vLLM is not {TESTED} and has moved {path}"
+            raise ServerError(reason)
         if not response.content:
             return None
         with _reading(path.partition("?")[0]):

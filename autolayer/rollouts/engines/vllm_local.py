@@ -1,6 +1,5 @@
 """Rollouts by vLLM in this process, with one engine for all arms (weight_sync.py sends it the weights)."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from autolayer.core.config import VLLMConfig
 from autolayer.core.errors import ConfigError, EngineError
 from autolayer.rollouts.engines.base import UNLIMITED, Completion
+from autolayer.rollouts.engines.vllm_compat import load_vllm
 from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 
@@ -21,7 +21,7 @@ class VLLMEngine(SyncedEngine):
         num_processes: Number of processes of the run; each starts its own engine, all at the same time.
 
     Raises:
-        ConfigError: vLLM is not installed, or cannot run this model.
+        ConfigError: vLLM is not installed, is another than the tested one, or cannot run this model.
     """
 
     def __init__(self, *args: Any, path: str, settings: VLLMConfig, num_processes: int = 1, **options: Any) -> None:
@@ -30,21 +30,13 @@ class VLLMEngine(SyncedEngine):
         self._asleep = False
         if settings.sleep and self.model.device.type != "cuda":
             raise ConfigError("[vllm] sleep = true gives memory back on CUDA devices only: leave it out.")
+        self._vllm = load_vllm()
         self.llm = self._start(path, num_processes)
         self.sleep()
 
     def _start(self, path: str, num_processes: int) -> Any:
-        # Weights can be passed by reference only if the engine runs in this process.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
-            import vllm  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError(
-                f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or --rollouts transformers.'
-            ) from None
-        try:
-            return vllm.LLM(
+            return self._vllm.LLM(
                 model=path,
                 dtype=str(self.model.dtype).removeprefix("torch."),
                 max_model_len=self.max_context if self.max_context < UNLIMITED else None,
@@ -89,10 +81,8 @@ class VLLMEngine(SyncedEngine):
     def _generate(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
     ) -> list[Completion]:
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
         parameters = [
-            SamplingParams(
+            self._vllm.SamplingParams(
                 temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, seed=seed, max_tokens=limit,
                 stop_token_ids=sorted(ends), logprobs=0, detokenize=False,
             )

@@ -54,6 +54,7 @@ def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any
     found = []
     for server in clients_of(rollouts):
         try:
+            server.version()  # refuses a server without this endpoint before any work
             found.append((server.model(), server.settings()))
         except ServerError as error:
             raise ConfigError(
