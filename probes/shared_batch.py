@@ -68,5 +68,5 @@ def make_folds(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_fold
         seeds = [
             request_seed(seed, "probe", have + i // group_size, i % group_size) for i in range(len(more) * group_size)
         ]
-        rollouts = rollouts + bench.sample(more, seeds, group_size)
+        rollouts = Rollouts.joined([rollouts, bench.sample(more, seeds, group_size)], group_size)
     return [make_fold(bench, rollouts[start : start + fold_prompts]) for start in range(0, wanted, fold_prompts)]

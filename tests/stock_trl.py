@@ -25,7 +25,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    settings, group, tokenizer = bench.settings, bench.settings.group_size, build_tokenizer()
+    config, group, tokenizer = bench.config, bench.config.group_size, build_tokenizer()
     rows = train_rows(bench, arm.seed, 0, num_steps, prompts_per_step)
     engine = TransformersEngine(
         model, tokenizer, max_new_tokens=bench.task.max_new_tokens, temperature=bench.engine.temperature
@@ -45,7 +45,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
     for parameter in trained.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.values(), lr=arm.learning_rate, weight_decay=0.0)
-    scale: Any = {"grpo": "group", "dr_grpo": "none"}[settings.algorithm]
+    scale: Any = {"grpo": "group", "dr_grpo": "none"}[config.algorithm]
     with quiet_trainer():
         stock = GRPOTrainer(
             model=model,
@@ -57,8 +57,8 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
                 num_generations=group,
                 max_completion_length=bench.task.max_new_tokens,
                 temperature=bench.engine.temperature,
-                beta=settings.beta,
-                loss_type=settings.algorithm,
+                beta=config.beta,
+                loss_type=config.algorithm,
                 scale_rewards=scale,
                 max_grad_norm=1.0,
                 shuffle_dataset=False,
@@ -75,5 +75,5 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
             rollout_func=rollout,
         )
-        assert (stock.ref_model is not None) == (settings.beta > 0)
+        assert (stock.ref_model is not None) == (config.beta > 0)
         stock.train()

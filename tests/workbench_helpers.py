@@ -11,6 +11,7 @@ import torch
 from tiny_models import build_tokenizer
 from torch import nn
 
+from autolayer.core.config import Config
 from autolayer.core.probe_plan import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
@@ -21,7 +22,7 @@ from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.training.optimizer import MasterAdamW
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 
 def mean_id(prompts: list, completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -62,10 +63,9 @@ def make_bench(
         num_layers=model.config.num_hidden_layers,
         device=torch.device("cpu"),
     )
-    settings = TrainSettings(algorithm=algorithm, prompts_per_step=prompts_per_step, group_size=group_size, beta=beta)
-    return Workbench(
-        loaded, task or make_task(), settings, RunFolder(folder), temperature=temperature, make_engine=make_engine
-    )
+    options: dict[str, Any] = {"algorithm": algorithm, "beta": beta, "temperature": temperature}
+    config = Config(model="random", prompts_per_step=prompts_per_step, group_size=group_size, **options)
+    return Workbench(loaded, task or make_task(), config, RunFolder(folder), make_engine=make_engine)
 
 
 PLAN = ProbePlan(

@@ -13,7 +13,7 @@ from autolayer.models.names import model_path
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.engines.vllm_local import VLLMEngine
-from autolayer.rollouts.engines.vllm_server import VLLMServerEngine, check_servers
+from autolayer.rollouts.engines.vllm_server import VLLMServerEngine, connect_servers
 from autolayer.rollouts.prompts import encode_prompts
 from autolayer.training.workbench import Workbench
 
@@ -47,7 +47,7 @@ def check_engine(name: str) -> None:
         ConfigError: vLLM is not installed, or a server does not answer.
     """
     if is_server(name):
-        check_servers(name)
+        connect_servers(name)
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
         raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
 

@@ -30,7 +30,7 @@ from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.search.study import check_storage
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 
 @contextmanager
@@ -71,21 +71,12 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         if config.history is not None:
             known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)
-        settings = TrainSettings(
-            algorithm=config.algorithm,
-            prompts_per_step=config.prompts_per_step or 0,
-            group_size=config.group_size,
-            beta=config.beta,
-            gigpo=config.gigpo,
-            activation_checkpointing=config.activation_checkpointing,
-        )
         with process_group.failing_together():  # an engine may not start
             bench = Workbench(
                 loaded,
                 task,
-                settings,
+                config,
                 folder,
-                temperature=config.temperature,
                 make_engine=engine_factory(config, loaded, folder, process_group),
                 process_group=process_group,
             )

@@ -28,38 +28,37 @@ def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokeniz
         ConfigError: No prompt of a split is short enough, prompts leave no space for completions, or
             --max-prompt-tokens is given for a task with an environment.
     """
-    lengths = {name: _lengths(task, name, tokenizer) for name in SPLITS} if task.environment is None else {}
-    task, lengths = _drop_long_prompts(config, task, lengths)
-    return task if positions is None or not lengths else _limit_completions(config, task, lengths, positions)
-
-
-def _lengths(task: Task, split: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return list(map(len, encode_prompts(tokenizer, task.splits[split], dict(task.chat_template_kwargs))))
-
-
-def _drop_long_prompts(config: Config, task: Task, lengths: dict[str, list[int]]) -> tuple[Task, dict[str, list[int]]]:
-    """Drops prompts longer than --max-prompt-tokens, except in `eval`, whose score is defined on all its rows."""
-    if (limit := config.max_prompt_tokens) is None:
-        return task, lengths
+    limit = config.max_prompt_tokens
     if task.environment is not None:
-        raise ConfigError(
-            f"--max-prompt-tokens {limit} cannot be used with task '{task.name}', because its episodes grow turn by "
-            "turn: leave the option out."
-        )
-    splits, left = dict(task.splits), dict(lengths)
+        if limit is not None:
+            raise ConfigError(
+                f"--max-prompt-tokens {limit} cannot be used with task '{task.name}', because its episodes grow turn "
+                "by turn: leave the option out."
+            )
+        return task
+    template_kwargs = dict(task.chat_template_kwargs)
+    lengths = {name: list(map(len, encode_prompts(tokenizer, task.splits[name], template_kwargs))) for name in SPLITS}
+    if limit is not None:
+        task = _drop_long_prompts(limit, task, lengths)
+    return task if positions is None else _limit_completions(config, task, lengths, positions)
+
+
+def _drop_long_prompts(limit: int, task: Task, lengths: dict[str, list[int]]) -> Task:
+    """Drops prompts and their `lengths` above a limit, except in `eval`, whose score is defined on all its rows."""
+    splits = dict(task.splits)
     for name in SPLITS[:-1]:
-        kept = [index for index, length in enumerate(lengths[name]) if length <= limit]
-        if not kept:
+        if (shortest := min(lengths[name])) > limit:
             raise ConfigError(
                 f"--max-prompt-tokens {limit} leaves no prompt in split '{name}' of task '{task.name}', where the "
-                f"shortest has {min(lengths[name])} tokens: give at least {min(lengths[name])}."
+                f"shortest has {shortest} tokens: give at least {shortest}."
             )
-        splits[name] = [task.splits[name][index] for index in kept]
-        left[name] = [lengths[name][index] for index in kept]
+        pairs = zip(task.splits[name], lengths[name], strict=True)
+        splits[name] = [row for row, length in pairs if length <= limit]
+        lengths[name] = [length for length in lengths[name] if length <= limit]
     if num_dropped := sum(len(task.splits[name]) - len(splits[name]) for name in splits):
         logger.warning("task '%s': dropped %d prompts of more than %d tokens.", task.name, num_dropped, limit)
         task = replace(task, splits=splits)
-    return task, left
+    return task
 
 
 def _limit_completions(config: Config, task: Task, lengths: dict[str, list[int]], positions: int) -> Task:

@@ -54,15 +54,7 @@ class _Episode:
 def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
     """Plays one episode per row; all episodes advance together, turn by turn.
 
-    Args:
-        engine: Generates the actions.
-        task: A task with an environment.
-        rows: One row per episode; the equal rows of a group are adjacent.
-        seeds: One seed per episode, from which the seeds of its turns are derived.
-        group_size: Number of episodes per prompt.
-
-    Returns:
-        The episodes, in the order of `rows`.
+    The equal rows of a group are adjacent. There is one seed per episode, from which those of its turns are derived.
 
     Raises:
         EpisodeError: An environment failed, or a first observation leaves no space for an action.

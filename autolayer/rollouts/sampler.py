@@ -13,22 +13,7 @@ from autolayer.tasks.base import Row, Task
 
 
 def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
-    """Samples completions with the current weights of the model, and scores them.
-
-    Args:
-        engine: Generates the completions.
-        task: Scores completions, or creates the environments.
-        rows: One row per prompt, P in all.
-        seeds: One seed per completion, P * `group_size` in all.
-        group_size: Number of completions per prompt.
-
-    Returns:
-        The rollouts, in the order of `rows`.
-
-    Raises:
-        RewardError: The reward failed.
-        EpisodeError: An environment failed.
-    """
+    """Samples completions or episodes in this process; see `sample_on_all_ranks`."""
     if not rows:  # with fewer completions than ranks, some ranks have none
         return Rollouts.joined((), group_size)
     repeated = [row for row in rows for _ in range(group_size)]
@@ -49,13 +34,7 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
 
 
 def in_order(rows: Sequence[Row], seed: int, positions: Iterable[int]) -> list[Row]:
-    """Returns rows of an endless sequence of epochs, each of which has all rows in its own seeded order.
-
-    Args:
-        rows: The rows of a split.
-        seed: Seed of the order.
-        positions: Positions in the sequence; position p lies in epoch p // len(rows).
-    """
+    """Returns the rows at some positions of an endless sequence of epochs, each of which has its own seeded order."""
     orders: dict[int, list[int]] = {}
     chosen = []
     for position in positions:

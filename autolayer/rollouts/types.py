@@ -65,18 +65,7 @@ class Rollouts:
         log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
     ) -> Rollouts:
-        """Builds the rollouts of a task without an environment; every list has one entry per completion.
-
-        Args:
-            prompt_ids: Token ids of the prompt.
-            completion_ids: Token ids of the completion.
-            texts: The completion as text, without special tokens.
-            rewards: The reward.
-            finished: True if the completion ended before the token limit.
-            group_size: Number of completions per prompt.
-            log_probs: Log-probability at which each token was sampled; None if the policy itself samples.
-            metrics: Metrics that the reward logged.
-        """
+        """Builds the rollouts of a task without an environment; every list has one entry per completion."""
         return cls(
             prompt_ids=prompt_ids,
             completion_ids=completion_ids,
@@ -127,13 +116,9 @@ class Rollouts:
         """Returns the rewards as a float64 tensor of shape (P, G)."""
         return torch.tensor(self.rewards, dtype=torch.float64).view(-1, self.group_size)
 
-    def __add__(self, other: Rollouts) -> Rollouts:
-        joined: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in LISTS}
-        return Rollouts(**joined, group_size=self.group_size)
-
     @classmethod
     def joined(cls, parts: Sequence[Rollouts], group_size: int) -> Rollouts:
-        """Joins the consecutive parts that several processes sampled; metrics are averaged by number of completions."""
+        """Joins consecutive parts; metrics are averaged by number of completions."""
         whole: dict[str, Any] = {name: [entry for part in parts for entry in getattr(part, name)] for name in LISTS}
         metrics: dict[str, float] = {}
         for part in parts:
@@ -141,15 +126,9 @@ class Rollouts:
                 metrics[name] = metrics.get(name, 0.0) + value * len(part.rewards) / len(whole["rewards"])
         return cls(**whole, group_size=group_size, metrics=metrics)
 
-    def between(self, start: int, stop: int, group_size: int) -> Rollouts:
-        """Returns completions `start` to `stop` (exclusive), which may split a group.
-
-        Args:
-            start: Index of the first completion.
-            stop: Index after the last completion.
-            group_size: Group size of the result; 1 if a group may be split.
-        """
-        return self._take(range(start, stop), group_size)
+    def ungrouped(self, completions: slice) -> Rollouts:
+        """Returns a slice of the completions, which may split a group, as groups of one."""
+        return self._take(range(len(self.rewards))[completions], 1)
 
     def __getitem__(self, prompts: slice) -> Rollouts:
         """Returns the rollouts of a slice of the prompts, in whole groups."""

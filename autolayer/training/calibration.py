@@ -80,7 +80,7 @@ def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibratio
         EpisodeError: An environment failed.
     """
     rows = bench.task.splits["probe"][:num_prompts]
-    group_size = bench.settings.group_size
+    group_size = bench.config.group_size
     seeds = [request_seed(seed, "calibrate", index) for index in range(len(rows) * group_size)]
     rollouts = bench.sample(rows, seeds, group_size)
     return judge(bench, rollouts), rollouts

@@ -61,12 +61,12 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         optimizer: MasterAdamW,
         on_rollouts: Callable[[Rollouts], None],
     ) -> None:
-        settings = bench.settings
+        config = bench.config
         self.process_group, self.engine, self.task = bench.process_group, bench.engine, bench.task
         self.arm, self.rows, self.on_rollouts = arm, list(rows), on_rollouts
-        self.group_size = settings.group_size
+        self.group_size = config.group_size
         self.prompts_per_step = len(self.rows) // num_steps
-        self.gigpo = settings.gigpo if settings.algorithm == "gigpo" else None
+        self.gigpo = config.gigpo if config.algorithm == "gigpo" else None
         self.rollouts: Rollouts | None = None
         """The rollouts of the current step, of all ranks."""
         self.sampling_seconds = 0.0
@@ -87,7 +87,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
             reward_funcs=self._reward,
             rollout_func=self._rollout,
             num_prompts=len(self.rows),
-            beta=settings.beta,
+            beta=config.beta,
             reference=kl_reference(bench, arm.layers),
             has_sampled_log_probs=self.engine.has_own_weights,
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)),
@@ -119,7 +119,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
                 dataloader_pin_memory=False,
                 router_aux_loss_coef=0.0,
                 vllm_importance_sampling_mode="token_truncate",
-                **LOSS[settings.algorithm],
+                **LOSS[config.algorithm],
             ),
         )
 
@@ -152,7 +152,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         self.rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, self.group_size)
         self.sampling_seconds += time.perf_counter() - started
         self.on_rollouts(self.rollouts)
-        own = self.rollouts.between(self.own.start, self.own.stop, 1)
+        own = self.rollouts.ungrouped(self.own)
         masks = {} if self.task.environment is None else {"env_mask": own.own_masks()}
         return {
             "prompt_ids": own.prompt_ids,
@@ -179,7 +179,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
 
 def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
     """Builds the KL reference of some trained layers, or None when beta is 0. Call it on every rank."""
-    if not bench.settings.beta:
+    if not bench.config.beta:
         return None
     return KLReference(bench.model, bench.parameters(layers), bench.base(layers), bench.scorer.shared_below(layers))
 

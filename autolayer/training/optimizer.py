@@ -7,7 +7,6 @@ master of each trained parameter, and copies it, rounded, into the model.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -97,10 +96,8 @@ class MasterAdamW(torch.optim.Optimizer):
             for name, master in self.masters.items():
                 master.copy_(tensors[f"master:{name}"])
                 self.named[name].copy_(master)
-                kinds = {key.split(":", 1)[0] for key in tensors if key.endswith(f":{name}")} - {"master"}
-                state: dict[str, Any] = {
-                    kind: tensors[f"{kind}:{name}"].clone().to("cpu" if kind == "step" else master.device)
-                    for kind in kinds
-                }
-                if state:
-                    self.inner.state[master] = state
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(":")
+            if kind != "master":
+                master = self.masters[name]
+                self.inner.state[master][kind] = tensor.clone().to("cpu" if kind == "step" else master.device)

@@ -70,7 +70,7 @@ def train_arm(
             on_step(reward)
 
     return bench.micro_batching.retry_on_out_of_memory(
-        lambda: _train(bench, arm, to_step, prompts_per_step or bench.settings.prompts_per_step, after_step),
+        lambda: _train(bench, arm, to_step, prompts_per_step or bench.config.prompts_per_step or 0, after_step),
         passes_need_all_ranks=True,  # TRL gathers metrics of all ranks in each pass
     )
 
@@ -84,7 +84,7 @@ def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, pro
 def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:
     """Returns the cost of the forward and backward passes of one training step, the KL reference's included."""
     cost = bench.costs.train(rollouts.num_tokens, layers)
-    if bench.settings.beta:
+    if bench.config.beta:
         cost += bench.costs.forward(rollouts.num_tokens, start=bench.scorer.shared_below(layers))
     return cost
 

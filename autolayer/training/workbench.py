@@ -10,13 +10,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from autolayer.core.arms import Arm
-from autolayer.core.config import GiGPOConfig
+from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
 from autolayer.core.run_folder import RunFolder
@@ -38,32 +37,14 @@ from autolayer.training.out_of_memory import MicroBatching
 from autolayer.training.scorer import Scorer
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """The settings that all trainings of a run share."""
-
-    algorithm: str
-    """A key of `grpo_trainer.LOSS`."""
-    prompts_per_step: int
-    """Prompts per optimizer step, over all ranks."""
-    group_size: int
-    """Completions per prompt."""
-    beta: float
-    """Weight of the KL term; 0 leaves it out."""
-    gigpo: GiGPOConfig = field(default_factory=GiGPOConfig)
-    activation_checkpointing: bool = False
-    """True to recompute activations from the start, not only when memory runs out."""
-
-
 class Workbench:
     """Owns one model and one rollout engine, and swaps the weights of arms in and out of them.
 
     Args:
         loaded: The model with its base weights, and its tokenizer.
         task: The task, which gives prompts and rewards.
-        settings: Settings that all trainings share.
+        config: The run's settings.
         folder: The run folder.
-        temperature: Sampling temperature.
         make_engine: Creates the rollout engine; takes the arguments of `Engine`.
         process_group: The ranks of the run; default: this process alone.
 
@@ -76,22 +57,21 @@ class Workbench:
         self,
         loaded: LoadedModel,
         task: Task,
-        settings: TrainSettings,
+        config: Config,
         folder: RunFolder,
         *,
-        temperature: float,
         make_engine: Callable[..., Engine] = TransformersEngine,
         process_group: ProcessGroup | None = None,
     ) -> None:
         self.process_group = process_group or ProcessGroup()
-        self.loaded, self.task, self.settings, self.folder = loaded, task, settings, folder
+        self.loaded, self.task, self.config, self.folder = loaded, task, config, folder
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
         self.model.requires_grad_(False)
         self.engine = make_engine(
             self.model,
             self.tokenizer,
             max_new_tokens=task.max_new_tokens,
-            temperature=temperature,
+            temperature=config.temperature,
             max_context=task.max_context,
         )
         self.layers = find_layers(self.model)
@@ -103,7 +83,7 @@ class Workbench:
         self.account = Account(self.costs, num_samplers=1 if sharded else self.process_group.world_size)
         self.checkpoints = Checkpoints(folder.path, self.process_group)
         self.micro_batching = MicroBatching(
-            self.engine, lambda: self.longest, self.process_group, checkpointing=settings.activation_checkpointing
+            self.engine, lambda: self.longest, self.process_group, checkpointing=config.activation_checkpointing
         )
         self.scorer = Scorer(self.model, self.engine, self.micro_batching, self.account, self.process_group)
         self.effective: list[float] = []

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from autolayer.core.config import Config
 from autolayer.core.probe_plan import ProbePlan
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import LoadedModel
@@ -31,7 +32,7 @@ from autolayer.probes import PROBES
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.shared_batch import make_fold
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 LAYERS, LENGTHS = (6, 12, 24, 48), (64, 128, 256, 512)
 LENGTH, DEPTH = 128, 12
@@ -57,7 +58,7 @@ def measure(layers: int, length: int) -> dict[str, dict[str, float]]:
                 reward=lambda prompts, completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids])  # fmt: skip
     loaded = LoadedModel(model=model, tokenizer=tokenizer_of(2048), name="random", num_layers=layers,
                          device=torch.device("cpu"))  # fmt: skip
-    settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=4, beta=0.0)
+    settings = Config(model="random", prompts_per_step=4, group_size=4)
     counted = [0.0]
 
     def count(module: torch.nn.Module, arguments: Any, output: Any) -> None:
@@ -68,7 +69,7 @@ def measure(layers: int, length: int) -> dict[str, dict[str, float]]:
         counted[0] += states.shape[0] * states.shape[1] * bench.costs.head_ratio
 
     with tempfile.TemporaryDirectory() as folder:
-        bench = Workbench(loaded, task, settings, RunFolder(folder), temperature=1.0)
+        bench = Workbench(loaded, task, settings, RunFolder(folder))
         folds = [bench.sample(rows["probe"][4 * i : 4 * i + 4], list(range(16 * i, 16 * i + 16)), 4) for i in (0, 1)]
         context = ProbeContext(bench=bench, layers=tuple(range(layers)), folds=[make_fold(bench, f) for f in folds],
                                plan=PLAN, seed=0)  # fmt: skip

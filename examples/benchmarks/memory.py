@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from autolayer.core.arms import Arm
+from autolayer.core.config import Config
 from autolayer.core.layer_set import Layers
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import layer_parameters
@@ -30,7 +31,7 @@ from autolayer.models.loading import LoadedModel
 from autolayer.models.memory_estimate import MicroBatchShape, training_bytes
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.training.train_arm import train_arm
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 LAYERS, WIDTH, VOCABULARY = 12, 768, 16384
 PROMPT, COMPLETION, GROUP = 16, 112, 8
@@ -86,11 +87,9 @@ def measure(layers: Layers, recompute: bool) -> int:
         reward=lambda prompts, completion_ids, **_: [float(ids[0] % 7) for ids in completion_ids],
     )  # fmt: skip
     loaded = LoadedModel(model=model, tokenizer=fast, name="random", num_layers=LAYERS, device=torch.device("cpu"))
-    settings = TrainSettings(
-        algorithm="grpo", prompts_per_step=4, group_size=GROUP, beta=0.0, activation_checkpointing=recompute
-    )
+    settings = Config(model="random", prompts_per_step=4, group_size=GROUP, activation_checkpointing=recompute)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Workbench(loaded, task, settings, RunFolder(folder), temperature=1.0)
+        bench = Workbench(loaded, task, settings, RunFolder(folder))
         arm = Arm(layers=layers, learning_rate=1e-5, seed=0)
         train_arm(bench, Arm(layers=(LAYERS - 1,), learning_rate=1e-5, seed=1), 1)  # what libraries take once
         bench.sample(rows["probe"], list(range(4)))

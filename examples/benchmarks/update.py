@@ -30,6 +30,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PrinterCallback
 
 from autolayer.core.arms import Arm
+from autolayer.core.config import Config
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel
@@ -39,7 +40,7 @@ from autolayer.training.grpo_trainer import EachStep
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 from autolayer.training.train_arm import train_arm
 from autolayer.training.trainer_side_effects import quiet_trainer
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 PROMPT, GROUP, PROMPTS = 16, 8, 1
 
@@ -141,14 +142,14 @@ def ours(
         model=model, tokenizer=tokenizer, name="random", num_layers=model.config.num_hidden_layers,
         device=model.device,
     )  # fmt: skip
-    settings = TrainSettings(
-        algorithm="grpo", prompts_per_step=PROMPTS, group_size=GROUP, beta=beta, activation_checkpointing=recompute
+    config = Config(
+        model="random", prompts_per_step=PROMPTS, group_size=GROUP, beta=beta, activation_checkpointing=recompute
     )
     rounds = iter(range(1_000_000))
 
     def once() -> float:
         number = next(rounds)
-        bench = Workbench(loaded, task, settings, RunFolder(scratch / f"run-{number}"), temperature=1.0)
+        bench = Workbench(loaded, task, config, RunFolder(scratch / f"run-{number}"))
         bench.scorer.starts_midway = bench.scorer.starts_midway and shares
         clock = Clock()
         from autolayer.training import grpo_trainer as module

@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM
 from workbench_helpers import assert_equal, differing, make_task, mean_id, weights_of
 
 from autolayer.core.arms import Arm
+from autolayer.core.config import Config
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import LoadedModel, load_model
 from autolayer.models.merge import merge
 from autolayer.models.patch import LayerPatch, apply, load_patch
 from autolayer.training.train_arm import train_arm
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 LAYER, NUM_LAYERS, STEPS = 2, 4, 2
 CASES = {
@@ -67,8 +68,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         rewards.append(mean_id(prompts, completion_ids))
         return rewards[-1]
 
-    settings = TrainSettings(algorithm="grpo", prompts_per_step=4, group_size=4, beta=0.0)
-    bench = Workbench(loaded, make_task(reward), settings, RunFolder(folder / "run"), temperature=1.0)
+    config = Config(model="random", prompts_per_step=4, group_size=4)
+    bench = Workbench(loaded, make_task(reward), config, RunFolder(folder / "run"))
     before, during = weights_of(loaded.model), []
     arm = train_arm(
         bench,

@@ -20,7 +20,7 @@ from autolayer.pipeline import advance
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
-from autolayer.training.workbench import TrainSettings, Workbench
+from autolayer.training.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,8 @@ def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
     assert changed and all(key.startswith(f"model.layers.{layer}.") for key in changed)
     loaded = load_model(str(merged))
     task = load_task(autolayer.core.config.Config(model="tiny", task="math:arith"), chat=False)
-    settings = TrainSettings(algorithm="grpo", prompts_per_step=8, group_size=8, beta=0.0)
-    bench = Workbench(loaded, task, settings, RunFolder(tmp_path / "unused"), temperature=1.0)
+    config = autolayer.Config(model="random", prompts_per_step=8, group_size=8)
+    bench = Workbench(loaded, task, config, RunFolder(tmp_path / "unused"))
     rewards = bench.evaluate("eval", 200, seed=0).rewards_I
     assert sum(rewards) / len(rewards) == result.trained_score
 

@@ -196,7 +196,7 @@ def test_scoring_puts_an_earlier_forward_and_mode_back_even_after_an_error(tiny_
 def test_rollouts_slice_and_join_by_whole_groups() -> None:
     whole = _rollouts([[i] for i in range(12)], [[i, i] for i in range(12)], group_size=3)
     assert whole[1:3].prompt_ids == [[i] for i in range(3, 9)] and whole[1:3].rewards == [3.0, 4, 5, 6, 7, 8]
-    assert whole[:2] + whole[2:] == whole and whole[:99] == whole
+    assert Rollouts.joined([whole[:2], whole[2:]], 3) == whole and whole[:99] == whole
     assert whole.rewards_P_G().tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert (whole.num_generated, whole.num_tokens) == (24, 36)
 

@@ -134,7 +134,7 @@ def advantages(folder, algorithm, inputs):
     found = trainer._generate_and_score_completions(inputs)
     assert trainer.had_advantage
     rollouts = trainer.rollouts
-    return found["advantages"], rollouts.between(trainer.own.start, trainer.own.stop, 1)
+    return found["advantages"], rollouts.ungrouped(trainer.own)
 
 def work(rank, port, folder, num):
     from pathlib import Path

@@ -37,10 +37,6 @@ class Completion(list[int]):
         super().__init__(ids)
         self.log_probs = None if log_probs is None else list(log_probs)
 
-    def first(self, count: int) -> Completion:
-        """Returns the first `count` tokens."""
-        return Completion(self[:count], None if self.log_probs is None else self.log_probs[:count])
-
 
 class Engine(ABC):
     """Samples completions from a policy.
@@ -82,13 +78,11 @@ class Engine(ABC):
         self.seconds, self.tokens = 0.0, 0
         """Seconds spent and tokens generated so far, from which the cost of a generated token is measured."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
-        declared = [declared] if isinstance(declared, int) else list(declared or [])
         # `read_tokenizer` has refused a tokenizer without these.
         self.pad_token_id = cast(int, tokenizer.pad_token_id)
-        turn = end_of_turn_id(tokenizer)
-        self.eos_token_ids: list[int] = sorted(
-            {cast(int, tokenizer.eos_token_id), *declared, *([] if turn is None else [turn])}
-        )
+        ends = {cast(int, tokenizer.eos_token_id), end_of_turn_id(tokenizer)}
+        ends |= {declared} if isinstance(declared, int) else set(declared or [])
+        self.eos_token_ids: list[int] = sorted(token for token in ends if token is not None)
 
     @contextlib.contextmanager
     def sampling_by(self, sample_requests: Callable[..., list[Completion]]) -> Iterator[None]:
@@ -128,9 +122,7 @@ class Engine(ABC):
         """
         started = time.perf_counter()
         limits = [min(self.max_new_tokens, self.max_context - len(ids)) for ids in prompt_ids]
-        assert min(limits, default=1) > 0, (
-            "a prompt that fills the context is refused before (length_limits.py, multi_turn.py)"
-        )
+        assert min(limits, default=1) > 0, "length_limits.py and multi_turn.py refuse a prompt that fills the context"
         ends = set(self.eos_token_ids) | set(stop_ids)
         completions = (self._sampler or self.sample_requests)(prompt_ids, seeds, limits, ends)
         self.seconds += time.perf_counter() - started
@@ -195,16 +187,10 @@ def think_prefix(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> s
 
 
 def truncate_at_stop(tokenizer: PreTrainedTokenizerBase, ids: Completion, stop: str) -> Completion:
-    """Returns a completion up to and including the token that completes a stop text; all of it without that text.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        ids: The completion.
-        stop: The stop text.
-    """
+    """Returns a completion up to and including the token that completes a stop text; all of it without that text."""
     if stop not in tokenizer.decode(ids, skip_special_tokens=True):
         return ids
     length = bisect.bisect_left(
         range(len(ids)), True, key=lambda n: stop in tokenizer.decode(ids[:n], skip_special_tokens=True)
     )
-    return ids.first(length)
+    return Completion(ids[:length], None if ids.log_probs is None else ids.log_probs[:length])

@@ -28,23 +28,23 @@ class VLLMClient:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self.model, self.max_model_len = url, "", 0
+        self.settings: dict[str, Any] = {}
+        """Settings that the server was started with: 'dtype', 'logprobs_mode', ..."""
         self._http = httpx2.Client(
             trust_env=False,  # a cluster's proxy leads outside
             # A connection for each request: a kept one may be closed by the server while the next request is sent.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
-    def model(self) -> dict[str, Any]:
-        """Returns what the server serves: 'id' and 'max_model_len'."""
+    def connect(self) -> None:
+        """Reads the server's model and settings, which `complete` and the engine need."""
         with _reading("/v1/models"):
-            found = self._request("/v1/models")["data"][0]
-            return {"id": str(found["id"]), "max_model_len": int(found["max_model_len"])}
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the model settings that the server was started with: 'dtype', 'logprobs_mode', ..."""
+            served = self._request("/v1/models")["data"][0]
+            self.model, self.max_model_len = str(served["id"]), int(served["max_model_len"])
         with _reading("/server_info"):
-            return dict(self._request("/server_info?config_format=json")["vllm_config"]["model_config"])
+            self.settings = dict(self._request("/server_info?config_format=json")["vllm_config"]["model_config"])
+        self.version()  # a server without this endpoint cannot load new weights
 
     def load(self, path: str, version: str) -> None:
         """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights.
@@ -69,7 +69,8 @@ class VLLMClient:
     def complete(self, request: dict[str, Any]) -> Completion:
         """Returns one completion as token ids with their log-probabilities."""
         with _reading("/v1/completions"):
-            (choice,) = self._request("/v1/completions", request, timeout=LONG_TIMEOUT)["choices"]
+            body = {"model": self.model, **request}
+            (choice,) = self._request("/v1/completions", body, timeout=LONG_TIMEOUT)["choices"]
             if choice["finish_reason"] not in ("stop", "length"):
                 raise ServerError(f"a completion ended by {choice['finish_reason']}")
             ids, log_probs = list(choice["token_ids"]), [float(p) for p in choice["logprobs"]["token_logprobs"]]

@@ -10,6 +10,7 @@ A server belongs to one run at a time. Each load sets a new version on the serve
 every batch, because log-probabilities alone cannot distinguish a layer in training from the base in 16 bits.
 """
 
+import itertools
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,35 +34,22 @@ START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --dtype DTYPE --logprobs-mode p
 T = TypeVar("T")
 
 
-def clients_of(rollouts: str) -> list[VLLMClient]:
-    """Returns one client per server that --rollouts names (URLs separated by commas)."""
-    return [VLLMClient(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
-
-
-def check_servers(rollouts: str, start: str = START) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Checks that all servers answer and can load new weights.
-
-    Args:
-        rollouts: The value of --rollouts, URLs separated by commas.
-        start: The command that the error recommends for starting a server.
-
-    Returns:
-        For each server, the served model and the server's settings.
+def connect_servers(rollouts: str, start: str = START) -> list[VLLMClient]:
+    """Returns clients of the servers of --rollouts, URLs separated by commas.
 
     Raises:
-        ConfigError: A server does not answer, or cannot load new weights.
+        ConfigError: A server does not answer or cannot load new weights, and is to be started by the command `start`.
     """
-    found = []
-    for server in clients_of(rollouts):
+    servers = [VLLMClient(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
+    for server in servers:
         try:
-            server.version()  # refuses a server without this endpoint before any work
-            found.append((server.model(), server.settings()))
+            server.connect()
         except ServerError as error:
             raise ConfigError(
                 f"--rollouts {server.url} is not a vLLM server that can load new weights ({error}): start one with "
                 f"`{start}`."
             ) from None
-    return found
+    return servers
 
 
 class VLLMServerEngine(SyncedEngine):
@@ -83,23 +71,21 @@ class VLLMServerEngine(SyncedEngine):
 
     def __init__(self, *args: Any, urls: str, path: str, folder: Path, is_rank_0: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.servers = clients_of(urls)
         self.folder, self.is_rank_0 = folder.absolute(), is_rank_0
         self.path = str(Path(path).absolute()) if Path(path).exists() else path
         self._start = START.replace("MODEL", path).replace("DTYPE", str(self.model.dtype).removeprefix("torch."))
         self._version: str | None = None
         """Version that this run has set on the servers; None before the first use."""
-        found = check_servers(urls, self._start)
-        for server, (_, settings) in zip(self.servers, found, strict=True):
-            self._check_settings(server, settings)
-        self._names = [served["id"] for served, _ in found]
-        self.max_context = min(self.max_context, *(served["max_model_len"] for served, _ in found))
+        self.servers = connect_servers(urls, self._start)
+        for server in self.servers:
+            self._check_settings(server)
+            self.max_context = min(self.max_context, server.max_model_len)
 
-    def _check_settings(self, server: VLLMClient, settings: Mapping[str, Any]) -> None:
-        mode, dtype = settings.get("logprobs_mode"), str(settings.get("dtype"))
-        if settings.get("quantization") is not None:
+    def _check_settings(self, server: VLLMClient) -> None:
+        mode, dtype = server.settings.get("logprobs_mode"), str(server.settings.get("dtype"))
+        if (quantization := server.settings.get("quantization")) is not None:
             raise ConfigError(
-                f"the server at {server.url} quantizes its copy ({settings['quantization']}) and would sample from "
+                f"the server at {server.url} quantizes its copy ({quantization}) and would sample from "
                 f"another policy: start it with `{self._start}`."
             )
         if mode != "processed_logprobs" or f"torch.{dtype.removeprefix('torch.')}" != str(self.model.dtype):
@@ -120,27 +106,20 @@ class VLLMServerEngine(SyncedEngine):
         if not prompt_ids:
             return []
         self.sync_weights()
-        count, num = len(prompt_ids), len(self.servers)
 
         def one_of_each(limit: int) -> list[Completion]:
-            requests = [self._request(server, prompt_ids[0], 0, limit, set()) for server in range(num)]
-            return self._all(self._complete, range(num), requests)
+            return self._complete([self._request(prompt_ids[0], 0, limit, set())] * len(self.servers))
 
         self._check(prompt_ids[0], one_of_each)
         if is_sharded(self.model) and not self.is_rank_0:  # the check's forward pass of the policy needed every rank
             return []
-        servers = [index % num for index in range(count)]
-        requests = [self._request(servers[i], prompt_ids[i], seeds[i], limits[i], ends) for i in range(count)]
-        completions = self._all(self._complete, servers, requests)
+        requests = zip(prompt_ids, seeds, limits, strict=True)
+        completions = self._complete([self._request(prompt, seed, limit, ends) for prompt, seed, limit in requests])
         self._check_version()  # nobody has changed the weights during the batch
         return completions
 
     def _check_version(self) -> None:
-        """Checks that all servers still have the weights that rank 0 sent.
-
-        Raises:
-            EngineError: A server has another version of the weights.
-        """
+        """Checks that all servers still have the weights that rank 0 sent."""
         found = self._all(lambda server: self._try(server, server.version), self.servers)
         if any(version != self._version for version in found):
             raise EngineError(
@@ -148,17 +127,22 @@ class VLLMServerEngine(SyncedEngine):
                 "it. Start one server for each run, then rerun the command to resume."
             )
 
-    def _request(self, server: int, prompt: Sequence[int], seed: int, limit: int, ends: set[int]) -> dict[str, Any]:
+    def _request(self, prompt: Sequence[int], seed: int, limit: int, ends: set[int]) -> dict[str, Any]:
         return {
-            "model": self._names[server], "prompt": list(prompt), "seed": seed, "max_tokens": limit,
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "stop_token_ids": sorted(ends),
+            "prompt": list(prompt), "seed": seed, "max_tokens": limit, "stop_token_ids": sorted(ends),
+            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
             "logprobs": 0, "return_token_ids": True, "skip_special_tokens": False,
             # A server may take the model's own sampling settings as defaults, so they are switched off.
             "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0,
         }  # fmt: skip
 
-    def _complete(self, server: int, request: dict[str, Any]) -> Completion:
-        return self._try(self.servers[server], lambda: self.servers[server].complete(request))
+    def _complete(self, requests: Sequence[dict[str, Any]]) -> list[Completion]:
+        """Returns one completion per request; the servers take turns."""
+
+        def complete(server: VLLMClient, request: dict[str, Any]) -> Completion:
+            return self._try(server, lambda: server.complete(request))
+
+        return self._all(complete, itertools.islice(itertools.cycle(self.servers), len(requests)), requests)
 
     def _try(self, server: VLLMClient, work: Callable[[], T]) -> T:
         try:
@@ -210,11 +194,7 @@ class VLLMServerEngine(SyncedEngine):
             shutil.rmtree(there, ignore_errors=True)
 
     def _load(self, path: str) -> None:
-        """Makes every server load the weights from a folder, and sets a new version.
-
-        Raises:
-            EngineError: A server could not load them.
-        """
+        """Makes every server load the weights from a folder, and sets a new version."""
         version = uuid.uuid4().hex
 
         def load(server: VLLMClient) -> None:

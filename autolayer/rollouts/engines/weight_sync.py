@@ -75,12 +75,7 @@ class SyncedEngine(Engine):
     def _check(self, prompt: Sequence[int], sample: Callable[[int], Sequence[Completion]]) -> None:
         """Compares log-probabilities of copy and policy, once after each sync.
 
-        Args:
-            prompt: Token ids of any prompt.
-            sample: Function that takes a number of tokens and returns one completion of the prompt from each copy.
-
-        Raises:
-            EngineError: Copy and policy do not agree.
+        `sample` takes a number of tokens and returns one completion of the prompt from each copy.
         """
         if not self._unchecked:
             return
