@@ -211,38 +211,46 @@ def _text_problem(text: str) -> str | None:
 
 
 def _check_splits(task: str, splits: Mapping[str, Sequence[Row]], *, by_row: bool) -> None:
-    """Refuses splits that cannot be used. With `by_row`, rows with the same prompt are different episodes."""
+    """Refuses splits that are missing or empty, that share a prompt, or that hold a row which cannot be used.
+
+    With `by_row`, rows with the same prompt are different episodes, and splits may not share a row.
+    """
     if not isinstance(splits, Mapping) or set(splits) != set(SPLITS):
         found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise DataError(f"task '{task}' needs the splits {', '.join(SPLITS)}; it has: {found or 'none'}.")
-    counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
     if empty := [name for name in SPLITS if not len(splits[name])]:
+        counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
         raise DataError(
             f"task '{task}' has no row in {' and '.join(empty)} ({counts}): give more rows ({ADVISED_ROWS} in each "
             f"split are advised), or say in a 'split' column which row is {', '.join(SPLITS)}."
         )
-    home: dict[int, str] = {}
-    columns = set(splits["train"][0]) if isinstance(splits["train"][0], Mapping) else set()
-    is_text = isinstance(splits["train"][0].get("prompt"), str) if columns else True
+    first = splits["train"][0]
+    split_of_episode: dict[int, str] = {}
     for name in SPLITS:
         for index, row in enumerate(splits[name]):
-            where = f"task '{task}', row {index} of '{name}'"
-            if not isinstance(row, Mapping) or "prompt" not in row:
-                raise DataError(f"{where} is {show(row)}: a row is a dictionary with a 'prompt'.")
-            if problem := prompt_problem(row["prompt"]):
-                raise DataError(f"{where}: {problem}.")
-            if isinstance(row["prompt"], str) != is_text:
-                raise DataError(f"{where}: texts and message lists are mixed; make every 'prompt' the same kind.")
-            if set(row) != columns:
-                differing = ", ".join(sorted(map(str, set(row) ^ columns)))
+            if problem := _row_problem(row, first):
+                raise DataError(f"task '{task}', row {index} of '{name}': {problem}.")
+            episode = row if by_row else row["prompt"]
+            other = split_of_episode.setdefault(prompt_hash(episode), name)
+            if other != name:
                 raise DataError(
-                    f"{where} differs from the first row in the columns {differing}: give all rows the same."
+                    f"task '{task}': the {'row' if by_row else 'prompt'} {show(episode)} is in '{other}' and in "
+                    f"'{name}'. The splits must be disjoint, or a result would be measured on what it was fitted to: "
+                    "keep it in one of them."
                 )
-            what, episode = ("row", row) if by_row else ("prompt", row["prompt"])
-            if (other := home.setdefault(prompt_hash(episode), name)) != name:
-                raise DataError(
-                    f"task '{task}': the {what} {show(episode)} is in '{other}' and in '{name}'. The splits must be "
-                    "disjoint, or a result would be measured on what it was fitted to: keep it in one of them."
-                )
-    if taken := sorted(columns & TRL_NAMES):
+    if taken := sorted(TRL_NAMES.intersection(first)):
         raise DataError(f"task '{task}': TRL uses the column name {', '.join(taken)} itself: rename it.")
+
+
+def _row_problem(row: Any, first: Row) -> str | None:
+    """Returns what is wrong with a row, or None. `first` is the first row, which all others have to be like."""
+    if not isinstance(row, Mapping) or "prompt" not in row:
+        return f"{show(row)} is no dictionary with a 'prompt'"
+    if problem := prompt_problem(row["prompt"]):
+        return problem
+    if isinstance(row["prompt"], str) != isinstance(first["prompt"], str):
+        return "texts and message lists are mixed; make every 'prompt' the same kind"
+    if set(row) != set(first):
+        differing = ", ".join(sorted(map(str, set(row) ^ set(first))))
+        return f"it differs from the first row in the columns {differing}: give all rows the same"
+    return None

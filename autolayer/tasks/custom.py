@@ -4,7 +4,6 @@ A file is imported under a name of its own, so that `rewards.py` cannot shadow, 
 same name. Its folder goes to the end of `sys.path`, so that it can import what lies beside it.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autolayer.core.config import Config
-from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
+from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError, did_you_mean
 from autolayer.tasks.agent.tool_environment import task_of_class
 from autolayer.tasks.base import Task
 from autolayer.tasks.rewards import show
@@ -29,25 +28,16 @@ def is_reference(text: str) -> bool:
 
 
 def parse_reference(option: str, text: str) -> tuple[Path, str]:
-    """Splits FILE.py:NAME and checks that the file is there; imports nothing.
-
-    Args:
-        option: `--task` or `--reward`, for the message.
-        text: What the user wrote.
-
-    Returns:
-        The path of the file, and the name in it.
+    """Splits FILE.py:NAME of `--task` or `--reward` into path and name. Checks that the file is there; imports nothing.
 
     Raises:
         ConfigError: The text has another form, or the file does not exist.
     """
     wanted = "function" if option == "--reward" else "NAME"
     file, _, name = text.rpartition(":")  # from the right: C:\tasks.py:NAME
-    if text.endswith(".py") or not file:
-        example = f"{text}:{wanted}" if text.endswith(".py") else f"path/to/file.py:{wanted}"
-        raise ConfigError(f"{option} {text} does not say what to use of which file: write {example}.")
     if not file.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"{option} {text} is not of the form FILE.py:{wanted}.")
+        example = text if text.endswith(".py") else "path/to/file.py"
+        raise ConfigError(f"{option} {text} is not of the form FILE.py:{wanted}: write {example}:{wanted}.")
     path = Path(file)
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else f"does not exist (looked for {path.absolute()})"
@@ -62,23 +52,19 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
     (whether the model has a chat template). Or it is a class that follows TRL's `environment_factory` and says in a
     class method `rows()` which episodes there are (autolayer/tasks/agent/tool_environment.py shows one).
 
-    Args:
-        config: The run's configuration; its `task` is FILE.py:NAME.
-        chat: Whether the model has a chat template.
-
     Raises:
         AutolayerError: The file cannot be imported, has no such name, or makes no task.
     """
     path, name = parse_reference("--task", config.task)
     value = _attribute("--task", path, name)
     if inspect.isclass(value) and hasattr(value, "reset"):
-        if not callable(getattr(value, "rows", None)):
+        if not hasattr(value, "rows"):
             raise DataError(
                 f"--task {config.task} is an environment that does not say which episodes there are: give it a class "
                 "method rows() that returns a list of rows with a 'prompt', or name a function that returns "
                 "environment_task(...)."
             )
-        value = _make(partial(task_of_class, value), config.task, {})
+        value = partial(task_of_class, value)
     if not isinstance(value, Task) and callable(value):
         value = _make(value, config.task, {"config": config, "chat": chat})
     if not isinstance(value, Task):
@@ -98,16 +84,13 @@ def load_reward(reference: str) -> Callable[..., Any]:
     path, name = parse_reference("--reward", reference)
     function = _attribute("--reward", path, name)
     if inspect.isclass(function) or not callable(function):
-        kind = "a class" if inspect.isclass(function) else f"a {type(function).__name__}"
-        raise RewardError(f"--reward {reference} is {kind}: it must be a function in TRL's signature.")
+        raise RewardError(f"--reward {reference} is {show(function)}: it must be a function in TRL's signature.")
     return function
 
 
 def _make(factory: Callable[..., Any], reference: str, offered: dict[str, Any]) -> Any:
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
+    """Calls the factory with those of the offered arguments that its parameters name."""
+    parameters = inspect.signature(factory).parameters.values()
     required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if missing := [p.name for p in required if p.name not in offered]:
         raise DataError(f"--task {reference} asks for {', '.join(missing)}: it can take config and chat, or nothing.")
@@ -123,14 +106,14 @@ def _attribute(option: str, path: Path, name: str) -> Any:
     module = _import(option, path)
     if hasattr(module, name):
         return getattr(module, name)
-    names = [key for key, value in vars(module).items() if not key.startswith("_") and _is_offered(value, module)]
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
-    raise UnknownNameError(f"{option}: {path} has no '{name}'.{guess} It has: {', '.join(names) or 'nothing to use'}.")
-
-
-def _is_offered(value: Any, module: types.ModuleType) -> bool:
-    return isinstance(value, Task) or (callable(value) and getattr(value, "__module__", None) == module.__name__)
+    names = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, Task) or getattr(value, "__module__", None) == module.__name__
+    ]
+    raise UnknownNameError(
+        f"{option}: {path} has no '{name}'.{did_you_mean(name, names)} It has: {', '.join(names) or 'nothing to use'}."
+    )
 
 
 def _import(option: str, path: Path) -> types.ModuleType:

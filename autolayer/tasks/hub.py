@@ -13,8 +13,8 @@ from typing import Any
 
 from autolayer.core.errors import DataError
 
-_copies: ContextVar[Path | None] = ContextVar("copies", default=None)
-_read: ContextVar[list[str] | None] = ContextVar("read", default=None)
+_copies: ContextVar[tuple[Path, list[str]] | None] = ContextVar("copies", default=None)
+"""The folder of `local_copies`, and the names of the data sets that were read from it."""
 
 
 @contextmanager
@@ -22,15 +22,14 @@ def local_copies(folder: str | None) -> Iterator[list[str]]:
     """Makes `read_hub` read every data set from FOLDER/OWNER/NAME and nowhere else. None changes nothing.
 
     Yields:
-        The names of the data sets read so far.
+        The names of the data sets read from there so far.
     """
     names: list[str] = []
-    tokens = _copies.set(None if folder is None else Path(folder)), _read.set(names)
+    token = _copies.set(None if folder is None else (Path(folder), names))
     try:
         yield names
     finally:
-        _copies.reset(tokens[0])
-        _read.reset(tokens[1])
+        _copies.reset(token)
 
 
 def read_hub(
@@ -47,18 +46,19 @@ def read_hub(
         DataError: It can be read neither from the Hub nor from a cache (inside `local_copies`: nor from that folder),
             or a split is missing, is empty or lacks a column.
     """
-    if (names := _read.get()) is not None:
+    if (copies := _copies.get()) is None:
+        public, where = _from_hub(repository, configuration), _caches()
+    else:
+        folder, names = copies
         names.append(repository)
-    copies = _copies.get()
-    public = _from_hub(repository, configuration) if copies is None else _from_copy(copies, repository, configuration)
-    where = _caches() if copies is None else str(copies / repository)
+        public, where = _from_copy(folder, repository, configuration), str(folder / repository)
     for split, columns in splits.items():
         if split not in public or not columns <= set(public[split].column_names):
             found = ", ".join(f"'{name}' ({', '.join(part.column_names)})" for name, part in public.items())
             raise DataError(
-                f"{repository} as found here has no '{split}' split with the columns {_listed(columns)}; it has: "
-                f"{found}. This is another data set under that name: remove it from {where} and load it again. If the "
-                f"public set itself has changed, give an older copy: `{_download(repository)} --revision COMMIT "
+                f"{repository} as found here has no '{split}' split with the columns {', '.join(sorted(columns))}; it "
+                f"has: {found}. This is another data set under that name: remove it from {where} and load it again. "
+                f"If the public set itself has changed, give an older copy: `{_download(repository)} --revision COMMIT "
                 f"--local-dir FOLDER/{repository}`, then --data FOLDER."
             )
         if not len(public[split]):
@@ -80,7 +80,14 @@ def _from_hub(repository: str, configuration: str | None) -> Any:
             # The cache of `hf download`, which `datasets` does not read when offline.
             folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
         except OSError:  # not in the cache either; the first error is the one to report
-            raise DataError(_unreachable(repository, error)) from error
+            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+            raise DataError(
+                f"the data set {repository} could not be read{offline}: {type(error).__name__}: {error}. Tried the "
+                f"Hugging Face Hub, and the caches {_caches()}. Where there is a network: `{_download(repository)}`, "
+                "then copy the cache here and point HF_HOME at its folder; or "
+                f"`{_download(repository)} --local-dir FOLDER/{repository}` and give --data FOLDER. Or bring prompts "
+                "and a reward of your own: --data FILE.jsonl --reward FILE.py:function."
+            ) from error
         return _read_folder(Path(folder), repository, configuration)
 
 
@@ -113,11 +120,6 @@ def _read_folder(folder: Path, repository: str, configuration: str | None) -> An
         ) from error
 
 
-def _listed(columns: set[str]) -> str:
-    *first, last = sorted(columns)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def _download(repository: str) -> str:
     return f"hf download {repository} --repo-type dataset"
 
@@ -127,13 +129,3 @@ def _caches() -> str:
     import huggingface_hub.constants
 
     return f"{datasets.config.HF_DATASETS_CACHE} and {huggingface_hub.constants.HF_HUB_CACHE}"
-
-
-def _unreachable(repository: str, error: Exception) -> str:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return (
-        f"the data set {repository} could not be read{offline}: {type(error).__name__}: {error}. Tried the Hugging "
-        f"Face Hub, and the caches {_caches()}. Where there is a network: `{_download(repository)}`, then copy the "
-        f"cache here and point HF_HOME at its folder; or `{_download(repository)} --local-dir FOLDER/{repository}` and "
-        "give --data FOLDER. Or bring prompts and a reward of your own: --data FILE.jsonl --reward FILE.py:function."
-    )

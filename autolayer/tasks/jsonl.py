@@ -6,32 +6,18 @@ optionally a `split`. Left out on purpose: other formats, each with its own rule
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autolayer.core.errors import DataError
-from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash, prompt_problem, split_rows
+from autolayer.tasks.base import SPLITS, Row, Task, prompt_hash, prompt_problem, split_of
 from autolayer.tasks.rewards import show
 
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 1024
 MAX_SHOWN = 5  # broken lines named in one message
-
-
-def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
-    """Loads the task of `--data` and `--reward`.
-
-    Raises:
-        DataError: The file cannot be used; the message names the lines.
-    """
-    return Task(
-        name=Path(path).stem,
-        splits=_split(path, read_rows(path)),
-        reward=reward,
-        max_new_tokens=MAX_NEW_TOKENS,
-    )
 
 
 def check_path(path: str) -> None:
@@ -48,23 +34,31 @@ def check_path(path: str) -> None:
         raise DataError(f"--data {path} does not exist (looked for {file.absolute()}): give the path of a .jsonl file.")
 
 
-def read_rows(path: str) -> list[Row]:
+def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
+    """Loads the task of `--data` and `--reward`.
+
+    Rows go to the split that their `split` column names, which the reward does not see, or else to that of their
+    prompt's hash. Each split is in the order of the hash.
+
+    Raises:
+        DataError: The file cannot be used; the message names the lines.
+    """
+    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
+    for row in sorted(_read_rows(path), key=lambda row: prompt_hash(row["prompt"])):
+        splits[row.pop("split", None) or split_of(row["prompt"])].append(row)
+    return Task(name=Path(path).stem, splits=splits, reward=reward, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def _read_rows(path: str) -> list[Row]:
     """Returns every row of the file, all with the same columns. A column that a row lacks is None there."""
-    check_path(path)
-    rows, problems = [], []
-    for number, line in _lines(path):
-        try:
-            row = _row(line)
-        except ValueError as error:
-            problems.append(f"line {number}: {error}")
-            continue
-        rows.append(row)
-        if isinstance(row["prompt"], str) != isinstance(rows[0]["prompt"], str):
-            problems.append(
-                f"line {number}: texts and message lists are mixed; the first row's 'prompt' is of the other kind"
-            )
-        if ("split" in row) != ("split" in rows[0]):
-            problems.append(f"line {number}: some rows have a 'split' and others do not; give it to all or to none")
+    rows: list[Row] = []
+    problems = []
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(_row(line, rows))
+            except ValueError as error:
+                problems.append(f"line {number}: {error}")
     if problems:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise DataError(f"--data {path} has lines that cannot be used: {'; '.join(problems[:MAX_SHOWN])}{more}.")
@@ -79,23 +73,16 @@ def read_rows(path: str) -> list[Row]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Yields the number and text of every line that is not blank."""
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"--data {path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8."
-            ) from None
-        if text:
-            yield number, text
+def _row(line: bytes, before: list[Row]) -> Row:
+    """Returns one line as a row. The first of the rows `before` it says what every row has to be like.
 
-
-def _row(line: str) -> Row:
-    """Returns one line as a row, or raises a ValueError that says what is wrong with it."""
+    Raises:
+        ValueError: Something is wrong with the line; the message says what.
+    """
     try:
-        row = json.loads(line, parse_constant=_refuse_constant)
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason}): save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
     if not isinstance(row, dict):
@@ -106,18 +93,13 @@ def _row(line: str) -> Row:
         raise ValueError(problem)
     if "split" in row and row["split"] not in SPLITS:
         raise ValueError(f"its 'split' is {show(row['split'], 40)}, none of {', '.join(SPLITS)}")
+    first = before[0] if before else row
+    if isinstance(row["prompt"], str) != isinstance(first["prompt"], str):
+        raise ValueError("texts and message lists are mixed; the first row's 'prompt' is of the other kind")
+    if ("split" in row) != ("split" in first):
+        raise ValueError("some rows have a 'split' and others do not; give it to all or to none")
     return row
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not valid JSON; use null or a number")
-
-
-def _split(path: str, rows: list[Row]) -> dict[str, list[Row]]:
-    """Splits by the `split` column, which the reward does not see, or by hash, and orders by hash in both cases."""
-    if "split" not in rows[0]:
-        return split_rows(rows)
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in sorted(rows, key=lambda row: prompt_hash(row["prompt"])):
-        splits[row["split"]].append({name: value for name, value in row.items() if name != "split"})
-    return splits

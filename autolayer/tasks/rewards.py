@@ -12,7 +12,7 @@ import math
 import numbers
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autolayer.core.errors import RewardError
@@ -65,9 +65,7 @@ def call_reward(
     # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
     given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
     try:
-        result = function(trainer_state=None, log_extra=_ignore, log_metric=log_metric or _ignore, **given)
-        if inspect.isawaitable(result):
-            result = wait_for(result)
+        result = wait_for(function(trainer_state=None, log_extra=_ignore, log_metric=log_metric or _ignore, **given))
         # Still inside the `try`, because a generator runs the user's code only here.
         values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
     except RewardError:
@@ -162,11 +160,13 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands for TRL's log_extra and log_metric outside a training run."""
 
 
-def wait_for(awaitable: Awaitable[Any]) -> Any:
-    """Returns the result of a coroutine, also for synchronous code inside a running event loop."""
+def wait_for(value: Any) -> Any:
+    """Returns the result of a coroutine, also inside a running event loop, and any other value unchanged."""
+    if not inspect.isawaitable(value):
+        return value
 
     async def wait() -> Any:
-        return await awaitable
+        return await value
 
     return asyncio.run_coroutine_threadsafe(wait(), _event_loop()).result()
 

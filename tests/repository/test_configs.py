@@ -162,7 +162,6 @@ def test_a_file_says_what_it_should(file: Path, tmp_path: Path, monkeypatch: pyt
 def test_alfworld_has_the_turns_and_the_penalty_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(stand_in(config_of("qwen2.5-3b-alfworld"), tmp_path, monkeypatch), chat=True)
     assert (task.max_turns, task.max_new_tokens, alfworld.PENALTY) == (50, 512, 0.01)
-    assert isinstance(task.environment, partial) and task.environment.keywords == {"penalty": 0.01}
 
 
 @dataclasses.dataclass

@@ -83,7 +83,7 @@ def test_without_a_cache_the_error_says_what_to_do(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"question": "1+1?", "answer": "two"}, "without '####'"),
-        ({"question": "1+1?", "solution": "#### 2"}, "columns answer and question"),
+        ({"question": "1+1?", "solution": "#### 2"}, "columns answer, question"),
     ],
 )
 def test_something_else_under_the_name_is_refused(tmp_path: Path, row: dict[str, str], words: str) -> None:

@@ -211,8 +211,8 @@ def test_a_copy_may_be_json(tmp_path: Path, suffix: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("splits", "words"),
     [
-        ({"test": [{"problem": "q", "answer": "1"}]}, r"no 'train' split with the columns answer and problem.*'test'"),
-        ({"train": [{"problem": "q"}]}, r"no 'train' split with the columns answer and problem.*'train' \(problem\)"),
+        ({"test": [{"problem": "q", "answer": "1"}]}, r"no 'train' split with the columns answer, problem.*'test'"),
+        ({"train": [{"problem": "q"}]}, r"no 'train' split with the columns answer, problem.*'train' \(problem\)"),
     ],
 )
 def test_a_missing_split_or_column_is_named(

@@ -300,8 +300,8 @@ def test_a_file_that_changed_is_imported_again(files: Path) -> None:
         ("rewards.py:", ConfigError, "not of the form"),
         ("equals", ConfigError, "write path/to/file.py:function"),
         ("rewards.py:equal", UnknownNameError, "Did you mean 'equals'"),
-        ("classes.py:Reward", RewardError, "is a class"),
-        ("classes.py:NUMBER", RewardError, "is a int"),
+        ("classes.py:Reward", RewardError, "is <class"),
+        ("classes.py:NUMBER", RewardError, "is 1: it must be a function"),
     ],
 )
 def test_rewards_that_cannot_be_used(files: Path, reward: str, error: type[AutolayerError], words: str) -> None:

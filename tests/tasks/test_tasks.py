@@ -238,7 +238,7 @@ def broken_splits(**changes: Any) -> dict[str, Any]:
             r"no row in eval \(train 2, probe 2, select 2, eval 0\): give more rows.*'split' column",
         ),
         (broken_splits(eval=[{"prompt": "train 0", "answer": ""}]), "'train 0' is in 'train' and in 'eval'.*disjoint"),
-        (broken_splits(probe=["text"]), "row 0 of 'probe' is 'text'"),
+        (broken_splits(probe=["text"]), "row 0 of 'probe': 'text' is no dictionary"),
         (broken_splits(probe=[{"answer": "1"}]), "row 0 of 'probe'.*with a 'prompt'"),
         (broken_splits(probe=[{"prompt": 3, "answer": ""}]), "'prompt' is a int"),
         (broken_splits(probe=[{"prompt": " ", "answer": ""}]), "'prompt' is empty"),

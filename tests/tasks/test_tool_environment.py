@@ -85,18 +85,14 @@ def call(name: str, **arguments: Any) -> str:
         ("", []),
         ("The total is 3 (three)", []),
         ("f(1) + g(2)", []),
-        ("a.b(1)", []),
         (call("add", number=3), [ToolCall("add", {"number": 3})]),
         (f"I add.\n{call('add', number=3)}{call('fail')}", [ToolCall("add", {"number": 3}), ToolCall("fail", {})]),
         (f"<think>{call('fail')}</think>done", []),
         ('<tool_call>{"name": "add", "arguments": "{\\"number\\": 1}"}</tool_call>', [ToolCall("add", {"number": 1})]),
         ('<tool_call>{"name": "add", "parameters": {"number": 1}}</tool_call>', [ToolCall("add", {"number": 1})]),
-        ("add(number=3)", [ToolCall("add", {"number": 3})]),
-        ("add(-3, [1, {'a': None}])", [ToolCall("add", {}, (-3, [1, {"a": None}]))]),
-        ("write(text='a (b)')\n", [ToolCall("write", {"text": "a (b)"})]),
     ],
 )
-def test_calls_in_both_forms(text: str, calls: list[ToolCall]) -> None:
+def test_calls_in_a_text(text: str, calls: list[ToolCall]) -> None:
     assert tool_calls(text) == calls
 
 
@@ -105,19 +101,13 @@ def test_calls_in_both_forms(text: str, calls: list[ToolCall]) -> None:
     [
         "<tool_call>{</tool_call>", "<tool_call>[1]</tool_call>", '<tool_call>{"name": "add"', "<tool_call>",
         '<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
-        '<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "add(number=__import__('os').system('x'))",
-        "add(number=open)", "add(**{'number': 1})", "add(*[1])", "add(1 .__class__)",
+        '<tool_call>{"name": "add", "arguments": [1]}</tool_call>',
         "<tool_call>" + "[" * 100_000 + "</tool_call>",
     ],
 )  # fmt: skip
 def test_calls_that_cannot_be_read_are_told_so(text: str) -> None:
     [found] = tool_calls(text)
     assert isinstance(found, BadCall) and "Invalid tool call" in str(found)
-
-
-def test_nothing_that_a_model_writes_exhausts_the_parser() -> None:
-    assert tool_calls("f(" + "(" * 9_000 + ")" * 9_000 + ")") == []
-    assert tool_calls("f(" + "1" * 30_000 + ")") == []
 
 
 # The episode.
@@ -132,7 +122,7 @@ def counter(target: int = 5) -> ToolEnvironment:
 def test_an_episode_that_the_object_ends() -> None:
     environment = counter()
     assert act(environment, call("add", number=2)) == ("total 2", 0.0, False)
-    assert act(environment, "add(3)") == ("total 5", 1.0, True)
+    assert act(environment, call("add", number=3)) == ("total 5", 1.0, True)
     assert finish(environment) == 0.0, "paid already"
 
 
@@ -153,7 +143,7 @@ def test_the_same_object_begins_anew() -> None:
     environment = counter()
     act(environment, "stop")
     begin(environment, {"prompt": "Reach 1.", "target": 1})
-    assert act(environment, "add(1)").reward == 1.0
+    assert act(environment, call("add", number=1)).reward == 1.0
 
 
 @pytest.mark.parametrize(
@@ -168,7 +158,6 @@ def test_the_same_object_begins_anew() -> None:
         (call("add", number="a"), "unsupported operand"),
         (call("add", number=1, more=2), "unexpected keyword"),
         (call("fail"), "out of order"),
-        ("add(1, 2, 3)", "takes 2 positional"),
         ("<tool_call>oops</tool_call>", "Invalid tool call"),
     ],
 )
@@ -184,7 +173,7 @@ def test_several_calls_are_one_turn() -> None:
 def test_the_reward_of_the_object_and_of_a_function_are_added() -> None:
     environment = ToolEnvironment(Counter, lambda environments, **kwargs: [0.5])
     begin(environment, {"prompt": "Reach 2.", "target": 2})
-    assert act(environment, "add(2)").reward == 1.5
+    assert act(environment, call("add", number=2)).reward == 1.5
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), "1"])
@@ -226,7 +215,7 @@ def test_a_class_becomes_a_task() -> None:
     row = task.splits["eval"][0]
     begin(first, row)
     begin(second, row)
-    assert act(first, f"add({row['target']})").reward == 1.0
+    assert act(first, call("add", number=row["target"])).reward == 1.0
     assert act(second, "bye").reward == float(row["target"] == 0), "episodes share nothing"
 
 

@@ -13,8 +13,7 @@ batches, gym interface and 3D engine are left out.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from autolayer.tasks.agent.actions import action_of
 from autolayer.tasks.base import SPLITS, Row, Task, as_prompt, prompt_hash
 from autolayer.tasks.environment import Step
 
-INSTALL = "pip install 'autolayer[alfworld]'"
 FOLDER = "json_2.1.1"
 """Folder of the games inside ALFWORLD_DATA, as `alfworld-download` makes it."""
 TASK_TYPES = (
@@ -41,14 +39,13 @@ THINK = """ You may reason first, inside <think> </think>; then give the action 
 class AlfredGame:
     """One episode of a game. `reset` takes a row with `game`, the file of a trial."""
 
-    def __init__(self, *, penalty: float = PENALTY) -> None:
-        self.penalty = penalty
+    def __init__(self) -> None:
         self._game: Any = None
         self._admissible: list[str] = []
 
     def reset(self, row: Mapping[str, Any]) -> str:
         """Starts the game, and returns the room and the task."""
-        textworld, demangler = import_alfworld()
+        textworld, demangler = _import_alfworld()
         infos = textworld.EnvInfos(won=True, admissible_commands=True)
         # Without the demangler things would be called mug_bar__minus_00_dot_58 instead of mug 1.
         self._game = textworld.start(row["game"], infos, wrappers=[demangler(shuffle=False)])
@@ -63,7 +60,7 @@ class AlfredGame:
         is_valid = command in self._admissible
         state, _, _ = self._game.step(command)
         self._admissible = list(state["admissible_commands"])
-        reward = float(bool(state["won"])) - (0.0 if is_valid else self.penalty)
+        reward = float(bool(state["won"])) - (0.0 if is_valid else PENALTY)
         return Step(self._observation(state["feedback"]), reward, bool(state["won"]))
 
     def close(self) -> None:
@@ -83,9 +80,9 @@ def load_alfworld(*, chat: bool) -> Task:
         ConfigError: ALFWorld is not installed, or ALFWORLD_DATA does not name its data.
         DataError: The folder has no games.
     """
-    import_alfworld()
+    _import_alfworld()
     held_out = os.environ.get("ALFWORLD_EVAL") or "valid_seen"
-    root = data_folder()
+    root = _data_folder()
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     prompt = as_prompt(INSTRUCTION + (THINK if chat else ""), chat)
     for game in find_games(root / "train"):
@@ -96,18 +93,14 @@ def load_alfworld(*, chat: bool) -> Task:
     return Task(
         name="agent:alfworld",
         splits=splits,
-        environment=partial(AlfredGame, penalty=PENALTY),
+        environment=AlfredGame,
         max_turns=MAX_TURNS,
         max_new_tokens=512 if chat else 32,
     )
 
 
-def data_folder() -> Path:
-    """Returns the folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
+def _data_folder() -> Path:
+    """Returns the folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them."""
     named = os.environ.get("ALFWORLD_DATA")
     root = Path(named or "~/.cache/alfworld").expanduser() / FOLDER
     if not (root / "train").is_dir():
@@ -119,15 +112,15 @@ def data_folder() -> Path:
     return root
 
 
-def find_games(folder: Path) -> Iterator[Path]:
-    """Yields the solvable games below a folder, in an order that does not depend on the folder's place.
+def find_games(folder: Path) -> list[Path]:
+    """Returns the solvable games below a folder, in an order that does not depend on the folder's place.
 
     It selects as ALFWorld's AlfredTWEnv does: the six task types, without movable receptacles and slicing.
 
     Raises:
         DataError: There is no game, or one of them cannot be read.
     """
-    found = False
+    found = []
     names = {_name(path): path for path in folder.glob("**/game.tw-pddl")}
     for name in sorted(names, key=prompt_hash):
         game = names[name]
@@ -139,25 +132,23 @@ def find_games(folder: Path) -> Iterator[Path]:
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"the ALFWorld game {game} cannot be read ({error!r}): download the data again.") from error
         if kind in TASK_TYPES and is_solvable:
-            found = True
-            yield game
+            found.append(game)
     if not found:
         raise DataError(f"there is no solvable game of ALFWorld below {folder}: run `alfworld-download` again.")
+    return found
 
 
-def import_alfworld() -> tuple[Any, Any]:
-    """Returns TextWorld, and ALFWorld's wrapper that gives things their names.
-
-    Raises:
-        ConfigError: One of them is not installed.
-    """
+def _import_alfworld() -> tuple[Any, Any]:
+    """Returns TextWorld, and ALFWorld's wrapper that gives things their names."""
     try:
         import textworld  # pyright: ignore[reportMissingImports]
         from alfworld.agents.environment.alfred_tw_env import (  # pyright: ignore[reportMissingImports]
             AlfredDemangler,
         )
     except ImportError as error:
-        raise ConfigError(f"agent:alfworld needs the package alfworld ({error}): {INSTALL}.") from error
+        raise ConfigError(
+            f"agent:alfworld needs the package alfworld ({error}): pip install 'autolayer[alfworld]'."
+        ) from error
     return textworld, AlfredDemangler
 
 

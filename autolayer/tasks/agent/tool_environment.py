@@ -77,7 +77,7 @@ class ToolEnvironment:
     def reset(self, row: Mapping[str, Any]) -> str:
         """Begins the episode with the columns of the row, including the prompt, as TRL does."""
         self._row, self._messages, self._is_paid = row, [], False
-        observation = _wait(self._object.reset(**row))
+        observation = wait_for(self._object.reset(**row))
         return "" if observation is None else observation
 
     def step(self, action: str) -> Step:
@@ -97,7 +97,7 @@ class ToolEnvironment:
         self._is_paid = True
         rewards = []
         if callable(getattr(self._object, "get_reward", None)):
-            rewards.append(_wait(self._object.get_reward()))
+            rewards.append(wait_for(self._object.get_reward()))
         if self._reward is not None:
             columns: dict[str, Any] = {name: [value] for name, value in self._row.items() if name != "prompt"}
             rewards += call_reward(
@@ -117,7 +117,7 @@ class ToolEnvironment:
         if call.name not in self._methods:
             return {"error": f"Tool {call.name} not found."}
         try:
-            return _wait(self._methods[call.name](*call.positional, **call.arguments))
+            return wait_for(self._methods[call.name](**call.arguments))
         except Exception as error:
             return {"error": str(error)}
 
@@ -206,13 +206,10 @@ def task_of_class(cls: type) -> Task:
     )
 
 
-def _wait(value: Any) -> Any:
-    """Returns the result of a coroutine, and anything else unchanged."""
-    return wait_for(value) if inspect.isawaitable(value) else value
-
-
 def _check_factory(name: str, factory: Any, reward: Any, rows: list[Row]) -> None:
     """Tries the class once, as TRL does, so that errors show before a model is loaded."""
+    if not rows:
+        raise DataError(f"task '{name}' has no rows: give a list of dictionaries with a 'prompt'.")
     try:
         environment = factory()
     except Exception as error:
@@ -225,14 +222,11 @@ def _check_factory(name: str, factory: Any, reward: Any, rows: list[Row]) -> Non
         raise DataError(f"task '{name}': {kind} has no reset(**row), which begins an episode: add it.")
     if not tool_methods(environment):
         raise DataError(f"task '{name}': {kind} has no public method besides reset, so the model has no tool: add one.")
-    if reward is None and not callable(getattr(environment, "get_reward", None)):
+    if reward is not None:
+        check_signature(functools.partial(reward, environments=[]), [name for name in rows[0] if name != "prompt"])
+    elif not callable(getattr(environment, "get_reward", None)):
         raise DataError(f"task '{name}': {kind} has no get_reward(), and there is no reward function: give one.")
     tool_schemas(environment)
-    if not rows:
-        raise DataError(f"task '{name}' has no rows: give a list of dictionaries with a 'prompt'.")
-    if reward is not None:
-        columns = [column for column in rows[0] if column != "prompt"]
-        check_signature(functools.partial(reward, environments=[]), columns)
     try:
         inspect.signature(environment.reset).bind(**rows[0])
     except TypeError as error:
