@@ -1,30 +1,29 @@
 """autolayer: finds the transformer layer that RL post-training improves most, and trains it."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from autolayer.core.errors import (
+    AutolayerError,
+    ConfigError,
+    DataError,
+    EngineError,
+    EpisodeError,
+    LayerError,
+    ModelError,
+    NoSignalError,
+    PatchError,
+    ProcessGroupError,
+    RewardError,
+    RunFolderError,
+    SandboxError,
+    TrainingError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
     from autolayer.comparison.compare import compare
     from autolayer.core.config import Config
-    from autolayer.core.errors import (
-        AutolayerError,
-        ConfigError,
-        DataError,
-        EngineError,
-        EpisodeError,
-        LayerError,
-        ModelError,
-        NoSignalError,
-        PatchError,
-        ProcessGroupError,
-        RewardError,
-        RunFolderError,
-        SandboxError,
-        TrainingError,
-        UnknownNameError,
-    )
     from autolayer.measurement.measure import measure
     from autolayer.models.patch import LayerPatch, load_patch
     from autolayer.models.train_only import train_only
@@ -34,62 +33,35 @@ if TYPE_CHECKING:
     from autolayer.tasks.base import Task
 
 __version__ = "0.1.0"
-_ERRORS = (
-    "AutolayerError", "ConfigError", "DataError", "EngineError", "EpisodeError", "LayerError", "ModelError",
-    "NoSignalError", "PatchError", "ProcessGroupError", "RewardError", "RunFolderError", "SandboxError",
-    "TrainingError", "UnknownNameError",
-)  # fmt: skip
-_HOMES = {
-    "compare": "autolayer.comparison.compare",
-    "load_patch": "autolayer.models.patch",
-    "measure": "autolayer.measurement.measure",
-    "pick": "autolayer.pipeline.pick",
-    "train_layer": "autolayer.pipeline.pick",
-    "train_only": "autolayer.models.train_only",
-    "Config": "autolayer.core.config",
-    "Contribution": "autolayer.reporting.contribution",
-    "LayerPatch": "autolayer.models.patch",
-    "PickResult": "autolayer.reporting.results",
-    "Task": "autolayer.tasks.base",
-    **dict.fromkeys(_ERRORS, "autolayer.core.errors"),
-}
 
 __all__ = [
-    "AutolayerError",
-    "Config",
-    "ConfigError",
-    "Contribution",
-    "DataError",
-    "EngineError",
-    "EpisodeError",
-    "LayerError",
-    "LayerPatch",
-    "ModelError",
-    "NoSignalError",
-    "PatchError",
-    "PickResult",
-    "ProcessGroupError",
-    "RewardError",
-    "RunFolderError",
-    "SandboxError",
-    "Task",
-    "TrainingError",
-    "UnknownNameError",
-    "compare",
-    "load_patch",
-    "measure",
-    "pick",
-    "train_layer",
-    "train_only",
-]
+    "AutolayerError", "Config", "ConfigError", "Contribution", "DataError", "EngineError", "EpisodeError",
+    "LayerError", "LayerPatch", "ModelError", "NoSignalError", "PatchError", "PickResult", "ProcessGroupError",
+    "RewardError", "RunFolderError", "SandboxError", "Task", "TrainingError", "UnknownNameError", "compare",
+    "load_patch", "measure", "pick", "train_layer", "train_only",
+]  # fmt: skip
+
+_MODULES = {
+    "compare": "comparison.compare",
+    "load_patch": "models.patch",
+    "measure": "measurement.measure",
+    "pick": "pipeline.pick",
+    "train_layer": "pipeline.pick",
+    "train_only": "models.train_only",
+    "Config": "core.config",
+    "Contribution": "reporting.contribution",
+    "LayerPatch": "models.patch",
+    "PickResult": "reporting.results",
+    "Task": "tasks.base",
+}
+"""The modules of the names that are imported when they are first used, so that `import autolayer` loads no torch."""
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name when it is first used (PEP 562), so that `import autolayer` loads nothing heavy."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"autolayer.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'autolayer' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from autolayer.comparison.comparison import JudgedRanking, Judgement, MeanJudgement
 from autolayer.comparison.curves import Curve
-from autolayer.reporting.sentences import layers_text, listed
+from autolayer.core.formatting import listed
+from autolayer.core.layer_set import name_layers
 
 LIKELY_CHANCE = 0.05
 """Probability above which the verdict mentions that a random ranking does as well."""
@@ -81,9 +82,9 @@ def notes(predicted: Curve, measured: Curve, num_layers: int, assumed: bool) -> 
     if assumed:
         found.append(f"no file says how many layers the model has: {num_layers} is assumed, one more than the highest")
     if left := predicted.values.keys() - measured.values.keys():
-        found.append(f"left out, not measured: {layers_text(list(left)).lower()}")
+        found.append(f"left out, not measured: {name_layers(left)}")
     if left := measured.values.keys() - predicted.values.keys():
-        found.append(f"left out, not predicted: {layers_text(list(left)).lower()}")
+        found.append(f"left out, not predicted: {name_layers(left)}")
         if measured.ceiling is not None:
             found.append("the ceiling is that of all measured layers")
     if measured.by_seed is None:
@@ -146,7 +147,7 @@ def _ceiling(judged: Judgement, spearman: float) -> str:
 
 def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
     lost = {row.name: f"{round(row.regret_top1 or 0.0, 2) + 0.0:.2f}" for row in judged.rows}  # + 0.0: no -0.00
-    single, picked = len(prediction.picks) == 1, layers_text(prediction.picks).lower()
+    single, picked = len(prediction.picks) == 1, name_layers(prediction.picks)
     return (
         f"Its pick{'' if single else 's'}, {picked}, {'loses' if single else 'lose on average'} {lost['prediction']} "
         f"of the full gain against the best layer; position loses {lost['position']}, a random layer {lost['random']}."

@@ -1,4 +1,6 @@
-"""Numbers as text, for reports, messages and tables."""
+"""Numbers and lists as text, for reports, messages and tables."""
+
+from collections.abc import Sequence
 
 
 def format_count(value: float) -> str:
@@ -25,3 +27,8 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Returns words as a list in a sentence: 'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

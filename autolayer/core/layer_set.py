@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from autolayer.core.errors import LayerError
+from autolayer.core.formatting import listed
 
 Layers = tuple[int, ...] | Literal["full"]
 """A sorted set of block indices, or every parameter of the model (the full-parameter reference)."""
@@ -35,21 +36,29 @@ def layers_text(layers: LayersLike) -> str:
         return "full"
     spans = _spans(layers)
     if all(span.first >= 0 for span in spans):  # negatives have no place until the number of layers is known
-        merged: list[Span] = []
-        for span in sorted(spans):
-            if merged and span.first <= merged[-1].last + 1:
-                span = Span(merged[-1].first, max(merged.pop().last, span.last))
-            merged.append(span)
-        spans = merged
+        spans = _merged(spans)
     return ",".join(map(str, spans))
 
 
 def name_layers(layers: Iterable[int] | Literal["full"]) -> str:
-    """Names a set of layers in a sentence: 'layer 3', 'layers 0, 3-5 and 8', 'all layers' or 'no layer'."""
-    if layers == "full" or not (indices := list(layers)):
-        return "all layers" if layers else "no layer"
-    *most, last = layers_text(indices).split(",")
-    return f"layer{'s' * (len(indices) > 1)} {', '.join(most)}{' and ' * bool(most)}{last}"
+    """Names a set of layers in a sentence: 'layer 3', 'layers 0, 1 and 3-5', 'all layers' or 'no layer'."""
+    if layers == "full":
+        return "all layers"
+    names: list[str] = []
+    for first, last in _merged(Span(layer, layer) for layer in layers):
+        names += [f"{first}-{last}"] if last > first + 1 else map(str, range(first, last + 1))
+    if not names:
+        return "no layer"
+    return f"layer{'s' * (len(names) > 1 or '-' in names[0])} {listed(names)}"
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    merged: list[Span] = []
+    for span in sorted(spans):
+        if merged and span.first <= merged[-1].last + 1:
+            span = Span(merged[-1].first, max(merged.pop().last, span.last))
+        merged.append(span)
+    return merged
 
 
 def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *, allow_full: bool = False) -> Layers:

@@ -1,8 +1,8 @@
 """The sentences of a report, made from a result alone: the terminal and report.html show the same ones."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
+from autolayer.core.layer_set import name_layers
 from autolayer.reporting.results import PickResult
 
 
@@ -47,7 +47,7 @@ def _confidence(result: PickResult) -> str:
         if result.verdict == "tied":
             return "No other choice could gain enough more to matter."
         return f"No clear winner when the search ended{chance}."
-    named, verb = layers_text(others).lower(), "is" if len(others) == 1 else "are"
+    named, verb = name_layers(others), "is" if len(others) == 1 else "are"
     # Backward stops at the lowest trained layer, so the highest of equals trains fastest.
     highest = result.verdict == "tied" and list(result.best_layers or ()) == [max(result.tied_layers or ())]
     why = f"; layer {max(result.tied_layers or ())} trains fastest" if highest else ""
@@ -121,27 +121,7 @@ def legend(result: PickResult) -> str:
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
 
 
-def layers_text(layers: Sequence[int]) -> str:
-    """Names layers, with runs of three or more as a range: 'Layer 3', 'Layers 0, 1 and 3-7'."""
-    ordered = sorted(layers)
-    runs: list[list[int]] = [[layer] for layer in ordered[:1]]
-    for before, layer in pairwise(ordered):
-        if layer == before + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    names: list[str] = []
-    for run in runs:
-        names += [f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run)
-    return f"Layer{'s' * (len(ordered) > 1)} {listed(names)}" if names else "No layer"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Returns words as a list in a sentence: 'a', 'a and b', 'a, b and c'."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
 def _of_all(result: PickResult, layers: Sequence[int]) -> str:
     if len(layers) == result.num_layers > 1:
         return f"All {result.num_layers} layers"
-    return f"{layers_text(layers)} of {result.num_layers}"
+    return f"{name_layers(layers).capitalize()} of {result.num_layers}"

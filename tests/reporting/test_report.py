@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from autolayer.cli.progress import TerminalProgress
+from autolayer.core.layer_set import name_layers
 from autolayer.core.progress import Progress
 from autolayer.reporting.html import write_html
 from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, SetRow, StageCost
-from autolayer.reporting.sentences import headline, layers_text
+from autolayer.reporting.sentences import headline
 from autolayer.reporting.terminal import Report
 
 
@@ -134,10 +135,10 @@ def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "text"),
-    [((), "No layer"), ((3,), "Layer 3"), ((4, 3), "Layers 3 and 4"), ((0, 1, 3, 4, 5, 7), "Layers 0, 1, 3-5 and 7")],
+    [((), "no layer"), ((3,), "layer 3"), ((4, 3), "layers 3 and 4"), ((0, 1, 3, 4, 5, 7), "layers 0, 1, 3-5 and 7")],
 )
 def test_layers_are_named_in_order_and_runs_as_ranges(layers: tuple[int, ...], text: str) -> None:
-    assert layers_text(layers) == text
+    assert name_layers(layers) == text
 
 
 def test_long_rankings_are_cut_but_not_their_baselines() -> None:
