@@ -3,7 +3,7 @@
     python examples/make_tiny.py tiny          # Qwen3; one CPU thread, 30 minutes; overwrites autolayer/data/tiny-2
     python examples/make_tiny.py tiny-qwen2    # Qwen2; the same
 
-The text is arithmetic (`arith_line`), expressions (`expr_line` of `code:expr`) and episodes in houses
+The text is arithmetic (`arith_line`), expressions (expr_writers.py) and episodes in houses
 (house_writers.py); the loss is on answers, expressions and actions. No validation split and no early stop: the numbers
 that matter are the pass rates printed at the end, which should leave RL something to win.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from expr_writers import expr_line
 from house_writers import WORDS, house_episode
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import trange
@@ -31,7 +32,6 @@ from autolayer.rollouts.multi_turn import PROMPT
 from autolayer.rollouts.sampler import sample
 from autolayer.rollouts.types import request_seed
 from autolayer.tasks import TASKS
-from autolayer.tasks.code import expr
 from autolayer.tasks.math.arith import READINGS, RING, line_start
 
 DATA = Path(list(autolayer.__path__)[0]) / "data"
@@ -68,7 +68,7 @@ def arith_text(rng: random.Random) -> Text:
 
 
 def expr_text(rng: random.Random) -> Text:
-    prompt, _, answer = expr.expr_line(rng).partition("=")
+    prompt, _, answer = expr_line(rng).partition("=")
     return [(f"{prompt}=", False), (answer, True)]
 
 

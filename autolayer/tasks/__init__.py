@@ -16,7 +16,7 @@ from autolayer.tasks.agent.alfworld import load_alfworld
 from autolayer.tasks.agent.house import load_house
 from autolayer.tasks.base import ADVISED_ROWS, SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp, load_small
-from autolayer.tasks.code.expr_task import load_expr
+from autolayer.tasks.code.expr import load_expr
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
 from autolayer.tasks.environment import Environment, Step
 from autolayer.tasks.hub import local_copies

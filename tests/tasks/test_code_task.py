@@ -203,7 +203,7 @@ def test_without_a_sandbox_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) ->
         raise SandboxError("there is none")
 
     monkeypatch.setattr(code_task, "open_sandbox", refuse)
-    monkeypatch.setattr("autolayer.tasks.code.expr_task.open_sandbox", refuse)
+    monkeypatch.setattr("autolayer.tasks.code.expr.open_sandbox", refuse)
     names = [name for name, built_in in TASKS.items() if built_in.runs_programs]
     assert len(names) == 5
     for name in names:
