@@ -21,14 +21,9 @@ _ANSWERS = 3  # the descriptor of the result, or of the connection to the judge
 
 
 def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str, Any]) -> int:
-    """Runs a program in this process and returns the exit status.
+    """Runs a program that the source (the host, or the judge) sends, and returns the exit status.
 
-    Args:
-        source: The connection to the host, or to the judge, which sends the program.
-        result: The file for what is printed ('script'), or for the values of the calls ('calls').
-        kind: 'calls', 'script' or 'tests'.
-        mode: As in `fork_server.main`.
-        limits: The fields of `jobs.Limits`.
+    The result is a file, for what a script prints or for the values of calls.
     """
     job = json.loads(source.recv_bytes())
     folder = os.getcwd()
@@ -52,10 +47,10 @@ def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str,
                 _join_threads()
         except SystemExit:  # a script may end this way; a module keeps what it has defined until then
             pass
-        for name, arguments in job.get("calls", ()):
-            answer = _answer(space, given, name, arguments, {}, lambda value: value)
-            with open(_ANSWERS, "ab", closefd=False) as file:
-                file.write(answer + b"\n")
+        with open(_ANSWERS, "wb", closefd=False) as file:
+            for name, arguments in job.get("calls", ()):
+                file.write(_answer(space, given, (name, arguments, {})) + b"\n")
+                file.flush()
         if kind == "tests":
             _serve(Connection(_ANSWERS), space, given)
         sys.stdout.flush()
@@ -78,21 +73,20 @@ def _serve(judge: Connection, space: dict[str, Any], given: dict[str, Any]) -> N
     """Answers the calls of the judge until it ends."""
     while True:
         try:
-            name, arguments, named = map(protocol.from_json, json.loads(judge.recv_bytes()))
+            call = protocol.from_json(json.loads(judge.recv_bytes()))
         except (EOFError, OSError):
             return
-        judge.send_bytes(_answer(space, given, name, arguments, named, protocol.to_json))
+        judge.send_bytes(_answer(space, given, call, protocol.to_json))
 
 
 def _answer(
     space: dict[str, Any],
     given: dict[str, Any],
-    name: str,
-    arguments: Sequence[Any],
-    named: dict[str, Any],
-    to_json: Callable[[Any], Any],
+    call: Sequence[Any],
+    to_json: Callable[[Any], Any] = lambda value: value,
 ) -> bytes:
     """Returns the name of the exception that a call raised, or None, and its value."""
+    name, arguments, named = call
     try:
         value = to_json(_function(space, given, name)(*arguments, **named))
         return json.dumps([None, value]).encode()

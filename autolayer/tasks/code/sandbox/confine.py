@@ -40,11 +40,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Calls a function of the C library that returns 0.
-
-    Raises:
-        OSError: It returns something else.
-    """
+    """Calls a function of the C library that returns 0, or raises OSError."""
     if getattr(_LIBC, name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -60,10 +56,6 @@ def keep_only(descriptors: Sequence[int]) -> None:
 
 def lock_up(mode: str, limits: dict[str, Any]) -> None:
     """Sets the limits of this process, which it cannot raise again, and gives up every privilege.
-
-    Args:
-        mode: As in `fork_server.main`. 'bare' sets limits only.
-        limits: The fields of `jobs.Limits`.
 
     Raises:
         OSError: The kernel or the machine does not support it, so that nothing runs with more rights.
@@ -105,11 +97,7 @@ def _drop_privileges(is_root: bool) -> None:
 
 
 def _filter(machine: str) -> bytes:
-    """Returns the filter in the kernel's BPF: denied calls fail with EPERM, clone3 with ENOSYS so that libc uses clone.
-
-    Raises:
-        OSError: The numbers of the system calls are not known for this machine.
-    """
+    """Returns the filter in BPF: denied calls fail with EPERM, clone3 with ENOSYS so that libc uses clone."""
     if machine not in _ARCHITECTURES:
         raise OSError(f"there is no filter of system calls for {machine}")
     column = list(_ARCHITECTURES).index(machine)

@@ -36,8 +36,7 @@ _DETACH = 2  # of umount2
 def main(mode: str) -> None:
     """Runs jobs until the host closes the connection, which is file descriptor 0.
 
-    Args:
-        mode: 'user' (in a user namespace), 'root' (started by root, without one) or 'bare' (no sandbox).
+    The mode is 'user' (in a user namespace), 'root' (started by root, without one) or 'bare' (no sandbox, only limits).
     """
     for name in PRELOADED:
         importlib.import_module(name)
@@ -78,14 +77,7 @@ def _mount(kind: bytes, folder: str, flags: int, options: str = "") -> None:
 
 
 def _run(host: Connection, kind: str, mode: str, limits: dict[str, Any]) -> tuple[str, bytes]:
-    """Runs one job and returns the reason for its end and its result.
-
-    Args:
-        host: The connection from which the forked processes read the job.
-        kind: 'calls', 'script' or 'tests'.
-        mode: As in `main`.
-        limits: The fields of `jobs.Limits`.
-    """
+    """Runs one job, which the forked processes read from the host, and returns why it ended and its result."""
     has_timed_out = False
 
     def end(*_: Any) -> None:

@@ -24,14 +24,9 @@ class ProgramEnded(BaseException):
 
 
 def run(host: Connection, peer: Connection, verdict: int, mode: str, limits: dict[str, Any]) -> int:
-    """Runs the next tests of the host and writes a list of booleans, shorter than the tests if a failure ends them.
+    """Runs the tests that the host sends against the program in the process of the peer.
 
-    Args:
-        host: The connection that sends the tests and the program.
-        peer: The connection to the process of the program.
-        verdict: The file to write to.
-        mode: As in `fork_server.main`.
-        limits: The fields of `jobs.Limits`, which hold for this process too.
+    The verdict is a list of booleans, shorter than the tests if a failure ends them. The limits hold for the judge too.
     """
     job = json.loads(host.recv_bytes())
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -62,7 +57,7 @@ def _proxy(program: Connection, name: str, max_bytes: int) -> Callable[..., Any]
     """Returns a function that calls the program's function of this name."""
 
     def proxy(*arguments: Any, **named: Any) -> Any:
-        call = json.dumps([name, *map(protocol.to_json, (arguments, named))]).encode()
+        call = json.dumps(protocol.to_json([name, arguments, named])).encode()
         try:
             program.send_bytes(call)
             error, value = json.loads(program.recv_bytes(max_bytes))

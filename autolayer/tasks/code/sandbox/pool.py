@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from autolayer.core.errors import SandboxError
@@ -157,11 +157,12 @@ def _outcome(job: Job, reason: str, result: bytes) -> Outcome:
         return Outcome(reason=reason, stdout=result.decode("utf-8", "replace"))
     if isinstance(job, Calls):
         values = tuple(_values(result.split(b"\n")[: len(job.calls)]))
-        has_ended_early = len(values) < len(job.calls)
-        return Outcome(reason="crash" if reason == "ok" and has_ended_early else reason, values=values)
-    passed = tuple(json.loads(result or b"[]"))  # by the judge, which may have been ended before it could write
-    has_ended_early = all(passed) and len(passed) < len(job.tests)
-    return Outcome(reason="crash" if reason == "ok" and has_ended_early else reason, passed=passed)
+        outcome, has_ended_early = Outcome(reason=reason, values=values), len(values) < len(job.calls)
+    else:
+        passed = tuple(json.loads(result or b"[]"))  # by the judge, which may have been ended before it could write
+        outcome = Outcome(reason=reason, passed=passed)
+        has_ended_early = all(passed) and len(passed) < len(job.tests)
+    return replace(outcome, reason="crash") if reason == "ok" and has_ended_early else outcome
 
 
 def _values(lines: Sequence[bytes]) -> Iterator[Any]:
