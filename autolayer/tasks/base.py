@@ -13,7 +13,7 @@ from typing import Any
 
 from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
-from autolayer.tasks.rewards import as_completion, call_reward, check_signature, show
+from autolayer.tasks.rewards import PASSED_BY_TRL, as_completion, call_reward, check_signature, show
 from autolayer.tasks.suites import Decoding, check_suites
 
 SPLITS = ("train", "probe", "select", "eval")
@@ -23,9 +23,7 @@ ADVISED_ROWS = 128
 Row = dict[str, Any]
 """A `prompt` (a text or a list of messages) and any further columns, which go to the reward."""
 
-TRL_NAMES = frozenset(
-    ("prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-)
+TRL_NAMES = frozenset((*PASSED_BY_TRL, "completion"))
 """Columns that could not reach the reward, because TRL passes something else under that name or drops them."""
 
 
