@@ -1,14 +1,13 @@
 """Samples completions or whole episodes for rows of a task, and scores them by the task's reward."""
 
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from autolayer.distributed.fsdp import is_sharded
 from autolayer.distributed.process_group import ProcessGroup, attempt
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix, truncate_at_stop
 from autolayer.rollouts.multi_turn import play_episodes
 from autolayer.rollouts.prompts import encode_prompts
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import Row, Task
 
 
@@ -31,18 +30,6 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
     log_probs = [completion.log_probs for completion in kept]
     return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics)
-
-
-def in_order(rows: Sequence[Row], seed: int, positions: Iterable[int]) -> list[Row]:
-    """Returns the rows at some positions of an endless sequence of epochs, each of which has its own seeded order."""
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for position in positions:
-        epoch, index = divmod(position, len(rows))
-        if epoch not in orders:
-            orders[epoch] = random.Random(request_seed(seed, "order", epoch)).sample(range(len(rows)), len(rows))
-        chosen.append(rows[orders[epoch][index]])
-    return chosen
 
 
 def sample_on_all_ranks(

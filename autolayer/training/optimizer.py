@@ -44,7 +44,6 @@ class MasterAdamW(torch.optim.Optimizer):
         self.average = average
         self.masters = {name: p.detach().to(torch.float32, copy=True) for name, p in self.named.items()}
         self.inner = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
-        self.last_grad_norm = 0.0
         self._hooks = [p.register_post_accumulate_grad_hook(self._mover(name)) for name, p in self.named.items()]
 
     def _mover(self, name: str) -> Callable[[torch.Tensor], None]:
@@ -64,10 +63,9 @@ class MasterAdamW(torch.optim.Optimizer):
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
-        self.last_grad_norm = float(norm)
-        if not math.isfinite(self.last_grad_norm):
+        if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient became {self.last_grad_norm}: training diverged, give a smaller --learning-rate than "
+                f"the gradient became {float(norm)}: training diverged, give a smaller --learning-rate than "
                 f"{self.param_groups[0]['lr']:g}."
             )
         nn.utils.clip_grads_with_norm_(self.masters.values(), MAX_GRAD_NORM, norm)

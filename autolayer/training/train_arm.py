@@ -1,10 +1,12 @@
 """Trains an arm from one checkpoint to the next. Short runs, the final run and `measure` all use `train_arm`."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -12,8 +14,7 @@ from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
 from autolayer.models.train_only import train_only
-from autolayer.rollouts.sampler import in_order
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row
 from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer
 from autolayer.training.optimizer import MasterAdamW
@@ -77,8 +78,14 @@ def train_arm(
 
 def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
     """Returns the prompts of some steps; every epoch takes the train split in a new seeded order."""
-    wanted = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
-    return in_order(bench.task.splits["train"], seed, wanted)
+    rows = bench.task.splits["train"]
+
+    @cache
+    def order(epoch: int) -> list[int]:
+        return random.Random(request_seed(seed, "order", epoch)).sample(range(len(rows)), len(rows))
+
+    positions = range(first_step * prompts_per_step, (first_step + num_steps) * prompts_per_step)
+    return [rows[order(position // len(rows))[position % len(rows)]] for position in positions]
 
 
 def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:

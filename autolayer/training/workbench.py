@@ -1,4 +1,4 @@
-"""The workbench: sole owner of the model, its rollout engine, the base copies of the layers and the weights' version.
+"""The workbench: sole owner of the model, its rollout engine and the base copies of the layers.
 
 Outside a `weights(...)` block the model holds the base weights, bit for bit, so arms cannot influence each other. Every
 random choice has a seed derived from its purpose (`request_seed`), so no result depends on what ran before.
@@ -75,8 +75,6 @@ class Workbench:
             max_context=task.max_context,
         )
         self.layers = find_layers(self.model)
-        self.version = 0
-        """Number of changes of the weights so far."""
         self._base: dict[str, torch.Tensor] = {}
         sharded = is_sharded(self.model)
         self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
@@ -116,7 +114,6 @@ class Workbench:
 
     def mark_changed(self, names: Iterable[str]) -> None:
         """Records that these parameters have changed, so that an engine with its own copy loads them again."""
-        self.version += 1
         self.engine.mark_changed(names)
 
     @contextlib.contextmanager
@@ -180,14 +177,12 @@ class Workbench:
             arm: The arm; None for the base model.
         """
         requests = evaluation_requests(self.task, split, num_items, seed)
-        with self._weights_of(arm), self.engine.decoding(requests.decoding):
+        weights: AbstractContextManager[None] = contextlib.nullcontext()
+        if arm is not None and arm.checkpoint is not None:
+            weights = self.weights(arm.layers, self.arm_weights(arm))
+        with weights, self.engine.decoding(requests.decoding):
             rollouts = self.sample(requests.rows, requests.seeds)
         return average_by_item(self.task, requests, rollouts)
-
-    def _weights_of(self, arm: Arm | None) -> AbstractContextManager[None]:
-        if arm is None or arm.checkpoint is None:
-            return contextlib.nullcontext()
-        return self.weights(arm.layers, self.arm_weights(arm))
 
     @property
     def spent(self) -> Cost:

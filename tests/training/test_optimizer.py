@@ -33,7 +33,6 @@ def test_float32_steps_are_torchs_adamw_with_torchs_clipping_bit_for_bit(scale: 
         optimizer.step()
         reference.step()
         reference.zero_grad()
-        assert optimizer.last_grad_norm == pytest.approx(float(norm), rel=1e-6)
         assert (float(norm) > 1) == (scale > 0.1)
     for name in ours:
         assert torch.equal(ours[name], theirs[name])

@@ -5,7 +5,6 @@ one. Then the prefix cache, which the previous weights computed, is cleared, and
 log-probabilities of one completion. Changing arms costs sending the layers of both arms, never the whole model.
 """
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -36,9 +35,6 @@ class SyncedEngine(Engine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.tensors_sent = self.bytes_sent = 0
-        """Totals over all syncs."""
-        self.sync_seconds = 0.0
         self._stale: set[int] = set()
         self._all_stale = False
         self._unchecked = True
@@ -61,16 +57,12 @@ class SyncedEngine(Engine):
         """Sends the layers that changed since the last sync."""
         if not self._stale and not self._all_stale:
             return
-        started = time.perf_counter()
         blocks = None if self._all_stale else [find_layers(self.model)[index] for index in sorted(self._stale)]
         with unsharded(self.model, tuple(sorted(self._stale))):
             # transformers holds the experts of a mixture in one tensor; vLLM reads them one by one, as in a checkpoint.
             weights = dict(revert_weight_conversion(self.model, dict(merged_weights(self.model, blocks))))
             self._send(weights)
         self._stale, self._all_stale, self._unchecked = set(), False, True
-        self.tensors_sent += len(weights)
-        self.bytes_sent += sum(tensor.nbytes for tensor in weights.values())
-        self.sync_seconds += time.perf_counter() - started
 
     def _check(self, prompt: Sequence[int], sample: Callable[[int], Sequence[Completion]]) -> None:
         """Compares log-probabilities of copy and policy, once after each sync.
