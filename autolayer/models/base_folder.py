@@ -27,6 +27,9 @@ _LEFT_BEHIND = (
 """Entries of a base folder that a merged one must not have, unless transformers reads them: the untrained weights in
 other files or formats, and the state of earlier trainings."""
 
+_LONGEST_HEADER = 100_000_000
+"""The limit of the safetensors format, in bytes."""
+
 
 def base_folder(name: str) -> Path:
     """Returns the folder that holds the files of a model: a local folder, or a snapshot in the Hub's cache.
@@ -85,7 +88,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def tensor_dtypes(file: Path) -> dict[str, str]:
     """Returns the names of the tensors in a safetensors file with their dtypes (such as BF16), from its header."""
     with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), _LONGEST_HEADER)))
     return {name: about["dtype"] for name, about in header.items() if name != "__metadata__"}
 
 

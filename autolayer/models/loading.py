@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autolayer.core.errors import ModelError
+from autolayer.models.base_check import check_base, check_weights
 from autolayer.models.device import find_device
 from autolayer.models.names import model_path
 from autolayer.models.validation import check_causal, check_kind, check_tokens, first_line, unreadable
@@ -52,10 +53,9 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     """
     from autolayer.models.layers import find_layers
 
-    path = model_path(name)
     where = find_device(device)
     with quiet_transformers():
-        model = _read_model(name, path)
+        model = _read_model(name)
         tokenizer = read_tokenizer(name)
     check_tokens(name, tokenizer, model.get_input_embeddings().weight.shape[0])
     model = model.to(where).eval()
@@ -76,16 +76,11 @@ def meta_model(name: str) -> PreTrainedModel:
         ModelError: The configuration cannot be read, or describes no causal language model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    path = model_path(name)
     with quiet_transformers(), torch.device("meta"):
-        try:
-            config = AutoConfig.from_pretrained(path)
-        except Exception as error:
-            raise unreadable(name, path, error) from error
-        check_kind(name, config)
-        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+        config = _read_config(name)
+        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
 
 
 def max_positions(model_config: Any) -> int | None:
@@ -111,7 +106,9 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 "PreTrainedTokenizerFast",
                 "TokenizersBackend",
             )
-            tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path)
+            tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
+                path, trust_remote_code=False
+            )
         # If the files are missing, transformers builds a tokenizer that has special tokens only.
         if len(tokenizer) > len(set(tokenizer.all_special_ids)) + 1 and tokenizer("1 + 1")["input_ids"]:
             return tokenizer
@@ -119,7 +116,8 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # the Rust tokenizers raise plain `Exception` for a file they cannot read
         if isinstance(error, OSError) and "couldn't connect" in str(error):
             raise unreadable(name, path, error) from error
-        reason = first_line(error)
+        is_own_code = "custom code" in str(error)
+        reason = "it needs custom code, which autolayer never runs" if is_own_code else first_line(error)
     raise ModelError(
         f"model '{name}' has no usable tokenizer ({reason}): put the base model's tokenizer.json and "
         "tokenizer_config.json in the folder of its weights."
@@ -141,18 +139,31 @@ def weight_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_model(name: str, path: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _read_config(name: str) -> Any:
+    from transformers import AutoConfig
 
+    check_base(name)
+    path = model_path(name)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise unreadable(name, path, error) from error
     check_kind(name, config)
+    return config
+
+
+def _read_model(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    _read_config(name)
+    path = model_path(name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:
         raise unreadable(name, path, error) from error
+    check_weights(name)  # again, because a model of the Hub has been fetched only now
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:  # transformers initializes missing weights at random

@@ -57,6 +57,16 @@ def check_name(name: str) -> None:
         return
     if name and path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise ModelError(
+                    f"--model {name} is an adapter, not a model: give its base, or a folder that both were merged into "
+                    "(PEFT's merge_and_unload)."
+                )
+            if any(path.glob("*.gguf")):
+                raise ModelError(
+                    f"--model {name} holds GGUF files, whose weights cannot be trained and written back: give the "
+                    "model that they were made from, as a folder with config.json and safetensors files."
+                )
             raise ModelError(
                 f"--model {name} is not a model folder: it has no config.json; give a folder that has one."
             )

@@ -150,7 +150,7 @@ def write_nan(folder):
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read .*no file named model.safetensors"),
         (lambda f: (f / "config.json").write_text("{nope"), "cannot be read .*not a valid JSON"),
         (lambda f: (f / "config.json").write_text("{}"), "cannot be read .*model_type"),
-        (lambda f: (f / "config.json").write_text('{"model_type": "new"}'), "cannot be read .*`new`"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "new"}'), "is of type `new`, which transformers"),
         (drop_a_tensor, r"is incomplete: 1 weights are not in its files \(model.layers.2.mlp.up_proj.weight\)"),
         (shrink_a_tensor, "cannot be read"),
         (write_nan, "logits that are not finite"),

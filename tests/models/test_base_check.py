@@ -1,0 +1,175 @@
+"""Bases that cannot be trained and written back: refused in a sentence, before a weight is read."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_cache import make_model_cache
+from safetensors.torch import load_file, save_file
+from tiny_models import build
+
+from autolayer.cli.doctor import diagnose
+from autolayer.core.config import Config
+from autolayer.core.errors import ModelError
+from autolayer.models.base_check import check_base
+from autolayer.models.loading import load_model, meta_model, read_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return build("qwen3", tmp_path / "base")
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def assert_refused(folder: Path, words: str) -> None:
+    """Both ways to a model say it, and neither reads a weight."""
+    for read in (check_base, meta_model, load_model):
+        with pytest.raises(ModelError, match=words) as caught:
+            read(str(folder))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, r"quantized \(FP8\)"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, r"\(MXFP4\).*gpt-oss-20b-BF16"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"\(GPTQ\)"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"\(AWQ\)"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, r"\(compressed-tensors\)"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, r"\(compressed-tensors\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"\(bitsandbytes\)"),
+        ({"quantization_config": {"quant_method": "new-method"}}, r"\(new-method\)"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, r"\(MLX\)"),
+        ({"quantization_config": {"bits": 4, "group_size": 64, "mode": "affine"}}, r"\(MLX\)"),
+        ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"\(FP8\)"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}, "_name_or_path": "Qwen/Qwen3-8B"},
+            r"\(GPTQ\).*made from, Qwen/Qwen3-8B,",
+        ),
+    ],
+)
+def test_quantized_by_its_configuration(folder: Path, values: dict[str, Any], words: str) -> None:
+    set_config(folder, **values)
+    assert_refused(folder, words)
+
+
+def test_an_empty_entry_is_not_a_quantization(folder: Path) -> None:
+    set_config(folder, quantization_config=None, quantization={})
+    check_base(str(folder))
+
+
+def add_scales(folder: Path) -> None:
+    """Float8 weights that only their dtype and their scales show."""
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def pack(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.qweight"] = torch.zeros(4, 4, dtype=torch.int32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def only_gguf(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-Q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (add_scales, r"\(FP8\)"),
+        (pack, r"\(model.layers.1.mlp.up_proj.qweight\)"),
+        (lambda folder: (folder / "hf_quant_config.json").write_text("{}"), r"\(ModelOpt\)"),
+        (only_gguf, r"\(GGUF\)"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter of an earlier training.*: move"),
+    ],
+)
+def test_refused_by_its_files(folder: Path, change: Callable[[Path], Any], words: str) -> None:
+    change(folder)
+    assert_refused(folder, words)
+
+
+def test_folders_without_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter, not a model: give its base"):
+        check_base(str(tmp_path / "adapter"))
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model-Q4_K_M.gguf").write_text("")
+    with pytest.raises(ModelError, match="holds GGUF files"):
+        check_base(str(tmp_path / "gguf"))
+
+
+def test_a_model_of_the_hub_is_checked_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    add_scales(build("qwen3", tmp_path / "fp8"))
+    make_model_cache(tmp_path / "home", tmp_path / "fp8", "some-org/some-model-FP8")
+    assert_refused(Path("some-org/some-model-FP8"), r"\(FP8\)")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-8B"}')
+    make_model_cache(tmp_path / "home", tmp_path / "adapter", "some-org/some-adapter")
+    assert_refused(Path("some-org/some-adapter"), "is an adapter of Qwen/Qwen3-8B, not a model: give Qwen/Qwen3-8B")
+
+
+def own_code(folder: Path, **values: Any) -> None:
+    """A model with a class of its own, whose code leaves a mark if it is run."""
+    mark = f"open({str(folder / 'ran')!r}, 'w').close()\n"
+    (folder / "own_config.py").write_text(
+        mark + "from transformers import Qwen3Config\nclass C(Qwen3Config):\n    model_type = 'own'\n"
+    )
+    (folder / "own_model.py").write_text(
+        mark + "from transformers import Qwen3ForCausalLM\nclass M(Qwen3ForCausalLM):\n    pass\n"
+    )
+    auto_map = {"AutoConfig": "own_config.C", "AutoModelForCausalLM": "own_model.M"}
+    set_config(folder, auto_map=auto_map, **values)
+
+
+@pytest.mark.parametrize("values", [{"model_type": "own", "architectures": ["M"]}, {"architectures": ["M"]}])
+def test_custom_code_is_never_run_or_asked_for(
+    folder: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_code(folder, **values)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    assert_refused(folder, r"\(M\) needs custom code of its own .*never runs")
+    assert not (folder / "ran").exists()
+
+
+def test_a_native_class_beside_custom_code_is_loaded(folder: Path) -> None:
+    own_code(folder, architectures=["Qwen3ForCausalLM"])
+    assert type(load_model(str(folder)).model).__module__.startswith("transformers.")
+    assert not (folder / "ran").exists()
+
+
+def test_a_tokenizer_with_custom_code_is_not_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "own_tokenizer.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\nclass T: pass\n")
+    (folder / "tokenizer.json").unlink()
+    about = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["own_tokenizer.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ModelError, match="no usable tokenizer"):
+        read_tokenizer(str(folder))
+    assert not (folder / "ran").exists()
+    assert "own_tokenizer" not in sys.modules
+
+
+def test_a_type_that_transformers_does_not_have(folder: Path) -> None:
+    set_config(folder, model_type="newer")
+    assert_refused(folder, "is of type `newer`, which transformers .* does not know")
+
+
+def test_doctor_says_the_same(folder: Path) -> None:
+    set_config(folder, quantization_config={"quant_method": "awq"})
+    found = [check for check in diagnose(Config(model=str(folder), task="math:arith")).checks if check.state == "bad"]
+    assert any("is quantized (AWQ)" in str(check) for check in found)
