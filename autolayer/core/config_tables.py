@@ -14,14 +14,12 @@ def _rates(value: Any) -> tuple[float, ...] | None:
     if value is None or value == "auto":
         return None
     try:
-        rates = tuple(sorted({float(rate) for rate in (value.split(",") if isinstance(value, str) else value)}))
+        rates = sorted({float(rate) for rate in (value.split(",") if isinstance(value, str) else value)})
     except (TypeError, ValueError):
-        rates = ()
-    if not rates or not 0 < rates[0] <= rates[-1] < float("inf"):
-        raise ConfigError(
-            f"--rates {value!r} cannot be read: give learning rates above 0, such as 1e-4,3e-4,1e-3, or auto."
-        )
-    return rates
+        rates = []
+    if rates and 0 < rates[0] <= rates[-1] < float("inf"):
+        return tuple(rates)
+    raise ConfigError(f"--rates {value!r} cannot be read: give numbers above 0, such as 1e-4,3e-4,1e-3, or auto.")
 
 
 class ProbeConfig(Settings):

@@ -13,8 +13,6 @@ Layers = tuple[int, ...] | Literal["full"]
 LayersLike = int | str | Sequence[int]
 """A set of layers as a user gives it: 16, "10-14", "8,16", [8, 16], range(10, 15); negatives count from the end."""
 
-_HOW = "give 16, 10-14 or 8,16 (-1 is the last one)"
-
 
 class Span(NamedTuple):
     """Consecutive layers, both ends included."""
@@ -62,16 +60,9 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *, allow_full: bool = False) -> Layers:
-    """Returns the indices that a set of layers stands for in one model.
+    """Returns the sorted, unique, non-negative indices that a set of layers stands for in one model, or "full".
 
-    Args:
-        layers: The set, in any form of `LayersLike`; None for all layers; "full" for every parameter.
-        num_layers: Number of blocks of the model.
-        model_name: Name of the model, for the error.
-        allow_full: Accept "full".
-
-    Returns:
-        Sorted, unique, non-negative indices, or "full".
+    None stands for all layers. "full", every parameter, is refused unless `allow_full` is True.
 
     Raises:
         LayerError: The set cannot be read, or the model has no such block.
@@ -98,11 +89,8 @@ def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *,
 
 
 def _spans(layers: Any) -> list[Span]:
-    if isinstance(layers, str):
-        spans = [_span_of_text(part, layers) for part in layers.split(",")]
-    else:
-        indices = layers if isinstance(layers, Iterable) else [layers]
-        spans = [Span(index, index) for index in (_index(each, layers) for each in indices)]
+    parts = layers.split(",") if isinstance(layers, str) else layers if isinstance(layers, Iterable) else [layers]
+    spans = [_span(part, layers) for part in parts]
     if not spans:
         raise LayerError("no layer given: give at least one, such as 16, 10-14 or 8,16.")
     for span in spans:
@@ -111,19 +99,15 @@ def _spans(layers: Any) -> list[Span]:
     return spans
 
 
-def _span_of_text(part: str, layers: str) -> Span:
-    match = re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(-?\d+))?\s*", part)
-    if match is None:
-        raise LayerError(f"layers {layers!r} cannot be read: {_HOW}.")
-    return Span(int(match[1]), int(match[2] or match[1]))
-
-
-def _index(value: Any, layers: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise LayerError(f"layers {layers!r} cannot be read: {_HOW}.")
-    return operator.index(value)
+def _span(part: Any, layers: Any) -> Span:
+    if isinstance(part, str) and (match := re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(-?\d+))?\s*", part)):
+        return Span(int(match[1]), int(match[2] or match[1]))
+    if hasattr(part, "__index__") and not isinstance(part, bool):
+        return Span(operator.index(part), operator.index(part))
+    raise LayerError(f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one).")
 
 
 def _empty(layers: Any, span: Span) -> LayerError:
-    swapped = f"{span.last}-{span.first}"
-    return LayerError(f"layers {layers!r} cannot be read: the range {span} is empty; give {swapped}.")
+    return LayerError(
+        f"layers {layers!r} cannot be read: the range {span} is empty; give {Span(span.last, span.first)}."
+    )

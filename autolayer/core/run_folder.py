@@ -3,8 +3,6 @@
 Files are written to a temporary name and moved into place, so that a crash leaves either the old or the new file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -71,16 +69,7 @@ class RunFolder:
         return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
-        """Writes a stage's JSON atomically.
-
-        Args:
-            name: File name.
-            value: Plain values.
-            indent: Indentation of the JSON; None for a single line.
-
-        Raises:
-            ValueError: A value is NaN or infinite.
-        """
+        """Writes a stage's JSON atomically. A value that is NaN or infinite raises a ValueError."""
         self._write_temporary(name, value, indent).replace(self.path / name)
 
     def _write_temporary(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
@@ -188,7 +177,7 @@ class RunFolder:
                 self.path.rmdir()
 
 
-def open_run(config: Config, verb: str = "pick") -> RunFolder:
+def open_run(config: "Config", verb: str = "pick") -> RunFolder:
     """Returns the run folder of a configuration: `--out`, or a name made from verb, model, task and signature."""
     if config.out is not None:
         return RunFolder(config.out)

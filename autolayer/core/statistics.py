@@ -34,10 +34,7 @@ def paired_interval(
         after_I: Reward per item after training, shape (items,).
         before_I: Reward of the same items before, same order.
         level: Coverage, such as 0.95.
-        suites_I: The suite of each item; None for a single one.
-
-    Raises:
-        ValueError: Different lengths, or fewer than two items (of any suite).
+        suites_I: The suite of each item; None for a single one. Each needs two or more items.
     """
     if len(after_I) != len(before_I) or len(after_I) < 2:
         raise ValueError(f"paired intervals need two or more pairs, got {len(after_I)} and {len(before_I)} items")

@@ -191,9 +191,7 @@ class ProcessGroup:
 
     def _portable(self, value: Any) -> Any:
         """Returns a value to send; the exceptions of libraries, which may not be picklable, are replaced by our own."""
-        if not isinstance(value, Exception):
-            return value
-        if isinstance(value, AutolayerError | torch.OutOfMemoryError):
+        if not isinstance(value, Exception) or isinstance(value, AutolayerError | torch.OutOfMemoryError):
             return value
         return ProcessGroupError(f"process {self.rank} of {self.world_size} failed ({_first_line(value)}).")
 
@@ -201,14 +199,12 @@ class ProcessGroup:
         """Returns the error of a rank that cannot tell the others; every later exchange raises it again."""
         if isinstance(error, LoneRankError):
             return error
-        what = f"failed ({_first_line(error)}), which ends all of them: rerun the same command to resume."
+        cure = "rerun the same command to resume."
+        if isinstance(error, torch.OutOfMemoryError):
+            cure = "give --activation-checkpointing, a smaller --max-new-tokens or higher --layers, then rerun."
+        what = f"failed ({_first_line(error)}), which ends all of them: {cure}"
         if isinstance(error, RuntimeError) and "onnection" in str(error):
             what = "has lost another process, which may have said why."
-        elif isinstance(error, torch.OutOfMemoryError):
-            what = (
-                f"failed ({_first_line(error)}), which ends all of them: give --activation-checkpointing, a smaller "
-                "--max-new-tokens or higher --layers, and rerun to resume."
-            )
         self._fatal_error = LoneRankError(f"process {self.rank} of {self.world_size} {what}")
         return self._fatal_error
 
@@ -250,11 +246,7 @@ def check_launcher(device: str) -> None:
 
 @cache
 def join_process_group(on_cpu: bool = False) -> ProcessGroup:
-    """Returns the group of the processes that a launcher started; the first call connects them.
-
-    Args:
-        on_cpu: True to compute on the CPU although there is a GPU.
-    """
+    """Returns the group of the processes that a launcher started; the first call connects them."""
     if num_processes() < 2:
         return ProcessGroup()
     from accelerate import PartialState

@@ -26,12 +26,7 @@ def _on_rank_0(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate
 
 
 class SharedRunFolder(RunFolder):
-    """A `RunFolder` whose methods must be called on every rank; an error on rank 0 is raised on every rank.
-
-    Args:
-        path: Path of the folder on the machine of rank 0.
-        process_group: The ranks of the run.
-    """
+    """A `RunFolder` whose methods must be called on every rank; an error on rank 0 is raised on every rank."""
 
     def __init__(self, path: str | Path, process_group: ProcessGroup) -> None:
         super().__init__(path)

@@ -33,7 +33,7 @@ from autolayer.core.errors import ConfigError
         ({"probe": 3}, "--probe 3 cannot work: it should be a valid dictionary"),
         ({"probe": {"share": 2}}, "[probe] share = 2 cannot work: it should be less than or equal to 1."),
         ({"gigpo": {"omegaa": 1.0}}, "unknown [gigpo] setting 'omegaa'. Did you mean 'omega'?"),
-        ({"measure": {"rates": "fast"}}, "--rates 'fast' cannot be read: give learning rates above 0"),
+        ({"measure": {"rates": "fast"}}, "--rates 'fast' cannot be read: give numbers above 0"),
         ({"learning_rate": "fast"}, "--learning-rate 'fast' cannot work: give a number such as 1e-5, or auto."),
         ({"learning_rate": 1e-3, "measure": {"rates": [1e-3]}}, "exclude each other: give one."),
     ],
