@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from autolayer.core.budget import BUDGET
 from autolayer.core.config import Config
 from autolayer.core.formatting import format_count
 from autolayer.pipeline.dry_run import plan_run
-from autolayer.pipeline.run_plan import RunPlan
+from autolayer.pipeline.run_plan import RunPlan, batches, plan_table
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 
 if TYPE_CHECKING:
@@ -111,33 +112,22 @@ class MeasurePlan:
 
     def render(self) -> RenderableType:
         """Returns a table for the terminal."""
-        from rich.table import Table
+        return plan_table([*self._rows()])
 
-        config, schedule, table = self.run.config, self.schedule, Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="dim")
-        table.add_column()
-        table.add_row("model", f"{config.model}: {self.run.num_layers} layers, {len(self.run.candidates)} measured")
-        rates = f"at most {schedule.num_rates}, made from the probes" if self.rates is None else _list(self.rates)
-        table.add_row("rates", rates)
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        config, schedule = self.run.config, self.schedule
+        yield "model", f"{config.model}: {self.run.num_layers} layers, {len(self.run.candidates)} measured"
+        rates = f"at most {schedule.num_rates}, made from the probes"
+        yield "rates", rates if self.rates is None else ", ".join(f"{rate:g}" for rate in self.rates)
         if schedule.chooses:
-            table.add_row(
-                "choosing",
-                f"{schedule.num_arms} arms x {schedule.num_rates} runs of {schedule.quarter} steps; the best "
-                f"{min(FINALISTS, schedule.num_rates)} of each to step {schedule.steps}",
-            )
-        table.add_row(
-            "full runs",
-            f"{schedule.num_arms} arms x {len(schedule.seeds)} seeds, {schedule.steps} steps of "
-            f"{config.prompts_per_step} prompts x {config.group_size} completions",
-        )
-        table.add_row("evaluate", f"{config.num_eval} items of the eval split, every run and the base")
-        tokens = self.run.full_run.generated_tokens * self.num_full_runs
-        table.add_row(
-            "in all",
-            f"{schedule.total} steps: as many as {self.num_full_runs:.1f} full runs, at most "
-            f"{format_count(tokens)} generated tokens",
-        )
-        return table
+            runs = f"{schedule.num_arms} arms x {schedule.num_rates} runs of {schedule.quarter} steps"
+            finalists = min(FINALISTS, schedule.num_rates)
+            yield "choosing", f"{runs}; the best {finalists} of each to step {schedule.steps}"
+        yield "full runs", f"{schedule.num_arms} arms x {len(schedule.seeds)} seeds, {batches(config)}"
+        yield "evaluate", f"{config.num_eval} items of the eval split, every run and the base"
+        tokens = format_count(self.run.full_run.generated_tokens * self.num_full_runs)
+        full_runs = f"as many as {self.num_full_runs:.1f} full runs, at most {tokens} generated tokens"
+        yield "in all", f"{schedule.total} steps: {full_runs}"
 
 
 def plan_measurement(config: Config) -> MeasurePlan:
@@ -150,7 +140,3 @@ def plan_measurement(config: Config) -> MeasurePlan:
     rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.rates
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
     return MeasurePlan(run=run, schedule=schedule, rates=rates)
-
-
-def _list(rates: tuple[float, ...]) -> str:
-    return ", ".join(f"{rate:g}" for rate in rates)

@@ -20,20 +20,10 @@ def advance(
     on_step: Callable[[float], None] | None = None,
     deadline: float = math.inf,
 ) -> Iterator[TrainedArm]:
-    """Trains an arm, and yields it at each checkpoint. Call it on every rank.
+    """Trains an arm from its checkpoint to a step, and yields it at each checkpoint. Call it on every rank.
 
-    Args:
-        bench: The workbench.
-        arm: The arm, at its latest checkpoint.
-        to_step: The step at which training ends.
-        on_step: Called with the mean training reward of each step.
-        deadline: Value of `time.monotonic()` after which no training to another checkpoint starts.
-
-    Yields:
-        The arm at each checkpoint.
-
-    Raises:
-        TrainingError: Training diverged, or one sequence does not fit into memory.
+    `on_step` gets the mean training reward of each step. After `deadline`, a value of `time.monotonic()`, no training
+    to another checkpoint starts.
     """
     on_rank_0 = bench.process_group.on_rank_0
     while arm.step < to_step and on_rank_0(lambda: time.monotonic() < deadline):

@@ -48,12 +48,7 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
 
 
 def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:
-    """Returns the arm of `train`, with the layers that the user named.
-
-    Args:
-        run: The run, with its adapters inserted.
-        report: The probes' report, or None if the user gave the learning rate.
-    """
+    """Returns the arm of `train`, with the layers that the user named; `report` is None if the user gave the rate."""
     rate = run.config.learning_rate
     if rate is None:
         assert report is not None

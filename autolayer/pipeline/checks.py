@@ -14,25 +14,14 @@ from autolayer.tasks.base import Task
 
 
 def check_names(config: Config) -> None:
-    """Refuses unknown models and tasks, without importing torch.
-
-    Raises:
-        AutolayerError: The model or the task does not exist.
-    """
+    """Refuses unknown models and tasks, without importing torch."""
     check_name(config.model)
     embedded = EMBEDDED.get(config.model)
     tasks.check_name(config, embedded.forms if embedded else None)
 
 
 def check_before_loading(config: Config, verb: str) -> Task:
-    """Checks engine, layers and options against the model's configuration, and loads the task.
-
-    Args:
-        config: The user's settings.
-        verb: 'pick', 'train' or 'measure'.
-
-    Returns:
-        The task.
+    """Checks engine, layers and options of 'pick', 'train' or 'measure' against the model, and loads the task.
 
     Raises:
         AutolayerError: Something cannot work, such as unusable data or layers that do not exist.
@@ -51,25 +40,15 @@ def check_before_loading(config: Config, verb: str) -> Task:
 
 
 def check_options(config: Config, verb: str, candidates: Layers, model: PreTrainedModel) -> None:
-    """Refuses options that this verb, or this number of layers, cannot use.
-
-    Args:
-        config: The user's settings.
-        verb: 'pick', 'train' or 'measure'.
-        candidates: The layers that --layers names.
-        model: The model on the meta device.
-
-    Raises:
-        ConfigError: An option belongs to another verb, or does not go with these layers.
-    """
+    """Refuses options that belong to another verb, or do not go with the layers that --layers names."""
     num_layers = len(find_layers(model))
-    pick_only = ["top_k"] if config.top_k != 1 else []
-    if verb == "measure" and config.adapter is not None:
-        pick_only.append("adapter")
-    if config.storage is not None:
-        pick_only.append("storage")
-    if verb != "pick" and pick_only:
-        names = " and ".join("--" + name.replace("_", "-") for name in pick_only)
+    given = {
+        "--top-k": config.top_k != 1,
+        "--adapter": verb == "measure" and config.adapter is not None,
+        "--storage": config.storage is not None,
+    }
+    if verb != "pick" and any(given.values()):
+        names = " and ".join(name for name, is_given in given.items() if is_given)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
     if config.shard and (verb == "measure" or candidates == "full"):
         raise ConfigError(
@@ -90,11 +69,7 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
 
 
 def check_divisible(config: Config, num_processes: int) -> None:
-    """Refuses a training step that cannot be divided among the processes.
-
-    Raises:
-        ConfigError: The number of completions of a step is not a multiple of the number of processes.
-    """
+    """Refuses a training step whose completions cannot be divided among the processes."""
     batch = (config.prompts_per_step or 0) * config.group_size
     if batch % num_processes:
         raise ConfigError(

@@ -29,7 +29,7 @@ from autolayer.pipeline.checks import check_before_loading, check_names
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.open_fields import resolve
-from autolayer.pipeline.run_plan import EvaluationPlan, RunPlan
+from autolayer.pipeline.run_plan import RunPlan
 from autolayer.pipeline.throughput import measure_throughput
 from autolayer.rollouts.evaluation import evaluation_requests
 from autolayer.rollouts.length_limits import apply_length_limits
@@ -41,11 +41,7 @@ SAMPLED_PROMPTS = 64
 
 
 def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
-    """Plans a run of `pick`.
-
-    Args:
-        config: The user's settings.
-        timed: True to time a few blocks, which gives an estimate of the run's duration.
+    """Plans a run of `pick`; with `timed` a few blocks are timed, which gives an estimate of the run's duration.
 
     Raises:
         AutolayerError: The run itself could not start: unknown names, unusable data, layers that do not exist.
@@ -81,31 +77,31 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     sampled = evaluation_requests(task, "eval", config.num_eval or 0, config.seed)
     max_new_tokens = (sampled.decoding or task).max_new_tokens
     evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
-    seconds, device = None, find_device(config.device)
+    throughput, device = None, find_device(config.device)
     engine = engine_name(config, device.type)
     if timed and engine != "server":
         batch = config.prompts_per_step * config.group_size
         throughput = measure_throughput(
             model, tokenizer, units.costs, device, width=lengths.longest, batch=batch, vllm=engine == "vllm"
         )
-        if throughput is not None:
-            work = {**stages, "train": training, "evaluate": evaluation}
-            seconds = {name: throughput.seconds(cost, units.costs) for name, cost in work.items()}
+    work = {**stages, "train": training, "evaluate": evaluation}
     return RunPlan(
         config=config,
         num_layers=units.costs.num_layers,
         candidates=candidates,
         calibration_prompts=prompts,
         probes=probes,
-        evaluation=EvaluationPlan(
-            num_items=len(sampled.counts_I), num_completions=len(sampled.rows), max_new_tokens=max_new_tokens
-        ),
+        eval_items=len(sampled.counts_I),
+        eval_completions=len(sampled.rows),
+        eval_max_new_tokens=max_new_tokens,
         full_run=training,
         finding_budget=budget,
         stages=stages,
-        lengths="completions as long as " + ("calibrated" if lengths.calibrated else "allowed"),
+        lengths="calibrated" if lengths.calibrated else "allowed",
         races=races,
-        seconds=seconds,
+        seconds=None
+        if throughput is None
+        else {name: throughput.seconds(cost, units.costs) for name, cost in work.items()},
         memory=fit_memory(config, model, candidates, lengths.longest),
         host_bytes={"gradients of the shared batch": gradient_bytes(model, candidates, config.probe.num_folds)},
     )

@@ -19,15 +19,7 @@ from autolayer.training.workbench import Workbench
 
 
 def engine_name(config: Config, device_type: str) -> str:
-    """Returns the rollout engine: the one that the user named, or with 'auto' the fastest available one.
-
-    Args:
-        config: The user's settings.
-        device_type: Kind of the device: 'cuda' or 'cpu'.
-
-    Returns:
-        'transformers', 'vllm' or 'server'.
-    """
+    """Returns 'transformers', 'vllm' or 'server': what the user named, or with 'auto' the fastest available one."""
     # With sharded weights, vLLM has no space for a whole copy of the model on the same devices.
     rollouts = "transformers" if config.shard and config.rollouts == "auto" else config.rollouts
     if is_server(rollouts):
@@ -38,14 +30,7 @@ def engine_name(config: Config, device_type: str) -> str:
 
 
 def check_engine(name: str) -> None:
-    """Refuses a rollout engine that cannot work here.
-
-    Args:
-        name: The value of --rollouts.
-
-    Raises:
-        ConfigError: vLLM is not installed, or a server does not answer.
-    """
+    """Refuses a value of --rollouts that cannot work here: vLLM is not installed, or a server does not answer."""
     if is_server(name):
         connect_servers(name)
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
@@ -55,14 +40,7 @@ def check_engine(name: str) -> None:
 def engine_factory(
     config: Config, loaded: LoadedModel, folder: RunFolder, process_group: ProcessGroup
 ) -> Callable[..., Engine]:
-    """Returns a callable that creates the rollout engine of a workbench.
-
-    Args:
-        config: The user's settings.
-        loaded: The loaded model.
-        folder: The run folder, in which a server finds the trained layers.
-        process_group: The ranks of the run.
-    """
+    """Returns a callable that creates the rollout engine of a workbench; a server reads trained layers in `folder`."""
     name, path = engine_name(config, loaded.device.type), model_path(loaded.name)
     if name == "transformers":
         return TransformersEngine
@@ -73,11 +51,7 @@ def engine_factory(
 
 
 def check_context(bench: Workbench) -> None:
-    """Refuses a server whose context is shorter than the task needs and than the model allows.
-
-    Raises:
-        ConfigError: The server would truncate sequences that the model itself could complete.
-    """
+    """Refuses a server that would truncate sequences which the model itself could complete."""
     engine, task = bench.engine, bench.task
     if engine.max_context >= engine.model_max_context:
         return

@@ -12,17 +12,10 @@ from autolayer.search.records import Candidate
 
 
 def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> list[Candidate]:
-    """Proposes at most five sets of `size` layers.
+    """Proposes at most five different sets of `size` layers; if there are no more `singles`, the only set has them all.
 
-    Args:
-        singles: Candidates of one layer each.
-        size: Number of layers in a set. If there are no more candidates than that, the only set has all of them.
-        num_layers: Number of blocks of the model.
-
-    Returns:
-        The sets, without repetitions: the layers with the best predictions; the same with the weakest replaced by the
-        runner-up; the best layers of which no two are neighbours; the best consecutive layers; and the layers in the
-        middle of the model, the rule that needs no probes.
+    These are the layers with the best predictions; the same with the weakest replaced by the runner-up; the best layers
+    of which no two are neighbours; the best consecutive layers; and those in the middle, the rule that needs no probes.
     """
     ranked = sorted(singles, key=lambda single: (-single.predicted, -single.layers[0]))
     by_depth = sorted(singles, key=lambda single: single.layers)

@@ -83,24 +83,21 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
     engine_bytes = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
     lowest = candidates[: config.top_k]
-    num_trained = _num_trained(config, model, lowest)
-
-    def fit(micro_batches: MicroBatchShape) -> MemoryFit:
-        return MemoryFit(
+    num_trained, reference = _num_trained(config, model, lowest), config.beta > 0
+    fits = (
+        MemoryFit(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total if config.vllm.sleep else total - engine_bytes,
             micro_batches=micro_batches,
             probing=probing_bytes(model, candidates, micro_batches),
-            training=training_bytes(model, lowest, micro_batches, num_trained=num_trained, reference=config.beta > 0),
+            training=training_bytes(model, lowest, micro_batches, num_trained=num_trained, reference=reference),
             engine_awake=engine_bytes if config.vllm.sleep else 0,
         )
-
-    found = None
-    for micro_batches in _choices(config, width, device.type):
-        found = fit(micro_batches)
+        for micro_batches in _choices(config, width, device.type)
+    )
+    for found in fits:
         if found.fits:
             break
-    assert found is not None
     return found
 
 
@@ -127,7 +124,6 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
 
 
 def _num_trained(config: Config, model: Any, layers: tuple[int, ...]) -> int:
-    """Returns the number of parameters that the final run trains."""
     if config.adapter is None:
         return sum(p.numel() for p in layer_parameters(model, layers).values())
     maps = [model.get_submodule(name) for name in linear_module_names(model, layers)]

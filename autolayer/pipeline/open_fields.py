@@ -15,13 +15,7 @@ NUM_EVAL = 512
 
 
 def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
-    """Returns the settings with every open field filled.
-
-    Args:
-        config: The user's settings.
-        task: The loaded task, after `apply_length_limits`.
-        verb: 'pick', 'train' or 'measure'. Only `pick` has a budget that shrinks with the number of steps.
-    """
+    """Returns the settings with every open field filled; only `pick` has a budget that shrinks with the steps."""
     num_items = len(task.splits["eval"])
     if (config.num_eval or 0) > num_items:
         logger.warning("--num-eval %d: the eval split has only %d items, so all are used.", config.num_eval, num_items)

@@ -22,12 +22,7 @@ def finished_result(run: RunContext) -> PickResult | None:
 
 
 def save_result(run: RunContext, result: PickResult, trained: Arm | None = None) -> PickResult:
-    """Writes the files of a result.
-
-    Args:
-        run: The run.
-        result: The result to write.
-        trained: The arm whose weights are written; None before training.
+    """Writes the files of a result, with the weights of the `trained` arm if there is one.
 
     Returns:
         The result of rank 0, on every rank, because timings differ between ranks.
@@ -48,12 +43,7 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
 
 
 def train_once(run: RunContext, work: Callable[[], PickResult]) -> PickResult:
-    """Runs the final training once across workers, and returns its result on all of them.
-
-    Args:
-        run: The run.
-        work: Trains the arm and saves the result.
-    """
+    """Trains and saves the result once across workers, and returns it on all of them."""
     mine: list[PickResult] = []
     # If --hours ends the training, it is over for this call, and the next call resumes it.
     run.run_once("train", lambda: mine.append(work()), lambda: bool(mine) or finished_result(run) is not None)

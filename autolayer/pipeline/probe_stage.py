@@ -28,11 +28,8 @@ class ProbeStage:
 def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: bool = True) -> ProbeStage:
     """Scores the candidates, or reads the scores of an earlier call.
 
-    Args:
-        run: The run.
-        calibration: The result of calibration. The probes use its rollouts, and its lengths decide how many more
-            rollouts the budget allows.
-        before_race: True if a race may follow, for which a part of the budget is kept.
+    The probes use the rollouts of calibration, and its lengths decide how many more the budget allows. If a race may
+    follow (`before_race`), a part of the budget is kept for it.
     """
     run.run_once("probe", lambda: _probe(run, calibration, before_race), lambda: run.folder.read(PROBE) is not None)
     found = run.folder.read(PROBE) or {}

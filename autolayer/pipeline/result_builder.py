@@ -29,15 +29,7 @@ def build_result(
     search: SearchStage | None = None,
     training: TrainStage | None = None,
 ) -> PickResult:
-    """Returns the result of a run so far.
-
-    Args:
-        run: The run.
-        calibration: The first stage.
-        probes: The second stage, unless the run stops before it, or `train` was given a learning rate.
-        search: The third stage of `pick`.
-        training: The last stage.
-    """
+    """Returns the result of a run so far; stages that did not run are None."""
     config, bench = run.config, run.bench
     stages = {"calibrate": calibration, "probe": probes, "search": search, "train": training}
     costs: dict[str, Cost] = {name: stage.cost for name, stage in stages.items() if stage is not None}
@@ -81,7 +73,7 @@ def build_result(
 
 
 def _full_run_cost(run: RunContext, calibration: CalibrationStage, training: TrainStage | None) -> Cost:
-    """Returns the cost of one full run: as planned, or as measured once the training has run."""
+    """Returns the planned cost of one full run, or the measured one once the training has run."""
     if training is None:
         return full_run(run.config, calibration.units, final_layers(run.config, run.candidates))
     cost, steps = run.bench.checkpoints.cost(training.arm), run.config.steps or 0

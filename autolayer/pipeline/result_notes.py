@@ -40,16 +40,7 @@ def stage_notes(
     training: TrainStage | None,
     interval: Interval | None,
 ) -> Iterator[str]:
-    """Yields the notes of each stage.
-
-    Args:
-        run: The run.
-        calibration: The first stage.
-        probes: The second stage; None if it did not run, as for the following ones.
-        search: The third stage.
-        training: The last stage.
-        interval: Confidence interval of the gain, if the training ran.
-    """
+    """Yields the notes of each stage that ran; `interval` is that of the gain, if the training ran."""
     if (truncated := calibration.calibration.truncated) > MANY_TRUNCATED:
         yield f"{truncated:.0%} of the base model's completions hit the token limit"
     if probes is not None:

@@ -51,12 +51,12 @@ class RunContext:
             raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
 
     def run_once(self, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
-        """Does some work unless it is already done; with --storage, one worker does it while the others wait.
+        """Does some work, on every rank, unless it is already done; with --storage, one worker does it and others wait.
 
         Args:
             name: The name of the work, unique in a run.
-            work: Does the work. Called on every rank.
-            is_done: Returns True if an earlier call or another worker has done the work. Called on rank 0.
+            work: Does the work.
+            is_done: Returns True if an earlier call or another worker has done it. Called on rank 0.
         """
         storage, process_group = self.config.storage, self.bench.process_group
         if storage is not None:

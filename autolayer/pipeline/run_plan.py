@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,6 @@ BUDGETED = {"generated_tokens": "generated tokens", "layer_tokens": "layer-token
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """Size of the evaluation of the base and the trained model."""
-
-    num_items: int
-    num_completions: int
-    """Number of completions of each of the two models."""
-    max_new_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """The work and the cost of a planned run."""
 
@@ -38,7 +29,10 @@ class RunPlan:
     candidates: tuple[int, ...]
     calibration_prompts: int
     probes: ProbePlan
-    evaluation: EvaluationPlan
+    eval_items: int
+    eval_completions: int
+    """Number of completions of each of the two models, base and trained."""
+    eval_max_new_tokens: int
     full_run: Cost
     """Cost of the final training."""
     finding_budget: Cost
@@ -46,7 +40,7 @@ class RunPlan:
     stages: dict[str, Cost]
     """Cost of each stage of finding the layer; for the search, the largest cost."""
     lengths: str
-    """Origin of the lengths of completions."""
+    """'allowed' or 'calibrated': the lengths of completions that the costs are for."""
     races: bool
     """False if the budget is too small for short runs, so that the probes decide alone and may spend all of it."""
     seconds: dict[str, float] | None
@@ -60,76 +54,63 @@ class RunPlan:
 
     def render(self) -> RenderableType:
         """Returns a table for the terminal."""
-        from rich.table import Table
+        return plan_table([*self._work(), *self._needs()])
 
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="dim")
-        table.add_column()
-        for name, text in (*self._work(), *self._needs(), *self._notes()):
-            table.add_row(name, text)
-        return table
-
-    def _work(self) -> list[tuple[str, str]]:
-        config, probes, evaluation = self.config, self.probes, self.evaluation
-        tokens, work = self.finding_budget.generated_tokens, self.finding_budget.layer_tokens
-        rows = [
-            ("model", f"{config.model}: {self.num_layers} layers, {len(self.candidates)} candidates"),
-            (
-                "final run",
-                f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions, at "
-                f"most {format_count(self.full_run.generated_tokens)} tokens",
-            ),
-            (
-                "finding",
-                f"at most {config.budget:.0%} of one full run: {format_count(tokens)} generated tokens and "
-                f"{format_count(work)} layer-tokens in all",
-            ),
-        ]
+    def _work(self) -> Iterator[tuple[str, str]]:
+        config, probes, budget = self.config, self.probes, self.finding_budget
+        yield "model", f"{config.model}: {self.num_layers} layers, {len(self.candidates)} candidates"
+        tokens = format_count(self.full_run.generated_tokens)
+        yield "final run", f"{batches(config)}, at most {tokens} tokens"
+        work = f"{format_count(budget.generated_tokens)} generated tokens and {format_count(budget.layer_tokens)}"
+        yield "finding", f"at most {config.budget:.0%} of one full run: {work} layer-tokens in all"
+        worst = 0.0
         for kind, words in BUDGETED.items():
-            shares = {name: self._share(cost, kind) for name, cost in self.stages.items()}
+            shares = {name: getattr(cost, kind) / getattr(self.full_run, kind) for name, cost in self.stages.items()}
             parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            rows.append(("", f"{sum(shares.values()):.1%} of its {words}: {parts} ({self.lengths})"))
-        return [
-            *rows,
-            ("calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"),
-            (
-                "probe",
-                f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts; "
-                f"bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts",
-            ),
-            (
-                "search",
-                "the rest of the budget, by successive halving of short runs"
-                if self.races
-                else "none: the budget pays for no short runs, the probes decide",
-            ),
-            (
-                "evaluate",
-                f"{evaluation.num_items} items of the eval split, {evaluation.num_completions} completions of at most "
-                f"{evaluation.max_new_tokens} tokens, by base and trained",
-            ),
-        ]
+            yield "", f"{sum(shares.values()):.1%} of its {words}: {parts} (completions as long as {self.lengths})"
+            worst = max(worst, sum(shares.values()))
+        if config.budget is not None and worst > config.budget:
+            yield "note", f"finding costs {worst:.0%} of one full run, not the {config.budget:.0%} of --budget"
+        yield "calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"
+        bursts = f"bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts"
+        yield "probe", f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts; {bursts}"
+        yield from (("note", note) for note in probes.notes)
+        yield (
+            "search",
+            "the rest of the budget, by successive halving of short runs"
+            if self.races
+            else "none: the budget pays for no short runs, the probes decide",
+        )
+        yield (
+            "evaluate",
+            f"{self.eval_items} items of the eval split, {self.eval_completions} completions of at most "
+            f"{self.eval_max_new_tokens} tokens, by base and trained",
+        )
 
-    def _needs(self) -> list[tuple[str, str]]:
-        rows = []
+    def _needs(self) -> Iterator[tuple[str, str]]:
         if self.seconds is not None:
             parts = ", ".join(f"{name} {format_seconds(value)}" for name, value in self.seconds.items() if value)
-            rows.append(("time", f"in one process here, uncertain by a factor of two or three: {parts}"))
+            yield "time", f"in one process here, uncertain by a factor of two or three: {parts}"
         memory = self.memory
-        for name, sizes in (
-            ("memory, probing", memory.probing), ("memory, training", memory.training), ("host memory", self.host_bytes)
-        ):  # fmt: skip
-            parts = ", ".join(f"{purpose} {format_bytes(size)}" for purpose, size in sizes.items())
-            rows.append((name, f"{format_bytes(sum(sizes.values()))}: {parts}"))
-        return [*rows, (memory.device, f"{format_bytes(memory.total)}: {memory.sentence}")]
+        sizes = {"memory, probing": memory.probing, "memory, training": memory.training, "host memory": self.host_bytes}
+        for name, parts in sizes.items():
+            purposes = ", ".join(f"{purpose} {format_bytes(size)}" for purpose, size in parts.items())
+            yield name, f"{format_bytes(sum(parts.values()))}: {purposes}"
+        yield memory.device, f"{format_bytes(memory.total)}: {memory.sentence}"
 
-    def _notes(self) -> list[tuple[str, str]]:
-        found, budget = sum(self.stages.values(), Cost()), self.config.budget
-        share = max(self._share(found, kind) for kind in BUDGETED)
-        notes = list(self.probes.notes)
-        if budget is not None and share > budget:
-            notes.insert(0, f"finding costs {share:.0%} of one full run, not the {budget:.0%} of --budget")
-        return [("note", note) for note in notes]
 
-    def _share(self, cost: Cost, kind: str) -> float:
-        return getattr(cost, kind) / getattr(self.full_run, kind)
+def batches(config: Config) -> str:
+    """Returns the steps of a full run and the size of each, in words."""
+    return f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} completions"
+
+
+def plan_table(rows: list[tuple[str, str]]) -> RenderableType:
+    """Returns the lines of a plan, each a name and a text, as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -24,13 +24,7 @@ class SearchStage:
 
 
 def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeStage) -> SearchStage:
-    """Races the candidates, or resumes the race of an earlier call.
-
-    Args:
-        run: The run. With --adapter, this stage inserts the adapters.
-        calibration: The result of calibration, with the planned costs.
-        probes: The result of the probes: the prediction is the race's prior, and each layer has a starting rate.
-    """
+    """Races the candidates, or resumes the race of an earlier call. With --adapter, it inserts the adapters."""
     config, bench, units = run.config, run.bench, calibration.units
     assert config.steps is not None and config.prompts_per_step is not None
     prompts_per_step = config.prompts_per_step

@@ -43,12 +43,7 @@ class Throughput:
     """Number of sequences of that batch."""
 
     def seconds(self, cost: Cost, costs: CostModel) -> float:
-        """Returns the seconds that some work takes when all batches are full.
-
-        Args:
-            cost: The work.
-            costs: The cost model of the whole model.
-        """
+        """Returns the seconds that some work takes when all batches are full."""
         passes = cost.layer_tokens - costs.forward(cost.generated_tokens).layer_tokens
         return max(0.0, passes) * self.layer_token + cost.generated_tokens * self.decode_step / self.batch
 
@@ -56,7 +51,7 @@ class Throughput:
 def measure_throughput(
     shape: Any, tokenizer: Any, costs: CostModel, device: torch.device, *, width: int, batch: int, vllm: bool
 ) -> Throughput | None:
-    """Times a small model with blocks of this shape.
+    """Times a small model with blocks of the shape of a model on the meta device.
 
     Args:
         shape: The model on the meta device.
@@ -68,7 +63,7 @@ def measure_throughput(
         vllm: True if vLLM generates.
 
     Returns:
-        The throughput; None if the architecture cannot be built with fewer blocks, or is too large for a CPU.
+        None if the architecture cannot be built with fewer blocks, or is too large for a CPU.
     """
     batch = min(batch, MAX_SEQUENCES)
     if device.type != "cuda":

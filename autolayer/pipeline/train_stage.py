@@ -23,12 +23,7 @@ class TrainStage:
 
 
 def train_stage(run: RunContext, arm: Arm) -> TrainStage:
-    """Trains the arm from its latest checkpoint to the end of the full run, and evaluates it and the base model.
-
-    Args:
-        run: The run.
-        arm: The arm to train; the winner of a race continues its last short run.
-    """
+    """Trains the arm from its latest checkpoint to the end of the full run, and evaluates it and the base model."""
     config, bench = run.config, run.bench
     steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
     inherited = bench.checkpoints.cost(arm)

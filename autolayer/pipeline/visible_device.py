@@ -13,16 +13,10 @@ from autolayer.models.device import find_device
 
 @contextmanager
 def only_visible(device: str) -> Iterator[str]:
-    """Hides all GPUs but the chosen one by CUDA_VISIBLE_DEVICES while the block runs, then restores the variable.
+    """Hides all GPUs but the one of --device while the block runs, and yields the name of the device inside of it.
 
     This is needed because transformers' Trainer and vLLM use the first visible GPU, whatever the current device is.
-
-    Args:
-        device: The value of --device. Nothing is hidden for a CPU, for the first GPU, or with several processes, each
-            of which takes its own GPU.
-
-    Yields:
-        The name of the device inside the block.
+    Nothing is hidden for a CPU, for the first GPU, or with several processes, each of which takes its own GPU.
 
     Raises:
         ConfigError: There is no such device, or this process has initialized CUDA, which then ignores the variable.
