@@ -1,35 +1,23 @@
 """The rows of a ranking that a report shows, and the text of their cells."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from autolayer.reporting.results import PickResult, RankingRow
+from autolayer.reporting.results import PickResult, RankingRow, SetRow
 from autolayer.reporting.sentences import found_by_search
 
 MAX_ROWS = 12
 """Rows of the ranking that are shown; the best, tied and baseline layers are shown in any case."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShownRows:
-    """The part of a ranking that a report shows."""
-
-    rows: Sequence[RankingRow]
-    num_hidden: int
-
-
-def shown_rows(result: PickResult, show_all: bool) -> ShownRows:
+def shown_rows(result: PickResult, show_all: bool) -> Sequence[RankingRow]:
     """Chooses the rows to show; baselines that are not among the candidates come last."""
     if not found_by_search(result):
-        return ShownRows(rows=(), num_hidden=0)
-    ranking, marks = list(result.ranking or ()), marks_by_layer(result)
-    rows = [row for place, row in enumerate(ranking) if show_all or place < MAX_ROWS or row.layer in marks]
-    present = {row.layer for row in rows}
-    for baseline in (result.baselines or {}).values():
-        if baseline.layer not in present:
-            rows.append(RankingRow(layer=baseline.layer, predicted=baseline.predicted, measured=baseline.measured))
-            present.add(baseline.layer)
-    return ShownRows(rows=rows, num_hidden=len({row.layer for row in ranking} - present))
+        return ()
+    marks = marks_by_layer(result)
+    rows = [row for place, row in enumerate(result.ranking or ()) if show_all or place < MAX_ROWS or row.layer in marks]
+    baselines = {baseline.layer: baseline for baseline in (result.baselines or {}).values()}
+    others = [baselines[layer] for layer in baselines if layer not in {row.layer for row in rows}]
+    return [*rows, *(RankingRow(layer=one.layer, predicted=one.predicted, measured=one.measured) for one in others)]
 
 
 def marks_by_layer(result: PickResult) -> dict[int, list[str]]:
@@ -45,21 +33,19 @@ def marks_by_layer(result: PickResult) -> dict[int, list[str]]:
     return marks
 
 
-def estimate_cell(value: float | None, low: float | None, high: float | None, interval: bool = True) -> str:
+def value_cells(row: RankingRow | SetRow, intervals: bool = True) -> list[str]:
+    """Returns the predicted and the measured contribution, the steps, and the probability of being the best."""
+    probability = row.probability_best
+    return [
+        _estimate(row.predicted, getattr(row, "predicted_low", None), getattr(row, "predicted_high", None), intervals),
+        _estimate(row.measured, row.measured_low, row.measured_high, intervals),
+        "-" if row.measured_steps is None else str(row.measured_steps),
+        "-" if probability is None else "<1%" if 0 < probability < 0.005 else f"{probability:.0%}",
+    ]
+
+
+def _estimate(value: float | None, low: float | None, high: float | None, interval: bool) -> str:
     """Formats a value with its interval: '0.90 [0.50, 1.30]'."""
     if value is None:
         return "-"
-    known = interval and low is not None and high is not None
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if known else f"{value:.2f}"
-
-
-def steps_cell(value: int | None) -> str:
-    """Formats a number of steps, or a dash."""
-    return "-" if value is None else str(value)
-
-
-def percent_cell(value: float | None) -> str:
-    """Formats a probability: '32%', '<1%', or a dash."""
-    if value is None:
-        return "-"
-    return "<1%" if 0 < value < 0.005 else f"{value:.0%}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if interval and None not in (low, high) else f"{value:.2f}"

@@ -54,10 +54,6 @@ class FileRecord:
         """Returns plain lists, dicts and numbers, ready for `json.dumps`."""
         return TypeAdapter(type(self)).dump_python(self, mode="json")
 
-    def to_json(self) -> str:
-        """Returns the text of the file without its last newline; `--json` prints exactly this."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
-
     @classmethod
     def from_dict(cls, values: Any, source: object = "this") -> Self:
         """Builds a record from the values of a file, which `source` names in errors.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from autolayer.core.formatting import format_count, format_seconds
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
-from autolayer.reporting.ranking import estimate_cell, marks_by_layer, percent_cell, shown_rows, steps_cell
+from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_cells
 from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.sentences import cost_line, detail_lines, headline, legend
 
@@ -27,6 +27,8 @@ FILES = {
     RESULT: "every number",
 }
 """Files of a run folder that the report names, and what is in them."""
+VALUES = ("predicted", "measured", "steps", "P(best)")
+"""Headings of `value_cells`."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,16 @@ class Report:
         result = self.result
         yield Text(headline(result), style="bold")
         yield Text(f"{result.model}, {result.task}, {result.algorithm}", style="dim")
-        shown = shown_rows(result, self.show_all)
-        if shown.rows:
+        if rows := shown_rows(result, self.show_all):
             yield ""
-            yield _ranking_table(result, shown.rows, options.max_width, "#" if options.ascii_only else "█")
+            yield _ranking_table(result, rows, options.max_width, "#" if options.ascii_only else "█")
             yield Text(legend(result), style="dim")
         if result.sets:
             yield ""
             yield _sets_table(result)
-        if shown.num_hidden:
+        if rows and (hidden := len({row.layer for row in result.ranking or ()} - {row.layer for row in rows})):
             command = f"autolayer report {self.folder or 'RUN_FOLDER'} --all"
-            yield Text(f"{shown.num_hidden} more layers are hidden; `{command}` shows them.")
+            yield Text(f"{hidden} more layers are hidden; `{command}` shows them.")
         if details := detail_lines(result):
             yield ""
             yield from map(Text, details)
@@ -72,56 +73,35 @@ class Report:
 
 
 def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, block: str) -> Table:
-    """Returns the widest form that fits: bars are left out first, then the intervals, then the steps."""
+    """Returns the widest form that fits: bars are left out first, then the intervals."""
     from rich.console import Console
     from rich.measure import Measurement
 
     unbounded = Console(width=999)
     for intervals, bar in ((True, 10), (True, 5), (True, 0), (False, 0)):
-        table = _ranking_form(result, rows, intervals, True, block * bar)
+        table = _table("layer", "", *VALUES, *(["contribution" if bar > 5 else "contr."] if bar else []))
+        table.columns[0].justify = "right"
+        table.columns[1].no_wrap = False
+        marks = marks_by_layer(result)
+        values = [(row.predicted if row.measured is None else row.measured) or 0.0 for row in rows]
+        largest = max(values) if max(values) > 0 else 1.0
+        for row, value in zip(rows, values, strict=True):
+            best = row.layer in (result.best_layers or ())
+            bars = [block * round(bar * max(value, 0.0) / largest)] if bar else []
+            named = f"{'>' if best else ' '}{row.layer}", ", ".join(marks.get(row.layer, ()))
+            table.add_row(*named, *value_cells(row, intervals), *bars, style="bold green" if best else None)
         if Measurement.get(unbounded, unbounded.options, table).maximum <= width:
-            return table
-    return _ranking_form(result, rows, False, False, "")
-
-
-def _ranking_form(result: PickResult, rows: Sequence[RankingRow], intervals: bool, steps: bool, bar: str) -> Table:
-    table = _table("layer", "", *(("predicted", "measured", "steps") if steps else ("pred.", "meas.")), "P(best)")
-    table.columns[0].justify = "right"
-    table.columns[1].no_wrap = False
-    if bar:
-        table.add_column("contribution" if len(bar) > 5 else "contr.", no_wrap=True)
-    marks = marks_by_layer(result)
-    values = [row.predicted if row.measured is None else row.measured for row in rows]
-    largest = max([value for value in values if value is not None and value > 0], default=1.0)
-    for row, value in zip(rows, values, strict=True):
-        best = row.layer in (result.best_layers or ())
-        cells = [
-            f"{'>' if best else ' '}{row.layer}",
-            ", ".join(marks.get(row.layer, ())),
-            estimate_cell(row.predicted, row.predicted_low, row.predicted_high, intervals),
-            estimate_cell(row.measured, row.measured_low, row.measured_high, intervals),
-            *([steps_cell(row.measured_steps)] if steps else []),
-            percent_cell(row.probability_best),
-        ]
-        if bar:
-            cells.append(bar[: round(len(bar) * max(value or 0.0, 0.0) / largest)])
-        table.add_row(*cells, style="bold green" if best else None)
+            break
     return table
 
 
 def _sets_table(result: PickResult) -> Table:
     """Returns the sets of layers that --top-k compared."""
-    table = _table("layers", "predicted", "measured", "steps", "P(best)")
+    table = _table("layers", *VALUES)
     for row in result.sets or ():
-        best = tuple(row.layers) == tuple(result.best_layers or ())
-        table.add_row(
-            f"{'>' if best else ' '}{', '.join(map(str, row.layers))}",
-            estimate_cell(row.predicted, None, None),
-            estimate_cell(row.measured, row.measured_low, row.measured_high),
-            steps_cell(row.measured_steps),
-            percent_cell(row.probability_best),
-            style="bold green" if best else None,
-        )
+        best = row.layers == result.best_layers
+        name = f"{'>' if best else ' '}{', '.join(map(str, row.layers))}"
+        table.add_row(name, *value_cells(row), style="bold green" if best else None)
     return table
 
 

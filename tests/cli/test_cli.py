@@ -263,7 +263,7 @@ def test_the_same_command_has_the_same_folder(call: Any, pipeline: Any) -> None:
 
 def test_json_on_stdout_is_exactly_the_result(call: Any, pipeline: Any) -> None:
     code, out, err = call("pick", *TINY, "--json")
-    assert code == 0 and out == finished().to_json() + "\n"
+    assert code == 0 and out == json.dumps(finished().to_dict(), indent=1) + "\n"
     assert "noise of a library" in err and "noise of a child process" in err
 
 

@@ -150,7 +150,7 @@ def test_without_thinking_the_answers_go_through_math_verify(home: Home) -> None
     assert done.returncode == 0, done.stderr
     (out,) = (home.work / "runs").iterdir()
     result = home.result(f"runs/{out.name}")
-    assert result.to_json() + "\n" == done.stdout
+    assert json.dumps(result.to_dict(), indent=1) + "\n" == done.stdout
     assert json.loads((out / "config.json").read_text())["thinking"] is False
     calibration = json.loads((out / "calibration.json").read_text())
     assert 0.1 < calibration["mean_reward"] < 0.7
