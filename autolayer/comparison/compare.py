@@ -7,27 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from autolayer.comparison import figure, metrics, resampling, verdicts
-from autolayer.comparison.comparison import (
-    METRICS,
-    Comparison,
-    JudgedRanking,
-    Judgement,
-    LayerPoint,
-    MeanJudgement,
-)
+from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement, LayerPoint
 from autolayer.comparison.curves import ACCEPTED_SOURCES, Curve
 from autolayer.comparison.sources import read_curve
 from autolayer.core import depth_prior
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.core.run_folder import RunFolder
-from autolayer.core.statistics import Interval
 from autolayer.reporting.contribution import Contribution
 from autolayer.reporting.results import PickResult
 
 MIN_COMMON_LAYERS = 4
 """Smallest number of common layers. With three, one random ranking in six is perfect."""
-MIN_FILES_FOR_INTERVAL = 3
-"""Files needed for an interval over files."""
 BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
 
 
@@ -46,7 +36,7 @@ def compare(
         out: A folder to write comparison.json and the figure to.
 
     Returns:
-        One judgement for each measured curve, and their mean if there are several.
+        One judgement for each measured curve.
 
     Raises:
         AutolayerError: A file cannot be read, belongs to another model, or shares too few layers; or a figure is
@@ -63,43 +53,20 @@ def compare(
             raise ConfigError(f"--out {out} is a file: give a folder.")
         figure.check_matplotlib()
     prediction, curves = read_curve(predicted), [read_curve(source) for source in measured]
-    for place, curve in enumerate(curves):
-        if not curve.is_measured:
-            raise DataError(
-                f"{curve.source} holds a prediction, which cannot judge another one: after the prediction give "
-                f"{ACCEPTED_SOURCES}."
-            )
-        if any(curve.values == earlier.values for earlier in curves[:place]):
-            raise DataError(f"{curve.source} is given twice: leave it out once, every file counts once.")
-    num_layers, assumed = _num_layers([prediction, *curves])
-    judged = tuple(_judge(prediction, curve, num_layers, assumed) for curve in curves)
-    found = Comparison(comparisons=judged, mean=_mean(judged) if len(judged) > 1 else None)
+    found = Comparison(comparisons=tuple(_judge(prediction, curve) for curve in curves))
     if out is not None:
         RunFolder(out).write(Comparison.FILE, found.to_dict())
         figure.write_figure(found, Path(out))
     return found
 
 
-def _num_layers(curves: Sequence[Curve]) -> tuple[int, bool]:
-    """Returns the model's number of blocks, on which all files must agree, and whether it had to be assumed."""
-    known = {curve.num_layers: curve.source for curve in curves if curve.num_layers is not None}
-    if len(known) > 1:
-        (one, first), (other, second), *_ = known.items()
+def _judge(predicted: Curve, measured: Curve) -> Judgement:
+    if not measured.is_measured:
         raise DataError(
-            f"{first} is of a model with {one} layers and {second} of one with {other}: layers of different models "
-            "have no counterparts, compare files of one model."
+            f"{measured.source} holds a prediction, which cannot judge another one: after the prediction give "
+            f"{ACCEPTED_SOURCES}."
         )
-    for num_layers, source in known.items():
-        for curve in curves:
-            if max(curve.values) >= num_layers:
-                raise DataError(
-                    f"{curve.source} has layer {max(curve.values)}, but {source} is of a model with {num_layers} "
-                    f"layers (0..{num_layers - 1}): compare files of one model."
-                )
-    return next(iter(known), 1 + max(max(curve.values) for curve in curves)), not known
-
-
-def _judge(predicted: Curve, measured: Curve, num_layers: int, assumed: bool) -> Judgement:
+    num_layers = _num_layers(predicted, measured)
     layers = sorted(predicted.values.keys() & measured.values.keys())
     if len(layers) < MIN_COMMON_LAYERS:
         raise DataError(
@@ -117,9 +84,21 @@ def _judge(predicted: Curve, measured: Curve, num_layers: int, assumed: bool) ->
         ceiling=measured.ceiling,
         points=tuple(_point(layer, predicted, measured) for layer in layers),
         rows=_rows(predicted, measured, layers, num_layers),
-        notes=(*verdicts.notes(predicted, measured, num_layers, assumed), *measured.notes),
+        notes=(*verdicts.notes(predicted, measured), *measured.notes),
     )
-    return replace(judgement, verdict=verdicts.file_verdict(judgement))
+    return replace(judgement, verdict=verdicts.verdict(judgement))
+
+
+def _num_layers(predicted: Curve, measured: Curve) -> int:
+    """Returns the model's number of blocks, on which the files must agree; if none says, the smallest possible one."""
+    highest = max(*predicted.values, *measured.values)
+    known = {curve.num_layers for curve in (predicted, measured)} - {None}
+    if len(known) > 1 or max(known, default=highest + 1) <= highest:
+        raise DataError(
+            f"{predicted.source} is of {predicted.size} and {measured.source} of {measured.size}: layers of different "
+            "models have no counterparts, compare files of one model."
+        )
+    return known.pop() if known else highest + 1
 
 
 def _is_itself(predicted: Curve, measured: Curve) -> bool:
@@ -180,48 +159,17 @@ def _row(
     truth_L = np.array([measured.values[layer] for layer in layers])
     truth_S_L = np.array([measured.by_seed[layer] for layer in layers]).T if measured.by_seed else truth_L[None]
     spearman = metrics.spearman(scores_L, truth_L)
-    beyond_depth = metrics.spearman_without_depth(scores_L, truth_L, layers)
     chance = None if spearman is None else resampling.chance(scores_L, truth_L)
     if name == "random":  # where the curve itself ranks nothing, a random ranking has no correlation with it either
         spearman = None if metrics.spearman(truth_L, truth_L) is None else 0.0
-        beyond_depth = None if metrics.spearman_without_depth(truth_L, truth_L, layers) is None else 0.0
     return JudgedRanking(
         name=name,
         kind="prediction" if name == "prediction" else "baseline" if name in BASELINES else "probe",
         picks=() if name == "random" else tuple(layers[place] for place in metrics.picks(scores_L)),
         spearman=spearman,
         share_of_ceiling=spearman / measured.ceiling if spearman is not None and measured.ceiling else None,
-        spearman_without_depth=beyond_depth,
-        # Equal scores have the regret of a layer drawn at random.
-        regret_top1=metrics.regret(scores_L, truth_S_L),
-        regret_top3=metrics.regret(scores_L, truth_S_L, top=3),
+        regret=metrics.regret(scores_L, truth_S_L),  # equal scores have the regret of a layer drawn at random
         coverage=None if band is None else metrics.coverage(truth_L, band[0], band[1]),
         winkler=None if band is None else metrics.winkler(truth_L, band[0], band[1]),
         chance=chance,
     )
-
-
-def _mean(judged: Sequence[Judgement]) -> MeanJudgement:
-    by_name = [{row.name: row for row in judgement.rows} for judgement in judged]
-    prediction, rows = [rows.get("prediction") for rows in by_name], []
-    for name in [name for name in by_name[0] if all(name in rows for rows in by_name)]:
-        same = [rows[name] for rows in by_name]
-        values = {metric: [getattr(row, metric) for row in same] for metric in METRICS}
-        means = {metric: None if None in found else float(np.mean(found)) for metric, found in values.items()}
-        row = JudgedRanking(name=name, kind=same[0].kind, **means)
-        if row.kind != "prediction":
-            row = replace(row, spearman_difference=_over_files(prediction, same, "spearman"),
-                          regret_difference=_over_files(prediction, same, "regret_top1"))  # fmt: skip
-        rows.append(row)
-    mean = MeanJudgement(num_comparisons=len(judged), rows=tuple(rows), notes=verdicts.mean_notes(judged))
-    return replace(mean, verdict=verdicts.mean_verdict(mean))
-
-
-def _over_files(
-    prediction: Sequence[JudgedRanking | None], rows: Sequence[JudgedRanking], metric: str
-) -> Interval | None:
-    """Returns prediction minus a row, paired by file; None with too few files, or if one does not know the value."""
-    pairs = [(getattr(one, metric, None), getattr(other, metric)) for one, other in zip(prediction, rows, strict=True)]
-    if len(pairs) < MIN_FILES_FOR_INTERVAL or any(None in pair for pair in pairs):
-        return None
-    return resampling.bootstrap_interval([one - other for one, other in pairs])

@@ -6,37 +6,27 @@ from typing import Literal
 from autolayer.core.statistics import Interval
 from autolayer.reporting.records import FileRecord
 
-METRICS = (
-    "spearman", "share_of_ceiling", "spearman_without_depth", "regret_top1", "regret_top3", "coverage", "winkler",
-)  # fmt: skip
-"""The fields of a `JudgedRanking` that have a mean over files; metrics.py defines them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRanking:
-    """One way to rank the layers, judged on one measured file, or its mean over several."""
+    """One way to rank the layers, judged on one measured file."""
 
     name: str
     kind: Literal["prediction", "baseline", "probe"]
     picks: tuple[int, ...] = ()
-    """Layers of the highest score; empty for `random`, and in a mean."""
+    """Layers of the highest score; empty for `random`."""
     spearman: float | None = None
     """Rank correlation with the measured contributions; the other metrics are defined in metrics.py too."""
     share_of_ceiling: float | None = None
     """`spearman` divided by the noise ceiling."""
-    spearman_without_depth: float | None = None
-    regret_top1: float | None = None
-    regret_top3: float | None = None
+    regret: float
     coverage: float | None = None
     """Share of the layers whose measured value is inside the 80% interval."""
     winkler: float | None = None
     chance: float | None = None
-    """Probability that a random ranking has this Spearman correlation or a higher one; None in a mean."""
+    """Probability that a random ranking has this Spearman correlation or a higher one."""
     spearman_difference: Interval | None = None
-    """The prediction's Spearman minus this row's. On one file with the interval that its error bars give, in a mean
-    with the paired bootstrap interval over the files (3 or more)."""
-    regret_difference: Interval | None = None
-    """The prediction's top-1 regret minus this row's, below 0 where the prediction is better; in a mean only."""
+    """The prediction's Spearman minus this row's, with the interval that the error bars of the file give."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +67,6 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanJudgement:
-    """The same rows over all files. A mean is None unless the value is known on every file."""
-
-    num_comparisons: int
-    rows: tuple[JudgedRanking, ...]
-    notes: tuple[str, ...]
-    verdict: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison(FileRecord):
     """The whole of comparison.json. Returned by `autolayer.compare()`.
 
@@ -99,5 +79,3 @@ class Comparison(FileRecord):
 
     schema_version: int = 1
     comparisons: tuple[Judgement, ...]
-    mean: MeanJudgement | None
-    """None with a single measured file."""

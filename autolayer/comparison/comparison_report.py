@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement, MeanJudgement
+from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement
 from autolayer.comparison.figure import FIGURE_FILES
 from autolayer.core.statistics import Interval
 
@@ -34,21 +34,17 @@ def _layers(layers: Sequence[int]) -> str:
 
 COLUMNS: dict[str, tuple[str, Callable]] = {
     "spearman": ("Spear-\nman", _number),
-    "regret_top1": ("regret\ntop 1", _number),
-    "spearman_without_depth": ("beyond\ndepth", _number),
-    "regret_top3": ("regret\ntop 3", _number),
+    "regret": ("\nregret", _number),
     "picks": ("\npick", _layers),
     "spearman_difference": ("prediction's Spearman\nis higher by", _interval),
     "share_of_ceiling": ("of\nceiling", _share),
     "coverage": ("in\n80%", _share),
     "winkler": ("Wink-\nler", _number),
-    "regret_difference": ("its regret\nis higher by", _interval),
 }
 """Field of a row -> heading and format. A narrow terminal shows the first ones; --json has every number."""
 LEGEND = (
-    "beyond depth: Spearman without a quadratic trend in depth; regret: contribution lost by training the top layer, "
-    "or the best of the top 3; in 80%, Winkler: how often the 80% interval holds the measured value, and its score "
-    "(lower is better); random: expected values."
+    "regret: contribution lost by training the top layer; in 80%, Winkler: how often the 80% interval holds the "
+    "measured value, and its score (lower is better); random: expected values."
 )
 
 
@@ -63,19 +59,13 @@ class ComparisonReport:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text
 
-        def judged(one: Judgement | MeanJudgement) -> Iterator[RenderableType]:
+        for one in self.found.comparisons:
+            yield Text(f"predicted: {_named(one.predicted, one.predicted_for)}", style="dim")
+            yield Text(f"measured: {_named(one.measured, one.measured_on)}; {_facts(one)}", style="dim")
             yield _table(one.rows, options.max_width)
             yield Text(one.verdict, style="bold")
             yield from (Text(f"Note: {note}.", style="yellow") for note in one.notes)
             yield ""
-
-        for one in self.found.comparisons:
-            yield Text(f"predicted: {_named(one.predicted, one.predicted_for)}", style="dim")
-            yield Text(f"measured: {_named(one.measured, one.measured_on)}; {_facts(one)}", style="dim")
-            yield from judged(one)
-        if (mean := self.found.mean) is not None:
-            yield Text(f"mean of {mean.num_comparisons} files", style="dim")
-            yield from judged(mean)
         yield Text(LEGEND, style="dim")
         if self.folder is not None:
             yield Text(

@@ -51,6 +51,11 @@ class Curve:
     """Remarks for the reader of a comparison."""
 
     @property
+    def size(self) -> str:
+        """The number of layers of the model, for a sentence."""
+        return f"a model with {self.num_layers or 'at least ' + str(1 + max(self.values))} layers"
+
+    @property
     def errors(self) -> dict[int, float] | None:
         """Standard errors, from the intervals."""
         if self.band is None:

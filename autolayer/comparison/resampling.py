@@ -1,13 +1,11 @@
-"""Uncertainty of a comparison of predictions: chance, the measurement's own noise, and the choice of files.
+"""Uncertainty of a comparison of predictions: chance, and the measurement's own noise.
 
-Three questions are answered by resampling. Would a random ranking do as well (`chance`)? Would a repeated measurement
-reverse the order of two predictions (`difference_under_noise`)? Would other files reverse it (`bootstrap_interval`)?
-The random state is fixed, so that the same input gives the same answer.
+Two questions are answered by resampling. Would a random ranking do as well (`chance`)? Would a repeated measurement
+reverse the order of two predictions (`difference_under_noise`)? The random state is fixed, so that the same input gives
+the same answer.
 
-Arrays: _L layers, _E environments (one measured file each), _D draws.
+Arrays: _L layers, _D draws.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,23 +60,6 @@ def difference_under_noise(
     return Interval(
         value=observed, low=observed - half_width, high=observed + half_width, level=LEVEL, num_items=len(truth_L)
     )
-
-
-def bootstrap_interval(difference_E: Sequence[float]) -> Interval:
-    """Returns the mean of paired differences with its bootstrap interval over environments (B. Efron 1979).
-
-    With few environments it is narrower than its level says: of three it can say no more than their range.
-
-    Args:
-        difference_E: Prediction minus baseline on each environment, shape (environments,); 3 or more.
-    """
-    values_E = checked(difference_E)
-    if len(values_E) < 3:
-        raise ValueError(f"an interval over environments needs 3 or more, got {len(values_E)}")
-    drawn_D_E = np.random.default_rng(0).integers(len(values_E), size=(NUM_RESAMPLES, len(values_E)))
-    low, high = np.quantile(values_E[drawn_D_E].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean = float(values_E.mean())
-    return Interval(value=mean, low=float(low), high=float(high), level=LEVEL, num_items=len(values_E))
 
 
 def unit_ranks(values_L: ArrayLike) -> np.ndarray:

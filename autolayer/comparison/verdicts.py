@@ -3,21 +3,17 @@
 A sentence never says more than "on this file": which layer contributes depends on the model and the task. No torch.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from autolayer.comparison.comparison import JudgedRanking, Judgement, MeanJudgement
+from autolayer.comparison.comparison import JudgedRanking, Judgement
 from autolayer.comparison.curves import Curve
-from autolayer.core.formatting import listed
 from autolayer.core.layer_set import name_layers
 
 LIKELY_CHANCE = 0.05
 """Probability above which the verdict mentions that a random ranking does as well."""
-FEW_FILES = 10
-"""Number of files below which a percentile bootstrap is clearly too narrow."""
 
 
-def file_verdict(judged: Judgement) -> str:
+def verdict(judged: Judgement) -> str:
     """Returns the verdict on one measured file."""
     baselines, probes = _ranked(judged.rows, "baseline"), _ranked(judged.rows, "probe")
     if not baselines:
@@ -36,51 +32,19 @@ def file_verdict(judged: Judgement) -> str:
         sentences.append(
             f"A random ranking of {len(judged.points)} layers does as well with probability {prediction.chance:.2f}."
         )
-    beyond = prediction.spearman_without_depth
-    if beyond is not None and beyond <= 0 < prediction.spearman:
-        sentences.append(f"Beyond a trend in depth it ranks nothing (Spearman {beyond:.2f} without it).")
     sentences.append(_regret(judged, prediction))
     if probes and (probes[0].spearman or 0.0) > prediction.spearman:
         sentences.append(_best_probe(probes))
     return " ".join(filter(None, [*sentences, "This is one model and one task."]))
 
 
-def mean_verdict(mean: MeanJudgement) -> str:
-    """Returns the verdict on all files together."""
-    prediction = next((row for row in mean.rows if row.kind == "prediction"), None)
-    if prediction is None or prediction.spearman is None:
-        return f"Not every one of the {mean.num_comparisons} files gives the prediction a rank correlation: no mean."
-    baselines = _ranked(mean.rows, "baseline")
-    text = f"Over {mean.num_comparisons} files the prediction's mean Spearman is {prediction.spearman:.2f}."
-    differences = {row.name: row.spearman_difference for row in baselines if row.spearman_difference is not None}
-    if not differences:
-        return (
-            f"{text} The best baseline is {baselines[0].name} with {baselines[0].spearman:.2f}; two files are too few "
-            "to say whether the difference means anything."
-        )
-    parts = {
-        "is ahead of": [name for name, difference in differences.items() if difference.low > 0],
-        "cannot be told apart from": [name for name, found in differences.items() if found.low <= 0 <= found.high],
-        "is behind": [name for name, difference in differences.items() if difference.high < 0],
-    }
-    told = "; ".join(f"it {verb} {listed(names)}" for verb, names in parts.items() if names)
-    return f"{text} By the intervals over files {told}."
-
-
-def notes(predicted: Curve, measured: Curve, num_layers: int, assumed: bool) -> tuple[str, ...]:
-    """Returns notes on what was left out or assumed.
-
-    Args:
-        predicted: The prediction.
-        measured: The measured curve.
-        num_layers: Number of layers of the model.
-        assumed: True if no file said how many layers the model has.
-    """
+def notes(predicted: Curve, measured: Curve) -> tuple[str, ...]:
+    """Returns notes on what was left out or assumed."""
     found = []
     if predicted.setting not in (measured.setting, predicted.source):
         found.append(f"predicted for {predicted.setting}; measured on {measured.setting}")
-    if assumed:
-        found.append(f"no file says how many layers the model has: {num_layers} is assumed, one more than the highest")
+    if predicted.num_layers is None and measured.num_layers is None:
+        found.append("no file says how many layers the model has: one more than the highest is assumed")
     if left := predicted.values.keys() - measured.values.keys():
         found.append(f"left out, not measured: {name_layers(left)}")
     if left := measured.values.keys() - predicted.values.keys():
@@ -91,17 +55,6 @@ def notes(predicted: Curve, measured: Curve, num_layers: int, assumed: bool) -> 
         found.append(
             "regret is in sample: with one value a layer the best layer is chosen on the values it is scored on"
         )
-    return tuple(found)
-
-
-def mean_notes(judged: Sequence[Judgement]) -> tuple[str, ...]:
-    """Returns notes on the mean over several files."""
-    found = []
-    if 3 <= len(judged) < FEW_FILES:
-        found.append(f"intervals over {len(judged)} files are narrower than their level says")
-    settings = Counter(one.measured_on for one in judged)
-    if repeated := [name for name, count in settings.items() if count > 1]:
-        found.append(f"the files count as independent, but several measure {listed(repeated)}")
     return tuple(found)
 
 
@@ -146,7 +99,7 @@ def _ceiling(judged: Judgement, spearman: float) -> str:
 
 
 def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
-    lost = {row.name: f"{round(row.regret_top1 or 0.0, 2) + 0.0:.2f}" for row in judged.rows}  # + 0.0: no -0.00
+    lost = {row.name: f"{round(row.regret, 2) + 0.0:.2f}" for row in judged.rows}  # + 0.0: no -0.00
     single, picked = len(prediction.picks) == 1, name_layers(prediction.picks)
     return (
         f"Its pick{'' if single else 's'}, {picked}, {'loses' if single else 'lose on average'} {lost['prediction']} "

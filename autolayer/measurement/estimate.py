@@ -69,15 +69,7 @@ class SeedNoise:
 def estimate(
     gain_A_S_I: np.ndarray, *, level: float = 0.95, num_draws: int = NUM_BOOTSTRAP_DRAWS, seed: int = 0
 ) -> Estimate:
-    """Estimates contributions.
-
-    Args:
-        gain_A_S_I: Gain in reward over the base model, shape (arms, training seeds, items); the layers in order, then
-            full-parameter RL.
-        level: Coverage of the intervals.
-        num_draws: Bootstrap draws.
-        seed: Seed of the bootstrap.
-    """
+    """Estimates contributions from gains in reward over the base model, the layers in order, then full-parameter RL."""
     gain_A_S_I = np.asarray(gain_A_S_I, dtype=float)
     assert gain_A_S_I.ndim == 3 and len(gain_A_S_I) >= 2 and np.isfinite(gain_A_S_I).all(), gain_A_S_I.shape
     noise = seed_noise(gain_A_S_I)

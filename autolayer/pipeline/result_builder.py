@@ -19,7 +19,6 @@ from autolayer.reporting.results import Gain, PickResult, StageCost
 from autolayer.rollouts.evaluation import suite_scores
 
 PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "scikit-learn", "numpy")
-"""Packages whose versions a result names."""
 
 
 def build_result(
@@ -66,10 +65,15 @@ def build_result(
         cost_share_of_full_run=share,
         seed=config.seed,
         signature=run.signature,
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        versions=versions(),
         notes=tuple(notes),
         **fields,
     )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that a result names."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _full_run_cost(run: RunContext, calibration: CalibrationStage, training: TrainStage | None) -> Cost:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compare_helpers import TRUTH, contribution, files, picked, rows, shown
+from compare_helpers import TRUTH, contribution, picked, rows, shown
 
 from autolayer.comparison import metrics
 from autolayer.comparison.compare import compare
@@ -30,9 +30,7 @@ def test_every_row_is_judged_by_the_metrics() -> None:
         row = found[name]
         assert row.spearman == metrics.spearman(list(scores_L), truth_L)
         assert row.share_of_ceiling == pytest.approx((row.spearman or 0) / 0.9)
-        assert row.spearman_without_depth == metrics.spearman_without_depth(list(scores_L), truth_L, range(8))
-        assert row.regret_top1 == metrics.regret(list(scores_L), truth_S_L)
-        assert row.regret_top3 == metrics.regret(list(scores_L), truth_S_L, top=3)
+        assert row.regret == metrics.regret(list(scores_L), truth_S_L)
     prediction_L = np.array(TRUTH[::-1])
     assert found["prediction"].coverage == metrics.coverage(truth_L, prediction_L - 0.4, prediction_L + 0.4)
     assert found["prediction"].winkler == pytest.approx(
@@ -46,15 +44,15 @@ def test_random_is_its_expectation() -> None:
     measured = contribution(seeds=1)
     (judged,) = compare(picked(), measured).comparisons
     random, values = rows(judged)["random"], list(measured.values.values())
-    assert (random.spearman, random.spearman_without_depth, random.picks) == (0, 0, ())
-    assert random.regret_top1 == pytest.approx(max(values) - np.mean(values))
+    assert (random.spearman, random.picks) == (0, ())
+    assert random.regret == pytest.approx(max(values) - np.mean(values))
 
 
 def test_a_constant_prediction_ranks_nothing() -> None:
     found = compare(picked([0.75] * 8), contribution())
     prediction = rows(found.comparisons[0])["prediction"]
     assert prediction.spearman is None and prediction.share_of_ceiling is None
-    assert prediction.regret_top1 == pytest.approx(rows(found.comparisons[0])["random"].regret_top1)
+    assert prediction.regret == pytest.approx(rows(found.comparisons[0])["random"].regret)
     assert "the same for every layer, so it ranks nothing" in found.comparisons[0].verdict
     assert all(row.spearman_difference is None for row in found.comparisons[0].rows)
     assert re.search(r"^prediction +- +\d", shown(found), re.MULTILINE)
@@ -66,53 +64,11 @@ def test_constant_measurements_rank_nothing() -> None:
     assert all(row.spearman is None for row in judged.rows) and "there is nothing to rank" in judged.verdict
 
 
-def test_few_layers_are_not_detrended() -> None:
-    (judged,) = compare(picked({layer: TRUTH[layer] for layer in range(5)}), contribution()).comparisons
-    assert all(row.spearman_without_depth is None for row in judged.rows)
-
-
 def test_without_intervals_none_are_judged(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("layer,predicted\n" + "".join(f"{i},{100 * v}\n" for i, v in enumerate(TRUTH)))
     found = compare(tmp_path / "p.csv", contribution())
     assert all(row.coverage is None and row.winkler is None for row in found.comparisons[0].rows)
     assert "Wink-" not in shown(found)
-
-
-# Several files
-
-
-def test_the_mean_over_files_with_paired_intervals() -> None:
-    found = compare(picked(), *files())
-    assert found.mean is not None and found.mean.num_comparisons == len(found.comparisons) == 4
-    mean = {row.name: row for row in found.mean.rows}
-    prediction, position = ([rows(judged)[name] for judged in found.comparisons] for name in ("prediction", "position"))
-    assert mean["prediction"].spearman == pytest.approx(np.mean([row.spearman or 0 for row in prediction]))
-    differences = [(one.spearman or 0) - (other.spearman or 0) for one, other in zip(prediction, position, strict=True)]
-    ahead, regret = mean["position"].spearman_difference, mean["position"].regret_difference
-    assert ahead is not None and regret is not None and mean["prediction"].spearman_difference is None
-    assert ahead.value == pytest.approx(np.mean(differences)) and ahead.num_items == 4
-    assert min(differences) <= ahead.low <= ahead.value <= ahead.high <= max(differences)
-    assert regret.value == pytest.approx((mean["prediction"].regret_top1 or 0) - (mean["position"].regret_top1 or 0))
-    assert "Over 4 files" in found.mean.verdict and "narrower than their level says" in found.mean.notes[0]
-
-
-def test_two_files_have_a_mean_and_no_interval() -> None:
-    found = compare(picked(), *files(2))
-    assert found.mean is not None and all(row.spearman_difference is None for row in found.mean.rows)
-    assert "two files are too few" in found.mean.verdict
-    assert compare(picked(), contribution()).mean is None
-
-
-def test_a_value_missing_on_one_file_has_no_mean() -> None:
-    small = contribution({layer: TRUTH[layer] for layer in range(5)}, task="other")
-    found = compare(picked(), contribution(), small)
-    assert found.mean is not None
-    assert all(row.spearman_without_depth is None and row.spearman is not None for row in found.mean.rows)
-
-
-def test_files_of_one_setting_are_not_independent() -> None:
-    found = compare(picked(), *(contribution(seed=seed) for seed in range(3)))
-    assert found.mean is not None and any("tiny, math:arith, grpo" in note for note in found.mean.notes)
 
 
 # Verdicts

@@ -20,8 +20,8 @@ def test_the_report_has_every_row_and_fits() -> None:
     found = compare(picked(), *files(3))
     text = shown(found)
     for name in ("prediction", "random", "first", "middle", "last", "position", "gradient_norm", "rl_burst"):
-        assert len(re.findall(rf"^{name} +-?\d", text, re.MULTILINE)) == 4, name
-    assert "noise ceiling 0.90" in text and "mean of 3 files" in text and "nan" not in text and "None" not in text
+        assert len(re.findall(rf"^{name} +-?\d", text, re.MULTILINE)) == 3, name
+    assert "noise ceiling 0.90" in text and "nan" not in text and "None" not in text
     for width in (40, 60, 80, 200):
         lines = shown(found, width).splitlines()
         assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
@@ -39,7 +39,7 @@ def test_json_is_one_object_and_the_file(tmp_path: Path, capfd: pytest.CaptureFi
     out = tmp_path / "a" / "b"
     code, text, _ = call(capfd, "compare", str(run), str(measured), "--json", "--out", str(out))
     values = json.loads(text)
-    assert code == 0 and list(values) == ["schema_version", "comparisons", "mean"] and values["schema_version"] == 1
+    assert code == 0 and list(values) == ["schema_version", "comparisons"] and values["schema_version"] == 1
     assert text == (out / "comparison.json").read_text()
     assert "NaN" not in text and values["comparisons"][0]["rows"][0]["name"] == "prediction"
     code, text, _ = call(capfd, "compare", str(run), str(measured), "--out", str(out))

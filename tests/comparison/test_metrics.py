@@ -9,7 +9,7 @@ from scipy import stats
 
 from autolayer.comparison import metrics
 from autolayer.comparison.curves import published
-from autolayer.comparison.resampling import bootstrap_interval, chance, difference_under_noise
+from autolayer.comparison.resampling import chance, difference_under_noise
 from autolayer.core import depth_prior
 
 RANDOM = np.random.default_rng(0)
@@ -55,42 +55,6 @@ def test_lengths_must_fit() -> None:
         metrics.regret([1, 2, 3, 4], [[1, 2, 3]])
 
 
-# Without depth
-
-
-def test_the_trend_is_numpys_least_squares() -> None:
-    scores_L, truth_L = PAIRS[2]
-    depth_L = np.arange(28.0)
-    design = np.stack([np.ones(28), depth_L, depth_L**2], axis=1)
-    first_L, second_L = [
-        values - design @ np.linalg.lstsq(design, values, rcond=None)[0] for values in (scores_L, truth_L)
-    ]
-    expected = scipys(stats.spearmanr, first_L, second_L)
-    assert metrics.spearman_without_depth(scores_L, truth_L, depth_L) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_quadratic_of_depth_on_either_side_changes_nothing(seed: int) -> None:
-    generator, depth_L = np.random.default_rng(seed), np.sort(np.random.default_rng(seed).permutation(36)[:15])
-    scores_L, truth_L = generator.normal(size=(2, 15))
-    quadratic = [a + b * depth_L + c * depth_L**2 for a, b, c in generator.normal(scale=5, size=(2, 3))]
-    metric = metrics.spearman_without_depth
-    plain = metric(scores_L, truth_L, depth_L)
-    assert metric(scores_L + quadratic[0], truth_L + quadratic[1], depth_L) == pytest.approx(plain)
-    assert metric(scores_L, truth_L, depth_L / 35) == pytest.approx(plain), "units of depth do not count"
-
-
-def test_what_depth_explains_completely_has_nothing_left() -> None:
-    depth_L, truth_L = np.arange(28), PAIRS[2][1]
-    for scores_L in (depth_L, -depth_L, 1e6 + 3 * depth_L - 0.1 * depth_L**2):
-        assert metrics.spearman_without_depth(scores_L, truth_L, depth_L) is None
-
-
-def test_few_layers_are_not_detrended() -> None:
-    assert metrics.spearman_without_depth([1, 3, 2, 5, 4], [1, 2, 3, 4, 5], range(5)) is None
-    assert metrics.spearman_without_depth([1, 3, 2, 5, 4, 9], [1, 2, 9, 4, 5, 3], range(6)) is not None
-
-
 # Regret
 
 
@@ -102,37 +66,21 @@ def test_rotated_regret_by_hand() -> None:
     assert metrics.regret(scores_L, truth_S_L) == pytest.approx((0.4 + 0.1 - 0.2) / 3)
 
 
-def test_rotated_top_3_regret_by_hand() -> None:
-    truth_S_L = [[1.0, 0.6, 0.2, 0.1], [0.4, 0.9, 0.3, 0.2]]
-    scores_L = [0, 3, 2, 1]  # tries layers 1, 2, 3
-    # Held out 0: seed 1 takes layer 1 among all and among the three: 0. Held out 1: seed 0 takes layer 0 (.4) of all,
-    # layer 1 (.9) of the three.
-    assert metrics.regret(scores_L, truth_S_L, top=3) == pytest.approx((0 + (0.4 - 0.9)) / 2)
-
-
 def test_one_seed_is_judged_in_sample() -> None:
     truth_L = [0.2, 1.1, 0.9, 0.5]
     assert metrics.regret([4, 1, 2, 3], truth_L) == pytest.approx(0.9)
-    assert metrics.regret([4, 1, 2, 3], truth_L, top=3) == pytest.approx(0.2)
-    assert metrics.regret([4, 1, 2, 3], truth_L, top=9) == 0
 
 
 def test_ties_cost_their_expected_value() -> None:
     truth_L = np.array([0.2, 1.1, 0.9, 0.5])
     assert metrics.regret([1, 0, 1, 0], truth_L) == pytest.approx(1.1 - (0.2 + 0.9) / 2)
-    every = [1.1 - max(chosen) for chosen in itertools.combinations(truth_L, 3)]
-    assert metrics.regret([7, 7, 7, 7], truth_L, top=3) == pytest.approx(np.mean(every))
-    # Layer 1 is sure, two of the other three are drawn.
-    truth_L = np.array([0.2, 0.4, 0.9, 0.5])
-    assert metrics.regret([0, 1, 0, 0], truth_L, top=3) == pytest.approx(0.9 - (0.9 + 0.9 + 0.5) / 3)
 
 
-@pytest.mark.parametrize("top", [1, 3])
-def test_equal_scores_have_the_regret_of_a_random_ranking(top: int) -> None:
+def test_equal_scores_have_the_regret_of_a_random_ranking() -> None:
     generator = np.random.default_rng(1)
     truth_S_L = generator.normal(size=(3, 6))
-    drawn = [metrics.regret(generator.permutation(6), truth_S_L, top=top) for _ in range(4000)]
-    assert metrics.regret(np.zeros(6), truth_S_L, top=top) == pytest.approx(np.mean(drawn), abs=0.05)
+    drawn = [metrics.regret(generator.permutation(6), truth_S_L) for _ in range(4000)]
+    assert metrics.regret(np.zeros(6), truth_S_L) == pytest.approx(np.mean(drawn), abs=0.05)
 
 
 def test_rotation_takes_the_winners_luck_out() -> None:
@@ -187,16 +135,6 @@ def test_the_difference_under_noise() -> None:
     assert noisier.low < noisy.low < noisy.value == noisier.value < noisy.high < noisier.high
     same = difference_under_noise(scores_L, scores_L, truth_L, np.full(8, 0.5))
     assert (same.low, same.value, same.high) == (0, 0, 0), "the noise of a common measurement is paired"
-
-
-def test_the_bootstrap_over_files() -> None:
-    values = np.random.default_rng(4).normal(0.3, 0.2, 40)
-    ours = bootstrap_interval(list(values))
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=0).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-    assert ours.value == pytest.approx(values.mean()) and ours.num_items == 40
-    with pytest.raises(ValueError, match="3 or more"):
-        bootstrap_interval([0.1, 0.2])
 
 
 # Positions
