@@ -93,12 +93,14 @@ def _training_prompts(config: Config) -> int:
 
 def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]) -> Cost:
     """Returns the largest cost of calibration, probes and search together."""
-    return full_run(config, units, final_layers(config, candidates)) * ((config.budget or 0) * MARGIN)
+    assert config.budget is not None
+    return full_run(config, units, final_layers(config, candidates)) * (config.budget * MARGIN)
 
 
 def calibration_prompts(config: Config) -> int:
     """Returns the prompts of calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
-    affordable = int(0.1 * (config.budget or 0) * _training_prompts(config))
+    assert config.budget is not None
+    affordable = int(0.1 * config.budget * _training_prompts(config))
     return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
@@ -114,8 +116,8 @@ def select_items(config: Config) -> int:
 
     More would spend the budget on evaluation, and training rewards are evidence as well.
     """
-    sampled = (config.prompts_per_step or 0) * config.group_size
-    return min(config.search.num_select, max(MIN_SELECT, sampled // 2))
+    assert config.prompts_per_step is not None
+    return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
 
 
 def scout_steps(total_steps: int) -> int:

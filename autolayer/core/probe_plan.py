@@ -61,12 +61,13 @@ def plan_probes(
         budget: The largest cost of finding the layer.
         searches: True if a race follows when the budget pays for one.
     """
+    assert config.prompts_per_step is not None
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST
     burst = partial(_burst_cost, units, candidates, burst_steps)
-    burst_prompts = largest(burst, spend * BURST_SHARE, config.prompts_per_step or 0) if burst_steps else 0
+    burst_prompts = largest(burst, spend * BURST_SHARE, config.prompts_per_step) if burst_steps else 0
     burst_prompts -= burst_prompts % units.multiple
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
