@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 
 from autolayer.core.arms import RungResult
 from autolayer.search.records import Run
@@ -67,16 +68,13 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
         for step, seed in dict.fromkeys((run.to_step, run.slot.seed) for run in results)
         if (block := _train_block(_runs_of_rung(results, step, seed), reward_sd))
     ]
-    rows = tuple(row for block in blocks for row in block.rows)
-    noise_R_R = np.zeros((len(rows), len(rows)))
-    at = 0
-    # `select` and training prompts are disjoint: no covariance between blocks.
-    for block in blocks:
-        end = at + len(block.rows)
-        noise_R_R[at:end, at:end] = block.noise_R_R
-        at = end
-    score_R = np.concatenate([block.score_R for block in blocks]) if blocks else np.zeros(0)
-    return Evidence(rows=rows, score_R=score_R, noise_R_R=noise_R_R, reward_sd=reward_sd)
+    return Evidence(
+        rows=tuple(row for block in blocks for row in block.rows),
+        score_R=np.concatenate([np.zeros(0), *(block.score_R for block in blocks)]),
+        # `select` and training prompts are disjoint: no covariance between blocks.
+        noise_R_R=scipy.linalg.block_diag(np.zeros((0, 0)), *(block.noise_R_R for block in blocks)),
+        reward_sd=reward_sd,
+    )
 
 
 def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:

@@ -13,9 +13,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
+import psutil
 import sqlalchemy.event
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autolayer.core.errors import RunFolderError
@@ -59,7 +60,11 @@ def open_study(storage: str, name: str) -> optuna.Study:
         # waits and both claim it. Taking the write lock before the read makes the claim atomic.
         sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
     study = optuna.create_study(
-        study_name=name, storage=backend, load_if_exists=True, direction="maximize", sampler=QueueSampler()
+        study_name=name,
+        storage=backend,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.RandomSampler(),  # it is never asked: the enqueued trials have all their parameters
     )
     fail_dead_trials(study)
     return study
@@ -96,28 +101,8 @@ def fail_dead_trials(study: optuna.Study) -> None:
         lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
         dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)
         if lost or dead:
-            _give_up(study, trial)
-
-
-def _give_up(study: optuna.Study, trial: FrozenTrial) -> None:
-    with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
-class QueueSampler(optuna.samplers.BaseSampler):
-    """Samples nothing: all parameters of a trial are set when it is enqueued."""
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        """Returns an empty search space."""
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        """Returns no parameters."""
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        """Raises ValueError: every parameter comes with the enqueued trial."""
-        raise ValueError(f"'{param_name}' is not in the queue: autolayer enqueues the trials of this study itself.")
+            with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
+                study.tell(trial.number, state=TrialState.FAIL)
 
 
 @contextmanager
@@ -136,12 +121,4 @@ def quiet_optuna() -> Iterator[None]:
 def _is_dead(worker: dict[str, Any]) -> bool:
     if worker["pid"] == _WORKER["pid"]:
         return worker["token"] != _WORKER["token"]  # containers reuse the same pid
-    if os.name == "nt":
-        return False  # on Windows, signal 0 is Ctrl-C; the heartbeat decides
-    try:
-        os.kill(worker["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # a process of another user
-    return False
+    return not psutil.pid_exists(worker["pid"])

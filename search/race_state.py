@@ -73,25 +73,19 @@ class RaceState:
 
     @property
     def spent(self) -> Cost:
-        """Cost of all runs: as measured, or as planned where a run failed or did not measure its cost."""
-        priced, unpriced = self._with_cost
-        return sum((result.cost for result in priced.values()), Cost()) + self.planned_cost([*unpriced, *self.failures])
+        """Cost of all runs: as measured, or as planned where a run failed."""
+        return self._measured_cost + self.planned_cost(self.failures)
 
     @property
-    def _with_cost(self) -> tuple[dict[Run, RungResult], list[Run]]:
-        """Finished runs with a measured cost, and those without."""
-        priced = {run: result for run, result in self.results.items() if _has_cost(result.cost)}
-        return priced, [run for run in self.results if run not in priced]
+    def _measured_cost(self) -> Cost:
+        return sum((result.cost for result in self.results.values()), Cost())
 
     def expected_cost(self, runs: Iterable[Run]) -> Cost:
         """Returns the planned cost of future runs, scaled up if finished runs cost more than planned.
 
         Completions get longer during RL, so a plan made on those of the base model can be too low.
         """
-        priced, _ = self._with_cost
-        planned = self.planned_cost(priced)
-        actual = sum((result.cost for result in priced.values()), Cost())
-        total = self.planned_cost(runs)
+        planned, actual, total = self.planned_cost(self.results), self._measured_cost, self.planned_cost(runs)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),
             layer_tokens=total.layer_tokens * _overrun(planned.layer_tokens, actual.layer_tokens),
@@ -102,10 +96,6 @@ class RaceState:
         wanted = self.spent + self.expected_cost(runs) + (reserve or Cost())
         # Sums of floats in another order differ in the last digits, so a billionth of the budget is tolerated.
         return wanted.fits(self.config.budget * (1 + 1e-9))
-
-
-def _has_cost(cost: Cost) -> bool:
-    return cost.generated_tokens > 0 or cost.layer_tokens > 0
 
 
 def _overrun(planned: float, actual: float) -> float:

@@ -17,7 +17,7 @@ RUN_ONCE_POLL_SECONDS = 1.0
 """Time between two checks whether another worker has finished the work."""
 
 
-def run_once(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
+def run_once_across_workers(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
     """Does the work unless another worker does it, and returns when it is done.
 
     Args:

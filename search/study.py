@@ -13,15 +13,17 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter
 
-from autolayer.core.arms import Arm, RungResult
+from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError
 from autolayer.search.optuna_storage import open_storage, open_study, quiet_optuna, storage_errors
 from autolayer.search.race import Answer
-from autolayer.search.records import Candidate, RaceConfig, Run, Slot
+from autolayer.search.records import Candidate, RaceConfig, Run
 
 RACE_STUDY = "autolayer"
+_RUN, _RESULT, _CANDIDATES = TypeAdapter(Run), TypeAdapter(RungResult), TypeAdapter(tuple[Candidate, ...])
 
 
 def check_storage(storage: str, signature: str | None = None) -> None:
@@ -87,7 +89,7 @@ class RaceStudy:
         return cls(
             study=study,
             config=_with_stored_costs(config, stored),
-            candidates=tuple(Candidate(**{**c, "layers": tuple(c["layers"])}) for c in stored["candidates"]),
+            candidates=_CANDIDATES.validate_python(stored["candidates"]),
             base_I=tuple(stored["base_select_rewards_I"]),
         )
 
@@ -98,18 +100,20 @@ class RaceStudy:
     def answers(self, trials: Sequence[FrozenTrial]) -> dict[Run, Answer]:
         """Returns one answer for each finished run. An interrupted run has none, so that the race repeats it."""
         answers: dict[Run, Answer] = {}
-        forgiven = self.study.user_attrs.get("forgiven", -1)
+        retried_up_to = self.study.user_attrs.get("failures_retried_up_to_trial", -1)
         for trial in trials:
             run = run_of(trial)
             if "result" in trial.user_attrs:
-                answers.setdefault(run, _result_from(trial.user_attrs["result"]))
-            elif "failed" in trial.user_attrs and trial.number > forgiven:
+                answers.setdefault(run, _RESULT.validate_python(trial.user_attrs["result"]))
+            elif "failed" in trial.user_attrs and trial.number > retried_up_to:
                 answers.setdefault(run, trial.user_attrs["failed"])
         return answers
 
     def retry_failures(self) -> None:
         """Discards all failures so far, so that the next process repeats these runs."""
-        self.study.set_user_attr("forgiven", max((trial.number for trial in self.trials()), default=-1))
+        self.study.set_user_attr(
+            "failures_retried_up_to_trial", max((trial.number for trial in self.trials()), default=-1)
+        )
 
     def is_duplicate(self, number: int) -> bool:
         """Returns True if an older trial carries the same run: two workers may enqueue it at the same time."""
@@ -121,18 +125,7 @@ class RaceStudy:
 
 def run_of(trial: FrozenTrial | optuna.Trial) -> Run:
     """Returns the run that a trial carries."""
-    stored = trial.user_attrs["run"]
-    slot = Slot(**{**stored["slot"], "layers": tuple(stored["slot"]["layers"])})
-    return Run(slot=slot, from_step=stored["from_step"], to_step=stored["to_step"])
-
-
-def _result_from(stored: dict[str, Any]) -> RungResult:
-    return RungResult(
-        arm=Arm(**{**stored["arm"], "layers": tuple(stored["arm"]["layers"])}),
-        select_rewards_I=tuple(stored["select_rewards_I"]),
-        train_rewards_P=tuple(stored["train_rewards_P"]),
-        cost=Cost(**stored["cost"]),
-    )
+    return _RUN.validate_python(trial.user_attrs["run"])
 
 
 def _study_inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]) -> dict[str, Any]:

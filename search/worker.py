@@ -26,7 +26,7 @@ from autolayer.search.evidence import check_result, paired_gain
 from autolayer.search.learning_rates import slot_learning_rate
 from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
-from autolayer.search.race import Answer, RaceReplay, current_posterior
+from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
 from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run, SearchError
 from autolayer.search.study import RaceStudy, run_of
@@ -84,7 +84,7 @@ class _Worker:
 
     def __init__(self, race_study: RaceStudy, run: RunArm, deadline: float | None) -> None:
         self.race_study, self.run, self.deadline = race_study, run, deadline
-        self.replay = RaceReplay(race_study.config, race_study.candidates, race_study.base_I)
+        self.race = Race(race_study.config, race_study.candidates, race_study.base_I)
         self.outcome: RaceOutcome | None = None
 
     def advance(self) -> bool:
@@ -132,7 +132,7 @@ class _Worker:
     def _due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
         """Returns the runs that the race waits for, or its outcome if it is over or the deadline has passed."""
         try:
-            due = self.replay.due(answers)
+            due = self.race.due(answers)
         except SearchError:
             self.race_study.retry_failures()
             raise

@@ -8,7 +8,7 @@ import numpy as np
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.search.learning_rates import slot_learning_rate
-from autolayer.search.race import RaceReplay
+from autolayer.search.race import Race
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
 
 NUM_ITEMS = 128
@@ -65,8 +65,8 @@ def make_runner(contribution_L, config, noise=0.3, full_gain=0.4, seed=0):
 def drive(config, candidates, run, base_I, fail=lambda each: None):
     """Runs a race to its end; returns the outcome, every batch and every answer."""
     of_layers = {c.layers: c for c in candidates}
-    answers, batches, replay = {}, [], RaceReplay(config, candidates, base_I)
-    while not isinstance(due := replay.due(answers), RaceOutcome):
+    answers, batches, race = {}, [], Race(config, candidates, base_I)
+    while not isinstance(due := race.due(answers), RaceOutcome):
         batches.append(due)
         results = {r: a for r, a in answers.items() if isinstance(a, RungResult)}
         finished = {}

@@ -12,7 +12,7 @@ from autolayer.core.config import Config
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Progress
 from autolayer.core.run_folder import RunFolder
-from autolayer.search.run_once import run_once
+from autolayer.search.run_once import run_once_across_workers
 from autolayer.training.workbench import Workbench
 
 
@@ -62,7 +62,7 @@ class RunContext:
         if storage is not None:
             key = f"{self.signature} {name}"
             process_group.call_from_rank_0(
-                lambda work_on_all_ranks: run_once(storage, key, work_on_all_ranks, is_done), work
+                lambda work_on_all_ranks: run_once_across_workers(storage, key, work_on_all_ranks, is_done), work
             )
         elif not process_group.on_rank_0(is_done):
             work()

@@ -39,7 +39,7 @@ from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.search.ladder import plan_ladder
 from autolayer.search.learning_rates import slot_learning_rate
-from autolayer.search.race import Race, race
+from autolayer.search.race import Race
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run
 
 NUM_SELECT, NUM_PROMPTS, GROUP_SIZE = 128, 16, 8
@@ -160,28 +160,22 @@ class World:
 
 
 def simulate(
-    running: Race, config: RaceConfig, candidates: list[Candidate], run: Callable[..., RungResult]
+    race: Race, config: RaceConfig, candidates: list[Candidate], run: Callable[..., RungResult]
 ) -> RaceOutcome:
     """Drives a race without a study."""
-    results: dict[Run, RungResult] = {}
+    answers: dict[Run, RungResult | str] = {}
     of_layers = {candidate.layers: candidate for candidate in candidates}
-    try:
-        batch = next(running)
-        while True:
-            finished = {}
-            for each in batch:
-                rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
-                arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed, step=each.from_step)
-                finished[each] = run(arm, each.from_step, each.to_step)
-            results.update(finished)
-            batch = running.send(finished)
-    except StopIteration as stop:
-        return stop.value
+    while not isinstance(due := race.due(answers), RaceOutcome):
+        for each in due:
+            rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
+            arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed, step=each.from_step)
+            answers[each] = run(arm, each.from_step, each.to_step)
+    return due
 
 
 def run_race(world: World, prior: str, seed: int) -> tuple[int, float]:
     config, candidates = world.config(seed), world.candidates(prior)
-    outcome = simulate(race(config, candidates, tuple(world.base_select)), config, candidates, world.run)
+    outcome = simulate(Race(config, candidates, tuple(world.base_select)), config, candidates, world.run)
     return outcome.best[0], math.log(outcome.winner.learning_rate / RATE)
 
 

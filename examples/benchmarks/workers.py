@@ -21,7 +21,7 @@ from rich.table import Table
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.race import RaceReplay
+from autolayer.search.race import Race
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
 from autolayer.search.worker import run_search
 
@@ -61,8 +61,8 @@ def work(folder: str, start: float) -> None:
 
 def batches() -> list[list[int]]:
     """The steps of every run that the race asks for, batch by batch."""
-    replay, answers, found = RaceReplay(CONFIG, CANDIDATES, BASE_I), {}, []
-    while not isinstance(due := replay.due(answers), RaceOutcome):
+    race, answers, found = Race(CONFIG, CANDIDATES, BASE_I), {}, []
+    while not isinstance(due := race.due(answers), RaceOutcome):
         found.append([each.to_step - each.from_step for each in due])
         for each in due:
             before = [a.arm for r, a in answers.items() if r.slot == each.slot]

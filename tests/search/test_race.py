@@ -10,12 +10,11 @@ import pytest
 from race_helpers import drive, make_candidates, make_config, make_runner, play
 
 from autolayer.core.arms import Arm, RungResult
-from autolayer.core.costs import Cost
 from autolayer.core.errors import AutolayerError
 from autolayer.search.evidence import gather_evidence
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.posterior import infer
-from autolayer.search.race import RaceReplay
+from autolayer.search.race import Race
 from autolayer.search.records import Candidate, Run, SearchError, Slot
 
 
@@ -25,13 +24,11 @@ def test_same_records_same_decision():
     second = play(predicted_L, predicted_L, 60)
     assert first[0] == second[0] and first[1] == second[1]
     outcome, batches, answers, config, candidates, base_I = first
-    assert RaceReplay(config, candidates, base_I).due({}) == batches[0]
-    assert RaceReplay(config, candidates, base_I).due(dict(reversed(answers.items()))) == outcome
+    assert Race(config, candidates, base_I).due({}) == batches[0]
+    assert Race(config, candidates, base_I).due(dict(reversed(answers.items()))) == outcome
     for number, run in enumerate(batches[1]):  # in whatever order a batch comes in, the rest of it is still wanted
         known = {r: answers[r] for r in (*batches[0], run)}
-        assert RaceReplay(config, candidates, base_I).due(known) == tuple(
-            r for r in batches[1] if r != batches[1][number]
-        )
+        assert Race(config, candidates, base_I).due(known) == tuple(r for r in batches[1] if r != batches[1][number])
 
 
 def test_a_race_can_be_taken_up_at_every_point():
@@ -40,9 +37,9 @@ def test_a_race_can_be_taken_up_at_every_point():
     known = {}
     for batch in batches:
         for number, run in enumerate(batch):
-            assert RaceReplay(config, candidates, base_I).due(known) == batch[number:]
+            assert Race(config, candidates, base_I).due(known) == batch[number:]
             known[run] = answers[run]
-    assert RaceReplay(config, candidates, base_I).due(known) == outcome
+    assert Race(config, candidates, base_I).due(known) == outcome
 
 
 @pytest.mark.parametrize("winner", [0, 5, 11])
@@ -217,8 +214,9 @@ def test_equal_rewards_everywhere_leave_the_ranking_to_the_prediction():
     config, candidates = make_config(6, 40), make_candidates(np.linspace(0.5, 0.9, 6)[::-1])
 
     def run(arm, to_step):
+        cost = config.step_cost(arm.layers) * (to_step - arm.step) + config.eval_cost
         return RungResult(
-            arm=replace(arm, step=to_step), select_rewards_I=(1.0,) * 16, train_rewards_P=(1.0,) * 4, cost=Cost()
+            arm=replace(arm, step=to_step), select_rewards_I=(1.0,) * 16, train_rewards_P=(1.0,) * 4, cost=cost
         )
 
     outcome, _, answers = drive(config, candidates, run, (1.0,) * 16)

@@ -1,4 +1,4 @@
-"""Tests `run_once`: one of several workers does the work while the others wait."""
+"""Tests `run_once_across_workers`: one of several workers does the work while the others wait."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autolayer.search.run_once import RUN_ONCE_STUDY, run_once
+from autolayer.search.run_once import RUN_ONCE_STUDY, run_once_across_workers
 
 WORKER = """
 import os, sys, time
@@ -25,7 +25,7 @@ def work():
     time.sleep(patience)
     (folder / "done").write_text(str(os.getpid()))
 
-run_once.run_once(f"sqlite:///{folder}/study.db", "work", work, (folder / "done").exists)
+run_once.run_once_across_workers(f"sqlite:///{folder}/study.db", "work", work, (folder / "done").exists)
 """
 
 
@@ -45,7 +45,9 @@ def test_one_works_and_the_others_wait(tmp_path: Path) -> None:
     workers = [start(tmp_path, 1.0) for _ in range(3)]
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
     assert len((tmp_path / "begun").read_text().split()) == 1
-    run_once(f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists)  # nothing left to do
+    run_once_across_workers(
+        f"sqlite:///{tmp_path}/study.db", "work", pytest.fail, (tmp_path / "done").exists
+    )  # nothing left to do
 
 
 @pytest.mark.slow
@@ -69,8 +71,8 @@ def test_an_error_ends_the_turn_and_leaves_it_to_the_next(tmp_path: Path) -> Non
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        run_once(storage, "work", fail, done.exists)
-    run_once(storage, "other work", lambda: (tmp_path / "other").touch(), (tmp_path / "other").exists)
-    run_once(storage, "work", done.touch, done.exists)
+        run_once_across_workers(storage, "work", fail, done.exists)
+    run_once_across_workers(storage, "other work", lambda: (tmp_path / "other").touch(), (tmp_path / "other").exists)
+    run_once_across_workers(storage, "work", done.touch, done.exists)
     states = [t.state.name for t in optuna.load_study(study_name=RUN_ONCE_STUDY, storage=storage).trials]
     assert states == ["FAIL", "COMPLETE", "COMPLETE"]
