@@ -43,7 +43,7 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
     budget = finding_budget(config, units, run.candidates)
     sizes = plan_probes(config, units, run.candidates, budget, searches=before_race)
     with run.reading(ROLLOUTS):
-        rollouts = Rollouts.from_dict(run.folder.read(ROLLOUTS) or {})
+        rollouts = TypeAdapter(Rollouts).validate_python(run.folder.read(ROLLOUTS) or {})
     # The prediction does not learn from the packaged measurement of the same base model, only from the user's own.
     measured = known.packaged(without_base=bench.loaded.weight_hash)
     measured += known.history(config.history) if config.history else []

@@ -152,13 +152,12 @@ class _PlainText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = _line_break_tokens(tokenizer)
-        self._breaks = set(self.stop_ids)
 
     def first(self, row: Row, observation: str, environment: Environment) -> list[int]:
         return encode_prompts(self.tokenizer, [{"prompt": row["prompt"] + observation + PROMPT}], {})[0]
 
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
-        line = "" if ids[-1] in self._breaks else "\n"
+        line = "" if ids[-1] in self.stop_ids else "\n"
         return list(self.tokenizer(line + observation + PROMPT, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
@@ -167,7 +166,7 @@ class _ChatMessages:
 
     def __init__(self, engine: Engine, template_kwargs: Mapping[str, Any]) -> None:
         self.tokenizer = engine.tokenizer
-        self._ends = set(engine.eos_token_ids)
+        self._ends = engine.eos_token_ids
         self.template_kwargs = dict(template_kwargs)
         self.stop_ids: tuple[int, ...] = ()
         self._shows_tools = False

@@ -54,7 +54,7 @@ def sample_on_all_ranks(
         group_size: Number of completions per prompt.
 
     Returns:
-        The rollouts of all ranks, on every rank.
+        The rollouts of all ranks in the order of `rows`, on every rank.
 
     Raises:
         RewardError: The reward failed on some rank.

@@ -79,12 +79,6 @@ class Rollouts:
             metrics=dict(metrics),
         )
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Rollouts:
-        """Builds rollouts from plain values, as `dataclasses.asdict` returns them."""
-        turns = [tuple(Turn(*turn) for turn in episode) for episode in values["turns"]]
-        return cls(**{**values, "turns": turns, "actions": list(map(tuple, values["actions"]))})
-
     @property
     def texts(self) -> list[str]:
         """The generated text of each completion; the actions of an episode are joined by line breaks."""

@@ -138,16 +138,16 @@ class Checkpoints:
             path.unlink()
 
     def _history(self, arm: Arm) -> History:
-        return self.process_group.on_rank_0(lambda: self._read_history(arm))
+        def read() -> History:
+            path = self._arm_folder(arm) / HISTORY
+            try:
+                return TypeAdapter(History).validate_json(path.read_text())
+            except FileNotFoundError:
+                return History(rewards=(), costs={})
+            except ValueError as error:
+                raise self._damaged(arm, str(error).splitlines()[0]) from None
 
-    def _read_history(self, arm: Arm) -> History:
-        path = self._arm_folder(arm) / HISTORY
-        if not path.is_file():
-            return History(rewards=(), costs={})
-        try:
-            return TypeAdapter(History).validate_json(path.read_text())
-        except ValueError as error:
-            raise self._damaged(arm, str(error).splitlines()[0]) from None
+        return self.process_group.on_rank_0(read)
 
     def _damaged(self, arm: Arm, reason: str) -> RunFolderError:
         return RunFolderError(

@@ -4,7 +4,6 @@ import time
 from functools import cached_property
 
 import torch
-from transformers import PreTrainedModel
 
 from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
@@ -21,22 +20,16 @@ class Scorer:
     """Scores completions with the weights now in the model, and charges what that costs.
 
     Args:
-        model: The policy.
-        engine: The rollout engine, which gives temperature and pad token.
+        engine: The rollout engine, which gives the policy, temperature and pad token.
         micro_batching: Gives the number of sequences of a pass.
         account: Charged with the cost of every pass.
         process_group: The ranks, which all score the same completions and get the same numbers.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        engine: Engine,
-        micro_batching: MicroBatching,
-        account: Account,
-        process_group: ProcessGroup,
+        self, engine: Engine, micro_batching: MicroBatching, account: Account, process_group: ProcessGroup
     ) -> None:
-        self.model, self.engine, self.micro_batching = model, engine, micro_batching
+        self.model, self.engine, self.micro_batching = engine.model, engine, micro_batching
         self.account, self.process_group = account, process_group
 
     def batch(self, rollouts: Rollouts) -> ScoreBatch:

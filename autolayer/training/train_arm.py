@@ -53,9 +53,6 @@ def train_arm(
         prompts_per_step: Prompts per step over all ranks, fewer for the bursts of a probe. Default: the run's setting.
         on_step: Called with the mean training reward of each step.
 
-    Returns:
-        The arm at its new checkpoint, with the rewards and the cost of these steps.
-
     Raises:
         TrainingError: Training diverged, or one sequence does not fit into memory.
         LoneRankError: One of several ranks ran out of memory.

@@ -83,7 +83,7 @@ class Workbench:
         self.micro_batching = MicroBatching(
             self.engine, lambda: self.longest, self.process_group, checkpointing=config.activation_checkpointing
         )
-        self.scorer = Scorer(self.model, self.engine, self.micro_batching, self.account, self.process_group)
+        self.scorer = Scorer(self.engine, self.micro_batching, self.account, self.process_group)
         self.effective: list[float] = []
         """Effective sample size of each training batch, as a share of its tokens; empty if the model itself samples."""
         self.process_group.passes_need_all_ranks = sharded

@@ -98,10 +98,6 @@ class GumbelNoise(LogitsProcessor):
 
     Every request has a generator of its own, so its tokens do not depend on what else is in the batch. The generators
     fill a table of `noise_tokens` steps at a time, and a step then costs one addition for all rows.
-
-    Args:
-        seeds: One seed for each row.
-        device: The logits' device.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
