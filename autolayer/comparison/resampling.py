@@ -26,10 +26,6 @@ def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:
 
     Formula: (1 + permutations that reach it) / (1 + permutations) (R. Fisher 1935). Neighbouring layers resemble each
     other, so any smooth function of depth does well more often than this says.
-
-    Args:
-        scores_L: Shape (layers,).
-        contribution_L: Measured, same shape.
     """
     scores_L, truth_L = unit_ranks(dense_ranks(scores_L)), unit_ranks(dense_ranks(contribution_L))
     shuffled_D_L = np.random.default_rng(0).permuted(np.tile(truth_L, (NUM_RESAMPLES, 1)), axis=1)
@@ -45,12 +41,6 @@ def difference_under_noise(
     Every layer's contribution is drawn anew from Normal(C, error), both predictions are judged on the same draws, and
     the deviation of their difference makes a normal interval around the observed difference. It holds the noise of
     this measurement only, nothing about other models or tasks. A constant counts as correlation 0.
-
-    Args:
-        scores_L: Shape (layers,).
-        other_L: Same shape.
-        contribution_L: Same shape.
-        errors_L: Standard errors of the contributions, same shape.
     """
     truth_L, generator = checked(contribution_L), np.random.default_rng(0)
     draws_D_L = truth_L + checked(errors_L) * generator.standard_normal((NUM_NOISE_DRAWS, len(truth_L)))

@@ -70,43 +70,27 @@ class TrainingRuns:
         while alive := [rate for rate in self.grid if not self.records.failure(layers, rate)]:
             if not self.schedule.chooses:
                 return alive[0]
-            ranked = self._ranked(layers, alive, 0, self.schedule.quarter)
+            ranked = list(self._ranked(layers, alive, 0, self.schedule.quarter))
             finalists = ranked[:FINALISTS]
             self._delete_checkpoints(layers, ranked[FINALISTS:])
             best = self._ranked(layers, finalists, self.schedule.quarter, self.schedule.steps)
             if best and len(best) == len(finalists):  # otherwise the next best takes the place of what failed
-                chosen = self._smallest_good_rate(layers, best)
+                chosen = _smallest_good_rate(best)
                 self._delete_checkpoints(layers, [rate for rate in best if rate != chosen])
                 return chosen
         reason = self.records.failure(layers, self.grid[0])
         raise TrainingError(f"{name_of(layers)} failed at every learning rate of the grid, at the smallest: {reason}")
 
-    def _smallest_good_rate(self, layers: Layers, ranked: Sequence[float]) -> float:
-        """Returns the smallest rate within one standard error of the best: a larger one may fail on the next seed.
-
-        The one-standard-error rule of Breiman et al. (1984), on paired items.
-        """
-
-        def rewards(rate: float) -> np.ndarray:
-            arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
-            return np.array(self.records.rewards[_key(arm, self.schedule.steps, "select")])
-
-        best_I = rewards(ranked[0])
-        for rate in sorted(ranked):
-            lost_I = best_I - rewards(rate)
-            if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5:
-                return rate
-        raise AssertionError("the best rate loses nothing against itself")
-
-    def _ranked(self, layers: Layers, rates: Sequence[float], start: int, stop: int) -> list[float]:
-        """Returns the rates that do not diverge, best first; of equals the smaller, which moves the model less."""
-        scores = {}
+    def _ranked(self, layers: Layers, rates: Sequence[float], start: int, stop: int) -> dict[float, tuple[float, ...]]:
+        """Returns the rewards at the rates that do not diverge, the best first; of equals the smaller rate."""
+        found = {}
         for rate in rates:
             arm = Arm(layers=layers, learning_rate=rate, seed=self.config.seed)
             rewards_I = self._trained(arm, start, stop, "select")
-            if rewards_I is not None:  # same items and noise for all, so sums compare like paired gains
-                scores[rate] = sum(rewards_I)
-        return sorted(scores, key=lambda rate: (-scores[rate], rate))
+            if rewards_I is not None:
+                found[rate] = rewards_I
+        # The same items and noise for all, so sums compare like paired gains.
+        return dict(sorted(found.items(), key=lambda item: (-sum(item[1]), item[0])))
 
     def _delete_checkpoints(self, layers: Layers, rates: Sequence[float]) -> None:
         for rate in rates:
@@ -149,6 +133,19 @@ class TrainingRuns:
         left = (self.bar.total or 0) - self.bar.completed  # a rate that fails late costs more steps than planned
         note = f"{name_of(arm.layers)}, rate {arm.learning_rate:g}, seed {arm.seed}"
         self.bar.advance(max(0, min(steps, left)), note)
+
+
+def _smallest_good_rate(ranked: dict[float, tuple[float, ...]]) -> float:
+    """Returns the smallest rate within one standard error of the best: a larger one may fail on the next seed.
+
+    The one-standard-error rule of Breiman et al. (1984), on paired items.
+    """
+    best_I = np.array(next(iter(ranked.values())))
+    for rate in sorted(ranked):
+        lost_I = best_I - np.array(ranked[rate])
+        if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5:
+            return rate
+    raise AssertionError("the best rate loses nothing against itself")
 
 
 class RunRecords:

@@ -74,9 +74,6 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
         model: The model on the meta device.
         candidates: The layers that may be trained; the lowest need most memory.
         width: Number of tokens of the longest sequence.
-
-    Returns:
-        The first choice that fits, or else the smallest one.
     """
     device = find_device(config.device)
     gpu = device.type == "cuda"

@@ -35,15 +35,11 @@ from autolayer.training.workbench import Workbench
 
 @contextmanager
 def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[RunContext]:
-    """Checks everything that can be checked before work begins, cheap checks first, and locks the run folder.
-
-    Args:
-        config: The user's settings.
-        progress: Shows progress; default: nothing is shown.
-        verb: 'pick', 'train' or 'measure'.
+    """Checks everything that can be checked before work begins, cheap checks first, and loads model and task.
 
     Yields:
-        The run. Its folder is locked until the block ends; with --storage, several workers share it instead.
+        The run of 'pick', 'train' or 'measure'. Its folder is locked until the block ends; with --storage, several
+        workers share it instead.
 
     Raises:
         AutolayerError: The settings, the model, the data or the run folder cannot work. Nothing has been written.
@@ -103,16 +99,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
 
 
 def load(config: Config, process_group: ProcessGroup, device: torch.device) -> LoadedModel:
-    """Loads the model on its device, whole or as the shard of this rank.
-
-    Args:
-        config: The user's settings.
-        process_group: The ranks of the run.
-        device: The device of this rank.
-
-    Raises:
-        ConfigError: --shard is given, but there is only one process.
-    """
+    """Loads the model on its device, whole or as the shard of this rank."""
     if not config.shard:
         return load_model(config.model, config.device)
     if process_group.world_size < 2:

@@ -11,12 +11,7 @@ from autolayer.reporting.contribution import CONTRIBUTION_FILE, ArmGain, Contrib
 
 
 def contribution_table(found: Contribution, folder: Path) -> RenderableType:
-    """Returns the table and its sentences.
-
-    Args:
-        found: The measured contributions.
-        folder: Run folder that holds the file.
-    """
+    """Returns the table of the contributions in a run folder, and its sentences."""
     table = Table(box=None, pad_edge=False)
     for column in ("trained", "rate", *(f"gain, seed {seed}" for seed in found.seeds), "contribution"):
         table.add_column(column, justify="right", style="dim" if column == "rate" else None)

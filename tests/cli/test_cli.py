@@ -299,6 +299,9 @@ def test_report_explains_runs_without_result(call: Any, tmp_path: Path) -> None:
     folder.write(RESULT, {"status": "ok"})
     code, _, err = call("report", "run")
     assert code == 2 and "is no result.json of autolayer" in err
+    folder.write(RESULT, {**finished().to_dict(), "best_layers": [99]})
+    code, _, err = call("report", "run")
+    assert code == 2 and "names the layers [99] of a model with 3" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("extra", "base"), [((), "None"), (("--model", "other"), "other")])
