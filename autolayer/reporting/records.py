@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import annotated_types
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.json_schema import GenerateJsonSchema
 
 from autolayer.core.errors import DataError
 
@@ -101,28 +100,8 @@ def make_schema(record: type, title: str, description: str) -> dict[str, Any]:
         title: Title of the schema.
         description: What the file holds, in a sentence or two.
     """
-    made = TypeAdapter(record).json_schema(mode="serialization", schema_generator=_Untitled)
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "description": description}
-    return {**about, **{name: _one_line(part) for name, part in made.items() if name not in about}}
-
-
-class _Untitled(GenerateJsonSchema):
-    """Leaves out the titles that pydantic makes from the names of fields."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-
-def _one_line(part: Any) -> Any:
-    """Joins the lines of every description in a schema."""
-    if isinstance(part, list):
-        return [_one_line(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    joined = {name: _one_line(each) for name, each in part.items()}
-    if isinstance(part.get("description"), str):
-        joined["description"] = " ".join(part["description"].split())
-    return joined
+    return {**about, **TypeAdapter(record).json_schema(mode="serialization"), **about}
 
 
 def _problem(found: Any) -> str:
