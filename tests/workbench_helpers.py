@@ -54,6 +54,7 @@ def make_bench(
     prompts_per_step: int = 4,
     group_size: int = 4,
     temperature: float = 1.0,
+    steps: int | None = None,
     make_engine: Callable[..., Engine] = TransformersEngine,
 ) -> Workbench:
     loaded = LoadedModel(
@@ -63,7 +64,7 @@ def make_bench(
         num_layers=model.config.num_hidden_layers,
         device=torch.device("cpu"),
     )
-    options: dict[str, Any] = {"algorithm": algorithm, "beta": beta, "temperature": temperature}
+    options: dict[str, Any] = {"algorithm": algorithm, "beta": beta, "temperature": temperature, "steps": steps}
     config = Config(model="random", prompts_per_step=prompts_per_step, group_size=group_size, **options)
     return Workbench(loaded, task or make_task(), config, RunFolder(folder), make_engine=make_engine)
 

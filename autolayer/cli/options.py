@@ -104,7 +104,16 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     type_, metavar = {int: (click.INT, "N"), float: (click.FLOAT, "NUMBER")}.get(kind, (click.STRING, choices))
     if name == "learning_rate":  # may be 'auto'
         type_ = click.STRING
+    if name in ("data", "reward"):  # a second one would replace the first without a word
+        return ConfigOption([flag], metavar=METAVARS[name], help=text, multiple=True, callback=_only_one)
     return ConfigOption([flag], type=type_, metavar=METAVARS.get(name, metavar), help=text)
+
+
+def _only_one(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    if len(values) > 1:
+        several = "one function that adds up the rewards" if option.name == "reward" else "one file with all rows"
+        raise click.UsageError(f"--{option.name} is given {len(values)} times: give {several}.", ctx)
+    return values[0] if values else None
 
 
 def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:

@@ -5,6 +5,7 @@ trained score. A split that leaks into another makes a number look better than i
 tasks and for the user's own alike.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,6 +71,8 @@ class Task:
     eval_decoding: Decoding | None = None
     """Sampling parameters of `eval`. None: those of training."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    trainer_state: Any = None
+    """What the reward gets as TRL's `TrainerState`; see `at`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.splits, Mapping):  # a `datasets.Dataset` becomes rows: its slices are columns
@@ -93,6 +96,16 @@ class Task:
     def is_chat(self) -> bool:
         """True if the prompts are message lists, to which a chat template is applied."""
         return not isinstance(self.splits["train"][0]["prompt"], str)
+
+    def at(self, trainer_state: Any) -> "Task":
+        """Returns the same task at another moment of training, for rewards that change with `global_step`.
+
+        Args:
+            trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
+        """
+        task = copy.copy(self)  # the splits are checked already
+        object.__setattr__(task, "trainer_state", trainer_state)
+        return task
 
     def score(
         self,
@@ -123,6 +136,7 @@ class Task:
             prompts=[row["prompt"] for row in rows],
             completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
             completion_ids=[[] for _ in rows] if completion_ids is None else list(completion_ids),
+            trainer_state=self.trainer_state,
             log_metric=log_metric,
             **columns,
         )

@@ -1,7 +1,8 @@
 """Loads the user's own Python: `--task FILE.py:NAME` and `--reward FILE.py:function`.
 
-A file is imported under a name of its own, so that `rewards.py` cannot shadow, or be shadowed by, a module of the
-same name. Its folder goes to the end of `sys.path`, so that it can import what lies beside it.
+A file is imported under its own name, so that worker processes which it starts can import it again. A file whose name
+belongs to another module gets a longer one. Its folder goes to the end of `sys.path`, so that it can import what lies
+beside it.
 """
 
 import hashlib
@@ -20,6 +21,10 @@ from autolayer.core.errors import AutolayerError, ConfigError, DataError, Reward
 from autolayer.tasks.agent.tool_environment import task_of_class
 from autolayer.tasks.base import Task
 from autolayer.tasks.rewards import show
+from autolayer.tasks.user_code import keeping_process_state
+
+_DIGEST = "__autolayer_digest__"
+"""Attribute of an imported file: the hash of its content."""
 
 
 def is_reference(text: str) -> bool:
@@ -118,23 +123,38 @@ def _attribute(option: str, path: Path, name: str) -> Any:
 
 def _import(option: str, path: Path) -> types.ModuleType:
     """Imports a file once. A file that changed becomes another module."""
-    content = path.resolve().as_posix().encode() + b"\n" + path.read_bytes()
-    module_name = f"autolayer_custom_{path.stem}_{hashlib.sha256(content).hexdigest()[:10]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    if (folder := str(path.resolve().parent)) not in sys.path:
+    path = path.resolve()
+    if (folder := str(path.parent)) not in sys.path:
         sys.path.append(folder)
-    spec = importlib.util.spec_from_file_location(module_name, path.resolve())
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:10]
+    name = path.stem if _is_free(path, digest) else f"autolayer_custom_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # before running it: dataclasses and pickle look there
+    sys.modules[name] = module  # before running it: dataclasses and pickle look there
+    setattr(module, _DIGEST, digest)
     try:
-        spec.loader.exec_module(module)
+        with keeping_process_state():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
+        del sys.modules[name]
         text = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{option}: importing {path} failed with {text}{_where(error)}. Mend that file.") from error
     return module
+
+
+def _is_free(path: Path, digest: str) -> bool:
+    """Returns True if `import NAME` finds this very file, which worker processes need to unpickle its functions."""
+    if path.stem in sys.modules:
+        return getattr(sys.modules[path.stem], _DIGEST, None) == digest
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):  # a name such as `a.b`
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
 
 
 def _where(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from autolayer.core.errors import EpisodeError
 from autolayer.tasks.rewards import as_number, describe, show
 from autolayer.tasks.time_limit import within
+from autolayer.tasks.user_code import keeping_process_state
 
 
 class Step(NamedTuple):
@@ -131,7 +132,8 @@ def _call(method: Callable[..., Any], where: str, *given: Any) -> Any:
         EpisodeError: It raised, or took too long.
     """
     try:
-        return within(LIMIT, lambda: method(*given))
+        with keeping_process_state():
+            return within(LIMIT, lambda: method(*given))
     except (Exception, SystemExit) as error:
         hint = f" It was given {show(given[0])}; an action that makes no sense is no error." if given else ""
         raise EpisodeError(

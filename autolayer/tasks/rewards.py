@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from autolayer.core.errors import RewardError
+from autolayer.tasks.user_code import keeping_process_state
 
-LARGEST = 3.4e38  # TRL keeps rewards in float32; what exceeds it would become infinite there
+LARGEST = 1e15
+"""Largest absolute reward. Trainers keep rewards in float32, where the squares of larger ones become infinite."""
 
 PASSED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Arguments that a reward gets besides the columns of the data."""
@@ -39,6 +41,7 @@ def call_reward(
     prompts: Sequence[Any],
     completions: Sequence[Any],
     completion_ids: Sequence[Sequence[int]],
+    trainer_state: Any = None,
     log_metric: Callable[..., None] | None = None,
     **columns: Sequence[Any],
 ) -> list[float]:
@@ -51,6 +54,7 @@ def call_reward(
         prompts: The prompt of each completion, a text or a message list.
         completions: The completions in TRL's form (`as_completion`).
         completion_ids: The tokens of each completion.
+        trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
         log_metric: Called by the reward to log a number under a name.
         columns: The other columns of the rows, one value per completion.
 
@@ -65,9 +69,12 @@ def call_reward(
     # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
     given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
     try:
-        result = wait_for(function(trainer_state=None, log_extra=_ignore, log_metric=log_metric or _ignore, **given))
-        # Still inside the `try`, because a generator runs the user's code only here.
-        values = None if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable) else list(result)
+        with keeping_process_state():
+            logs = {"log_extra": _ignore, "log_metric": log_metric or _ignore}
+            result = wait_for(function(trainer_state=trainer_state, **logs, **given))
+            # Still inside the `try`, because a generator runs the user's code only here.
+            is_list = isinstance(result, Iterable) and not isinstance(result, (str, bytes, dict))
+            values = list(result) if is_list else None
     except RewardError:
         raise
     except (Exception, SystemExit) as error:
@@ -92,7 +99,7 @@ def call_reward(
         if reward is None:
             raise RewardError(
                 f"reward function {describe(function)} returned {show(value)} for {sample(index)}. Return a finite "
-                "number for every completion: 0.0 where it earns nothing."
+                f"number of at most {LARGEST:g} for every completion: 0.0 where it earns nothing."
             )
         rewards.append(reward)
     return rewards

@@ -10,6 +10,7 @@ its training is not known in advance.
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         config = bench.config
         self.process_group, self.engine, self.task = bench.process_group, bench.engine, bench.task
         self.arm, self.rows, self.on_rollouts = arm, list(rows), on_rollouts
-        self.group_size = config.group_size
+        self.group_size, self.full_steps = config.group_size, config.steps or 0
         self.prompts_per_step = len(self.rows) // num_steps
         self.gigpo = config.gigpo if config.algorithm == "gigpo" else None
         self.rollouts: Rollouts | None = None
@@ -149,7 +150,8 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         assert list(map(int, prompts)) == indices[self.own], "TRL must give each rank the next prompts in order"
         seeds = [request_seed(self.arm.seed, "train", step, index) for index in range(len(indices))]
         started = time.perf_counter()
-        self.rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, self.group_size)
+        task = self.task.at(replace(self.state, global_step=step, max_steps=self.full_steps))
+        self.rollouts = sample_on_all_ranks(self.process_group, self.engine, task, rows, seeds, self.group_size)
         self.sampling_seconds += time.perf_counter() - started
         self.on_rollouts(self.rollouts)
         own = self.rollouts.ungrouped(self.own)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
+from transformers import TrainerState
 
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
@@ -158,10 +159,18 @@ class Workbench:
         prompts = encode_prompts(self.tokenizer, rows, dict(self.task.chat_template_kwargs))
         return max(map(len, prompts)) + self.task.max_new_tokens
 
-    def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1) -> Rollouts:
-        """Samples and rewards completions with the weights now in the model; see `sample_on_all_ranks`."""
+    def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1, *, step: int = 0) -> Rollouts:
+        """Samples and rewards completions with the weights now in the model; see `sample_on_all_ranks`.
+
+        Args:
+            rows: One row per prompt, P in all.
+            seeds: One seed per completion, P * `group_size` in all.
+            group_size: Number of completions per prompt.
+            step: The step of training that a reward sees in `trainer_state`.
+        """
         started = time.perf_counter()
-        rollouts = sample_on_all_ranks(self.process_group, self.engine, self.task, rows, seeds, group_size)
+        task = self.task.at(TrainerState(global_step=step, max_steps=self.config.steps or 0))
+        rollouts = sample_on_all_ranks(self.process_group, self.engine, task, rows, seeds, group_size)
         self.account.charge(self.account.generation(rollouts), time.perf_counter() - started)
         return rollouts
 
@@ -181,7 +190,8 @@ class Workbench:
         if arm is not None and arm.checkpoint is not None:
             weights = self.weights(arm.layers, self.arm_weights(arm))
         with weights, self.engine.decoding(requests.decoding):
-            rollouts = self.sample(requests.rows, requests.seeds)
+            # A reward that changes with the step judges every model as it does at the end of training.
+            rollouts = self.sample(requests.rows, requests.seeds, step=self.config.steps or 0)
         return average_by_item(self.task, requests, rollouts)
 
     @property
