@@ -123,15 +123,15 @@ def _attribute(option: str, path: Path, name: str) -> Any:
 
 def _import(option: str, path: Path) -> types.ModuleType:
     """Imports a file once. A file that changed becomes another module."""
-    path = path.resolve()
-    if (folder := str(path.parent)) not in sys.path:
+    file = path.resolve()
+    if (folder := str(file.parent)) not in sys.path:
         sys.path.append(folder)
-    content = path.read_bytes()
+    content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:10]
-    name = path.stem if _is_free(path, digest) else f"autolayer_custom_{path.stem}_{digest}"
+    name = file.stem if _is_free(file, digest) else f"autolayer_custom_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before running it: dataclasses and pickle look there
