@@ -79,12 +79,6 @@ class StepResponses:
         It is 0 if all completions are alike, or if its two estimates are uncorrelated, in bf16 because of rounding and
         on few completions because of curvature. On the whole fold, a single estimate is taken in that case, so that a
         layer that moves the policy does not count as one that moves nothing.
-
-        Args:
-            layer: The layer to move.
-            fold: Index of the fold.
-            direction: Sign step of each of the layer's parameters.
-            num_prompts: Number of prompts to begin with.
         """
         while True:
             is_whole = num_prompts >= self.folds[fold].num_prompts

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 from autolayer.core.costs import Cost
 from autolayer.search.ladder import NUM_FINALISTS, Ladder, ladder_cost, plan_ladder
-from autolayer.search.learning_rates import RATE_STEPS
 from autolayer.search.posterior import Posterior
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import Candidate, RaceConfig, Run, Slot
+from autolayer.search.records import RATE_STEPS, Candidate, RaceConfig, Run, Slot
 
 MIN_RATE_SHARE = 0.04
 """A second learning rate is tried from this share of the full run on. Before, drift and noise hide its effect."""

@@ -60,11 +60,6 @@ def contribution_prior(
 
     Trust below 1 shrinks the predictions towards their mean and adds the variance that they lose to the covariance, so
     the spread over layers stays the same.
-
-    Args:
-        config: Settings of the race.
-        candidates: Layer sets with their predictions.
-        trust: Weight of the prediction, 0 to 1.
     """
     predicted_C = np.array([candidate.predicted for candidate in candidates])
     sd_C = np.array([candidate.predicted_sd for candidate in candidates])

@@ -54,10 +54,6 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
 
     Training rewards have no base score on the same prompts and lag behind the rung's end, by the same steps for all
     its arms. They therefore count only as differences within one rung and seed.
-
-    Args:
-        results: Results of the finished runs.
-        base_select_rewards_I: Reward of the base model per `select` item.
     """
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     rewards = np.concatenate([base_I, *(r.select_rewards_I for r in results.values())])
@@ -79,11 +75,6 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
 
 def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:
     """Checks that a result can be compared with those of other arms.
-
-    Args:
-        run: The run that was carried out.
-        result: What it returned.
-        base_select_rewards_I: Reward of the base model per `select` item.
 
     Raises:
         ValueError: The result is of another arm or step, or lacks one finite reward per `select` item.

@@ -48,12 +48,7 @@ class Ladder:
 
 
 def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
-    """Chooses the widest ladder of which enough rungs fit the budget, and then the longest of this width.
-
-    Args:
-        config: Settings of the race.
-        candidates: Layer sets that may win.
-    """
+    """Chooses the widest ladder of which enough rungs fit the budget, and then the longest of this width."""
     if len(candidates) < 2:
         return Ladder(rungs=(), first=tuple(candidates), planned_cost=Cost())
     step_cost = _average_step_cost(config, candidates)
@@ -88,14 +83,7 @@ def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Pl
 
 
 def ladder_cost(config: RaceConfig, rungs: Sequence[PlannedRung], start: int, step_cost: Cost) -> Cost:
-    """Returns the cost of the rungs from index `start` on, each arm continuing from the rung before.
-
-    Args:
-        config: Settings of the race.
-        rungs: The ladder.
-        start: Index of the first rung to count.
-        step_cost: Cost of one step of one arm.
-    """
+    """Returns the cost of the rungs from index `start` on, each arm continuing from the rung before."""
     total = Cost()
     for index in range(start, len(rungs)):
         before = rungs[index - 1].step if index else 0

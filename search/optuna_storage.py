@@ -32,9 +32,6 @@ _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4
 def storage_errors(storage: str) -> Iterator[None]:
     """Turns the errors of a database into one sentence with its remedy.
 
-    Args:
-        storage: The Optuna storage URL that the block uses.
-
     Raises:
         RunFolderError: The storage cannot be opened, is damaged, or needs a driver that is not installed.
     """

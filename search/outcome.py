@@ -20,11 +20,6 @@ def settled_verdict(config: RaceConfig, posterior: Posterior, measured: bool) ->
     """Returns 'clear' or 'tied' if no further run is worth its cost, else None.
 
     A prediction alone settles nothing between two candidates, because it was never tested on this model.
-
-    Args:
-        config: Settings of the race.
-        posterior: Contributions of the candidates, given all finished runs.
-        measured: True if a run has finished.
     """
     if len(posterior.ranked) == 1:
         return "clear"

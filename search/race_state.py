@@ -12,12 +12,7 @@ from autolayer.search.records import Candidate, RaceConfig, Run, Slot
 
 
 class RaceState:
-    """Holds the finished and failed runs of one race, in the order in which the race yielded them.
-
-    Args:
-        config: Settings of the race.
-        candidates: Layer sets that may win.
-    """
+    """Holds the finished and failed runs of one race, in the order in which the race yielded them."""
 
     def __init__(self, config: RaceConfig, candidates: Sequence[Candidate]) -> None:
         self.config = config

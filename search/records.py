@@ -6,13 +6,13 @@ from typing import Literal
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.errors import AutolayerError, ConfigError
+from autolayer.core.errors import AutolayerError
 from autolayer.core.layer_set import Layers
 from autolayer.reporting.results import Rung
 
 RaceVerdict = Literal["clear", "tied", "budget_spent"]
-
-
+RATE_STEPS = (0.0, 0.5, -0.5)
+"""Exponents of `rate_span`, in the order in which rates are tried: starting rate, one step up, one step down."""
 TIME_IS_UP = "time is up"
 """Stop reason of a race that its deadline ended. The same call with more time resumes it."""
 
@@ -60,18 +60,11 @@ class RaceConfig:
     fixed_rate: bool = False
     """True if the user gave the learning rate, so that no other is tried."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.total_steps < 1:
-            problems.append(f"total_steps {self.total_steps} leaves nothing to train: give at least 1")
-        if not 0 < self.confidence < 1:
-            problems.append(f"confidence {self.confidence} is no probability: give a number between 0 and 1")
-        if self.regret < 0:
-            problems.append(f"regret {self.regret} cannot be met: give 0 or a number above")
-        if self.rate_span < 1:
-            problems.append(f"rate_span {self.rate_span} leaves no range of rates: give a number of at least 1")
-        if problems:
-            raise ConfigError("; ".join(problems) + ".")
+    def rate_of(self, candidate: Candidate, rate_index: int) -> float:
+        """Returns `rate_span ** RATE_STEPS[rate_index]` times the starting rate, which stays if it is fixed."""
+        if self.fixed_rate:
+            return candidate.learning_rate
+        return candidate.learning_rate * self.rate_span ** RATE_STEPS[rate_index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +73,7 @@ class Slot:
 
     layers: tuple[int, ...]
     rate_index: int = 0
-    """Index into `learning_rates.RATE_STEPS`; 0 is the starting rate."""
+    """Index into `RATE_STEPS`; 0 is the starting rate."""
     seed: int
 
 

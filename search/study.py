@@ -70,12 +70,6 @@ class RaceStudy:
         Predictions measured on another machine differ in the last digits, and all workers must decide on the same
         inputs.
 
-        Args:
-            storage: An Optuna storage URL.
-            config: Settings of the race.
-            candidates: Layer sets that may win.
-            base_I: Reward of the base model per `select` item.
-
         Raises:
             RunFolderError: The study belongs to another configuration.
         """

@@ -23,7 +23,6 @@ from optuna.trial import TrialState, create_trial
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.errors import TrainingError
 from autolayer.search.evidence import check_result, paired_gain
-from autolayer.search.learning_rates import slot_learning_rate
 from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
@@ -148,7 +147,7 @@ class _Worker:
         """Adds a waiting trial with its parameters and the intermediate values of the arm's lower rungs."""
         results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
         candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
-        rate = slot_learning_rate(self.race_study.config, candidate, run.slot.rate_index)
+        rate = self.race_study.config.rate_of(candidate, run.slot.rate_index)
         trial = create_trial(
             state=TrialState.WAITING,
             params={"layers": _label(run.slot.layers), "learning_rate": rate},

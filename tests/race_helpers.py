@@ -7,7 +7,6 @@ import numpy as np
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
-from autolayer.search.learning_rates import slot_learning_rate
 from autolayer.search.race import Race
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
 
@@ -72,7 +71,7 @@ def drive(config, candidates, run, base_I, fail=lambda each: None):
         finished = {}
         for each in due:
             before = [r.arm for e, r in results.items() if e.slot == each.slot]
-            rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
+            rate = config.rate_of(of_layers[each.slot.layers], each.slot.rate_index)
             arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed)
             arm = max(before, key=lambda a: a.step, default=arm)
             assert arm.step == each.from_step < each.to_step <= config.total_steps

@@ -38,7 +38,6 @@ from rich.table import Table
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.search.ladder import plan_ladder
-from autolayer.search.learning_rates import slot_learning_rate
 from autolayer.search.race import Race
 from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run
 
@@ -167,7 +166,7 @@ def simulate(
     of_layers = {candidate.layers: candidate for candidate in candidates}
     while not isinstance(due := race.due(answers), RaceOutcome):
         for each in due:
-            rate = slot_learning_rate(config, of_layers[each.slot.layers], each.slot.rate_index)
+            rate = config.rate_of(of_layers[each.slot.layers], each.slot.rate_index)
             arm = Arm(layers=each.slot.layers, learning_rate=rate, seed=each.slot.seed, step=each.from_step)
             answers[each] = run(arm, each.from_step, each.to_step)
     return due
