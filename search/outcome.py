@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autolayer.core.arms import Arm
+from autolayer.core.arms import Arm, RungResult
 from autolayer.core.layer_set import name_layers
 from autolayer.reporting.results import Rung
 from autolayer.search.evidence import paired_gain
 from autolayer.search.posterior import Posterior
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import RaceConfig, RacedCandidate, RaceOutcome, RaceVerdict
+from autolayer.search.records import RaceConfig, RacedCandidate, RaceOutcome, RaceVerdict, Run
 
 Z95 = 1.9600
 """Normal quantile of a two-sided 95% interval."""
@@ -108,25 +108,18 @@ def _winner(state: RaceState, posterior: Posterior, index: int) -> Arm:
 def _ranking(
     state: RaceState, posterior: Posterior, base_select_rewards_I: Sequence[float]
 ) -> tuple[RacedCandidate, ...]:
+    """Returns every candidate once: by probability of being the best, then by posterior mean, failed ones last."""
     probability_C = posterior.probability_best_C
     rows = []
     for index, candidate in enumerate(posterior.candidates):
-        rungs = []
-        for run, result in state.results.items():
-            if run.slot.layers == candidate.layers:
-                gain, error = paired_gain(result, base_select_rewards_I)
-                rungs.append(
-                    Rung(
-                        steps=run.to_step,
-                        gain=gain,
-                        low=gain - Z95 * error,
-                        high=gain + Z95 * error,
-                        learning_rate=result.arm.learning_rate,
-                        seed=run.slot.seed,
-                    )
-                )
+        rungs = [
+            _rung(run, result, base_select_rewards_I)
+            for run, result in state.results.items()
+            if run.slot.layers == candidate.layers
+        ]
         arm = _winner(state, posterior, index)
-        shown = next((r for r in rungs if (r.steps, r.learning_rate, r.seed) == _arm_key(arm)), None)
+        key = arm.step, arm.learning_rate, arm.seed
+        shown = next((rung for rung in rungs if (rung.steps, rung.learning_rate, rung.seed) == key), None)
         rows.append(
             RacedCandidate(
                 layers=candidate.layers,
@@ -146,5 +139,13 @@ def _ranking(
     return tuple(rows[i] for i in order)
 
 
-def _arm_key(arm: Arm) -> tuple[int, float, int]:
-    return arm.step, arm.learning_rate, arm.seed
+def _rung(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> Rung:
+    gain, error = paired_gain(result, base_select_rewards_I)
+    return Rung(
+        steps=run.to_step,
+        gain=gain,
+        low=gain - Z95 * error,
+        high=gain + Z95 * error,
+        learning_rate=result.arm.learning_rate,
+        seed=run.slot.seed,
+    )

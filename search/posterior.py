@@ -129,22 +129,23 @@ def _condition(
     shift_R = np.array([curve_model.rate_mean(config, candidates[place[r.layers]], r.log_rate) for r in evidence.rows])
     shifts = dict(zip(rate_R, shift_R, strict=True))
     shift_T = np.array([shifts.get(key, 0.0) for key in rate_T])
+    rate_T_T = curve_model.RATE_SD**2 * equality_matrix(rate_T, rate_T)
+    rate_T_R = curve_model.RATE_SD**2 * equality_matrix(rate_T, rate_R)
     deviation_R_R = curve_model.deviation_covariance(config, evidence.rows)
     slopes_K_R, log_prior_K = curve_model.score_slopes(config, evidence)
-    rate_variance = curve_model.RATE_SD**2
     points: list[_GridPoint] = []
     for trust, probability in curve_model.TRUST:
         mean_C, covariance_C_C = curve_model.contribution_prior(config, candidates, trust)
         latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + deviation_R_R
+        target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + rate_T_T
+        cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + rate_T_R
+        # y ~ N(S m, V): the whitened residual and the determinant of V's Cholesky root give its density.
         total_K_R_R = slopes_K_R[:, :, None] * latent_R_R * slopes_K_R[:, None, :] + evidence.noise_R_R
-        residual_K_R = evidence.score_R - slopes_K_R * (mean_C[of_R] + shift_R)
         root_K_R_R = np.linalg.cholesky(total_K_R_R)
+        residual_K_R = evidence.score_R - slopes_K_R * (mean_C[of_R] + shift_R)
         white_K_R = np.linalg.solve(root_K_R_R, residual_K_R[:, :, None])[:, :, 0]
         log_det_K = np.log(np.diagonal(root_K_R_R, axis1=1, axis2=2)).sum(axis=1)
         log_weight_K = np.log(probability) + log_prior_K - 0.5 * (white_K_R**2).sum(axis=1) - log_det_K
-
-        target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + rate_variance * equality_matrix(rate_T, rate_T)
-        cross_T_R = covariance_C_C[np.ix_(of_T, of_R)] + rate_variance * equality_matrix(rate_T, rate_R)
         for k in np.flatnonzero(log_weight_K > log_weight_K.max() + np.log(NEGLIGIBLE)):
             gain_R_T = np.linalg.solve(root_K_R_R[k], (cross_T_R * slopes_K_R[k]).T)
             points.append(
