@@ -51,10 +51,10 @@ def box() -> Iterator[Sandbox]:
     from autolayer.tasks.code.sandbox.opening import missing_sandbox
     from autolayer.tasks.code.sandbox.pool import Sandbox
 
-    problem, launcher = missing_sandbox(), bubblewrap()
-    if launcher is None or problem is not None:
+    problem, command = missing_sandbox(), bubblewrap()
+    if command is None or problem is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no attack was tried: {problem}")
-    opened = Sandbox(launcher, 2)
+    opened = Sandbox(command, 2)
     yield opened
     opened.close()
 

@@ -52,7 +52,7 @@ def test_a_missing_package_is_bad_and_an_untested_one_a_note(monkeypatch: pytest
 
 def test_a_full_disk_and_a_missing_sandbox_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
-    monkeypatch.setattr(opening, "trial", lambda _: "no namespaces")
+    monkeypatch.setattr(opening, "missing_sandbox", lambda: "no namespaces")
     found = doctor.diagnose(None)
     assert states(found)["disk"] == states(found)["sandbox"] == "note" and found.is_well
 

@@ -157,7 +157,7 @@ def test_the_same_attack_succeeds_without_a_sandbox(no_box: Sandbox, host: Simpl
 
 def test_no_variable_of_ours_is_inside(box: Sandbox, monkeypatch: pytest.MonkeyPatch, host: SimpleNamespace) -> None:
     monkeypatch.setenv("HF_TOKEN", host.secret)
-    fresh = Sandbox(box.launcher, 1)
+    fresh = Sandbox(box.command, 1)
     (outcome,) = fresh.run([Calls(program="import os\ndef f(): return dict(os.environ)", calls=[("f", [])])])
     fresh.close()
     assert host.secret not in str(outcome.values) and set(outcome.values[0]) == {"HOME", "TMPDIR", "PATH", "LANG"}
@@ -308,7 +308,7 @@ def leave():
 
 
 def test_a_daemon_does_not_outlive_its_program(box: Sandbox) -> None:
-    fresh = Sandbox(box.launcher, 1)
+    fresh = Sandbox(box.command, 1)
     assert fresh.run([Calls(program=DAEMON, calls=[("leave", [])])])[0].values == (True,)
     server = fresh._servers.get()
     fresh._servers.put(server)
@@ -367,7 +367,7 @@ def f():
 
 def test_nothing_passes_by_the_metadata_of_files(box: Sandbox) -> None:
     """A new scratch folder has times of its own; no other place can be changed."""
-    fresh = Sandbox(box.launcher, 1)
+    fresh = Sandbox(box.command, 1)
     jobs = [Calls(program=program, calls=[("f", [])]) for program in (LOOK_AT_METADATA, LEAVE_IN_METADATA) * 2]
     before, left, after, _ = (outcome.values[0] for outcome in fresh.run(jobs))
     fresh.close()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Window
 
 
 def test_a_sandbox_that_dies_is_an_error_and_no_zero(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = Sandbox(box.launcher, 1)
+    fresh = Sandbox(box.command, 1)
     fresh.run(LIVES)
     server = fresh._servers.get()
     assert server.process is not None
@@ -43,22 +43,21 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((sys.executable, "-c", "import sys; sys.exit('no namespaces for you')"), "no namespaces for you"),
-        (("/nonexistent/bwrap",), "No such file"),
+        ([sys.executable, "-c", "import sys; sys.exit('no namespaces for you')"], "no namespaces for you"),
+        (["/nonexistent/bwrap"], "No such file"),
         (None, "bubblewrap is not installed"),
     ],
 )
 def test_without_a_sandbox_it_is_refused_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...] | None, words: str
+    monkeypatch: pytest.MonkeyPatch, command: list[str] | None, words: str
 ) -> None:
-    launcher = None if command is None else launch.Launcher(command, is_sandbox=True)
-    monkeypatch.setattr(launch, "bubblewrap", lambda: launcher)
+    monkeypatch.setattr(launch, "bubblewrap", lambda: command)
     with pytest.raises(SandboxError, match=f"{words}.*--allow-unsandboxed"):
         open_sandbox()
 
 
 @pytest.mark.usefixtures("_nothing_open")
-def test_a_launcher_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "bubblewrap", launch.bare)
     with pytest.raises(SandboxError, match="was not shut in"):
         open_sandbox()
@@ -70,7 +69,7 @@ def test_it_runs_unsandboxed_only_where_that_is_allowed(
 ) -> None:
     monkeypatch.setattr(launch, "bubblewrap", lambda: None)
     opened = open_sandbox(allow_unsandboxed=True)
-    assert not opened.launcher.is_sandbox and opened.run(LIVES)[0].values == (1,)
+    assert opened.command == launch.bare() and opened.run(LIVES)[0].values == (1,)
     open_sandbox(allow_unsandboxed=True)
     assert caplog.text.count("WITHOUT a sandbox") == 1, "once is enough"
     with pytest.raises(SandboxError):
@@ -86,7 +85,7 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch, system: str,
 
 
 def test_a_working_sandbox_goes_before_the_permission_to_do_without(box: Sandbox) -> None:
-    assert open_sandbox(allow_unsandboxed=True).launcher.is_sandbox
+    assert open_sandbox(allow_unsandboxed=True).command == launch.bubblewrap()
 
 
 def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:

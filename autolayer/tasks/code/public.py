@@ -22,8 +22,6 @@ DEEPCODER_PARTS = ("primeintellect", "taco", "lcbv5")
 MAX_TESTS = 20  # kept of a DeepCoder problem: those with the longest inputs, which are the hardest
 MAX_UNUSABLE = 0.2  # as a share of the rows of a collection
 
-HUMANEVAL_COLUMNS = {"prompt", "test", "entry_point"}
-
 
 class Question(NamedTuple):
     """A problem as the model sees it, and its tests."""
@@ -57,7 +55,7 @@ def mbpp(configuration: str, splits: Sequence[str]) -> list[Question]:
 
 def humaneval() -> list[Question]:
     """Returns HumanEval, which has one split."""
-    rows = read_hub(HUMANEVAL, None, {"test": HUMANEVAL_COLUMNS})["test"]
+    rows = read_hub(HUMANEVAL, None, {"test": {"prompt", "test", "entry_point"}})["test"]
     return usable(HUMANEVAL, rows, humaneval_question)
 
 
@@ -97,25 +95,21 @@ def deepcoder_question(row: Mapping[str, Any]) -> Question:
     Raises:
         DataError: It has no tests, or tests of an unknown kind.
     """
-    tests = _loaded(row["tests"], "tests")
+    tests, what = _loaded(row["tests"], "tests"), repr(str(row["problem"])[:80])
     if isinstance(tests, Mapping):
-        names = [tests.get("fn_name")]
+        names = {tests.get("fn_name")}
         pairs = list(zip(tests.get("inputs") or [], tests.get("outputs") or [], strict=False))
-    elif isinstance(tests, Sequence) and all(isinstance(test, Mapping) for test in tests):
-        names = [_function_of(test, row) for test in tests]
-        pairs = [
-            (test.get("input"), _value(test.get("output")) if _is_json(test) else test.get("output")) for test in tests
-        ]
+    elif isinstance(tests, list) and all(isinstance(test, Mapping) for test in tests):
+        names = {_function_of(test, row) for test in tests}
+        pairs = [(test.get("input"), _output_of(test)) for test in tests]
     else:
-        raise DataError(f"the tests of {str(row['problem'])[:80]!r} are of an unknown kind: {str(tests)[:80]}.")
+        raise DataError(f"the tests of {what} are of an unknown kind: {str(tests)[:80]}.")
     if not pairs:
-        raise DataError(f"{str(row['problem'])[:80]!r} has no tests.")
-    if len(set(names)) > 1:
-        raise DataError(
-            f"the tests of {str(row['problem'])[:80]!r} are of several kinds: {sorted(map(str, set(names)))}."
-        )
+        raise DataError(f"{what} has no tests.")
+    if len(names) > 1:
+        raise DataError(f"the tests of {what} are of several kinds: {sorted(map(str, names))}.")
     pairs = sorted(pairs, key=lambda pair: -len(str(pair[0])))[:MAX_TESTS]
-    (name,) = set(names)
+    (name,) = names
     if name is None:
         form = {"inputs": [_text(i) for i, _ in pairs], "outputs": [_text(o) for _, o in pairs]}
         task = "The program reads standard input and prints its answer."
@@ -171,6 +165,10 @@ def _function_of(test: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
 def _is_json(test: Mapping[str, Any]) -> bool:
     """Returns True for LiveCodeBench, which writes values as JSON."""
     return test.get("testtype") == "functional"
+
+
+def _output_of(test: Mapping[str, Any]) -> Any:
+    return _value(test.get("output")) if _is_json(test) else test.get("output")
 
 
 def _text(value: Any) -> str:

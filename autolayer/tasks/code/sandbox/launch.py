@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,17 +23,8 @@ _INSIDE, _PYTHON = "/inside", "/inside/python"
 ENVIRONMENT = {"LANG": "C.UTF-8", "PATH": "/nonexistent", "LD_LIBRARY_PATH": f"{_PYTHON}/lib"}
 
 
-@dataclass(frozen=True)
-class Launcher:
-    """A command that starts a fork server."""
-
-    command: tuple[str, ...]
-    is_sandbox: bool
-    """False for an ordinary process with limits and nothing else."""
-
-
-def bubblewrap() -> Launcher | None:
-    """Returns the launcher of a sandbox, or None if the machine has no bubblewrap. Only a trial tells if it works."""
+def bubblewrap() -> list[str] | None:
+    """Returns the command of a sandbox, or None if the machine has no bubblewrap. Only a trial tells if it works."""
     tool = shutil.which("bwrap") if platform.system() == "Linux" else None
     if tool is None:
         return None
@@ -52,12 +42,12 @@ def bubblewrap() -> Launcher | None:
     view += ["--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
     python = f"{_PYTHON}/bin/{os.path.basename(_interpreter())}"
     started = _python(python, _INSIDE, "root" if is_root else "user")
-    return Launcher((tool, *account, *spaces, "--as-pid-1", "--cap-add", "ALL", *view, "--", *started), is_sandbox=True)
+    return [tool, *account, *spaces, "--as-pid-1", "--cap-add", "ALL", *view, "--", *started]
 
 
-def bare() -> Launcher:
-    """Returns the launcher of a fork server without a sandbox."""
-    return Launcher(tuple(_python(_interpreter(), str(HERE).removesuffix(f"/{_PACKAGE}"), "bare")), is_sandbox=False)
+def bare() -> list[str]:
+    """Returns the command of a fork server without a sandbox: an ordinary process that sets limits and nothing else."""
+    return _python(_interpreter(), str(HERE).removesuffix(f"/{_PACKAGE}"), "bare")
 
 
 def _python(python: str, root: str, mode: str) -> list[str]:

@@ -9,7 +9,6 @@ import threading
 from autolayer.core.errors import SandboxError
 from autolayer.tasks.code.sandbox import launch
 from autolayer.tasks.code.sandbox.jobs import Calls, Limits
-from autolayer.tasks.code.sandbox.launch import Launcher
 from autolayer.tasks.code.sandbox.pool import ForkServer, Sandbox, SandboxFailure
 
 logger = logging.getLogger(__name__)
@@ -50,10 +49,10 @@ def open_sandbox(*, allow_unsandboxed: bool = False) -> Sandbox:
 
 def missing_sandbox() -> str | None:
     """Returns why this machine has no sandbox, or None if a trial program is shut in."""
-    launcher = launch.bubblewrap()
-    if launcher is None:
+    command = launch.bubblewrap()
+    if command is None:
         return "bubblewrap is not installed"
-    server = ForkServer(launcher)
+    server = ForkServer(command)
     try:
         job = Calls(program=_TRIAL, calls=[("look", [str(launch.HERE)])])
         outcome = server.run(job, Limits(wall_seconds=TRIAL_SECONDS))
@@ -66,10 +65,10 @@ def missing_sandbox() -> str | None:
     return f"a trial program was not shut in: {outcome.reason}, {outcome.values}"
 
 
-def _choose(allow_unsandboxed: bool) -> Launcher:
+def _choose(allow_unsandboxed: bool) -> list[str]:
     problem = missing_sandbox()
-    if problem is None and (launcher := launch.bubblewrap()):
-        return launcher
+    if problem is None and (command := launch.bubblewrap()):
+        return command
     if allow_unsandboxed and platform.system() != "Windows":
         logger.warning(
             "programs that the model writes run WITHOUT a sandbox: as you, with your files and your network, and only "

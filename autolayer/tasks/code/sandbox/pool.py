@@ -18,27 +18,28 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from autolayer.core.errors import SandboxError
 from autolayer.tasks.code.sandbox.jobs import Calls, Failed, Job, Judged, Limits, Outcome, Script
-from autolayer.tasks.code.sandbox.launch import ENVIRONMENT, Launcher
+from autolayer.tasks.code.sandbox.launch import ENVIRONMENT
 
 GRACE_SECONDS = 20.0  # beyond the limit that the sandbox itself keeps, before it counts as failed
+_KINDS = {Script: "script", Judged: "tests", Calls: "calls"}
 
 
 class Sandbox:
     """A few fork servers, started when first needed, each running one program at a time."""
 
-    def __init__(self, launcher: Launcher, size: int | None = None) -> None:
-        self.launcher = launcher
+    def __init__(self, command: list[str], size: int | None = None) -> None:
+        self.command = command
         self.owner = os.getpid()
         size = size or min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="autolayer-sandbox")
         self._servers: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
         for _ in range(size):
-            self._servers.put(ForkServer(launcher))
+            self._servers.put(ForkServer(command))
 
     def run(self, jobs: Sequence[Job], limits: Limits | None = None) -> list[Outcome]:
         """Returns the outcome of each job. It is safe to call from any thread.
@@ -80,8 +81,8 @@ class SandboxFailure(Exception):
 class ForkServer:
     """A `fork_server` process in a sandbox of its own, used by one thread at a time."""
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, job: Job, limits: Limits) -> Outcome:
@@ -90,12 +91,13 @@ class ForkServer:
         Raises:
             SandboxFailure: The process ended or does not answer.
         """
+        if self.process is None:
+            self._start()
         reason = None
         try:
-            if self.process is None:
-                self._start()
-            for frame in _frames(job, limits):
-                self._connection.send_bytes(frame)
+            # The fork server reads the first part itself, and the job is read by the processes that it forks.
+            for part in ({"kind": _KINDS[type(job)], "limits": vars(limits)}, vars(job)):
+                self._connection.send_bytes(json.dumps(part).encode())
             if not self._connection.poll(limits.wall_seconds + GRACE_SECONDS):
                 raise SandboxFailure(f"no answer in {limits.wall_seconds + GRACE_SECONDS:.0f} s")
             reason, result = self._connection.recv_bytes().decode(), self._connection.recv_bytes()
@@ -128,7 +130,7 @@ class ForkServer:
         with inside:
             try:
                 self.process = subprocess.Popen(
-                    self._launcher.command,
+                    self._command,
                     stdin=inside.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -137,18 +139,12 @@ class ForkServer:
                     start_new_session=True,  # Ctrl-C is for the host to handle, and `close` ends the whole group
                 )
             except OSError as error:
-                raise SandboxFailure(f"{self._launcher.command[0]}: {error.strerror}") from None
+                raise SandboxFailure(f"{self._command[0]}: {error.strerror}") from None
 
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read(1 << 16).strip().splitlines()
         return lines[-1] if lines else "it ended without a message"
-
-
-def _frames(job: Job, limits: Limits) -> list[bytes]:
-    """Returns what the fork server is sent: what it reads itself, and the job, which only its children read."""
-    kind = {Script: "script", Judged: "tests", Calls: "calls"}[type(job)]
-    return [json.dumps(part).encode() for part in ({"kind": kind, "limits": asdict(limits)}, asdict(job))]
 
 
 def _outcome(job: Job, reason: str, result: bytes) -> Outcome:
