@@ -60,8 +60,8 @@ def sample_on_all_ranks(
         RewardError: The reward failed on some rank.
         EpisodeError: An environment failed on some rank.
     """
-    if engine.is_shared and process_group.world_size > 1:  # no rank may sample before rank 0 has sent the weights
-        engine.expect_version(process_group.gather(attempt(engine.publish_version))[0])
+    if process_group.world_size > 1:
+        engine.share_weights(process_group)
     try:
         if is_sharded(engine.model):
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import autolayer
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, EngineError
+from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model
 from autolayer.rollouts.engines.vllm_server import VLLMServerEngine
@@ -147,8 +149,16 @@ def test_processes_that_follow_know_which_weights_have_to_be_there(base: Path, s
     make = partial(VLLMServerEngine, loaded.model, loaded.tokenizer, urls=stub.url, path=str(base), folder=base.parent,
                    max_new_tokens=4, temperature=1.0)  # fmt: skip
     leader, follower = make(), make(is_rank_0=False)
-    assert follower.publish_version() is None
-    follower.expect_version(leader.publish_version())
+    sent: list[Any] = []
+
+    def gather(mine: Any) -> list[Any]:
+        sent.append(mine)
+        return sent[:1]
+
+    group = cast(ProcessGroup, SimpleNamespace(gather=gather))
+    leader.share_weights(group)
+    follower.share_weights(group)
+    assert sent[0] and sent[1] is None
     assert follower.generate(PROMPTS, range(5)) == leader.generate(PROMPTS, range(5)) and len(stub.loads) == 1
     stub.version = "other"
     with pytest.raises(EngineError, match="has other weights"):

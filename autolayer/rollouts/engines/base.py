@@ -17,6 +17,7 @@ from typing import cast
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.loading import max_positions
 from autolayer.rollouts.prompts import render
 from autolayer.tasks.suites import Decoding
@@ -52,9 +53,6 @@ class Engine(ABC):
 
     has_own_weights = False
     """True if the engine has its own copy of the weights and its own kernels, whose differences training corrects."""
-
-    is_shared = False
-    """True if several processes of a run sample from the same copy, to which rank 0 sends the weights."""
 
     def __init__(
         self,
@@ -152,12 +150,8 @@ class Engine(ABC):
     def mark_changed(self, names: Iterable[str]) -> None:  # noqa: B027 (most engines have nothing to do)
         """Marks parameters of the policy as changed; an engine with a copy sends them before it samples again."""
 
-    def publish_version(self) -> str | None:
-        """On rank 0, brings a shared copy up to date and returns the version that every rank must find there."""
-        return None
-
-    def expect_version(self, version: str | None) -> None:  # noqa: B027
-        """On every rank, sets the version that rank 0 published."""
+    def share_weights(self, process_group: ProcessGroup) -> None:  # noqa: B027
+        """Brings a copy that several ranks sample from up to date before any of them samples. Called on every rank."""
 
     def sleep(self) -> None:  # noqa: B027
         """Frees the memory that only sampling needs, before forward and backward passes of the policy."""

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from autolayer.core.errors import ConfigError, EngineError
 from autolayer.distributed.fsdp import is_sharded
+from autolayer.distributed.process_group import ProcessGroup, attempt
 from autolayer.models.disk_space import follow_umask
 from autolayer.rollouts.engines.base import Completion
 from autolayer.rollouts.engines.vllm_client import ServerError, VLLMClient
@@ -66,8 +67,6 @@ class VLLMServerEngine(SyncedEngine):
     Raises:
         ConfigError: A server does not answer, cannot load new weights, or was started with other settings.
     """
-
-    is_shared = True
 
     def __init__(self, *args: Any, urls: str, path: str, folder: Path, is_rank_0: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -168,17 +167,17 @@ class VLLMServerEngine(SyncedEngine):
             self._check_version()  # before sending, which would hide that the server had other weights
         super().sync_weights()
 
-    def publish_version(self) -> str | None:
-        """Sends the weights from rank 0, and returns their version. Call it on every rank."""
-        if self.is_rank_0:
-            self.sync_weights()
-        else:
-            super().sync_weights()  # sends nothing, but gathering a sharded block needs all ranks
-        return self._version
+    def share_weights(self, process_group: ProcessGroup) -> None:
+        """Sends the weights from rank 0 and tells every rank their version. Call it on every rank."""
 
-    def expect_version(self, version: str | None) -> None:
-        """Sets the version that the servers must have from now on."""
-        self._version = version
+        def send() -> str | None:
+            if self.is_rank_0:
+                self.sync_weights()
+            else:
+                SyncedEngine.sync_weights(self)  # sends nothing, but gathering a sharded block needs all ranks
+            return self._version
+
+        self._version = process_group.gather(attempt(send))[0]
 
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
         if not self.is_rank_0:
