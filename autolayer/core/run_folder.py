@@ -7,10 +7,9 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,8 @@ ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
 TEMPORARY = r"\..+\.[0-9a-f]{32}"
 """Pattern of the names of files that are being written."""
+LOCK = ".lock"
+"""File that the process which works in the folder has locked."""
 
 
 class RunFolder:
@@ -74,10 +75,16 @@ class RunFolder:
 
     def _write_temporary(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
         text = json.dumps(value, indent=indent, allow_nan=False)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._create_folder()
         temporary = self.path / f".{name}.{uuid.uuid4().hex}"
         temporary.write_text(text + "\n")
         return temporary
+
+    def _create_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise RunFolderError(f"--out {self.path} is a file, or below one: give a folder.") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -86,9 +93,8 @@ class RunFolder:
         Raises:
             RunFolderError: Another process holds the lock.
         """
-        # The lock file is in the temporary folder, so that the run folder holds results only.
-        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-        lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"autolayer-{name}.lock")
+        self._create_folder()
+        lock = filelock.FileLock(self.path / LOCK)  # in the folder itself, which may have several names
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -98,7 +104,10 @@ class RunFolder:
         try:
             yield
         finally:
+            (self.path / LOCK).unlink(missing_ok=True)  # a rival that has opened it sees that it is gone
             lock.release()
+            with suppress(OSError):  # not empty
+                self.path.rmdir()
 
     def start_or_resume(self, settings: dict[str, Any], *, accept_changes: bool = False) -> dict[str, Any]:
         """Writes config.json into a new folder, or checks that the folder belongs to a run with these settings.
@@ -114,11 +123,10 @@ class RunFolder:
         Raises:
             RunFolderError: The folder belongs to another configuration, or is not a run folder.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"--out {self.path} is a file: give a folder.")
+        self._create_folder()
         signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         started = {"signature": signature, **settings}
-        inside = {path.name for path in self.path.glob("*") if not re.fullmatch(TEMPORARY, path.name)}
+        inside = {path.name for path in self.path.glob("*") if not re.fullmatch(f"{TEMPORARY}|{LOCK}", path.name)}
         if not self.has(CONFIG):  # asked after listing, because another worker may create it
             if inside == {CALIBRATION}:
                 (self / CALIBRATION).unlink(missing_ok=True)  # a run without a signal left it
@@ -170,10 +178,10 @@ class RunFolder:
 
         The folder goes as well, unless calibration.json says why there is no signal.
         """
-        names = {path.name for path in self.path.iterdir()}
+        names = {path.name for path in self.path.iterdir()} - {LOCK}
         if names <= {CONFIG, CALIBRATION}:
             (self / CONFIG).unlink(missing_ok=True)
-            if CALIBRATION not in names:
+            with suppress(OSError):  # not empty
                 self.path.rmdir()
 
 

@@ -1,5 +1,8 @@
 """A run folder belongs to one configuration, whoever starts in it and when."""
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autolayer.core.errors import RunFolderError
-from autolayer.core.run_folder import RunFolder
+from autolayer.core.run_folder import LOCK, RunFolder
 
 
 def test_workers_that_start_in_a_folder_at_one_moment_all_get_it(tmp_path: Path) -> None:
@@ -57,10 +60,33 @@ def test_a_file_that_has_changed_is_named_as_such(tmp_path: Path) -> None:
         folder.start_or_resume({"model": "m", "reward_hash": "3", "base_hash": "4"})
 
 
-def test_a_folder_is_locked_under_all_its_names(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    with RunFolder(tmp_path / "run").locked():
-        for name in ("link", "run/../run"):
-            with pytest.raises(RunFolderError, match="another process"), RunFolder(tmp_path / name).locked():
-                pass
+def test_a_folder_is_locked_under_all_its_names_and_for_processes_with_another_temporary_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "link").symlink_to(run)
+    lock = "import sys; from autolayer.core.run_folder import RunFolder\nwith RunFolder(sys.argv[1]).locked(): pass"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+
+    def rival(path: Path) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", lock, path], capture_output=True, text=True, env=environment
+        ).stderr
+
+    with RunFolder(run).locked():
+        for name in ("run", "link", "run/../run"):
+            assert "another process is working in" in rival(tmp_path / name)
+        RunFolder(run).start_or_resume({"model": "m"})
+    assert [path.name for path in run.iterdir()] == ["config.json"]
+    (run / LOCK).touch()  # of a process that was killed
+    assert rival(run) == ""
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "letter").touch()
+    with RunFolder(tmp_path).locked(), pytest.raises(RunFolderError, match="not empty and is not a run folder"):
+        RunFolder(tmp_path).start_or_resume({"model": "m"})
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+    with RunFolder(tmp_path / "new").locked():
+        pass
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(RunFolderError, match="is a file, or below one"), RunFolder(tmp_path / "letter" / "x").locked():
+        pass
