@@ -20,11 +20,13 @@ def verdict(judged: Judgement) -> str:
         return "Measured contribution is the same for every layer: there is nothing to rank."
     best, prediction = baselines[0], judged.rows[0]
     if prediction.kind != "prediction":
+        better = probes and (probes[0].spearman or 0.0) > (best.spearman or 0.0)
         sentences = [
             "The prediction is the measured file itself, so only baselines and probes are judged.",
             f"The best baseline is {best.name} (Spearman {best.spearman:.2f}).",
+            _best_probe(probes, "ranks better" if better else "does not beat it") if probes else "",
         ]
-        return " ".join([*sentences, _best_probe(probes)] if probes else sentences)
+        return " ".join(filter(None, sentences))
     if prediction.spearman is None:
         return f"The prediction is the same for every layer, so it ranks nothing. {_regret(judged, prediction)}"
     sentences = [_against(best, prediction.spearman, baselines), _noise(best), _ceiling(judged, prediction.spearman)]
@@ -34,7 +36,7 @@ def verdict(judged: Judgement) -> str:
         )
     sentences.append(_regret(judged, prediction))
     if probes and (probes[0].spearman or 0.0) > prediction.spearman:
-        sentences.append(_best_probe(probes))
+        sentences.append(_best_probe(probes, "ranks better"))
     return " ".join(filter(None, [*sentences, "This is one model and one task."]))
 
 
@@ -58,9 +60,9 @@ def notes(predicted: Curve, measured: Curve) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _best_probe(probes: list[JudgedRanking]) -> str:
-    hindsight = f", the best of {len(probes)} with hindsight" if len(probes) > 1 else ""
-    return f"The best single probe is {probes[0].name} ({probes[0].spearman:.2f}){hindsight}."
+def _best_probe(probes: list[JudgedRanking], ranks: str) -> str:
+    hindsight = f", the best of {len(probes)} with hindsight," if len(probes) > 1 else ""
+    return f"The single probe {probes[0].name}{hindsight} {ranks} ({probes[0].spearman:.2f})."
 
 
 def _against(best: JudgedRanking, value: float, baselines: list[JudgedRanking]) -> str:
@@ -94,8 +96,9 @@ def _ceiling(judged: Judgement, spearman: float) -> str:
         return "The noise ceiling is not known: the file has one value a layer." if judged.num_seeds == 1 else ""
     if judged.ceiling == 0:
         return "The measurement itself cannot tell the layers apart (ceiling 0), so it settles nothing."
-    reached = "It reaches the noise ceiling: a" if spearman >= judged.ceiling else "The noise ceiling: a"
-    return f"{reached} perfect prediction would be expected at {judged.ceiling:.2f}."
+    if spearman >= judged.ceiling:
+        return f"It reaches the noise ceiling: a perfect prediction would be expected at {judged.ceiling:.2f}."
+    return f"A perfect prediction would be expected at {judged.ceiling:.2f}, the noise ceiling."
 
 
 def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
