@@ -1,5 +1,6 @@
 """Opens Optuna storages and studies, and takes back the trials of workers that have died."""
 
+import logging
 import os
 import random
 import re
@@ -21,10 +22,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autolayer.core.errors import RunFolderError
 
+logger = logging.getLogger(__name__)
+
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 """Interval of a worker's heartbeat, and the silence after which a worker on another machine counts as dead."""
 MAX_TABLE_ATTEMPTS = 6
 """Attempts to create the tables, which fail if several workers start at the same time."""
+TELL_SECONDS = 10.0
+"""Time that a worker waits for others before it says so."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
@@ -88,8 +93,32 @@ def mark_worker(trial: optuna.Trial) -> None:
     trial.set_user_attr("worker", _WORKER)
 
 
-def fail_dead_trials(study: optuna.Study) -> None:
-    """Fails the running trials of dead workers, so that their work is repeated."""
+class Wait:
+    """Waits for other workers: takes back what dead ones have claimed, and says once whom it waits for."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study, self.since = study, time.monotonic()
+
+    def poll(self, seconds: float) -> None:
+        """Sleeps until it is time to look again."""
+        fail_dead_trials(self.study)
+        if time.monotonic() > self.since + TELL_SECONDS:
+            self.since = float("inf")
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            workers = [trial.user_attrs.get("worker") for trial in running]
+            who = [f"process {w['pid']} on {w['host']}" if w else "a worker that has not signed" for w in workers]
+            logger.warning(
+                "waiting for %s; what a worker without a sign of life has begun is done again after %d seconds.",
+                " and ".join(who) or "other workers of the storage", GRACE_SECONDS,
+            )  # fmt: skip
+        time.sleep(seconds)
+
+
+def fail_dead_trials(study: optuna.Study, *, is_alone: bool = False) -> None:
+    """Fails the running trials of dead workers, so that their work is repeated.
+
+    With `is_alone`, no other process can be at work, so every running trial is one of a dead worker.
+    """
     optuna.storages.fail_stale_trials(study)
     limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -97,7 +126,7 @@ def fail_dead_trials(study: optuna.Study) -> None:
         # A worker without a mark died between claiming the trial and its first heartbeat, so none could go stale.
         lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
         dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)
-        if lost or dead:
+        if is_alone or lost or dead:
             with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                 study.tell(trial.number, state=TrialState.FAIL)
 

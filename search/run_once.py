@@ -4,13 +4,12 @@ The work is claimed as a trial of an Optuna study, as the race's runs are. A tri
 another worker starts the work anew. The study does not record that the work is done; `is_done` checks its output.
 """
 
-import time
 from collections.abc import Callable
 
 import optuna
 from optuna.trial import TrialState
 
-from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, open_study, quiet_optuna, storage_errors
+from autolayer.search.optuna_storage import Wait, mark_worker, open_study, quiet_optuna, storage_errors
 
 RUN_ONCE_STUDY = "autolayer-run-once"
 RUN_ONCE_POLL_SECONDS = 1.0
@@ -41,14 +40,14 @@ def run_once_across_workers(storage: str, name: str, work: Callable[[], None], i
             work()
             return 0.0
 
+        wait = Wait(study)
         while not is_done():
             if not _is_taken(study, name):
                 study.enqueue_trial({}, user_attrs={"work": name})
             if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.optimize(run, n_trials=1)
             else:
-                fail_dead_trials(study)
-                time.sleep(RUN_ONCE_POLL_SECONDS)
+                wait.poll(RUN_ONCE_POLL_SECONDS)
 
 
 def _is_taken(study: optuna.Study, name: str, before: int | None = None) -> bool:

@@ -23,7 +23,7 @@ from optuna.trial import TrialState, create_trial
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.errors import TrainingError
 from autolayer.search.evidence import check_result, paired_gain
-from autolayer.search.optuna_storage import fail_dead_trials, mark_worker, quiet_optuna, storage_errors
+from autolayer.search.optuna_storage import Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
@@ -49,6 +49,7 @@ def run_search(
     *,
     storage: str,
     deadline: float | None = None,
+    is_alone: bool = False,
 ) -> RaceOutcome:
     """Runs a race to its end, or resumes the one in the storage.
 
@@ -61,6 +62,7 @@ def run_search(
         storage: An Optuna storage URL, such as sqlite:///run/study.db. Its folder must exist.
         deadline: Value of `time.monotonic()`, in seconds, after which no run is started. The race then ends with the
             results so far.
+        is_alone: True if no other process can take part, so that what an earlier one has begun is repeated at once.
 
     Returns:
         The best layers, the verdict and the ranking. All workers of a race return the same.
@@ -71,6 +73,7 @@ def run_search(
     """
     with quiet_optuna(), storage_errors(storage):
         race_study = RaceStudy.open(storage, config, candidates, base_select_rewards_I)
+        fail_dead_trials(race_study.study, is_alone=is_alone)
         worker = _Worker(race_study, run, deadline)
         while worker.advance():
             race_study.study.optimize(worker.run_trial, n_trials=1, catch=(RunFailed,))
@@ -88,6 +91,7 @@ class _Worker:
 
     def advance(self) -> bool:
         """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over."""
+        wait = Wait(self.race_study.study)
         while True:
             trials = self.race_study.trials()
             answers = self.race_study.answers(trials)
@@ -101,8 +105,7 @@ class _Worker:
                     self._enqueue(run, answers)
             if self.race_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 return True
-            fail_dead_trials(self.race_study.study)
-            time.sleep(POLL_SECONDS)
+            wait.poll(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
         """Carries out the trial's run. The trial ends as PRUNED, or as FAIL if the run raised a `TrainingError`."""

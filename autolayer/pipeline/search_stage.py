@@ -62,7 +62,15 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
         deadline = run.started + search_seconds(config)
         # Rank 0 holds the race; every rank runs the rungs that the race asks for.
         outcome = bench.process_group.call_from_rank_0(
-            lambda run_rung: run_search(race, candidates, base.rewards_I, run_rung, storage=storage, deadline=deadline),
+            lambda run_rung: run_search(
+                race,
+                candidates,
+                base.rewards_I,
+                run_rung,
+                storage=storage,
+                deadline=deadline,
+                is_alone=config.storage is None,  # the run folder is locked
+            ),
             run_rung,
         )
         bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)

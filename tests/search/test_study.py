@@ -17,6 +17,7 @@ import pytest
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError, TrainingError
+from autolayer.search import optuna_storage
 from autolayer.search.optuna_storage import quiet_optuna
 from autolayer.search.records import Candidate, RaceConfig, SearchError
 from autolayer.search.study import RaceStudy
@@ -150,6 +151,24 @@ def test_a_killed_process_loses_only_the_run_it_was_at(whole, folder):
     started = time.monotonic()
     assert search(folder, run) == outcome
     assert sorted(run.made) == sorted(made[3:]) and time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_run_that_a_killed_worker_had_not_signed_is_done_again(is_alone, whole, folder, monkeypatch, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        search(folder, Runner(interrupt_at=3))
+    with quiet_optuna():
+        optuna.load_study(study_name="autolayer", storage=f"sqlite:///{folder}/study.db").ask()
+    if not is_alone:
+        monkeypatch.setattr(optuna_storage, "GRACE_SECONDS", 3)
+        monkeypatch.setattr(optuna_storage, "TELL_SECONDS", 0.5)
+    started = time.monotonic()
+    assert search(folder, Runner(), is_alone=is_alone) == whole[2] and time.monotonic() - started < 60
+    told = [record.message for record in caplog.records if "waiting for" in record.message]
+    assert told == [
+        "waiting for a worker that has not signed; what a worker without a sign of life has begun is done again after "
+        "3 seconds."
+    ] * (not is_alone)
 
 
 def test_best_trial_is_the_winner_and_curves_are_whole(whole):
