@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 import autolayer
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.multi_turn import PROMPT
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.rollouts.sampler import sample
-from autolayer.rollouts.types import request_seed
 from autolayer.tasks import TASKS
 from autolayer.tasks.math.arith import READINGS, RING, line_start
 

@@ -6,7 +6,7 @@ from autolayer.core.arms import Arm
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates
-from autolayer.rollouts.types import request_seed
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.training.train_arm import train_arm
 
 

@@ -13,7 +13,7 @@ from autolayer.probes.predictor import SIGNAL, fit, predict
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.shared_batch import make_folds
 from autolayer.probes.starting_rates import starting_rates, steps_to_distance
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.training.workbench import Workbench
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from autolayer.core.errors import DataError
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.training.logprobs import ScoreBatch
 from autolayer.training.workbench import Workbench
 

@@ -14,7 +14,7 @@ from autolayer.core.arms import Arm
 from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.prompts import encode_prompts
-from autolayer.rollouts.types import request_seed
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.training.train_arm import train_rows
 from autolayer.training.trainer_side_effects import quiet_trainer
 from autolayer.training.workbench import Workbench

@@ -19,7 +19,7 @@ from autolayer.probes.context import ProbeContext
 from autolayer.probes.shared_batch import make_fold
 from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.training.optimizer import MasterAdamW
 from autolayer.training.workbench import Workbench

@@ -14,7 +14,7 @@ from autolayer.pipeline.run_context import RunContext
 from autolayer.probes import PROBES, known
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.run_probes import run_probes
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from autolayer.core.statistics import item_weights
 from autolayer.reporting.results import SuiteScore
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.suites import MIN_ITEMS, Decoding
 

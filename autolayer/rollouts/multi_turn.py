@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from autolayer.core.errors import DataError, EpisodeError
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix
 from autolayer.rollouts.prompts import encode_prompts, render
-from autolayer.rollouts.types import Rollouts, Turn, request_seed
+from autolayer.rollouts.rollouts import Rollouts, Turn, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
 

@@ -7,7 +7,7 @@ from autolayer.distributed.process_group import ProcessGroup, attempt
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix, truncate_at_stop
 from autolayer.rollouts.multi_turn import play_episodes
 from autolayer.rollouts.prompts import encode_prompts
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks.base import Row, Task
 
 

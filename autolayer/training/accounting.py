@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from autolayer.core.costs import Cost, CostModel
 from autolayer.rollouts.engines.base import Engine
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 
 
 class Account:

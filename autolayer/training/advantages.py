@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from autolayer.core.config import GiGPOConfig
-from autolayer.rollouts.types import Rollouts, Turn
+from autolayer.rollouts.rollouts import Rollouts, Turn
 
 EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as in TRL's GRPO."""

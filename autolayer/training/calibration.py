@@ -13,7 +13,7 @@ import torch
 
 from autolayer.core.budget import CALIBRATION_SCORED
 from autolayer.core.errors import NoSignalError
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Task
 from autolayer.training.logprobs import scoring
 from autolayer.training.workbench import Workbench

@@ -18,8 +18,8 @@ from transformers import TrainerCallback, set_seed
 
 from autolayer.core.arms import Arm
 from autolayer.core.layer_set import Layers
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.rollouts.sampler import sample_on_all_ranks
-from autolayer.rollouts.types import Rollouts, request_seed
 from autolayer.tasks.base import Row
 from autolayer.training.advantages import centred_rewards, has_advantage, step_advantages
 from autolayer.training.kl_reference import KLReference

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from autolayer.models.fp32 import restore_forward
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.training.trl_compat import add_fused_lm_head
 
 # B sequences, T tokens.

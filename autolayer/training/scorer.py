@@ -9,7 +9,7 @@ from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.rollouts.engines.base import Engine
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.training.accounting import Account
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.out_of_memory import MicroBatching

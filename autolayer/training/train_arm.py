@@ -14,7 +14,7 @@ from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
 from autolayer.core.layer_set import Layers
 from autolayer.models.train_only import train_only
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row
 from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer
 from autolayer.training.optimizer import MasterAdamW

@@ -29,8 +29,8 @@ from autolayer.rollouts.engines.base import Engine
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.evaluation import Evaluation, average_by_item, evaluation_requests
 from autolayer.rollouts.prompts import encode_prompts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.rollouts.sampler import sample_on_all_ranks
-from autolayer.rollouts.types import Rollouts
 from autolayer.tasks.base import Row, Task
 from autolayer.training.accounting import Account
 from autolayer.training.checkpoints import Checkpoints

@@ -34,7 +34,7 @@ from autolayer.core.config import Config
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import LoadedModel
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.training.grpo_trainer import EachStep
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring

@@ -11,7 +11,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.distributed.process_group import ProcessGroup, check_launcher
 from autolayer.pipeline.checks import check_divisible
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 
 TOGETHER = """
 import os, sys, torch

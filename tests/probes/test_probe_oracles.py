@@ -22,7 +22,7 @@ from autolayer.probes.representation_change import aligned_share
 from autolayer.probes.shared_batch import make_fold
 from autolayer.probes.starting_rates import MAX_RATIO, starting_rates
 from autolayer.probes.step_response import StepResponse
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 
 
 @pytest.mark.parametrize("max_sequences", [None, 24, 7, 1])

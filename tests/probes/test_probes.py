@@ -25,7 +25,7 @@ from autolayer.probes.predictor import SIGNAL
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 from autolayer.probes.run_probes import run_probes
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
-from autolayer.rollouts.types import request_seed
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.training.workbench import Workbench
 
 PLAN = ProbePlan(

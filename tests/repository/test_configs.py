@@ -28,7 +28,7 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, read_tokenizer
 from autolayer.pipeline.open_fields import resolve
 from autolayer.rollouts.length_limits import apply_length_limits
-from autolayer.rollouts.types import Rollouts
+from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks import Task, load_task
 from autolayer.tasks.agent import alfworld
 from autolayer.tasks.code import code_task

@@ -29,7 +29,7 @@ from autolayer.rollouts.evaluation import (
     suite_scores,
 )
 from autolayer.rollouts.length_limits import apply_length_limits
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks import Task
 from autolayer.tasks.suites import Decoding
 

@@ -15,7 +15,7 @@ from autolayer.core.errors import EpisodeError
 from autolayer.models.layers import layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.multi_turn import PROMPT, play_episodes
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Task
 from autolayer.tasks.environment import Step
 from autolayer.training.advantages import step_advantages

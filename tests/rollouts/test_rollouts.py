@@ -12,7 +12,7 @@ from workbench_helpers import Untouched, plain_log_probs
 from autolayer.rollouts.engines.base import Completion, end_of_turn_id, think_prefix, truncate_at_stop
 from autolayer.rollouts.engines.hf import GumbelNoise, TransformersEngine, noise_tokens
 from autolayer.rollouts.prompts import encode_prompts
-from autolayer.rollouts.types import Rollouts, request_seed
+from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 
 PROMPTS = ["1+1=", "23+4=", "0", "what is 7+1? ", "12", "3+3+3+3="]

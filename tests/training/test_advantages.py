@@ -14,7 +14,7 @@ import torch
 
 from autolayer.core.config import GiGPOConfig
 from autolayer.core.errors import ConfigError
-from autolayer.rollouts.types import Turn
+from autolayer.rollouts.rollouts import Turn
 from autolayer.training.advantages import EPSILON, discounted, step_advantages
 
 

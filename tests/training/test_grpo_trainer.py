@@ -26,7 +26,7 @@ from autolayer.core.layer_set import Layers
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.rollouts.engines.hf import TransformersEngine
 from autolayer.rollouts.prompts import encode_prompts
-from autolayer.rollouts.types import request_seed
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.tasks.base import SPLITS, Task
 from autolayer.training import out_of_memory
 from autolayer.training.grpo_trainer import LayerGRPOTrainer, largest_divisor

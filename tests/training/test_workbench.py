@@ -12,7 +12,7 @@ from workbench_helpers import Untouched, assert_equal, differing, make_bench, ma
 from autolayer.core.arms import Arm
 from autolayer.core.errors import AutolayerError
 from autolayer.core.layer_set import Layers
-from autolayer.rollouts.types import request_seed
+from autolayer.rollouts.rollouts import request_seed
 from autolayer.tasks.base import SPLITS
 from autolayer.training import out_of_memory
 from autolayer.training.train_arm import TrainedArm, train_arm, train_rows
