@@ -3,38 +3,46 @@
 import logging
 import os
 import random
-import re
 import socket
+import sqlite3
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
+import sqlalchemy
 import sqlalchemy.event
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from autolayer.core.errors import RunFolderError
+from autolayer.core.shown_text import hide_parts_of, hide_url
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 120
 """Interval of a worker's heartbeat, and the silence after which a worker on another machine counts as dead."""
+BUSY_SECONDS = 60
+"""Time to wait for a SQLite file that another worker has locked."""
 MAX_TABLE_ATTEMPTS = 6
 """Attempts to create the tables, which fail if several workers start at the same time."""
 TELL_SECONDS = 10.0
 """Time that a worker waits for others before it says so."""
+Storage = str | Path
+"""An Optuna storage URL, or a SQLite file."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
 @contextmanager
-def storage_errors(storage: str) -> Iterator[None]:
+def storage_errors(storage: Storage) -> Iterator[None]:
     """Turns the errors of a database into one sentence with its remedy.
 
     Raises:
@@ -43,21 +51,25 @@ def storage_errors(storage: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError) as error:
-        where = re.sub(r":[^:@/]*@", ":***@", storage.removeprefix("sqlite:///"))  # hides a password
         cure = "give a --storage that Optuna can open, or leave it out"
-        if storage.startswith("sqlite") and where.endswith("/study.db"):  # in the run folder
+        if isinstance(storage, Path):  # in the run folder
             cure = "delete that file to redo the search, or choose another --out"
         elif isinstance(error, ImportError) and storage.startswith("postgresql"):
             cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
-        raise RunFolderError(
-            f"the study in {where} cannot be used ({str(error).splitlines()[0].rstrip('.')}): {cure}."
-        ) from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        reason = reason if isinstance(storage, Path) else hide_parts_of(storage, reason)
+        raise RunFolderError(f"the study in {shown_storage(storage)} cannot be used ({reason}): {cure}.") from error
 
 
-def open_study(storage: str, name: str) -> optuna.Study:
+def shown_storage(storage: Storage) -> str:
+    """Returns the name of a storage for a message, without passwords."""
+    return str(storage) if isinstance(storage, Path) else hide_url(storage.removeprefix("sqlite:///"))
+
+
+def open_study(storage: Storage, name: str) -> optuna.Study:
     """Opens a study, creates it if needed, and fails the trials of dead workers."""
     backend = open_storage(storage)
-    if storage.startswith("sqlite"):
+    if backend.engine.dialect.name == "sqlite":
         # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
         # waits and both claim it. Taking the write lock before the read makes the claim atomic.
         sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -72,13 +84,22 @@ def open_study(storage: str, name: str) -> optuna.Study:
     return study
 
 
-def open_storage(storage: str) -> optuna.storages.RDBStorage:
+def open_storage(storage: Storage) -> optuna.storages.RDBStorage:
     """Opens a storage and creates its tables if needed."""
-    arguments = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
+    if isinstance(storage, Path):  # connected without a URL, in which some characters of a path have a meaning
+        connect = partial(sqlite3.connect, storage, timeout=BUSY_SECONDS, check_same_thread=False)
+        url, arguments = "sqlite:///study.db", {"creator": connect}
+    else:
+        url = storage.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for a template
+        arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else None
+        try:
+            sqlalchemy.make_url(storage)
+        except ValueError:
+            raise ArgumentError("its port is no number") from None  # without the text, which may be a password
     for attempt in range(MAX_TABLE_ATTEMPTS):
         try:
             return optuna.storages.RDBStorage(
-                storage, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
         except SQLAlchemyError as error:
             beaten = isinstance(error, IntegrityError) or "already exists" in str(error)

@@ -18,7 +18,14 @@ from pydantic import TypeAdapter
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError
-from autolayer.search.optuna_storage import open_storage, open_study, quiet_optuna, storage_errors
+from autolayer.search.optuna_storage import (
+    Storage,
+    open_storage,
+    open_study,
+    quiet_optuna,
+    shown_storage,
+    storage_errors,
+)
 from autolayer.search.race import Answer
 from autolayer.search.records import Candidate, RaceConfig, Run
 
@@ -26,11 +33,11 @@ RACE_STUDY = "autolayer"
 _RUN, _RESULT, _CANDIDATES = TypeAdapter(Run), TypeAdapter(RungResult), TypeAdapter(tuple[Candidate, ...])
 
 
-def check_storage(storage: str, signature: str | None = None) -> None:
+def check_storage(storage: Storage, signature: str | None = None) -> None:
     """Opens a storage and closes it again, so that a wrong one is reported before any work is done.
 
     Args:
-        storage: An Optuna storage URL.
+        storage: An Optuna storage URL, or a SQLite file.
         signature: Signature of the configuration. None checks only that the storage opens.
 
     Raises:
@@ -45,10 +52,10 @@ def check_storage(storage: str, signature: str | None = None) -> None:
             raise _other_race(storage, ["signature"])
 
 
-def _other_race(storage: str, names: Sequence[str]) -> RunFolderError:
+def _other_race(storage: Storage, names: Sequence[str]) -> RunFolderError:
     return RunFolderError(
-        f"the study '{RACE_STUDY}' in {storage} holds a race with another {', '.join(names)}: give another "
-        "--storage or --out, or the settings it was started with."
+        f"the study '{RACE_STUDY}' in {shown_storage(storage)} holds a race with another {', '.join(names)}: give "
+        "another --storage or --out, or the settings it was started with."
     )
 
 
@@ -63,7 +70,7 @@ class RaceStudy:
 
     @classmethod
     def open(
-        cls, storage: str, config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]
+        cls, storage: Storage, config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]
     ) -> RaceStudy:
         """Creates the study, or opens the existing one and adopts its candidates, base rewards and costs.
 

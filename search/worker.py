@@ -23,7 +23,7 @@ from optuna.trial import TrialState, create_trial
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.errors import TrainingError
 from autolayer.search.evidence import check_result, paired_gain
-from autolayer.search.optuna_storage import Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
+from autolayer.search.optuna_storage import Storage, Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
@@ -47,7 +47,7 @@ def run_search(
     base_select_rewards_I: Sequence[float],
     run: RunArm,
     *,
-    storage: str,
+    storage: Storage,
     deadline: float | None = None,
     is_alone: bool = False,
 ) -> RaceOutcome:
@@ -59,7 +59,7 @@ def run_search(
         base_select_rewards_I: Reward of the base model per `select` item.
         run: Continues an arm to a step and scores it on the `select` items. A `TrainingError` is recorded as the
             run's failure. Any other exception propagates, and the same call resumes the study.
-        storage: An Optuna storage URL, such as sqlite:///run/study.db. Its folder must exist.
+        storage: An Optuna storage URL, or a SQLite file, whose folder must exist.
         deadline: Value of `time.monotonic()`, in seconds, after which no run is started. The race then ends with the
             results so far.
         is_alone: True if no other process can take part, so that what an earlier one has begun is repeated at once.

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autolayer import __version__
-from autolayer.cli.options import ConfigCommand, read_config
+from autolayer.cli.options import ConfigCommand, read_config, read_values
 from autolayer.cli.output import only_stderr, print_found
 from autolayer.cli.progress import TerminalProgress
-from autolayer.core.errors import ConfigError, RunFolderError
+from autolayer.core.errors import ConfigError, ModelError, RunFolderError, UnknownNameError
 from autolayer.core.run_folder import ADAPTER, CALIBRATION, PATCH, RESULT, RunFolder
+from autolayer.core.shown_text import visible
 
 if TYPE_CHECKING:
     from autolayer.pipeline.pick import Until
@@ -194,7 +195,7 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
 @JSON
 def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
     """Show the result of a run again."""
-    from autolayer.reporting.html import write_html
+    from autolayer.reporting.html import html_page
     from autolayer.reporting.results import PickResult
 
     folder = RunFolder(run_folder)
@@ -204,10 +205,10 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
     if html is not None:
         try:
             html.parent.mkdir(parents=True, exist_ok=True)
-            write_html(result, html)
+            html.write_text(html_page(result), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give the path of a file.") from None
-        click.echo(f"wrote {html}", err=True)
+        click.echo(visible(f"wrote {html}"), err=True)
     _print_result(result, run_folder, as_json, show_all)
 
 
@@ -226,8 +227,17 @@ def merge(source: Path, model: str | None, out: Path) -> None:
     with only_stderr():
         from autolayer.models.merge import merge as merge_into_base
 
-        written = merge_into_base(model, path, out)
-    click.echo(f"wrote {written}: load it with transformers' AutoModelForCausalLM.from_pretrained({str(written)!r}).")
+        try:
+            written = merge_into_base(model, path, out)
+        except (ModelError, UnknownNameError) as error:
+            if model is not None:
+                raise
+            raise ModelError(
+                f"{error} This base model is named in {path}, and a relative path counts from where it was trained: "
+                "if it is elsewhere, give --model."
+            ) from error
+    how = f"AutoModelForCausalLM.from_pretrained({str(written)!r})"
+    click.echo(visible(f"wrote {written}: load it with transformers' {how}."))
 
 
 @cli.command()
@@ -252,12 +262,15 @@ def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
 
     Exits with code 2 if something that every run needs is missing.
     """
-    given = ctx.params["model"] is not None or ctx.params["toml"] is not None
-    config = read_config(ctx) if given else None
+    from autolayer.core.config import Config
+
+    values = read_values(ctx, {})
+    config = read_config(ctx) if "model" in values else None
+    checked = config or Config(model="tiny", **values)  # without a model, the other options must be valid all the same
     with only_stderr():
         from autolayer.cli.doctor import diagnose
 
-        found = diagnose(config, folder=Path((config.out if config else ctx.params["out"]) or "."))
+        found = diagnose(config, folder=Path(checked.out or "."))
     print_found(found, as_json)
     if not found.is_well:
         ctx.exit(2)

@@ -56,11 +56,12 @@ class Diagnosis:
     def render(self) -> RenderableType:
         """Returns a table for the terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, show_header=False, pad_edge=False)
         for check in self.checks:
-            mark = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[check.state]
-            table.add_row(check.name, mark, check.finding)
+            words, color = {"good": ("ok", "green"), "note": ("note", "yellow"), "bad": ("bad", "red")}[check.state]
+            table.add_row(check.name, Text(words, style=color), check.finding)
         return table
 
 

@@ -14,14 +14,18 @@ import traceback
 import click
 
 from autolayer.cli.commands import cli
-from autolayer.core.errors import AutolayerError, LoneRankError
+from autolayer.core.errors import AutolayerError, LoneRankError, is_out_of_memory
 from autolayer.core.launch import is_first_process, num_processes
+from autolayer.core.shown_text import hide_secrets, visible
 
 EXIT_DELAY = 5.0
 """Seconds that the other ranks wait before they exit, so that rank 0 can print its message."""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *DISK_FULL)
+DISK_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EIO, *DISK_FULL,
+)  # fmt: skip
 """Error numbers of the disk that the user can correct."""
 
 
@@ -34,20 +38,27 @@ def main(arguments: list[str] | None = None) -> None:
     state = {"debug": False}
     # peft imports bitsandbytes where it is installed, and it warns about kernels that are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if logging.lastResort is not None:  # it prints the warnings of all loggers that nobody has set up
+        logging.lastResort.setFormatter(_VisibleFormatter())
     try:
         code = cli.main(arguments, prog_name="autolayer", standalone_mode=False, obj=state)
     except Exception as error:
         code, sentence = _explain(error)
         if state["debug"] and code != 130:
-            traceback.print_exc()
+            click.echo(visible(hide_secrets(traceback.format_exc())), err=True)
         if is_first_process() or isinstance(error, LoneRankError):
-            click.echo(f"autolayer: {sentence}", err=True)
+            click.echo(f"autolayer: {visible(hide_secrets(sentence))}", err=True)
         if code and num_processes() > 1:
             sys.stderr.flush()
             if not is_first_process():  # the launcher ends all ranks once one has exited
                 time.sleep(EXIT_DELAY)
             os._exit(code)  # an ordinary exit would wait for the other ranks
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(hide_secrets(super().format(record)))
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -57,13 +68,12 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, AutolayerError | click.ClickException):
         return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        cure = (
-            "Free some space, or give another --out"
-            if error.errno in DISK_FULL
-            else "Give an --out that you may write to"
-        )
+        cure = "Free some space, or give another --out" if error.errno in DISK_FULL else "Give another path"
         return 2, f"error: {error.filename or 'a file'}: {error.strerror}. {cure}."
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; not imported here
-        return 2, "error: the device ran out of memory: give a smaller --prompts-per-step or --max-new-tokens."
+    if is_out_of_memory(error):
+        return (
+            2,
+            "error: the memory ran out: give a smaller --prompts-per-step or --max-new-tokens, or another --device.",
+        )
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return 1, f"this is a bug of autolayer ({what}): run the same command with --debug to see where."

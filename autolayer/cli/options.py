@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
@@ -125,14 +126,9 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
         ctx: Context of the command.
         tables: Options of the command that belong to a table of the --config file.
     """
-    from autolayer.core.config import Config, read_toml
+    from autolayer.core.config import Config
 
-    values = read_toml(ctx.params["toml"]) if ctx.params["toml"] is not None else {}
-    options = [option.name for option in ctx.command.get_params(ctx) if isinstance(option, ConfigOption)]
-    given = [name for name in options if name and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    values |= {name: ctx.params[name] for name in given}
-    values |= {name: {**values.get(name, {}), **table} for name, table in tables.items()}
-    config = Config(**values)
+    config = Config(**read_values(ctx, tables))
     from autolayer import tasks
     from autolayer.models.names import EMBEDDED, check_name
 
@@ -140,3 +136,17 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
     packaged = EMBEDDED.get(config.model)
     tasks.check_name(config, packaged.forms if packaged else None)
     return config.replace(out=str(open_run(config, verb=str(ctx.command.name)).path))
+
+
+def read_values(ctx: click.Context, tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the settings that the options and the --config file give, unchecked; `tables` as in `read_config`."""
+    from autolayer.core.config import read_toml
+
+    values = read_toml(ctx.params["toml"]) if ctx.params["toml"] is not None else {}
+    options = [option.name for option in ctx.command.get_params(ctx) if isinstance(option, ConfigOption)]
+    given = [name for name in options if name and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    values |= {name: ctx.params[name] for name in given}
+    for name, table in tables.items():
+        if isinstance(in_file := values.get(name, {}), dict):  # anything else is refused by `Config`
+            values[name] = {**in_file, **table}
+    return values

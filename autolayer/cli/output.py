@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from autolayer.core.launch import is_first_process
+from autolayer.core.shown_text import visible
 
 
 @contextlib.contextmanager
@@ -41,4 +42,16 @@ def print_found(found: Any, as_json: bool, report: Any = None) -> None:
     import rich
 
     # Not cropped, so that a command in the report can be copied whole.
-    rich.get_console().print(found.render() if report is None else report, crop=False)
+    shown = _Visible(found.render() if report is None else report)
+    rich.get_console().print(shown, crop=False, markup=False)
+
+
+class _Visible:
+    """Renders something with the control characters in it made visible, since others may have written its texts."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for part in console.render(self.content, options):
+            yield part if part.control else part._replace(text=visible(part.text))

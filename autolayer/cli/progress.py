@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from autolayer.core.progress import Progress, Stage
+from autolayer.core.shown_text import visible
 
 if TYPE_CHECKING:
     import rich.progress
@@ -52,6 +53,7 @@ class TerminalProgress(Progress):
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bars."""
+        text = visible(text)
         if self._bars is None:
             print(text, file=self.stream or sys.stderr, flush=True)
             return

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 import annotated_types
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig, SearchConfig, VLLMConfig
 from autolayer.core.errors import ConfigError, did_you_mean
 from autolayer.core.layer_set import LayersLike, layers_text
-from autolayer.core.settings import Count, NonNegative, Positive, Settings
+from autolayer.core.settings import AtMost, NonNegative, Positive, Settings, Size
+from autolayer.core.shown_text import hide_secrets, hide_url
 
 Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
 ENGINES = ("auto", "transformers", "vllm")
@@ -46,7 +47,8 @@ def _engine(value: Any) -> Any:
     if isinstance(value, str) and value not in ENGINES and not is_server(value):
         close = did_you_mean(value, ENGINES)
         raise ConfigError(
-            f"--rollouts {value!r} cannot work: give {', '.join(ENGINES)}, or http://HOST:PORT of a vLLM server.{close}"
+            f"--rollouts {hide_secrets(value)!r} cannot work: give {', '.join(ENGINES)}, or http://HOST:PORT of a vLLM "
+            f"server.{close}"
         )
     return value
 
@@ -61,7 +63,13 @@ def _rate(value: Any) -> Any:
         raise ConfigError(f"--learning-rate {value!r} cannot work: give a number such as 1e-5, or auto.") from None
 
 
-PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+def _path(value: Any) -> Any:
+    if "\0" in str(value):
+        raise ConfigError(f"{str(value)!r} cannot be a path: it has a null character.")
+    return str(value) if isinstance(value, Path) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path)]
 
 
 class Config(Settings):
@@ -89,7 +97,7 @@ class Config(Settings):
     layers: Annotated[str | None, BeforeValidator(lambda value: None if value is None else layers_text(value))] = None
     """Candidate layers of `pick`, such as 16, 10-14 or 8,16; in `train` and `measure`, the layers to train.
     Default: all."""
-    top_k: Count = 1
+    top_k: Size = 1
     """Layers to train together: sets of this many layers race instead of single ones."""
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
@@ -102,15 +110,15 @@ class Config(Settings):
     """Deadline for the whole run in hours, on top of the budget."""
     history: PathText | None = None
     """Folder of your own contribution.json files, which sharpen the prediction."""
-    steps: Count | None = None
+    steps: Size | None = None
     """Optimizer steps of the final training run."""
-    prompts_per_step: Count | None = None
+    prompts_per_step: Size | None = None
     """Prompts per optimizer step."""
-    group_size: Annotated[int, annotated_types.Ge(2)] = 8
+    group_size: Annotated[int, annotated_types.Ge(2), AtMost] = 8
     """Completions per prompt, whose rewards are compared with each other."""
-    max_new_tokens: Count | None = None
+    max_new_tokens: Size | None = None
     """Longest completion, in tokens."""
-    max_prompt_tokens: Count | None = None
+    max_prompt_tokens: Size | None = None
     """Drop longer prompts from training; the evaluation keeps all prompts."""
     temperature: Positive = 1.0
     """Sampling temperature of rollouts and evaluation."""
@@ -120,13 +128,13 @@ class Config(Settings):
     """Weight of the KL term against the base model."""
     thinking: bool | None = None
     """Turn the thinking mode of the chat template on or off, if it has one."""
-    num_eval: Count | None = None
+    num_eval: Size | None = None
     """Items of the `eval` split on which base and trained model are compared. Default: the task decides."""
     seed: Annotated[int, annotated_types.Ge(0), annotated_types.Lt(2**32)] = 0
     """Seed of every random choice of the run."""
     out: PathText | None = None
     """Run folder. Default: runs/MODEL-TASK-SIGNATURE, so the same command resumes."""
-    storage: str | None = None
+    storage: Annotated[str, PlainSerializer(hide_url)] | None = None
     """Optuna storage of the search, for workers on several machines. Default: study.db in the run folder."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda, cuda:1, ..."""
@@ -257,5 +265,5 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}): give the path of a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no text, or numbers of thousands of digits
         raise ConfigError(f"--config {path} is not valid TOML ({error}): correct that line.") from None

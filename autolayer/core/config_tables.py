@@ -6,7 +6,7 @@ import annotated_types
 from pydantic import BeforeValidator
 
 from autolayer.core.errors import ConfigError
-from autolayer.core.settings import Count, NonNegative, OpenShare, Positive, Settings, Share
+from autolayer.core.settings import AtMost, NonNegative, OpenShare, Positive, Settings, Share, Size
 
 
 def _rates(value: Any) -> tuple[float, ...] | None:
@@ -15,7 +15,7 @@ def _rates(value: Any) -> tuple[float, ...] | None:
         return None
     try:
         rates = sorted({float(rate) for rate in (value.split(",") if isinstance(value, str) else value)})
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rates = []
     if rates and 0 < rates[0] <= rates[-1] < float("inf"):
         return tuple(rates)
@@ -29,11 +29,11 @@ class ProbeConfig(Settings):
 
     share: Share = 0.3
     """Share of the finding budget that the probes may spend when a race follows. Without a race they may spend all."""
-    num_folds: Annotated[int, annotated_types.Ge(2)] = 3
+    num_folds: Annotated[int, annotated_types.Ge(2), AtMost] = 3
     """Number of folds of the shared batch: a direction is computed on all folds but one and evaluated on that one."""
-    num_prompts: Count = 64
+    num_prompts: Size = 64
     """Largest number of prompts in each fold; a small budget takes fewer."""
-    burst_steps: Annotated[int, annotated_types.Ge(0)] | None = None
+    burst_steps: Annotated[int, annotated_types.Ge(0), AtMost] | None = None
     """Largest number of optimizer steps per layer of the rl_burst probe; 0 leaves the probe out. Default: 2, or 0 when
     the budget pays for a race, because its first rung is such a burst."""
 
@@ -43,7 +43,7 @@ class SearchConfig(Settings):
 
     table: ClassVar[str | None] = "search"
 
-    num_select: Count = 256
+    num_select: Size = 256
     """Items of the `select` split on which every rung compares its arms."""
     rate_span: Annotated[float, annotated_types.Ge(1)] = 4.0
     """A layer's learning rate is searched between the starting rate divided and multiplied by this."""
@@ -56,7 +56,7 @@ class MeasureConfig(Settings):
 
     table: ClassVar[str | None] = None  # both are options of `measure`
 
-    num_seeds: Count = 3
+    num_seeds: Size = 3
     """Training seeds of every arm: the run's seed and the ones after it."""
     rates: Annotated[tuple[Positive, ...] | None, BeforeValidator(_rates)] = None
     """Learning rates that every arm is tried at, such as 1e-4,3e-4,1e-3. Default: a grid made from the probes."""

@@ -72,6 +72,13 @@ class PatchError(AutolayerError, RuntimeError):
     """A layer patch that is damaged, belongs to another base, or does not fit on the disk."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True for an error of Python, torch or the system that says that there is no memory left."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "os error 12")
+    kinds = (type(error).__name__ == "OutOfMemoryError", isinstance(error, MemoryError))  # the first is torch's
+    return any(kinds) or (isinstance(error, Exception) and any(word in str(error) for word in words))
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
     """Builds the error for a name that does not exist; it suggests the nearest name and lists all of them.
 

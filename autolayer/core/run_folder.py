@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
 )
-PATCH, REPORT = "layer.safetensors", "report.html"
+PATCH, REPORT, STUDY = "layer.safetensors", "report.html", "study.db"
 ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
 TEMPORARY = r"\..+\.[0-9a-f]{32}"
@@ -52,7 +53,7 @@ class RunFolder:
             return None
         try:
             value = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise self.damaged(name, error) from None
         if not isinstance(value, dict):
             raise self.damaged(name, "it holds no JSON object")
@@ -71,20 +72,17 @@ class RunFolder:
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
         """Writes a stage's JSON atomically. A value that is NaN or infinite raises a ValueError."""
-        self._write_temporary(name, value, indent).replace(self.path / name)
+        self.write_text(name, _as_text(value, indent))
 
-    def _write_temporary(self, name: str, value: dict[str, Any], indent: int | None) -> Path:
-        text = json.dumps(value, indent=indent, allow_nan=False)
-        self._create_folder()
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file atomically, and replaces a link instead of writing to where it leads."""
+        self._write_temporary(name, text).replace(self.path / name)
+
+    def _write_temporary(self, name: str, text: str) -> Path:
+        self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_text(text + "\n")
+        temporary.write_text(text, encoding="utf-8")
         return temporary
-
-    def _create_folder(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(f"--out {self.path} is a file, or below one: give a folder.") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,7 +91,8 @@ class RunFolder:
         Raises:
             RunFolderError: Another process holds the lock.
         """
-        self._create_folder()
+        self.check()
+        self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / LOCK)  # in the folder itself, which may have several names
         try:
             lock.acquire(timeout=0)
@@ -109,6 +108,31 @@ class RunFolder:
             with suppress(OSError):  # not empty
                 self.path.rmdir()
 
+    def check(self) -> None:
+        """Checks that a run can write here, and only here; nothing is written.
+
+        Raises:
+            RunFolderError: The path is no place for a folder, or a file of the run is a link to another place.
+        """
+        try:
+            if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
+                raise NotADirectoryError
+            if not self.path.exists():
+                with tempfile.TemporaryFile(
+                    dir=next(place for place in self.path.absolute().parents if place.exists())
+                ):
+                    pass
+        except NotADirectoryError:
+            raise RunFolderError(f"--out {self.path} is a file, or below one: give a folder.") from None
+        except OSError as error:
+            raise RunFolderError(f"--out {self.path} cannot be written to ({error.strerror}): give another.") from None
+        inside = [*self.path.glob("*"), *self.path.glob("arms/**/*"), *self.path.glob(f"{ADAPTER}/**/*")]
+        if links := [path for path in inside if path.is_symlink()]:
+            raise RunFolderError(
+                f"{links[0]} is a link, through which the run would write to another place: replace it by what it "
+                "leads to, or choose another --out."
+            )
+
     def start_or_resume(self, settings: dict[str, Any], *, accept_changes: bool = False) -> dict[str, Any]:
         """Writes config.json into a new folder, or checks that the folder belongs to a run with these settings.
 
@@ -123,7 +147,7 @@ class RunFolder:
         Raises:
             RunFolderError: The folder belongs to another configuration, or is not a run folder.
         """
-        self._create_folder()
+        self.check()
         signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         started = {"signature": signature, **settings}
         inside = {path.name for path in self.path.glob("*") if not re.fullmatch(f"{TEMPORARY}|{LOCK}", path.name)}
@@ -162,7 +186,7 @@ class RunFolder:
 
     def _create(self, name: str, value: dict[str, Any]) -> bool:
         """Writes a file if it does not exist; returns False if another process has created it first."""
-        temporary = self._write_temporary(name, value, 1)
+        temporary = self._write_temporary(name, _as_text(value, 1))
         try:
             os.link(temporary, self.path / name)
         except FileExistsError:
@@ -183,6 +207,10 @@ class RunFolder:
             (self / CONFIG).unlink(missing_ok=True)
             with suppress(OSError):  # not empty
                 self.path.rmdir()
+
+
+def _as_text(value: dict[str, Any], indent: int | None) -> str:
+    return json.dumps(value, indent=indent, allow_nan=False) + "\n"
 
 
 def open_run(config: "Config", verb: str = "pick") -> RunFolder:

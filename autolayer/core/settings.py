@@ -1,5 +1,6 @@
 """Base class of all settings: a frozen pydantic model whose validation errors become one ConfigError in sentences."""
 
+import reprlib
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_args
 
 import annotated_types
@@ -8,24 +9,34 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autolayer.core.errors import AutolayerError, ConfigError, did_you_mean
 
 Count = Annotated[int, annotated_types.Gt(0)]
+AtMost = annotated_types.Le(2**31 - 1)
+"""The largest whole number of a setting, which every library can hold."""
+Size = Annotated[int, annotated_types.Gt(0), AtMost]
 Positive = Annotated[float, annotated_types.Gt(0)]
 NonNegative = Annotated[float, annotated_types.Ge(0)]
 Share = Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)]
 OpenShare = Annotated[float, annotated_types.Gt(0), annotated_types.Lt(1)]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Settings(BaseModel):
     """A set of named settings. An int is accepted as a float; no other value is converted."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        str_min_length=1,
+        use_attribute_docstrings=True,
     )
     table: ClassVar[str | None] = None
     """Name of the table of a --config file that holds these settings; None for the top level."""
 
     if not TYPE_CHECKING:  # type checkers read the arguments from the fields
 
-        def __init__(self, **values: Any) -> None:
+        def __init__(self, /, **values: Any) -> None:
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -50,7 +61,7 @@ class Settings(BaseModel):
         option = f"{table}{name} =" if table else "--" + name.replace("_", "-")
         if problem["type"] == "missing":
             return f"{option} is missing. {fields[name].description}"
-        expected, close = problem["msg"].removeprefix("Input "), ""
+        expected, close = problem["msg"].removeprefix("Input ").removeprefix("String "), ""
         if problem["type"] == "literal_error":
             close = did_you_mean(problem["input"], map(str, get_args(fields[name].annotation)))
-        return f"{option} {problem['input']!r} cannot work: it {expected}.{close}"
+        return f"{option} {_SHORT.repr(problem['input'])} cannot work: it {expected}.{close}"

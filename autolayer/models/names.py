@@ -1,5 +1,6 @@
 """Model names: the embedded models, local folders and names on the Hugging Face Hub. This module loads no torch."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from autolayer.core.errors import ModelError, unknown
+from autolayer.core.offline import check_hub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,12 @@ def check_name(name: str) -> None:
         raise unknown("model", name, EMBEDDED, _HINT)
 
 
+def full_name(name: str) -> str:
+    """Returns a model name that means the same in every folder: the absolute path of a local one."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if name not in EMBEDDED and path.is_dir() else name
+
+
 def model_path(name: str) -> str:
     """Returns the argument of `from_pretrained` for a model name: the packaged folder, a local folder or a Hub name.
 
@@ -92,4 +100,7 @@ def model_path(name: str) -> str:
             raise ModelError(f"model '{name}' is missing from this installation ({folder}): reinstall autolayer.")
         return str(folder)
     path = Path(name).expanduser()
-    return str(path) if path.is_dir() else name
+    if path.is_dir():
+        return str(path)
+    check_hub()
+    return name

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from autolayer.core.errors import ModelError
+from autolayer.core.errors import ModelError, is_out_of_memory
 
 
 def unreadable(name: str, path: str, error: Exception) -> ModelError:
@@ -16,6 +16,11 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    if is_out_of_memory(error):
+        return ModelError(
+            f"model '{name}' does not fit into the memory of this machine ({first_line(error)}): give a smaller model, "
+            "end other programs, or take a machine with more memory."
+        )
     if Path(path).is_dir():
         return ModelError(
             f"model '{name}' cannot be read ({first_line(error)}): copy or download the folder again, with "

@@ -41,6 +41,10 @@ def check_before_loading(config: Config, verb: str) -> Task:
 
 def check_options(config: Config, verb: str, candidates: Layers, model: PreTrainedModel) -> None:
     """Refuses options that belong to another verb, or do not go with the layers that --layers names."""
+    if verb == "train" and config.layers is None:
+        raise ConfigError(
+            "layers is missing: name the layers to train (16, 10-14 or 8,16, or full for all), or let `pick` find one."
+        )
     num_layers = len(find_layers(model))
     given = {
         "--top-k": config.top_k != 1,

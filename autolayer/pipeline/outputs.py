@@ -5,10 +5,10 @@ from collections.abc import Callable
 from autolayer.core.arms import Arm
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
 from autolayer.models import lora
-from autolayer.models.names import model_path
+from autolayer.models.names import full_name, model_path
 from autolayer.models.patch import LayerPatch
 from autolayer.pipeline.run_context import RunContext
-from autolayer.reporting.html import write_html
+from autolayer.reporting.html import html_page
 from autolayer.reporting.results import PickResult
 
 
@@ -35,7 +35,7 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
         elif patch is not None:
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
             lora.save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
-        write_html(result, run.folder / REPORT)
+        run.folder.write_text(REPORT, html_page(result))
         run.folder.write(RESULT, result.to_dict())
         return result
 
@@ -56,7 +56,7 @@ def _patch(run: RunContext, trained: Arm) -> LayerPatch:
     bench = run.bench
     return LayerPatch(
         tensors=bench.arm_weights(trained) or bench.base(trained.layers),
-        base=bench.loaded.name,
+        base=full_name(bench.loaded.name),
         base_hash=bench.loaded.weight_hash,
         layers=trained.layers,
         task=bench.task.name,

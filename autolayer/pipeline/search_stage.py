@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
 from autolayer.core.costs import Cost
-from autolayer.core.run_folder import SEARCH
+from autolayer.core.run_folder import SEARCH, STUDY
 from autolayer.pipeline.advance import advance
 from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
@@ -58,7 +58,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
             bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
             return result
 
-        storage = config.storage or f"sqlite:///{run.folder / 'study.db'}"
+        storage = config.storage or run.folder / STUDY
         deadline = run.started + search_seconds(config)
         # Rank 0 holds the race; every rank runs the rungs that the race asks for.
         outcome = bench.process_group.call_from_rank_0(

@@ -48,6 +48,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     check_names(config)
     check_launcher(config.device)
     process_group = join_process_group(on_cpu=config.device == "cpu")
+    process_group.on_rank_0(open_run(config, verb).check)
     progress = progress if progress and process_group.is_rank_0 else Progress()
     with ExitStack() as stack:
         with progress.stage("load", None), process_group.failing_together():

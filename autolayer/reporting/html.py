@@ -16,20 +16,12 @@ from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.sentences import cost_line, detail_lines, headline, legend
 
 
-def write_html(result: PickResult, path: str | Path) -> Path:
-    """Writes the report as one file.
-
-    Args:
-        result: The result to show.
-        path: The file to write.
-
-    Returns:
-        The path of the file.
-    """
+def html_page(result: PickResult) -> str:
+    """Returns the report as the text of one file."""
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     rows = shown_rows(result, show_all=True)
-    page = environment.get_template("report.html.jinja").render(
+    return environment.get_template("report.html.jinja").render(
         result=result,
         headline=headline(result),
         lines=[*detail_lines(result), cost_line(result), *(f"Note: {note}" for note in result.notes)],
@@ -41,9 +33,6 @@ def write_html(result: PickResult, path: str | Path) -> Path:
         format_count=format_count,
         format_seconds=format_seconds,
     )
-    path = Path(path)
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 @dataclass(frozen=True, kw_only=True)

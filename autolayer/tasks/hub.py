@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autolayer.core.errors import DataError
+from autolayer.core.offline import check_hub
 
 _copies: ContextVar[tuple[Path, list[str]] | None] = ContextVar("copies", default=None)
 """The folder of `local_copies`, and the names of the data sets that were read from it."""
@@ -73,6 +74,7 @@ def _from_hub(repository: str, configuration: str | None) -> Any:
     import datasets
     from huggingface_hub import snapshot_download
 
+    check_hub()
     try:
         return datasets.load_dataset(repository, configuration)
     except Exception as error:  # its type depends on how the network failed; the message names it

@@ -85,6 +85,8 @@ def _row(line: bytes, before: list[Row]) -> Row:
         raise ValueError(f"not UTF-8 ({error.reason}): save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
     if not isinstance(row, dict):
         raise ValueError(f"{show(row, 60)} is not a JSON object")
     if "prompt" not in row:

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 import autolayer
 from autolayer.cli.main import main
-from autolayer.core.errors import UnknownNameError
+from autolayer.core.errors import ConfigError, UnknownNameError
 from autolayer.core.run_folder import CALIBRATION, CONFIG, PATCH, PROBE, RESULT, ROLLOUTS, SEARCH
 
 SMALL = ("--steps", "4", "--prompts-per-step", "4", "--group-size", "4", "--max-new-tokens", "5", "--num-eval", "8")
@@ -349,6 +349,14 @@ def test_a_folder_of_something_else_is_refused(refused: Refused, qwen: str, tmp_
         "pick", "--model", qwen, *OWN, parts=("--out run is not empty and is not a run folder", "give a new folder")
     )
     refused("pick", "--model", qwen, *OWN[:-1], "sums.jsonl", parts=("--out sums.jsonl is a file", "give a folder"))
+    refused("pick", "--model", qwen, *OWN[:-1], "sums.jsonl/x", parts=("--out sums.jsonl/x is a file, or below one",))
+
+
+def test_training_needs_layers_in_the_library_too(qwen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="layers is missing: name the layers to train"):
+        autolayer.train_layer(model=qwen, task="math:arith", out="run")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "hollow"])
@@ -377,7 +385,11 @@ def test_a_damaged_file_of_a_run_is_named(
 def test_a_storage_that_cannot_be_opened_is_refused(refused: Refused, run_folder: Path, qwen: str) -> None:
     for storage, shown, cure in [
         ("nowhere", "nowhere", "give a --storage that Optuna can open"),
-        ("postgresql://me:secret@localhost:1/x", "//me:***@localhost:1/x", "--storage postgresql+pg8000://..."),
+        ("postgresql://me:secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
+        ("postgresql://me:a/secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
+        ("postgresql://localhost:1/x?password=secret", "1/x?password=***", "--storage postgresql+pg8000://..."),
+        ("postgresql://localhost:secret/x", "//localhost:***/x", "give a --storage that Optuna can open"),
+        ("sqlite:///{lr}/x.db", "{lr}/x.db", "give a --storage that Optuna can open"),
     ]:
         parts = (f"{shown} cannot be used", cure)
         assert "secret" not in refused("pick", "--model", qwen, *OWN, *PICK, "--storage", storage, parts=parts)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from result_helpers import finished
 from autolayer.cli.commands import cli
 from autolayer.cli.main import main
 from autolayer.core import config
-from autolayer.core.errors import NoSignalError
+from autolayer.core.errors import ModelError, NoSignalError
 from autolayer.core.run_folder import PATCH, RESULT, RunFolder
 from autolayer.reporting.results import PickResult
 
@@ -145,6 +146,9 @@ def test_tasks_lists_every_task(call: Any) -> None:
         (["pick", *TINY, "--config", "none.toml"], ["none.toml cannot be read (No such file or directory)"]),
         (["pick", "--data", "x.jsonl", "--model", "tiny"], ["--data and --reward belong together"]),
         (["train", *TINY], ["--layers is missing"]),
+        (["doctor", "--steps", "-1"], ["--steps -1 cannot work"]),
+        (["doctor", "--seed", "x"], ["--seed", "'x' is not a valid integer"]),
+        (["pick", *TINY, "--out", ""], ["--out '' cannot work"]),
         (["report", "nowhere"], ["nowhere has no result.json"]),
         (["merge", "nowhere", "--out", "merged"], ["nowhere does not exist"]),
         (["merge", "nowhere"], ["--out"]),
@@ -201,6 +205,29 @@ def test_ctrl_c_is_exit_130(call: Any, pipeline: Any) -> None:
     pipeline.failure = KeyboardInterrupt()
     code, out, err = call("pick", *TINY)
     assert (code, out) == (130, "") and "interrupted: the same command resumes" in err
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+)
+def test_a_full_memory_is_no_bug(call: Any, pipeline: Any, failure: Exception) -> None:
+    pipeline.failure = failure
+    code, _, err = call("pick", *TINY)
+    assert code == 2 and "error: the memory ran out: give a smaller --prompts-per-step" in err
+
+
+def test_a_base_that_is_not_found_is_named_with_the_way_out(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    def fail(*_: Any) -> None:
+        raise ModelError("--model m does not exist.")
+
+    fake: Any = types.ModuleType("autolayer.models.merge")
+    fake.merge = fail
+    monkeypatch.setitem(sys.modules, "autolayer.models.merge", fake)
+    (tmp_path / PATCH).touch()
+    code, _, err = call("merge", PATCH, "--out", "merged")
+    assert code == 2 and f"named in {PATCH}, and a relative path counts from where it was trained" in err
+    assert "give --model" in err and "give --model" not in call("merge", PATCH, "--out", "x", "--model", "m")[2]
 
 
 def test_a_full_disk_is_no_bug(call: Any, pipeline: Any) -> None:
@@ -294,6 +321,23 @@ def test_report_shows_a_run_again(call: Any, tmp_path: Path) -> None:
     code, out, _ = call("report", "run", "--html", "page.html")
     assert code == 0 and out.startswith("Layer 1 of 3: score 0.400 -> 0.600") and (tmp_path / "page.html").exists()
     assert json.loads(call("report", "run", "--json")[1]) == finished().to_dict()
+
+
+def test_control_characters_and_markup_in_a_result_do_not_reach_the_terminal(call: Any, tmp_path: Path) -> None:
+    cost = finished().cost["probe"]
+    evil = replace(finished(), model="tiny\x1b]0;owned\x07", notes=("\x9b2J",), cost={"[/b]\x1b[31m": cost})
+    RunFolder(tmp_path / "run").write(RESULT, evil.to_dict())
+    code, out, err = call("report", "run", "--html", "page.html")
+    assert code == 0 and not {"\x1b", "\x07", "\x9b"} & set(out + err)
+    assert r"tiny\x1b]0;owned, math:arith" in out and r"Note: \x9b2J" in out and r"[/b]\x1b[31m" in out
+
+
+def test_control_characters_and_passwords_in_an_error_do_not_reach_the_terminal(call: Any, pipeline: Any) -> None:
+    pipeline.failure = NoSignalError("row '\x1b[2J' of https://me:secret@host/data")
+    for extra in ((), ("--debug",)):
+        _, _, err = call("pick", *TINY, *extra)
+        assert r"error: row '\x1b[2J' of https://***@host/data" in err and not {"\x1b"} & set(err)
+        assert "secret" not in err
 
 
 def test_report_explains_runs_without_result(call: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 import autolayer
-from autolayer.core.config import TABLES, Config, Options
+from autolayer.core.config import TABLES, Config, Options, read_toml
 from autolayer.core.config_tables import ProbeConfig
 from autolayer.core.errors import ConfigError
 
@@ -35,6 +35,15 @@ from autolayer.core.errors import ConfigError
         ({"gigpo": {"omegaa": 1.0}}, "unknown [gigpo] setting 'omegaa'. Did you mean 'omega'?"),
         ({"measure": {"rates": "fast"}}, "--rates 'fast' cannot be read: give numbers above 0"),
         ({"learning_rate": "fast"}, "--learning-rate 'fast' cannot work: give a number such as 1e-5, or auto."),
+        ({"measure": {"rates": [10**400]}}, "cannot be read: give numbers above 0"),
+        ({"seed": True}, "--seed True cannot work: it should be a valid integer."),
+        ({"steps": 10**400}, "--steps 100000000000000000...0000000000000000000 cannot work: it should be less than"),
+        ({"budget": 10**400}, "--budget 100000000000000000...0000000000000000000 cannot work: it should be"),
+        ({"probe": {"num_prompts": 2**31}}, "[probe] num_prompts = 2147483648 cannot work: it should be less than"),
+        ({"out": ""}, "--out '' cannot work: it should have at least 1 character."),
+        ({"data": "a\0b"}, r"'a\x00b' cannot be a path: it has a null character."),
+        ({"self": 1}, "unknown setting 'self'."),
+        ({"rollouts": "http://me:secret@host:1"}, "--rollouts 'http://***@host:1' cannot work"),
         ({"learning_rate": 1e-3, "measure": {"rates": [1e-3]}}, "exclude each other: give one."),
     ],
 )
@@ -42,6 +51,18 @@ def test_a_bad_value_is_refused_in_a_sentence(settings: dict[str, Any], sentence
     with pytest.raises(ConfigError) as error:
         Config(model="m", **settings)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["steps = " + "1" * 5000, "a = " + "[" * 100_000, "steps = [1", "\0"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="run.toml is not valid TOML"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_password_in_the_storage_is_in_no_file_that_is_made_from_the_settings() -> None:
+    config = Config(model="m", storage="postgresql://me:secret@host/db")
+    assert config.model_dump()["storage"] == "postgresql://***@host/db" and "secret" in str(config.storage)
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -90,3 +90,44 @@ def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
     with pytest.raises(RunFolderError, match="is a file, or below one"), RunFolder(tmp_path / "letter" / "x").locked():
         pass
+
+
+def test_a_place_where_no_folder_can_be_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "broken").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for name, part in [
+        ("file", "is a file, or below one: give a folder"), ("broken", "is a file"), ("file/below", "or below one"),
+        ("x" * 300, "cannot be written to .File name too long"), ("/proc/new", "cannot be written to"),
+    ]:  # fmt: skip
+        with pytest.raises(RunFolderError, match=part):
+            RunFolder(tmp_path / name).check()
+    RunFolder(tmp_path / "new" / "folder").check()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["study.db", "report.html", "arms", "arms/layer-1/history.json", "adapter/x"])
+def test_a_run_does_not_write_through_links(tmp_path: Path, name: str) -> None:
+    folder, link, victim = RunFolder(tmp_path / "run"), tmp_path / "run" / name, tmp_path / "victim"
+    folder.start_or_resume({"model": "m"})
+    victim.write_text("mine")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    with pytest.raises(RunFolderError, match=f"{name} is a link"):
+        folder.start_or_resume({"model": "m"})
+    assert victim.read_text() == "mine"
+    folder.write_text("report.html", "a page")  # also if the link comes later
+    assert victim.read_text() == "mine" and (folder / "report.html").read_text() == "a page"
+
+
+def test_the_run_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "run").symlink_to("there")
+    assert RunFolder(tmp_path / "run").start_or_resume({"model": "m"})["model"] == "m"
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "1" * 5000 + "}", "[" * 100_000, "{", "[]", "\x00"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(RunFolderError, match="search.json is damaged"):
+        RunFolder(tmp_path).read("search.json")

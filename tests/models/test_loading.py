@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, VOCABULARY, build, build_model, build_tokenizer
+from transformers import AutoModelForCausalLM
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, ModelError, UnknownNameError
@@ -49,6 +50,29 @@ def test_names(tmp_path, tiny_folder):
     for name in ("./nowhere", "/nowhere/x", "~/nowhere", "a/b/c"):
         with pytest.raises(ModelError, match="does not exist"):
             check_name(name)
+
+
+def test_a_local_folder_has_one_name_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("model", "./model", "model/", "~/model"):
+        assert names.full_name(name) == str(tmp_path / "model")
+    assert [names.full_name(name) for name in ("tiny", "Qwen/Qwen3-8B")] == ["tiny", "Qwen/Qwen3-8B"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+     OSError(12, "Cannot allocate memory"), torch.OutOfMemoryError("CUDA out of memory.")],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_into_memory(tiny_folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ModelError, match="does not fit into the memory of this machine .* give a smaller model"):
+        load_model(str(tiny_folder), device="cpu")
 
 
 def test_missing_embedded_folder(monkeypatch):

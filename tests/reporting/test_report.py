@@ -14,7 +14,7 @@ from rich.console import Console
 from autolayer.cli.progress import TerminalProgress
 from autolayer.core.layer_set import name_layers
 from autolayer.core.progress import Progress
-from autolayer.reporting.html import write_html
+from autolayer.reporting.html import html_page
 from autolayer.reporting.results import Baseline, Gain, PickResult, RankingRow, SetRow, StageCost
 from autolayer.reporting.sentences import headline
 from autolayer.reporting.terminal import Report
@@ -200,7 +200,7 @@ class _Balanced(HTMLParser):
 
 @pytest.mark.parametrize("value", [result(), result(36), after_probe(), AFTER_CALIBRATE])
 def test_html_is_one_quiet_file(value: PickResult, tmp_path: Path) -> None:
-    page = write_html(value, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = html_page(value)
     parser = _Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -211,7 +211,7 @@ def test_html_is_one_quiet_file(value: PickResult, tmp_path: Path) -> None:
 
 
 def test_html_escapes_names(tmp_path: Path) -> None:
-    page = write_html(result(model="<b>&", notes=["<i>"]), tmp_path / "r.html").read_text(encoding="utf-8")
+    page = html_page(result(model="<b>&", notes=["<i>"]))
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page and "<i>" not in page
 
 

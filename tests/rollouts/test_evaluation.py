@@ -17,7 +17,7 @@ import autolayer
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.core.statistics import item_weights, paired_interval
-from autolayer.reporting.html import write_html
+from autolayer.reporting.html import html_page
 from autolayer.reporting.results import PickResult
 from autolayer.reporting.terminal import Report
 from autolayer.rollouts.evaluation import (
@@ -289,6 +289,6 @@ def test_pick_reports_every_suite(tmp_path: Path, capsys: pytest.CaptureFixture[
     from rich.console import Console
 
     Console(width=120).print(Report(result))
-    page = write_html(result, tmp_path / "page.html").read_text()
+    page = html_page(result)
     for text in (capsys.readouterr().out, page):
         assert "wide (20 items)" in text and "deep (10 items, 4 samples each)" in text and "cut off" in text

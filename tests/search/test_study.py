@@ -18,7 +18,7 @@ from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError, TrainingError
 from autolayer.search import optuna_storage
-from autolayer.search.optuna_storage import quiet_optuna
+from autolayer.search.optuna_storage import open_storage, open_study, quiet_optuna, storage_errors
 from autolayer.search.records import Candidate, RaceConfig, SearchError
 from autolayer.search.study import RaceStudy
 from autolayer.search.worker import run_search
@@ -66,6 +66,18 @@ class Runner:
 
 def search(folder, run, **changes):
     return run_search(CONFIG, CANDIDATES, BASE_I, run, storage=f"sqlite:///{folder}/study.db", **changes)
+
+
+@pytest.mark.parametrize("name", ["a?b", "x%20y", "{lr}", "a#b c'd"])
+def test_the_study_is_in_the_file_whatever_its_name(tmp_path, name):
+    file = tmp_path / name / "study.db"
+    file.parent.mkdir()
+    with quiet_optuna():
+        open_study(file, "autolayer")
+        assert optuna.get_all_study_names(open_storage(file)) == ["autolayer"]
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.db")] == [f"{name}/study.db"]
+    with pytest.raises(RunFolderError, match="unable to open database file"), storage_errors(tmp_path):
+        open_storage(tmp_path)
 
 
 def trials_of(folder):
