@@ -34,7 +34,7 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
                 return module
     raise ModelError(
         f"no list of decoder blocks in {type(model).__name__}: layers can only be chosen in a decoder of the "
-        "transformers library; give the unwrapped AutoModelForCausalLM."
+        "transformers library, unwrapped, with one list of num_hidden_layers blocks (docs/architectures.md)."
     )
 
 

@@ -1,16 +1,19 @@
 """Checks that refuse a run before its weights are loaded, which may take minutes."""
 
+import torch
 from transformers import PreTrainedModel
 
 from autolayer import tasks
 from autolayer.core.config import Config
-from autolayer.core.errors import ConfigError
+from autolayer.core.errors import AutolayerError, ConfigError, ModelError
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
 from autolayer.models.loading import meta_model, read_tokenizer
 from autolayer.models.names import EMBEDDED, check_name
+from autolayer.models.validation import first_line
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.tasks.base import Task
+from autolayer.training.workbench import Workbench
 
 
 def check_names(config: Config) -> None:
@@ -80,3 +83,24 @@ def check_divisible(config: Config, num_processes: int) -> None:
             f"{config.prompts_per_step} prompts x {config.group_size} completions cannot be divided among "
             f"{num_processes} processes: give other --prompts-per-step, or start another number of processes."
         )
+
+
+def check_passes(bench: Workbench) -> None:
+    """Scores and samples a few tokens, so that a model whose class cannot do that is refused before work begins.
+
+    Raises:
+        ModelError: One of the passes fails.
+    """
+    what = "scoring"
+    try:
+        bench.scorer.starts_midway  # noqa: B018  (scores some tokens)
+        if not bench.engine.has_own_weights:
+            what = "sampling"
+            bench.engine.sample_requests([list(range(16))], [0], [3], set())
+    except (AutolayerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model '{bench.loaded.name}' cannot be trained: {what} a few tokens fails in transformers' "
+            f"{type(bench.model).__name__} ({first_line(error)}); docs/architectures.md lists architectures that work."
+        ) from error

@@ -22,7 +22,7 @@ from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import LoadedModel, load_model, max_positions
-from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names
+from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names, check_passes
 from autolayer.pipeline.engine_choice import check_context, engine_factory
 from autolayer.pipeline.open_fields import resolve
 from autolayer.pipeline.run_context import RunContext
@@ -77,6 +77,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
                 make_engine=engine_factory(config, loaded, folder, process_group),
                 process_group=process_group,
             )
+            check_passes(bench)
         check_context(bench)
         if config.storage is None:  # with a storage, several workers share the folder
             stack.enter_context(folder.locked())

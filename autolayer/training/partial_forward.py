@@ -104,7 +104,7 @@ def can_start_midway(model: PreTrainedModel) -> bool:
         log_probs(model, others)
         try:
             (found,) = partial.log_probs()
-        except (KeyError, AttributeError, TypeError):  # a block reads what a skipped block should have computed
+        except Exception:  # a block returns more than a hidden state, or reads what a skipped one should have computed
             return False
         if not (whole - found).abs().max() <= TOLERANCE.get(model.dtype, NARROW):
             return False

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy import stats
 from tiny_models import ARCHITECTURES, build_model, build_tokenizer
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
 from autolayer.rollouts.engines.base import Completion, end_of_turn_id, think_prefix, truncate_at_stop
-from autolayer.rollouts.engines.hf import GumbelNoise, TransformersEngine, noise_tokens
+from autolayer.rollouts.engines.hf import GumbelNoise, TransformersEngine, cache_bytes_per_token, noise_tokens
 from autolayer.rollouts.prompts import encode_prompts
 from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
@@ -265,3 +265,17 @@ def test_a_completion_ends_where_the_context_does() -> None:
     whole, cut = free.generate(prompts, range(3)), tight.generate(prompts, range(3))
     assert cut == [ids[: 20 - len(prompt)] for prompt, ids in zip(prompts, whole, strict=True)]
     assert len(cut[1]) == 4 and not tight.finished(cut[1])
+
+
+def test_the_cache_of_layers_of_different_widths_is_counted() -> None:
+    """Gemma 4: global layers have wider heads than local ones."""
+    config = AutoConfig.for_model(
+        "gemma4_text", vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=16, layer_types=["sliding_attention", "full_attention"] * 2,
+        hidden_size_per_layer_input=8, vocab_size_per_layer_input=100, num_kv_shared_layers=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    found = sum(
+        module.out_features for name, module in model.named_modules() if name.endswith(("k_proj", "v_proj"))
+    )  # its keys and values, in float32
+    assert cache_bytes_per_token(model) == 4 * found

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, build_model
+from transformers import AutoConfig, AutoModelForCausalLM
 from workbench_helpers import PLAN, Untouched, make_bench, make_context, make_task, mean_id
 
 from autolayer.core.budget import UnitCosts
@@ -135,3 +136,10 @@ def test_a_model_whose_blocks_exchange_more_is_run_whole(tmp_path: Path) -> None
         bench.scorer.advance(boundary, 2)
         assert boundary.layer == 0 and bench.spent == before + Cost(seconds=(bench.spent - before).seconds)
         assert torch.equal(bench.scorer.log_probs(boundary), log_probs(model, make_parts()[0]))
+
+
+def test_blocks_that_return_tuples_get_whole_passes() -> None:
+    config = AutoConfig.for_model("bloom", vocab_size=100, hidden_size=32, n_layer=4, n_head=4)
+    model = AutoModelForCausalLM.from_config(config)
+    with scoring(model, 1.0), torch.no_grad():
+        assert not can_start_midway(model)

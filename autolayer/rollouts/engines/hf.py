@@ -138,9 +138,12 @@ def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
 def cache_bytes_per_token(model: PreTrainedModel) -> int:
     """Returns the bytes that the keys and values of one token take in all layers."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    total = 0
+    # Gemma 4 has layers of several widths.
+    for layer in getattr(config, "per_layer_config", None) or [config] * config.num_hidden_layers:
+        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+        total += heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+    return 2 * total * model.dtype.itemsize
 
 
 @contextlib.contextmanager
