@@ -29,11 +29,10 @@ NEEDED_DISK = 5 << 30
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check."""
+    """The result of one check. A bad one means that a run cannot work."""
 
     name: str
     state: Literal["good", "note", "bad"]
-    """bad means that a run cannot work."""
     finding: str
     """What was found, and the remedy if it is not good."""
 
@@ -66,12 +65,7 @@ class Diagnosis:
 
 
 def diagnose(config: Config | None, folder: Path = Path(".")) -> Diagnosis:
-    """Checks Python, packages, devices, disk and sandbox, and with a configuration the run that it describes.
-
-    Args:
-        config: Settings of the planned run, or None to check the machine only.
-        folder: Folder that the run writes to; the free space of its disk is checked.
-    """
+    """Checks Python, packages, devices, the disk of the folder, the sandbox, and the run of a configuration."""
     return Diagnosis((*_packages(), *_devices(), _disk(folder), _sandbox(), *(_run(config) if config else ())))
 
 
@@ -127,7 +121,6 @@ def _sandbox() -> Check:
 
 
 def _run(config: Config) -> Iterator[Check]:
-    """Plans the run, and checks its model, time, memory and search."""
     from autolayer.pipeline.dry_run import plan_run
 
     try:

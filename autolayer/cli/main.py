@@ -30,11 +30,7 @@ DISK_ERRORS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits with its exit code.
-
-    Args:
-        arguments: Arguments of the command line; default: those of the process.
-    """
+    """Runs a command, by default that of the process's arguments, and exits with its exit code."""
     state = {"debug": False}
     # peft imports bitsandbytes where it is installed, and it warns about kernels that are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -62,7 +58,6 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """Returns the exit code and the message for an error."""
     if isinstance(error, click.Abort):  # Ctrl-C
         return 130, "interrupted: the same command resumes where it stopped"
     if isinstance(error, AutolayerError | click.ClickException):

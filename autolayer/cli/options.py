@@ -120,11 +120,8 @@ def _only_one(ctx: click.Context, option: click.Parameter, values: tuple[str, ..
 def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
     """Returns the settings of a command: options override the --config file, which overrides the defaults.
 
-    Checks the names of model and task, which needs no torch, and sets `out` to the run folder.
-
-    Args:
-        ctx: Context of the command.
-        tables: Options of the command that belong to a table of the --config file.
+    Checks the names of model and task, which needs no torch, and sets `out` to the run folder. `tables` are options
+    that belong to a table of the --config file.
     """
     from autolayer.core.config import Config
 

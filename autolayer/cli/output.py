@@ -28,13 +28,7 @@ def only_stderr() -> Iterator[None]:
 
 
 def print_found(found: Any, as_json: bool, report: Any = None) -> None:
-    """Prints what a command found, on rank 0 only.
-
-    Args:
-        found: It has `to_dict`, whose value is printed with --json.
-        as_json: True with --json.
-        report: Rich's renderable that is printed otherwise; default: that of `found.render`.
-    """
+    """Prints, on rank 0 only, `found.to_dict()` as JSON, or else the report (default: `found.render()`) with rich."""
     if not is_first_process():
         return
     if as_json:

@@ -1,7 +1,4 @@
-"""Progress on the terminal: one bar per stage, and one line when a stage ends.
-
-rich is imported when the first bar is shown.
-"""
+"""Progress on the terminal: one bar per stage, and one line when a stage ends. The first bar imports rich."""
 
 from __future__ import annotations
 
@@ -17,10 +14,7 @@ if TYPE_CHECKING:
 
 
 class TerminalProgress(Progress):
-    """Shows the progress of stages on a stream, stderr by default.
-
-    If it is not a terminal, at most one line in `every` seconds is printed, so that a log file stays readable.
-    """
+    """Shows stages on a stream (stderr); to a file it prints at most one line in `every` seconds, to stay readable."""
 
     def __init__(self, *, stream: TextIO | None = None, every: float = 10.0) -> None:
         super().__init__()

@@ -15,7 +15,6 @@ class Arm:
     seed: int
     """Seed of the order of the prompts and of the sampling noise; arms of one seed are paired."""
     step: int = 0
-    """Optimizer steps done."""
     checkpoint: str | None = None
     """Path of the file with trained weights and Adam state, relative to the run folder; None at step 0."""
 
@@ -32,10 +31,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class RungResult:
-    """The result of running an arm up to the step of a rung.
-
-    Two arms of one seed at one rung are paired item by item: same prompts, same order, same sampling noise.
-    """
+    """The result of running an arm up to a rung; arms of one seed are paired: same items, order and sampling noise."""
 
     arm: Arm
     """The arm, advanced to the rung's step."""

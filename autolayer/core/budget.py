@@ -15,8 +15,8 @@ from autolayer.core.layer_set import Layers
 MARGIN = 0.95
 """Share of the budget that is planned for, because completions get longer or shorter while a model trains."""
 BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
-"""Default cost of finding the layer: at most a quarter of the full run, and at most 40 of its steps, or of long runs
-twice the root of their steps, because the cost of a race grows with the root (`SCOUT`)."""
+"""Default cost of finding the layer: the cost of max(40, 2·√steps) training steps, because the cost of a race grows
+with the root (`SCOUT`), and at most a quarter of the full run."""
 
 CALIBRATION_SCORED = 64
 """Number of completions from which the entropy of the base model is estimated."""
@@ -112,10 +112,8 @@ def calibration_cost(config: Config, units: UnitCosts) -> Cost:
 
 
 def select_items(config: Config) -> int:
-    """Returns the number of items on which a rung compares its arms: half of what a training step samples.
-
-    More would spend the budget on evaluation, and training rewards are evidence as well.
-    """
+    """Returns the number of items on which a rung compares its arms: half of what a training step samples."""
+    # More would spend the budget on evaluation, and training rewards are evidence as well.
     assert config.prompts_per_step is not None
     return min(config.search.num_select, max(MIN_SELECT, config.prompts_per_step * config.group_size // 2))
 

@@ -54,7 +54,6 @@ def _engine(value: Any) -> Any:
 
 
 def _rate(value: Any) -> Any:
-    """Reads a learning rate given as text, as on the command line; 'auto' becomes None."""
     if value == "auto":
         return None
     try:
@@ -256,11 +255,7 @@ def with_options(verb: Verb) -> Verb:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Reads a --config file. Its keys are the fields of `Config`; the names in `TABLES` are tables.
-
-    Raises:
-        ConfigError: The file cannot be read, or is not TOML.
-    """
+    """Reads a --config file. Its keys are the fields of `Config`; the names in `TABLES` are tables."""
     try:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:

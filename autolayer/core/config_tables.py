@@ -10,7 +10,6 @@ from autolayer.core.settings import AtMost, NonNegative, OpenShare, Positive, Se
 
 
 def _rates(value: Any) -> tuple[float, ...] | None:
-    """Reads learning rates given as text or numbers; None and 'auto' stand for a grid made from the probes."""
     if value is None or value == "auto":
         return None
     try:

@@ -2,9 +2,8 @@
 
 A *layer-token* is the forward pass of one token through one block. The gradient of its activations costs another
 layer-token, and the gradient of the block's weights a third. The output head counts as a fraction of a block, by its
-number of parameters. A generated token passes through all blocks once, too, but takes longer than a token that is read,
-by a factor that has to be measured. Generated tokens are therefore also counted separately (`CostModel.total` combines
-the two).
+number of parameters. Generated tokens are also counted by themselves, because generating one takes longer than reading
+one, by a factor that has to be measured (`CostModel.total`).
 """
 
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from autolayer.core.layer_set import Layers
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """An amount of work. Seconds are only reported, because no decision may depend on the machine."""
+    """An amount of work. The measured seconds are only reported, because no decision may depend on the machine."""
 
     generated_tokens: float = 0.0
     layer_tokens: float = 0.0
     """Layer-tokens of all forward and backward passes, including one forward pass per generated token."""
     seconds: float = 0.0
-    """Wall-clock seconds, measured."""
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -41,11 +39,8 @@ class Cost:
         )
 
     def fits(self, budget: Self) -> bool:
-        """Returns True if neither the generated tokens nor the layer-tokens exceed the budget.
-
-        The time then does not exceed it either, because generating a token takes at least as long as a forward pass
-        over it.
-        """
+        """Returns True if neither the generated tokens nor the layer-tokens exceed the budget."""
+        # Nor does the time then, because generating a token takes at least as long as a forward pass over it.
         return self.generated_tokens <= budget.generated_tokens and self.layer_tokens <= budget.layer_tokens
 
 
@@ -74,8 +69,5 @@ class CostModel:
         return self.forward(tokens) + Cost(layer_tokens=tokens * backward)
 
     def total(self, cost: Cost, exchange_rate: float) -> float:
-        """Returns the layer-tokens of some work, with generated tokens weighted by their measured time.
-
-        `exchange_rate` is the time of generating a token divided by that of a forward pass over one; at least 1.
-        """
+        """Returns layer-tokens; a generated token counts `exchange_rate` (at least 1) times the time of a read one."""
         return cost.layer_tokens + cost.generated_tokens * (exchange_rate - 1) * (self.num_layers + self.head_ratio)

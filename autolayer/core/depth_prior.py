@@ -37,11 +37,7 @@ def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
 
 
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns low and high of the 80% intervals that depth alone predicts, each of shape (layers,).
-
-    Formula: MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * z +- HALF_WIDTH, with z the position scores
-    standardised over these layers.
-    """
+    """Returns low and high of the 80% intervals that depth alone predicts, each of shape (layers,)."""
     scores_L = scores("position", layers, num_layers)
     deviation = float(scores_L.std())
     standard_L = (scores_L - scores_L.mean()) / deviation if deviation > 0 else np.zeros_like(scores_L)

@@ -80,10 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:
-    """Builds the error for a name that does not exist; it suggests the nearest name and lists all of them.
-
-    `kind` is the kind of thing that the name stands for, such as "task", and `hint` a sentence about one's own.
-    """
+    """Builds the error for a name of a `kind` (such as "task") that does not exist; `hint` is a closing sentence."""
     names = list(known)
     text = f"unknown {kind} '{name}'.{did_you_mean(name, names)} Known {kind}s: {', '.join(names)}."
     return UnknownNameError(f"{text} {hint}".rstrip())

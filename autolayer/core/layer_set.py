@@ -25,11 +25,7 @@ class Span(NamedTuple):
 
 
 def layers_text(layers: LayersLike) -> str:
-    """Returns a set of layers as text in its shortest form, or "full": [8, 16] is "8,16", range(10, 15) is "10-14".
-
-    Raises:
-        LayerError: It is no set of layers.
-    """
+    """Returns a set of layers as text in its shortest form, or "full": [8, 16] is "8,16", range(10, 15) is "10-14"."""
     if layers == "full":
         return "full"
     spans = _spans(layers)
@@ -60,13 +56,7 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *, allow_full: bool = False) -> Layers:
-    """Returns the sorted, unique, non-negative indices that a set of layers stands for in one model, or "full".
-
-    None stands for all layers. "full", every parameter, is refused unless `allow_full` is True.
-
-    Raises:
-        LayerError: The set cannot be read, or the model has no such block.
-    """
+    """Returns the sorted non-negative indices that a set of layers stands for in one model (None: all), or "full"."""
     if layers is None:
         return tuple(range(num_layers))
     if layers == "full":

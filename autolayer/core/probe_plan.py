@@ -17,8 +17,7 @@ MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
-DEFAULT_BURST = 2
-"""Default number of steps of a burst."""
+DEFAULT_BURST = 2  # steps
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
@@ -28,10 +27,7 @@ many: a learning rate from 2 prompts can be ten times too high."""
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
-    """Sizes of the probes, in prompts with `group_size` completions each, or `RESPONSE_GROUP` in the step response.
-
-    0 leaves a probe out.
-    """
+    """Sizes of the probes in prompts of `group_size` (step response: `RESPONSE_GROUP`) completions; 0 leaves one out."""
 
     fold_prompts: int
     response_folds: int
@@ -52,14 +48,9 @@ def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], 
 def plan_probes(
     config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
 ) -> ProbePlan:
-    """Chooses the size of each probe by its share of the probes' budget.
+    """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
-    Args:
-        config: The resolved settings.
-        units: Costs of one prompt.
-        candidates: The layers to probe.
-        budget: The largest cost of finding the layer.
-        searches: True if a race follows when the budget pays for one.
+    `searches` is True if a race follows when the budget pays for one.
     """
     assert config.prompts_per_step is not None
     spend = probe_budget(config, units, candidates, budget)
@@ -109,19 +100,16 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
 
 
 def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
-    """Returns the cost of the shared batch: sampling, and one forward and backward pass over `prompts` of each fold."""
     all_layers = tuple(range(units.costs.num_layers))
     return (units.generate + units.costs.train(units.tokens, all_layers)) * (num_folds * prompts)
 
 
 def _response_cost(units: UnitCosts, candidates: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
-    """Returns the cost of the step response of every candidate on `prompts` of each fold."""
     share = min(RESPONSE_GROUP, units.group_size) / units.group_size
     return units.walk(candidates, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
 
 
 def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:
-    """Returns the cost of a burst of every candidate, and of its evaluation."""
     run = units.step(candidates[:1]) * (steps * prompts) + units.generate_one * (prompts * units.group_size)
     return run * len(candidates)
 

@@ -47,10 +47,7 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
-        """Opens a stage for the duration of the block, and prints a closing line with its time.
-
-        `total` is the amount of work, in any unit; None if it is not known.
-        """
+        """Opens a stage for the block and prints a closing line with its time. `total` is its work, in any unit."""
         stage = Stage(name, total, self)
         self.open(stage)
         self.depth += 1

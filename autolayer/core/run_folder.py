@@ -43,11 +43,7 @@ class RunFolder:
         return self.path / name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Returns a stage's JSON, or None if that stage has not finished.
-
-        Raises:
-            RunFolderError: The file exists but holds no JSON object.
-        """
+        """Returns a stage's JSON, or None if that stage has not finished."""
         file = self.path / name
         if not file.exists():
             return None
@@ -86,11 +82,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder against other processes of this machine while the block runs.
-
-        Raises:
-            RunFolderError: Another process holds the lock.
-        """
+        """Locks the folder against other processes while the block runs, or refuses if one of them holds the lock."""
         self.check()
         self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / LOCK)  # in the folder itself, which may have several names
@@ -136,16 +128,9 @@ class RunFolder:
     def start_or_resume(self, settings: dict[str, Any], *, accept_changes: bool = False) -> dict[str, Any]:
         """Writes config.json into a new folder, or checks that the folder belongs to a run with these settings.
 
-        Args:
-            settings: All settings that decide what the run does, with hashes of the user's files.
-            accept_changes: Resume a run although the user's files have changed. The run keeps its signature.
-
-        Returns:
-            The content of config.json: the settings, their hash as 'signature', and in 'changed' the kinds of files
-            that have changed during the run.
-
-        Raises:
-            RunFolderError: The folder belongs to another configuration, or is not a run folder.
+        `settings` decide what the run does, and hold hashes of the user's files. With `accept_changes`, a run resumes
+        although those files have changed, and keeps its signature. Returns the content of config.json: the settings,
+        their hash as 'signature', and in 'changed' the kinds of files that have changed during the run.
         """
         self.check()
         signature = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
@@ -185,7 +170,7 @@ class RunFolder:
         return {**before, **settings, "changed": changed}
 
     def _create(self, name: str, value: dict[str, Any]) -> bool:
-        """Writes a file if it does not exist; returns False if another process has created it first."""
+        """Writes a file, or returns False if another process has created it first."""
         temporary = self._write_temporary(name, _as_text(value, 1))
         try:
             os.link(temporary, self.path / name)
@@ -198,14 +183,11 @@ class RunFolder:
         return True
 
     def abandon(self) -> None:
-        """Deletes config.json if no stage has finished, so that a corrected reward can use the same --out.
-
-        The folder goes as well, unless calibration.json says why there is no signal.
-        """
+        """Deletes config.json if no stage has finished, so that a corrected reward can use the same --out."""
         names = {path.name for path in self.path.iterdir()} - {LOCK}
         if names <= {CONFIG, CALIBRATION}:
             (self / CONFIG).unlink(missing_ok=True)
-            with suppress(OSError):  # not empty
+            with suppress(OSError):  # not empty: calibration.json says why there is no signal
                 self.path.rmdir()
 
 

@@ -49,7 +49,6 @@ class Settings(BaseModel):
 
     @classmethod
     def _message(cls, problem: dict[str, Any]) -> str:
-        """Returns the sentence for one of pydantic's errors."""
         error = problem.get("ctx", {}).get("error")
         if isinstance(error, AutolayerError):  # one of our own validators raised it
             return str(error)

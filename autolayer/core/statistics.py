@@ -23,18 +23,11 @@ class Interval:
 def paired_interval(
     after_I: Sequence[float], before_I: Sequence[float], level: float = 0.95, suites_I: Sequence[str] | None = None
 ) -> Interval:
-    """Returns the mean of the item-wise differences with Student's t interval.
+    """Returns the mean of the item-wise differences after - before with Student's t interval of coverage `level`.
 
     Both runs answered the same items with the same sampling noise, so the items' difficulty cancels. With several
-    suites it is the unweighted mean over them. Suites are fixed and only their items are a sample, so the variance is
-    stratified, sum_s s_s^2 / (S^2 n_s), with the degrees of freedom of Satterthwaite (1946). With one suite it is the
-    ordinary interval.
-
-    Args:
-        after_I: Reward per item after training, shape (items,).
-        before_I: Reward of the same items before, same order.
-        level: Coverage, such as 0.95.
-        suites_I: The suite of each item; None for a single one. Each needs two or more items.
+    suites, of two or more items each, it is the unweighted mean over them. Suites are fixed and only their items are a
+    sample, so the variance is stratified, sum_s s_s^2 / (S^2 n_s), with the degrees of freedom of Satterthwaite (1946).
     """
     if len(after_I) != len(before_I) or len(after_I) < 2:
         raise ValueError(f"paired intervals need two or more pairs, got {len(after_I)} and {len(before_I)} items")

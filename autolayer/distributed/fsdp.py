@@ -1,12 +1,9 @@
 """Shards a model that is too large for one device over the ranks of a run (FSDP2).
 
-Each block is a separate group of torch's `fully_shard`: it is unsharded when a pass reaches it, and resharded
-afterwards. Embedding and head are as large as a few blocks at most, and stay whole on every rank. A block that is
-trained, or changed by a probe, is held whole for that time, as ordinary parameters. Code that works on a layer is
-therefore the same with and without shards, the optimizer averages the gradients (process_group.py), and resharding the
-block restores its base weights.
-
-Unsharding a block needs all ranks, so all ranks must make the same forward passes.
+Each block is a group of torch's `fully_shard`. Embedding and head, as large as a few blocks at most, stay whole. A
+block that is trained, or changed by a probe, is held whole for that time, as ordinary parameters. Code that works on a
+layer is therefore the same without shards, the optimizer averages the gradients (process_group.py), and resharding
+restores the base weights. Unsharding needs all ranks, so all ranks must make the same forward passes.
 """
 
 from collections import Counter
@@ -37,12 +34,7 @@ def shard(
 ) -> None:
     """Shards the blocks of a model in host memory, and moves this rank's part of them to its device.
 
-    Args:
-        model: The model, with the same weights on every rank.
-        blocks: The decoder blocks of the model, in order.
-        process_group: The ranks of the run. All of them shard the model, at once or one after the other.
-        mesh: The mesh of the ranks (`make_mesh`).
-        device: The device of this rank.
+    The model has the same weights on every rank. All ranks shard it, at once or one after the other.
     """
     sharded: list[Any] = [fsdp.fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
     for state in sharded:
@@ -75,10 +67,7 @@ def unsharded(model: nn.Module, layers: Layers) -> Iterator[None]:
 
 
 def number_of_rank_0(model: nn.Module, number: int) -> int:
-    """Returns rank 0's number if the model is sharded, and otherwise the number given.
-
-    Use it for whatever decides how many forward passes a rank makes, such as a batch size.
-    """
+    """Returns rank 0's number if the model is sharded: for what decides the number of passes, such as a batch size."""
     shards = _SHARDS.get(model)
     return number if shards is None else shards.process_group.broadcast(number)
 
@@ -107,7 +96,6 @@ class _Shards:
             self.blocks[index].reshard()
 
     def _set_reshard(self, index: int, reshard: bool) -> None:
-        """Sets whether a block is resharded after a forward or backward pass over it."""
         self.blocks[index].set_reshard_after_forward(reshard)
         self.blocks[index].set_reshard_after_backward(reshard)
 

@@ -1,14 +1,9 @@
 """The processes of one run, started by `torchrun` or `accelerate launch` (SPMD: all of them run the same program).
 
-Every rank loads the model and runs every stage. Each rank samples and trains on its share of a batch. Rollouts are
-gathered and gradients averaged, so all ranks hold the same weights and make the same decisions. Rank 0 alone writes
-files, talks to Optuna and prints; it broadcasts what it alone knows (a file, the time, the next run of the race).
-
-All objects are sent by one operation (`ProcessGroup._exchange`), which also sends exceptions. A rank that fails sends
-its exception, and the other ranks raise it at their next exchange instead of waiting for that rank.
-
-Gradients are averaged when the optimizer steps. DDP would overlap this with the backward pass, which saves nothing for
-one layer: about a hundredth of the model is sent.
+Each rank samples and trains on its share of a batch. Rollouts are gathered and gradients averaged, so all ranks hold
+the same weights and make the same decisions. Rank 0 alone writes files, talks to Optuna and prints, and it broadcasts
+what it alone knows. All objects are sent by one operation (`ProcessGroup._exchange`), exceptions too: a rank that fails
+sends its own, and the other ranks raise it at their next exchange instead of waiting.
 """
 
 import atexit
@@ -46,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Returned:
-    """Return value of the program of `ProcessGroup.call_from_rank_0`; the other ranks stop working when they get it."""
+    """The value of `call_from_rank_0`'s program; the other ranks stop working when they get it."""
 
     value: Any
 
@@ -92,19 +87,14 @@ class ProcessGroup:
         return self._exchange(value)[0]
 
     def call_from_rank_0(self, program: Callable[[Callable[..., Any]], T], work: Callable[..., Any]) -> T:
-        """Runs a program on rank 0 that can call a function on every rank. Call it on every rank.
+        """Runs a program on rank 0 that can call `work` on every rank, and returns its value. Call it on every rank.
 
-        The other ranks wait, run `work` whenever the program calls it, and return when the program returns. The race of
-        the search is such a program: Optuna runs on rank 0, and training on all ranks.
+        The race of the search is such a program: Optuna runs on rank 0, and training on all ranks.
 
         Args:
-            program: The program. Its argument is a function that runs `work` on every rank, with the arguments that it
-                is given, and returns the value of rank 0.
+            program: Called with a function that runs `work` on every rank, and returns the value of rank 0.
             work: The function; its arguments must be picklable. An exception is raised on all ranks, where the program
                 may catch it.
-
-        Returns:
-            The return value of the program, on every rank.
         """
 
         def call(*arguments: Any) -> Any:
@@ -131,14 +121,9 @@ class ProcessGroup:
     def failing_together(self, *, passes_need_all_ranks: bool = False) -> Iterator[None]:
         """Makes all ranks raise an exception that one rank raises in the block. Enter it on every rank.
 
-        The other ranks raise it at their next exchange, which is at the latest the one at the end of the block.
-
-        Args:
-            passes_need_all_ranks: True if a forward pass in the block needs all ranks.
-
-        Raises:
-            LoneRankError: This rank failed while the others may wait for it in a forward pass, where they cannot be
-                told. The launcher ends them when this process ends.
+        The other ranks raise it at their next exchange, at the latest at the end of the block. With
+        `passes_need_all_ranks` they may wait in a forward pass of the block, where they cannot be told. This rank then
+        raises a `LoneRankError`, and the launcher ends the others when this process ends.
         """
         try:
             yield
@@ -155,6 +140,7 @@ class ProcessGroup:
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces each tensor by its mean over the ranks, in place. Call it on every rank."""
+        # DDP would overlap this with the backward pass, which saves nothing for one layer, a hundredth of the model.
         if self.world_size > 1:
             self._exchange(None)  # raises if a rank has failed, which all_reduce would wait for
             for tensor in tensors:
@@ -163,7 +149,6 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def _only_rank_0(self, works: bool) -> Iterator[None]:
-        """Sets `_only_rank_0_works` while the block runs."""
         before, self._only_rank_0_works = self._only_rank_0_works, works
         try:
             yield
@@ -226,11 +211,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_launcher(device: str) -> None:
-    """Refuses what a launcher asks for and this program does not do.
-
-    Raises:
-        ConfigError: accelerate's configuration wraps the model, or `device` names one device for several processes.
-    """
+    """Refuses a configuration of accelerate that wraps the model, and one device for several processes."""
     wrapped = [name for variable, name in _WRAPPERS.items() if os.environ.get(variable, "").lower() in ("true", "1")]
     if wrapped:
         raise ConfigError(

@@ -1,7 +1,6 @@
 """The run folder of several processes: rank 0 reads and writes its files, and every rank gets the content or the error.
 
-Other machines may not see the folder of rank 0, or see a new file late. Only checkpoints are read by every rank
-(training/checkpoints.py).
+Other machines may see no folder, or see a file late. Only training/checkpoints.py reads on every rank.
 """
 
 from collections.abc import Callable, Iterator
