@@ -27,7 +27,7 @@ many: a learning rate from 2 prompts can be ten times too high."""
 
 @dataclass(frozen=True, kw_only=True)
 class ProbePlan:
-    """Sizes of the probes in prompts of `group_size` (step response: `RESPONSE_GROUP`) completions; 0 leaves one out."""
+    """Sizes of the probes in prompts of `group_size` completions (step response: `RESPONSE_GROUP`); 0: left out."""
 
     fold_prompts: int
     response_folds: int
