@@ -1,9 +1,8 @@
 """Evaluation of a model on a split: which completions to sample, and how their rewards become a score.
 
-Suffixes: _I items. An item is one row. If it has several completions, their mean counts, so that an item stays one
-unit of the paired comparison. With suites, the score is the unweighted mean over suites of the mean over their items:
-an item of suite s weighs 1 / (number of suites * items of s). Truncation and format are reported apart from
-correctness, because a completion that is truncated or has no answer fails for another reason than a wrong one.
+Suffix _I: items. An item is one row. Its completions count by their mean, so that it stays one unit of the paired
+comparison. With suites, an item of suite s weighs 1 / (number of suites * items of s). Truncation and format are
+reported apart from correctness, because a completion without an answer fails for another reason than a wrong one.
 """
 
 from collections import Counter
@@ -21,12 +20,11 @@ from autolayer.tasks.suites import MIN_ITEMS, Decoding
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRequests:
-    """The completions to sample in an evaluation, one request each; the completions of an item are adjacent."""
+    """The completions to sample in an evaluation, one request each; the `counts_I` requests of an item are adjacent."""
 
     rows: list[Row]
     seeds: list[int]
     counts_I: tuple[int, ...]
-    """Number of completions of each item."""
     suites_I: tuple[str, ...]
     decoding: Decoding | None
     """Decoding settings of `eval`; None for the task's sampling settings."""
@@ -44,7 +42,6 @@ class Evaluation:
     suites_I: tuple[str, ...]
     """The suite of each item; the task's name if it has no suites."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Metrics that the reward logged over all completions."""
 
     @property
     def suites(self) -> tuple[str, ...]:
@@ -66,10 +63,10 @@ class Evaluation:
 
 
 def item_indices(task: Task, split: str, num_items: int) -> list[int]:
-    """Returns the indices of the rows that an evaluation reads.
+    """Returns the indices of the rows that an evaluation reads: the first rows of the split.
 
-    These are the first rows of the split. If `eval` has suites, they are the first rows of each suite, in proportion to
-    its size but at least `MIN_ITEMS`, which its confidence interval needs; there may then be more than `num_items`.
+    If `eval` has suites, they are the first of each suite, in proportion to its size but at least `MIN_ITEMS`, which
+    its confidence interval needs; there may then be more than `num_items`.
     """
     total = len(task.splits[split])
     if split != "eval" or task.suites is None or num_items >= total:
@@ -85,10 +82,9 @@ def item_indices(task: Task, split: str, num_items: int) -> list[int]:
 
 
 def evaluation_requests(task: Task, split: str, num_items: int, seed: int) -> EvaluationRequests:
-    """Returns the completions to sample for an evaluation on `num_items` items.
+    """Returns the completions to sample; only `eval` has suites, several samples per item and its own decoding.
 
-    Each item has its own seeds, derived from `seed`, so that adding items or samples does not change the seeds of the
-    others. Only `eval` has suites, several samples per item and its own decoding.
+    Each item has its own seeds, so that adding items or samples does not change the seeds of the others.
     """
     rows, seeds, counts, names = [], [], [], []
     for index in item_indices(task, split, num_items):
@@ -121,10 +117,7 @@ def average_by_item(task: Task, requests: EvaluationRequests, rollouts: Rollouts
 
 
 def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str, SuiteScore]:
-    """Returns the scores of the base and the trained model on the same items by suite, in order.
-
-    A task without suites counts as one suite with the task's name.
-    """
+    """Returns both models' scores on the same items by suite; a task without suites is one suite with its name."""
     return {
         suite: SuiteScore(
             num_items=base.suites_I.count(suite),

@@ -16,17 +16,8 @@ logger = logging.getLogger(__name__)
 def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Task:
     """Returns the task with prompts and completions that fit the user's limits and the model's positions.
 
-    A task with an environment is returned unchanged, because an episode ends when its context is full.
-
-    Args:
-        config: Holds the user's limits, `max_prompt_tokens` and `max_new_tokens`.
-        task: The task.
-        tokenizer: Tokenizer of the model.
-        positions: Number of tokens the model can attend to (`loading.max_positions`); None if unlimited.
-
-    Raises:
-        ConfigError: No prompt of a split is short enough, prompts leave no space for completions, or
-            --max-prompt-tokens is given for a task with an environment.
+    `positions` is None if the model has no limit. A task with an environment is returned unchanged, because an episode
+    ends when its context is full.
     """
     limit = config.max_prompt_tokens
     if task.environment is not None:

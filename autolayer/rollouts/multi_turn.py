@@ -24,13 +24,10 @@ from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
 
 PROMPT = "\n> "
-"""Separates an observation from the action, in plain text."""
 
 
 @dataclass
 class _Episode:
-    """An episode in progress."""
-
     environment: Environment
     prompt_ids: list[int]
     state: str
@@ -55,9 +52,6 @@ def play_episodes(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequen
     """Plays one episode per row; all episodes advance together, turn by turn.
 
     The equal rows of a group are adjacent. There is one seed per episode, from which those of its turns are derived.
-
-    Raises:
-        EpisodeError: An environment failed, or a first observation leaves no space for an action.
     """
     assert task.environment is not None
     renderer = _ChatMessages(engine, task.chat_template_kwargs) if task.is_chat else _PlainText(engine.tokenizer)
@@ -99,7 +93,6 @@ def _play(
     max_length: int,
     max_turns: int,
 ) -> None:
-    """Plays turn by turn until every episode is done, has a full context, or has had `max_turns` turns."""
     ends = {*engine.eos_token_ids, *renderer.stop_ids}
     for turn in range(max_turns):
         playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.context_full)]
@@ -147,8 +140,6 @@ def _step(
 
 
 class _PlainText:
-    """Renders observations as lines of plain text."""
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = _line_break_tokens(tokenizer)
@@ -162,8 +153,6 @@ class _PlainText:
 
 
 class _ChatMessages:
-    """Renders observations as messages of the chat template."""
-
     def __init__(self, engine: Engine, template_kwargs: Mapping[str, Any]) -> None:
         self.tokenizer = engine.tokenizer
         self._ends = engine.eos_token_ids
@@ -182,10 +171,10 @@ class _ChatMessages:
         return ids
 
     def next(self, ids: list[int], observation: str, environment: Environment) -> list[int]:
-        """Returns the tokens that the chat template puts between one assistant message and the next.
+        """Returns the tokens between one assistant message and the next.
 
-        They are cut out between two known texts, because a template may render earlier messages differently once
-        others follow.
+        They are cut out between two known texts, because a template may render earlier messages differently once others
+        follow.
         """
         action, answer = "an action of the assistant", "an observation of the world"
         messages = [
@@ -218,7 +207,7 @@ class _ChatMessages:
 
 @contextmanager
 def _template_errors(what: str) -> Iterator[None]:
-    """Adds the template and `what` it was rendering to a template's error, which names neither."""
+    """Adds the template and `what` it renders to a template's error, which names neither."""
     try:
         yield
     except (DataError, TemplateError, TimeoutError) as error:
@@ -230,6 +219,5 @@ def _template_errors(what: str) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def _line_break_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the id of every token that contains a line break."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return tuple(token for token, text in enumerate(texts) if "\n" in text)

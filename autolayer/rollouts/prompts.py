@@ -11,27 +11,16 @@ from autolayer.tasks.rewards import show
 from autolayer.tasks.time_limit import within
 
 TEMPLATE_SECONDS = 20
-"""Time limit of rendering one conversation. A template is a program of the model's author and may never end."""
+"""Time limit of rendering one conversation; a template is a program, which may never end."""
 
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], template_kwargs: Mapping[str, Any]
 ) -> list[list[int]]:
-    """Tokenizes plain-text prompts, or message lists through the chat template.
+    """Returns the token ids of prompts that are all plain text, or all message lists for the chat template.
 
     This is what TRL does, with three exceptions. A prompt never ends with the EOS that some tokenizers append, because
     nothing follows it. A text that brings its own BOS gets no second one. A last message of the assistant is continued.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        rows: Rows of a task; all prompts are of one kind, strings or message lists.
-        template_kwargs: Keyword arguments of the chat template.
-
-    Returns:
-        The token ids of each prompt.
-
-    Raises:
-        DataError: The chat template refuses a row, or does not end.
     """
     prompts = [row["prompt"] for row in rows]
     if isinstance(prompts[0], str):
@@ -44,18 +33,10 @@ def encode_prompts(
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, prompt: bool = True, **options: Any
 ) -> str:
-    """Returns the text that the chat template makes of a conversation.
+    """Returns the text that the chat template makes of a conversation, or raises what the template raises.
 
-    Args:
-        tokenizer: Tokenizer of the model.
-        messages: The conversation.
-        prompt: Whether the model answers next: the text then ends with the opening of its message, or continues the
-            last message if that is the assistant's.
-        options: Further arguments of the template.
-
-    Raises:
-        TimeoutError: The template does not end.
-        Exception: Whatever the template raises.
+    With `prompt`, the model answers next: the text ends with the opening of its message, or continues the last message
+    if that is the assistant's. A template that does not end raises TimeoutError.
     """
     messages = [dict(message) for message in messages]
     if prompt and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:

@@ -45,13 +45,13 @@ class Rollouts:
     finished: list[bool]
     """True if the completion ended before the token limit; over several turns, if every action did."""
     prefilled: list[int]
-    """Tokens prefilled for each completion: the prompt; over several turns, the whole sequence so far at every turn."""
+    """Tokens prefilled for each completion: the prompt; over several turns, the sequence so far at every turn."""
     log_probs: list[list[float] | None]
     """Log-probability at which the engine sampled each token of `completion_ids` (0 for observations); None if the
     engine samples from the policy itself."""
     group_size: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Metrics that the reward logged for this batch (TRL's `log_metric`), such as the share it could not judge."""
+    """Metrics that the reward logged (TRL's `log_metric`), averaged over the batch."""
 
     @classmethod
     def of_one_turn(

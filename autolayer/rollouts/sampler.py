@@ -40,25 +40,11 @@ def sample_on_all_ranks(
     seeds: Sequence[int],
     group_size: int,
 ) -> Rollouts:
-    """Samples and scores completions; each rank does its share of them. Call it on every rank.
+    """Samples and scores completions, each rank its share, and returns all on every rank. Call it on every rank.
 
-    If the model is sharded, a forward pass needs all ranks. Then every rank takes part in generating all completions,
-    and only rank 0 runs rewards and environments.
-
-    Args:
-        process_group: The ranks.
-        engine: The engine of this rank.
-        task: Scores completions, or creates the environments.
-        rows: One row per prompt, P in all.
-        seeds: One seed per completion, P * `group_size` in all.
-        group_size: Number of completions per prompt.
-
-    Returns:
-        The rollouts of all ranks in the order of `rows`, on every rank.
-
-    Raises:
-        RewardError: The reward failed on some rank.
-        EpisodeError: An environment failed on some rank.
+    There is one row per prompt, P in all, and one seed per completion, P * `group_size` in all. If the model is
+    sharded, a forward pass needs all ranks. Then every rank takes part in generating all completions, and only rank 0
+    runs rewards and environments.
     """
     if process_group.world_size > 1:
         engine.share_weights(process_group)

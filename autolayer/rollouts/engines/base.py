@@ -29,10 +29,7 @@ MAX_SEQUENCES = 512
 
 
 class Completion(list[int]):
-    """Sampled token ids, with the log-probabilities that they were sampled with.
-
-    The log-probabilities are None if the engine is the policy itself, because there is nothing to correct for.
-    """
+    """Sampled token ids and the log-probabilities they were sampled with; None if the engine is the policy itself."""
 
     def __init__(self, ids: Iterable[int] = (), log_probs: Sequence[float] | None = None) -> None:
         super().__init__(ids)
@@ -68,13 +65,12 @@ class Engine(ABC):
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.top_k, self.top_p = 0, 1.0
         self.max_context = min(max_context or UNLIMITED, max_positions(model.config) or UNLIMITED)
-        """Maximum number of tokens of a sequence, prompt and completion together."""
+        """Maximum number of tokens of prompt and completion together."""
         self.model_max_context = self.max_context
         """The same limit by the model and the task alone; a vLLM server may hold less."""
         self.max_sequences = max_sequences
         self._sampler: Callable[..., list[Completion]] | None = None
         self.seconds, self.tokens = 0.0, 0
-        """Seconds spent and tokens generated so far, from which the cost of a generated token is measured."""
         declared = model.generation_config.eos_token_id if model.generation_config is not None else None
         # `read_tokenizer` has refused a tokenizer without these.
         self.pad_token_id = cast(int, tokenizer.pad_token_id)

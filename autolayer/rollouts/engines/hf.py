@@ -1,6 +1,6 @@
 """Rollouts by transformers' `generate`, with the model that is trained.
 
-Sampling adds Gumbel noise to the logits and takes the largest (the Gumbel-max trick). This is exact sampling at the
+The sampler adds Gumbel noise to the logits and takes the largest (the Gumbel-max trick), which is exact sampling at the
 given temperature. Each request has its own noise, so two policies that sample the same request differ in fewer tokens
 than if their cumulative distributions were inverted.
 """
@@ -25,9 +25,8 @@ from autolayer.distributed.fsdp import is_sharded, number_of_rank_0
 from autolayer.rollouts.engines.base import Completion, Engine
 
 MAX_NOISE_TOKENS = 8
-"""Largest number of tokens whose noise is drawn in one call for a request."""
 MAX_NOISE_ENTRIES = 1 << 20
-"""Largest number of noise entries drawn in one call for a request: 4 MB of float32."""
+"""Largest number of tokens and of entries (4 MB of float32) of the noise that is drawn in one call for a request."""
 
 
 class TransformersEngine(Engine):
@@ -86,18 +85,14 @@ class TransformersEngine(Engine):
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    """Returns the tokens up to and including the first that ends a completion, without the padding after it."""
-    for position, token in enumerate(ids):
-        if token in ends:
-            return ids[: position + 1]
-    return ids
+    return ids[: next((length for length, token in enumerate(ids, 1) if token in ends), len(ids))]
 
 
 class GumbelNoise(LogitsProcessor):
     """Adds Gumbel noise to logits, so that the largest logit of a row is a sample from its softmax.
 
-    Every request has a generator of its own, so its tokens do not depend on what else is in the batch. The generators
-    fill a table of `noise_tokens` steps at a time, and a step then costs one addition for all rows.
+    Every request has its own generator, so its tokens do not depend on the rest of the batch. The generators fill a
+    table of `noise_tokens` steps at a time, so a step costs one addition for all rows.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -127,7 +122,7 @@ def noise_tokens(vocabulary: int) -> int:
 
 
 def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
-    """Returns how many sequences of a length fit in half of the free memory, with their keys, values and noise."""
+    """Returns how many sequences fit in half of the free memory, with their keys, values and noise."""
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -148,10 +143,7 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 
 @contextlib.contextmanager
 def _generation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Puts a model into evaluation mode with our generation config, and restores both on leaving.
-
-    `generate` takes what a config leaves unset from the model's own, so the model's own has to be replaced.
-    """
+    """Evaluates with our generation config; `generate` would take what that leaves unset from the model's own."""
     training, own_config = model.training, model.generation_config
     try:
         model.eval()

@@ -21,16 +21,11 @@ class ServerError(Exception):
 
 
 class VLLMClient:
-    """Client of one server, with vLLM's development endpoints (VLLM_SERVER_DEV_MODE=1).
-
-    Args:
-        url: The server's address, without `/v1`.
-    """
+    """Client of one server by its address, without `/v1`; it needs the endpoints of VLLM_SERVER_DEV_MODE=1."""
 
     def __init__(self, url: str) -> None:
         self.url, self.model, self.max_model_len = url, "", 0
         self.settings: dict[str, Any] = {}
-        """Settings that the server was started with: 'dtype', 'logprobs_mode', ..."""
         self._http = httpx2.Client(
             trust_env=False,  # a cluster's proxy leads outside
             # A connection for each request: a kept one may be closed by the server while the next request is sent.
@@ -47,10 +42,7 @@ class VLLMClient:
         self.version()  # a server without this endpoint cannot load new weights
 
     def load(self, path: str, version: str) -> None:
-        """Loads the weights in a folder, clears the prefix cache, and sets the version of the weights.
-
-        The path is a folder that the machine of the server can read, or a Hub name; the version is any text.
-        """
+        """Loads weights from a folder that the server can read, or from the Hub, and sets their version."""
         # While loading, and after a failure, the server reports neither the previous version nor this one.
         self._request("/update_weight_version", {"new_version": f"loading {version}"})
         rpc = {"method": "reload_weights", "kwargs": {"weights_path": path}}

@@ -38,11 +38,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
 
 
 def load_vllm() -> Any:
-    """Imports vLLM and returns its module, whose engines then run in this process.
-
-    Raises:
-        ConfigError: vLLM is not installed, or lacks one of `SEAMS`.
-    """
+    """Imports vLLM, whose engines then run in this process, and checks `SEAMS`."""
     # Weights can be passed by reference only if the engine runs in this process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -62,7 +58,6 @@ def load_vllm() -> Any:
 
 
 def _missing(seam: str, arguments: tuple[str, ...]) -> str:
-    """Returns what is missing of a private part, or ''."""
     module, _, name = seam.partition(":")
     try:
         found = reduce(getattr, name.split("."), importlib.import_module(module))

@@ -13,16 +13,7 @@ from autolayer.rollouts.engines.weight_sync import SyncedEngine
 
 
 class VLLMEngine(SyncedEngine):
-    """Generates with vLLM in this process; see `Engine`. It needs the extra `vllm`.
-
-    Args:
-        path: Path or hub name that the model was loaded from.
-        settings: Share of the device's memory, and whether the engine sleeps while the policy trains.
-        num_processes: Number of processes of the run; each starts its own engine, all at the same time.
-
-    Raises:
-        ConfigError: vLLM is not installed, is another than the tested one, or cannot run this model.
-    """
+    """Generates with vLLM (extra `vllm`) in this process, one engine per process of the run; see `Engine`."""
 
     def __init__(self, *args: Any, path: str, settings: VLLMConfig, num_processes: int = 1, **options: Any) -> None:
         super().__init__(*args, **options)

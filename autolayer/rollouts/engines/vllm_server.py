@@ -1,10 +1,7 @@
 """Rollouts by vLLM servers on other devices or machines (weight_sync.py decides which weights they need).
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs
-
-Weights are sent as files: a layer is written into the run folder, and the server loads it from there. This works
-between any two machines that share a file system, for any GPUs and any parallelism of the server, and needs no process
-group with the server.
+Weights are sent as files: a layer is written into the run folder, and the server loads it from there. This needs a
+shared file system but no common process group, and works for any GPUs and any parallelism of the server.
 
 A server belongs to one run at a time. Each load sets a new version on the server, which is checked before and after
 every batch, because log-probabilities alone cannot distinguish a layer in training from the base in 16 bits.
@@ -36,11 +33,7 @@ T = TypeVar("T")
 
 
 def connect_servers(rollouts: str, start: str = START) -> list[VLLMClient]:
-    """Returns clients of the servers of --rollouts, URLs separated by commas.
-
-    Raises:
-        ConfigError: A server does not answer or cannot load new weights, and is to be started by the command `start`.
-    """
+    """Returns clients of the servers of --rollouts, URLs separated by commas; an error shows the command `start`."""
     servers = [VLLMClient(url.strip().rstrip("/").removesuffix("/v1")) for url in rollouts.split(",")]
     for server in servers:
         try:
@@ -54,18 +47,10 @@ def connect_servers(rollouts: str, start: str = START) -> list[VLLMClient]:
 
 
 class VLLMServerEngine(SyncedEngine):
-    """An engine that samples from vLLM servers; vLLM need not be installed in this process. See `Engine`.
+    """Samples from vLLM servers, without vLLM in this process; does not change their weights before its first use.
 
-    A server's weights are not changed before its first use.
-
-    Args:
-        urls: URLs of the servers, separated by commas; with n servers, each gets every n-th request.
-        path: Folder or name that the model was loaded from; the servers load it from there, too.
-        folder: The run folder, in which the servers find the trained layers.
-        is_rank_0: True if this process sends the weights.
-
-    Raises:
-        ConfigError: A server does not answer, cannot load new weights, or was started with other settings.
+    With n servers, each gets every n-th request. They load `path`, the folder or name of the model, and find the
+    trained layers in `folder`, the run folder. See `Engine`.
     """
 
     def __init__(self, *args: Any, urls: str, path: str, folder: Path, is_rank_0: bool = True, **options: Any) -> None:
@@ -95,7 +80,7 @@ class VLLMServerEngine(SyncedEngine):
 
     @property
     def advice(self) -> str:
-        """One sentence that says how to restart the server and resume the run."""
+        """Says how to restart the server and resume the run."""
         return f"Restart the server with `{self._start}`, then rerun the command to resume."
 
     def sample_requests(
@@ -118,7 +103,6 @@ class VLLMServerEngine(SyncedEngine):
         return completions
 
     def _check_version(self) -> None:
-        """Checks that all servers still have the weights that rank 0 sent."""
         found = self._all(lambda server: self._try(server, server.version), self.servers)
         if any(version != self._version for version in found):
             raise EngineError(
@@ -136,8 +120,6 @@ class VLLMServerEngine(SyncedEngine):
         }  # fmt: skip
 
     def _complete(self, requests: Sequence[dict[str, Any]]) -> list[Completion]:
-        """Returns one completion per request; the servers take turns."""
-
         def complete(server: VLLMClient, request: dict[str, Any]) -> Completion:
             return self._try(server, lambda: server.complete(request))
 
@@ -193,7 +175,7 @@ class VLLMServerEngine(SyncedEngine):
             shutil.rmtree(there, ignore_errors=True)
 
     def _load(self, path: str) -> None:
-        """Makes every server load the weights from a folder, and sets a new version."""
+        """Loads weights into every server, under a new version."""
         version = uuid.uuid4().hex
 
         def load(server: VLLMClient) -> None:

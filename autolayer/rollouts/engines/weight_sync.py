@@ -38,7 +38,6 @@ class SyncedEngine(Engine):
         self._stale: set[int] = set()
         self._all_stale = False
         self._unchecked = True
-        """True if copy and policy have not been compared since the last sync."""
 
     @abstractmethod
     def _send(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -65,10 +64,7 @@ class SyncedEngine(Engine):
         self._stale, self._all_stale, self._unchecked = set(), False, True
 
     def _check(self, prompt: Sequence[int], sample: Callable[[int], Sequence[Completion]]) -> None:
-        """Compares log-probabilities of copy and policy, once after each sync.
-
-        `sample` takes a number of tokens and returns one completion of the prompt from each copy.
-        """
+        """Compares copies and policy once after each sync; `sample` returns a completion of n tokens from each copy."""
         if not self._unchecked:
             return
         limit = max(1, min(CHECKED_TOKENS, self.max_context - len(prompt)))
@@ -99,5 +95,5 @@ class SyncedEngine(Engine):
 
     @property
     def advice(self) -> str:
-        """One sentence that says what the user can do if copy and policy do not agree."""
+        """Says what the user can do if copy and policy do not agree."""
         return "Give --rollouts transformers."
