@@ -8,8 +8,10 @@ from autolayer.core.arms import Arm
 from autolayer.training.train_arm import TrainedArm, train_arm
 from autolayer.training.workbench import Workbench
 
-CHECKPOINT_STEPS = 25
-"""Steps between two checkpoints."""
+CHECKPOINT_STEPS, CHECKPOINT_SECONDS = 25, 60.0
+"""Steps and seconds after which a checkpoint is saved, whichever comes first."""
+SAVING = 0.05
+"""Share of the time that may be spent on saving; where a checkpoint takes long, fewer are saved."""
 
 
 def advance(
@@ -26,8 +28,9 @@ def advance(
     to another checkpoint starts.
     """
     on_rank_0 = bench.process_group.on_rank_0
+    seconds = CHECKPOINT_SECONDS
     while arm.step < to_step and on_rank_0(lambda: time.monotonic() < deadline):
         stop = min(to_step, (arm.step // CHECKPOINT_STEPS + 1) * CHECKPOINT_STEPS)
-        trained = train_arm(bench, arm, stop, on_step=on_step)
-        arm = trained.arm
+        trained = train_arm(bench, arm, stop, on_step=on_step, seconds=seconds)
+        arm, seconds = trained.arm, max(CHECKPOINT_SECONDS, trained.saving_seconds / SAVING)
         yield trained

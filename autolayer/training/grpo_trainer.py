@@ -187,14 +187,14 @@ def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
 
 
 class EachStep(TrainerCallback):
-    """Calls a function without arguments after every optimizer step."""
+    """Calls a function without arguments after every optimizer step; training stops where it returns True."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], bool | None]) -> None:
         self.call = call
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Calls the function; see `TrainerCallback.on_step_end`."""
-        self.call()
+        control.should_training_stop |= bool(self.call())
 
 
 def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 """Trains an arm from one checkpoint to the next. Short runs, the final run and `measure` all use `train_arm`."""
 
+import math
 import random
 import statistics
 import time
@@ -12,6 +13,7 @@ import torch
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
+from autolayer.core.errors import AutolayerError, EpisodeError, RewardError
 from autolayer.core.layer_set import Layers
 from autolayer.models.train_only import train_only
 from autolayer.rollouts.rollouts import Rollouts, request_seed
@@ -32,6 +34,8 @@ class TrainedArm:
     """Mean reward of each training group of these steps, in order."""
     cost: Cost
     """Cost of these steps."""
+    saving_seconds: float
+    """Time that saving the checkpoint took."""
 
 
 def train_arm(
@@ -41,10 +45,12 @@ def train_arm(
     *,
     prompts_per_step: int | None = None,
     on_step: Callable[[float], None] | None = None,
+    seconds: float = math.inf,
 ) -> TrainedArm:
     """Trains an arm from its checkpoint up to a step, and saves a new checkpoint. Call it on every rank.
 
-    Training in two calls gives the same arm as training in one, bit for bit (on one machine).
+    Training in two calls gives the same arm as training in one, bit for bit (on one machine). If a reward or an
+    environment fails, the steps before are saved.
 
     Args:
         bench: The workbench, which holds the base weights before and after the call.
@@ -52,14 +58,17 @@ def train_arm(
         to_step: Number of optimizer steps of the arm after the call.
         prompts_per_step: Prompts per step over all ranks, fewer for the bursts of a probe. Default: the run's setting.
         on_step: Called with the mean training reward of each step.
+        seconds: Time after which training stops at the step that it has reached.
 
     Raises:
+        RewardError: The reward failed.
+        EpisodeError: An environment failed.
         TrainingError: Training diverged, or one sequence does not fit into memory.
         LoneRankError: One of several ranks ran out of memory.
         RunFolderError: The arm's checkpoint cannot be read.
     """
     assert to_step > arm.step, f"{arm} is already at or after step {to_step}"
-    done = 0
+    done, prompts = 0, prompts_per_step or bench.config.prompts_per_step or 0
 
     def after_step(step: int, reward: float) -> None:
         nonlocal done
@@ -68,7 +77,7 @@ def train_arm(
             on_step(reward)
 
     return bench.micro_batching.retry_on_out_of_memory(
-        lambda: _train(bench, arm, to_step, prompts_per_step or bench.config.prompts_per_step or 0, after_step),
+        lambda: _train(bench, arm, to_step, prompts, after_step, seconds),
         passes_need_all_ranks=True,  # TRL gathers metrics of all ranks in each pass
     )
 
@@ -94,12 +103,18 @@ def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:
 
 
 def _train(
-    bench: Workbench, arm: Arm, to_step: int, prompts_per_step: int, after_step: Callable[[int, float], None]
+    bench: Workbench,
+    arm: Arm,
+    to_step: int,
+    prompts_per_step: int,
+    after_step: Callable[[int, float], None],
+    seconds: float,
 ) -> TrainedArm:
     started = time.perf_counter()
     num_steps = to_step - arm.step
     rows = train_rows(bench, arm.seed, arm.step, num_steps, prompts_per_step)
     steps: list[Rollouts] = []
+    failure: AutolayerError | None = None
     with (
         bench.weights(arm.layers, bench.arm_weights(arm)),
         trainer_side_effects_undone(bench.model),
@@ -113,9 +128,10 @@ def _train(
         ) as trainer,
     ):
 
-        def each_step() -> None:
+        def each_step() -> bool:
             bench.mark_changed(optimizer.named)
             after_step(len(steps), statistics.fmean(steps[-1].rewards))
+            return bench.process_group.on_rank_0(lambda: time.perf_counter() - started > seconds)
 
         trainer.add_callback(EachStep(each_step))
         try:
@@ -123,17 +139,29 @@ def _train(
         except torch.OutOfMemoryError:  # these steps are lost, but they have cost something
             bench.account.charge(_cost(bench, steps, arm.layers), time.perf_counter() - started)
             raise
+        except (RewardError, EpisodeError) as error:
+            if not steps:
+                raise
+            failure = error
         # If all rewards of a group are equal, its advantages are 0, and a zero gradient is no error.
         trainable.expect_gradient = trainer.had_advantage
         bench.effective += trainer.effective
-        seconds = time.perf_counter() - started
-        cost = replace(_cost(bench, steps, arm.layers), seconds=seconds)
+        taken = time.perf_counter() - started
+        cost = replace(_cost(bench, steps, arm.layers), seconds=taken)
         passes = sum((update_cost(bench, rollouts, arm.layers) for rollouts in steps), Cost())
-        bench.account.charge(cost, seconds)
-        bench.account.time_training(passes.layer_tokens, seconds - trainer.sampling_seconds)
+        bench.account.charge(cost, taken)
+        bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)
         rewards = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in steps]
-        saved = bench.checkpoints.save(arm, to_step, optimizer.tensors(), rewards=rewards, cost=cost)
-    return TrainedArm(arm=saved, train_rewards_P=tuple(mean for step in rewards for mean in step), cost=cost)
+        reached = arm.step + len(steps)
+        saved = bench.checkpoints.save(arm, reached, optimizer.tensors(), rewards=rewards, cost=cost)
+    if failure is not None:
+        raise failure
+    return TrainedArm(
+        arm=saved,
+        train_rewards_P=tuple(mean for step in rewards for mean in step),
+        cost=cost,
+        saving_seconds=time.perf_counter() - started - taken,
+    )
 
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:

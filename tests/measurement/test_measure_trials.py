@@ -42,7 +42,7 @@ class Bench:
         self.left -= 1
         self.calls.append(call)
 
-    def train(self, arm: Arm, to_step: int, on_step: Any) -> SimpleNamespace:
+    def train(self, arm: Arm, to_step: int, on_step: Any, seconds: float) -> SimpleNamespace:
         assert arm.step < to_step <= arm.step + 25
         self._work(("train", arm.key, arm.step, to_step))
         if to_step > self.diverging.get(arm.learning_rate, 10**9):
@@ -56,7 +56,7 @@ class Bench:
         path.touch()
         cost = Cost(generated_tokens=to_step)
         self.spent += cost
-        return SimpleNamespace(arm=arm, cost=cost)
+        return SimpleNamespace(arm=arm, cost=cost, saving_seconds=0.0)
 
     def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Any:
         self._work(("evaluate", split, arm and (arm.key, arm.step)))

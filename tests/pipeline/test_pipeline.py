@@ -88,7 +88,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     """Interrupts the n-th piece of training by Ctrl-C, and runs the same command again."""
     original, count = advance.train_arm, 0
 
-    def interrupted(bench, arm, to_step, *, on_step=None):
+    def interrupted(bench, arm, to_step, *, on_step=None, seconds):
         nonlocal count
         count += 1
         if count == calls:
@@ -97,7 +97,7 @@ def test_interrupted_and_resumed_is_the_same_run(
                 raise KeyboardInterrupt
 
             return original(bench, arm, to_step, on_step=stop)
-        return original(bench, arm, to_step, on_step=on_step)
+        return original(bench, arm, to_step, on_step=on_step, seconds=seconds)
 
     monkeypatch.setattr(advance, "train_arm", interrupted)
     try:

@@ -10,7 +10,7 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, assert_equal, differing, make_bench, make_task, mean_id
 
 from autolayer.core.arms import Arm
-from autolayer.core.errors import AutolayerError
+from autolayer.core.errors import AutolayerError, RewardError
 from autolayer.core.layer_set import Layers
 from autolayer.rollouts.rollouts import request_seed
 from autolayer.tasks.base import SPLITS
@@ -93,6 +93,23 @@ def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
     )
 
 
+def test_steps_are_kept_when_time_is_up_and_when_a_reward_fails(tmp_path: Path) -> None:
+    start = Arm(layers=(1,), learning_rate=LR, seed=3)
+    whole_bench = make_bench(build_model("qwen3"), tmp_path / "whole")
+    whole = train_arm(whole_bench, start, 6)
+    bench = make_bench(build_model("qwen3"), tmp_path / "cut", make_task(FailingReward(4, RuntimeError)))
+    first = train_arm(bench, start, 6, seconds=0.0)
+    assert first.arm.step == 1, "one step is always made"
+    with pytest.raises(RewardError, match="stop"):
+        train_arm(bench, first.arm, 6)
+    reached = bench.checkpoints.latest(first.arm)
+    assert reached.step == 3
+    rest = train_arm(bench, reached, 6)
+    assert bench.checkpoints.training_rewards(rest.arm, 0) == whole.train_rewards_P
+    assert_equal(_state(bench, rest.arm), _state(whole_bench, whole.arm))
+    assert bench.checkpoints.cost(rest.arm).generated_tokens == whole.cost.generated_tokens
+
+
 @pytest.mark.slow
 def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -> None:
     task = make_task(FailingReward(3, KeyboardInterrupt))
@@ -153,7 +170,8 @@ def test_an_error_in_the_reward_leaves_the_base(
     with pytest.raises((KeyboardInterrupt, AutolayerError), match="stop"):
         train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 3)
     before.check()
-    assert not list(tmp_path.rglob("*.safetensors"))
+    # Ctrl-C may come in the middle of a step; where the reward failed, the steps before it are saved.
+    assert bool(list(tmp_path.rglob("*.safetensors"))) == (error is ValueError and call > 1)
 
 
 def test_an_error_while_a_trained_arm_is_evaluated_leaves_the_base(tmp_path: Path) -> None:
