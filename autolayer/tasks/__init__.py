@@ -45,7 +45,6 @@ class BuiltIn(NamedTuple):
     """A task that is part of the package."""
 
     description: str
-    """One line for `autolayer tasks`."""
     load: Callable[..., Task]
     """Function that builds the task; its argument `chat` is True if the model has a chat template."""
     runs_programs: bool = False
@@ -84,13 +83,7 @@ OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --rewa
 def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
     """Refuses a task that cannot be loaded, as far as this is known without importing anything heavy.
 
-    Args:
-        config: The configuration. `data` with a `reward` takes precedence over `task`.
-        forms: For a packaged model, the variant of each kind of task that it is large enough for:
-            `{"math": "math:arith"}`.
-
-    Raises:
-        AutolayerError: The name is unknown, a file does not exist, or the task is too hard for a packaged model.
+    `forms` has the variant of each kind of task that a packaged model is large enough for: `{"math": "math:arith"}`.
     """
     if config.reward is not None:
         check_path(str(config.data))
@@ -116,17 +109,9 @@ def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
 
 
 def load_task(config: Config, *, chat: bool) -> Task:
-    """Loads the task of a configuration, with the configuration's own limits in place of the task's.
+    """Loads and checks the task of a configuration, with the configuration's own limits in place of the task's.
 
-    Args:
-        config: The configuration.
-        chat: Whether the model has a chat template. Built-in tasks then use messages.
-
-    Returns:
-        The task, whose prompts are checked.
-
-    Raises:
-        AutolayerError: The data cannot be read, or do not fit the model.
+    `chat` is True if the model has a chat template. Built-in tasks then use messages.
     """
     check_name(config)
     task = _read_task(config, chat)
@@ -161,11 +146,7 @@ def _read_task(config: Config, chat: bool) -> Task:
 
 
 def _with_checked_rows(task: Task) -> Task:
-    """Returns the task after its reward's `check_row`, if it has one, has accepted every row.
-
-    Raises:
-        DataError: The reward cannot score a row, which the message names.
-    """
+    """Returns the task after its reward's `check_row`, if it has one, has accepted every row."""
     check_row = getattr(task.reward, "check_row", None)
     if check_row is None:
         return task
@@ -179,7 +160,6 @@ def _with_checked_rows(task: Task) -> Task:
 
 
 def _check_model_fits(task: Task, config: Config, chat: bool) -> None:
-    """Refuses prompts that the model cannot read, and warns about odd ones and about few rows."""
     if task.is_chat and not chat:
         raise DataError(
             f"the prompts of '{task.name}' are messages, but {config.model} has no chat template to turn them into "

@@ -98,11 +98,7 @@ class Task:
         return not isinstance(self.splits["train"][0]["prompt"], str)
 
     def at(self, trainer_state: Any) -> "Task":
-        """Returns the same task at another moment of training, for rewards that change with `global_step`.
-
-        Args:
-            trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
-        """
+        """Returns the task at another moment of training (TRL's `TrainerState`), which the reward may read."""
         task = copy.copy(self)  # the splits are checked already
         object.__setattr__(task, "trainer_state", trainer_state)
         return task
@@ -148,22 +144,16 @@ def as_prompt(text: str, chat: bool) -> Any:
 
 
 def split_of(prompt: str | Sequence[Mapping[str, Any]] | Row) -> str:
-    """Returns the split of a prompt, 70/10/10/10, by a hash of the prompt alone.
-
-    A file that grows therefore never moves a prompt from `train` to `eval`.
-    """
+    """Returns the split of a prompt, 70/10/10/10, by its hash alone, so that a file that grows moves none to `eval`."""
     return SPLITS[max(0, prompt_hash(prompt) % 10 - 6)]
 
 
 def split_rows(rows: Iterable[Row], *, by_row: bool = False) -> dict[str, list[Row]]:
     """Distributes rows by `split_of`, each split in the order of the hash.
 
-    A file is often sorted by source or difficulty, and code that needs fewer rows takes the first ones.
-
-    Args:
-        rows: Any number of rows.
-        by_row: Hashes the whole row, for environments whose prompt is the same in every episode.
+    With `by_row` the whole row is hashed, for environments whose prompt is the same in every episode.
     """
+    # In the order of the hash, because files are often sorted, and code that needs fewer rows takes the first ones.
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
 
     def key(row: Row) -> Any:
@@ -175,11 +165,7 @@ def split_rows(rows: Iterable[Row], *, by_row: bool = False) -> dict[str, list[R
 
 
 def prompt_hash(prompt: Any) -> int:
-    """Returns a hash of 64 bits of a prompt or a row, the same on every machine and in every process.
-
-    Raises:
-        DataError: A row holds an object that JSON does not know.
-    """
+    """Returns a hash of 64 bits of a prompt or a row, the same on every machine and in every process."""
     text = json.dumps(prompt, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
@@ -211,7 +197,6 @@ def prompt_problem(prompt: Any) -> str | None:
 
 
 def _text_problem(text: str) -> str | None:
-    """Returns what a tokenizer cannot read in a text, or None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -223,10 +208,7 @@ def _text_problem(text: str) -> str | None:
 
 
 def _check_splits(task: str, splits: Mapping[str, Sequence[Row]], *, by_row: bool) -> None:
-    """Refuses splits that are missing or empty, that share a prompt, or that hold a row which cannot be used.
-
-    With `by_row`, rows with the same prompt are different episodes, and splits may not share a row.
-    """
+    """Refuses missing, empty and overlapping splits, and unusable rows. `by_row`: episodes may have the same prompt."""
     if not isinstance(splits, Mapping) or set(splits) != set(SPLITS):
         found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
         raise DataError(f"task '{task}' needs the splits {', '.join(SPLITS)}; it has: {found or 'none'}.")
@@ -255,7 +237,6 @@ def _check_splits(task: str, splits: Mapping[str, Sequence[Row]], *, by_row: boo
 
 
 def _row_problem(row: Any, first: Row) -> str | None:
-    """Returns what is wrong with a row, or None. `first` is the first row, which all others have to be like."""
     if not isinstance(row, Mapping) or "prompt" not in row:
         return f"{show(row)} is no dictionary with a 'prompt'"
     if problem := prompt_problem(row["prompt"]):

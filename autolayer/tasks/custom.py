@@ -33,11 +33,7 @@ def is_reference(text: str) -> bool:
 
 
 def parse_reference(option: str, text: str) -> tuple[Path, str]:
-    """Splits FILE.py:NAME of `--task` or `--reward` into path and name. Checks that the file is there; imports nothing.
-
-    Raises:
-        ConfigError: The text has another form, or the file does not exist.
-    """
+    """Splits FILE.py:NAME into path and name, and checks that the file is there. Imports nothing."""
     wanted = "function" if option == "--reward" else "NAME"
     file, _, name = text.rpartition(":")  # from the right: C:\tasks.py:NAME
     if not file.endswith(".py") or not name.isidentifier():
@@ -56,9 +52,6 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
     NAME is a `Task`, or a function or class that makes one. It may take `config` (the run's `Config`) and `chat`
     (whether the model has a chat template). Or it is a class that follows TRL's `environment_factory` and says in a
     class method `rows()` which episodes there are (autolayer/tasks/agent/tool_environment.py shows one).
-
-    Raises:
-        AutolayerError: The file cannot be imported, has no such name, or makes no task.
     """
     path, name = parse_reference("--task", config.task)
     value = _attribute("--task", path, name)
@@ -81,11 +74,7 @@ def load_custom_task(config: Config, *, chat: bool) -> Task:
 
 
 def load_reward(reference: str) -> Callable[..., Any]:
-    """Loads the function of `--reward FILE.py:function`.
-
-    Raises:
-        AutolayerError: The file cannot be imported or has no such name, or it is not a function.
-    """
+    """Loads the function of `--reward FILE.py:function`."""
     path, name = parse_reference("--reward", reference)
     function = _attribute("--reward", path, name)
     if inspect.isclass(function) or not callable(function):

@@ -56,11 +56,7 @@ LIMIT = 300.0
 
 
 def make(make_environment: MakeEnvironment) -> Environment:
-    """Makes a new environment.
-
-    Raises:
-        EpisodeError: It cannot be made, or lacks a method.
-    """
+    """Makes a new environment, or raises an `EpisodeError`, as all functions here do."""
     environment = _call(make_environment, "when it was made")
     if missing := [name for name in ("reset", "step") if not callable(getattr(environment, name, None))]:
         raise EpisodeError(
@@ -71,11 +67,7 @@ def make(make_environment: MakeEnvironment) -> Environment:
 
 
 def begin(environment: Environment, row: Mapping[str, Any]) -> str:
-    """Begins an episode and returns the first observation.
-
-    Raises:
-        EpisodeError: The environment raised, or returned no text.
-    """
+    """Begins an episode and returns the first observation."""
     observation = _call(environment.reset, "in reset", row)
     if not isinstance(observation, str):
         wanted = "the first observation as a text, '' if the prompt says all"
@@ -84,11 +76,7 @@ def begin(environment: Environment, row: Mapping[str, Any]) -> str:
 
 
 def act(environment: Environment, action: str) -> Step:
-    """Takes one step and checks it, so that a failure never becomes a reward.
-
-    Raises:
-        EpisodeError: The environment raised, or returned something that is not a step.
-    """
+    """Takes one step and checks it, so that a failure never becomes a reward."""
     found = _call(environment.step, "in step", action)
     if not isinstance(found, tuple) or len(found) != 3:
         raise EpisodeError(_wrong(environment.step, found, "an autolayer.tasks.Step"))
@@ -99,21 +87,13 @@ def act(environment: Environment, action: str) -> Step:
 
 
 def finish(environment: Environment) -> float:
-    """Returns the last reward of an episode that ended at its turn limit or with its context full.
-
-    Raises:
-        EpisodeError: `finish` raised or returned no finite number.
-    """
+    """Returns the last reward of an episode that ended at its turn limit or with its context full."""
     method = getattr(environment, "finish", None)
     return 0.0 if method is None else _reward(method, _call(method, "in finish"))
 
 
 def end(environment: Environment) -> None:
-    """Closes an environment, which may hold processes, files or a game engine.
-
-    Raises:
-        EpisodeError: `close` raised.
-    """
+    """Closes an environment, which may hold processes, files or a game engine."""
     method = getattr(environment, "close", None)
     if method is not None:
         _call(method, "in close")
@@ -126,11 +106,6 @@ def state_of(environment: Environment, observation: str) -> str:
 
 
 def _call(method: Callable[..., Any], where: str, *given: Any) -> Any:
-    """Calls the user's code within `LIMIT` seconds.
-
-    Raises:
-        EpisodeError: It raised, or took too long.
-    """
     try:
         with keeping_process_state():
             return within(LIMIT, lambda: method(*given))

@@ -9,13 +9,7 @@ from autolayer.tasks.base import SPLITS, Row
 
 
 def first_rows(rows_of: Callable[[str], list[Row]], split: str, num: int) -> list[Row]:
-    """Returns copies of the first `num` rows of a split, which begin again when there are no more.
-
-    Args:
-        rows_of: Returns every row of a split.
-        split: One of `SPLITS`.
-        num: Number of rows.
-    """
+    """Returns copies of the first `num` rows of a split (`rows_of`: all of them), which repeat if there are fewer."""
     rows = rows_of(split)
     return [dict(rows[i % len(rows)]) for i in range(num)]
 

@@ -20,11 +20,7 @@ _copies: ContextVar[tuple[Path, list[str]] | None] = ContextVar("copies", defaul
 
 @contextmanager
 def local_copies(folder: str | None) -> Iterator[list[str]]:
-    """Makes `read_hub` read every data set from FOLDER/OWNER/NAME and nowhere else. None changes nothing.
-
-    Yields:
-        The names of the data sets read from there so far.
-    """
+    """Makes `read_hub` read only from FOLDER/OWNER/NAME, and yields the names read so far. None changes nothing."""
     names: list[str] = []
     token = _copies.set(None if folder is None else (Path(folder), names))
     try:
@@ -36,16 +32,9 @@ def local_copies(folder: str | None) -> Iterator[list[str]]:
 def read_hub(
     repository: str, configuration: str | None, splits: Mapping[str, set[str]]
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
-    """Returns public splits of a data set of the Hub, as `datasets.Dataset`s.
+    """Returns public splits of a data set such as `openai/gsm8k`, as `datasets.Dataset`s.
 
-    Args:
-        repository: Name of the data set, such as `openai/gsm8k`.
-        configuration: Name of its configuration, or None for the only one.
-        splits: The splits that are needed, each with the columns that it must have.
-
-    Raises:
-        DataError: It can be read neither from the Hub nor from a cache (inside `local_copies`: nor from that folder),
-            or a split is missing, is empty or lacks a column.
+    `splits` maps the splits that are needed to the columns that each must have.
     """
     if (copies := _copies.get()) is None:
         public, where = _from_hub(repository, configuration), _caches()

@@ -39,9 +39,6 @@ def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
 
     Rows go to the split that their `split` column names, which the reward does not see, or else to that of their
     prompt's hash. Each split is in the order of the hash.
-
-    Raises:
-        DataError: The file cannot be used; the message names the lines.
     """
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in sorted(_read_rows(path), key=lambda row: prompt_hash(row["prompt"])):
@@ -74,11 +71,7 @@ def _read_rows(path: str) -> list[Row]:
 
 
 def _row(line: bytes, before: list[Row]) -> Row:
-    """Returns one line as a row. The first of the rows `before` it says what every row has to be like.
-
-    Raises:
-        ValueError: Something is wrong with the line; the message says what.
-    """
+    """Returns a line as a row like the first of those `before` it, or raises a ValueError that says what is wrong."""
     try:
         row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

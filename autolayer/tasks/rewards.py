@@ -45,21 +45,11 @@ def call_reward(
     log_metric: Callable[..., None] | None = None,
     **columns: Sequence[Any],
 ) -> list[float]:
-    """Calls a reward function and returns one finite number per completion.
+    """Calls a reward function, or awaits a coroutine, as TRL does, and returns one finite number per completion.
 
-    Coroutines are awaited, as TRL does.
-
-    Args:
-        function: A reward function in TRL's signature.
-        prompts: The prompt of each completion, a text or a message list.
-        completions: The completions in TRL's form (`as_completion`).
-        completion_ids: The tokens of each completion.
-        trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
-        log_metric: Called by the reward to log a number under a name.
-        columns: The other columns of the rows, one value per completion.
-
-    Raises:
-        RewardError: The function raised, or returned something else. The message shows the first such sample.
+    There is one prompt (a text or a message list) and one value of each column per completion. Completions are in TRL's
+    form (`as_completion`), and `trainer_state` is TRL's `TrainerState`, with `global_step` and `max_steps`. The reward
+    calls `log_metric` with a name and a number. The message of the `RewardError` shows the first sample that failed.
     """
     check_signature(function, columns)
 
@@ -106,11 +96,7 @@ def call_reward(
 
 
 def check_signature(function: Any, columns: Iterable[str]) -> None:
-    """Refuses a function that TRL could not call with these columns, before anything is loaded.
-
-    Raises:
-        RewardError: It lacks `**kwargs`, or asks for a column that the data do not have.
-    """
+    """Refuses a function that TRL could not call with these columns, before anything is loaded."""
     if not callable(function):
         raise RewardError(f"the reward is {show(function)}, a {type(function).__name__}: give a function.")
     passed = [*PASSED_BY_TRL, *columns]
@@ -180,10 +166,8 @@ def wait_for(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """Returns the event loop of this process, which runs in a thread of its own.
-
-    A reward may keep a client that belongs to the loop in which it was made, and a notebook already runs a loop.
-    """
+    # In a thread of its own, because a notebook already runs a loop; and only one, because a reward may keep a client
+    # that belongs to the loop in which it was made.
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="autolayer-rewards", daemon=True).start()
     return loop

@@ -6,17 +6,12 @@ from dataclasses import dataclass
 
 from autolayer.core.errors import DataError
 
-MIN_ITEMS = 2
-"""Smallest number of items of a suite: a spread needs two."""
+MIN_ITEMS = 2  # of a suite: a spread needs two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Sampling parameters: top-k first, then top-p over the tokens that are left.
-
-    Raises:
-        DataError: A value is out of range.
-    """
+    """Sampling parameters: top-k first, then top-p over the tokens that are left."""
 
     temperature: float
     top_p: float = 1.0
@@ -34,17 +29,7 @@ class Decoding:
 
 
 def check_suites(task: str, suites: Sequence[str] | None, samples: Mapping[str, int], num_rows: int) -> None:
-    """Refuses suites that do not fit the `eval` split.
-
-    Args:
-        task: Name of the task, for the message.
-        suites: The suite of each row, or None.
-        samples: Completions for each item of a suite.
-        num_rows: Rows of the split.
-
-    Raises:
-        DataError: The number of suites is not that of the rows, a suite has one item, or `samples` names other suites.
-    """
+    """Refuses suites (one for each row of `eval`) and samples (completions per item of a suite) that do not fit."""
     counts = Counter(suites or ())
     if suites is not None and len(suites) != num_rows:
         raise DataError(f"task '{task}' has {num_rows} rows in 'eval' and {len(suites)} suites: give one for each row.")

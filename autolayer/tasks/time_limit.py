@@ -28,15 +28,10 @@ _caller: _Caller | None = None
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Calls a function with a time limit and returns its value.
+    """Returns the value of a call, or raises what it raises, or a TimeoutError if it takes longer.
 
-    Args:
-        seconds: The time limit.
-        call: The function. All calls run one after the other in one thread, which is not the main one.
-
-    Raises:
-        TimeoutError: The call takes longer. It continues in its thread, which ends with the process.
-        BaseException: Whatever the call raises.
+    All calls run one after the other in one thread, which is not the main one. A call that takes longer continues in
+    its thread, which ends with the process.
     """
     global _caller
     caller = _caller = _caller or _Caller()

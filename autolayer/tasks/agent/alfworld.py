@@ -1,14 +1,11 @@
 """Loads `agent:alfworld`: the household tasks of ALFWorld (arXiv 2010.03768), in its text mode.
 
 The settings follow verl-agent's GiGPO recipe (arXiv 2505.10978): at most 50 turns, the admissible actions in every
-observation, and a reward for success with a small penalty. A win pays 1 and an action that is not admissible costs .01;
-that recipe pays 10 and subtracts .1 for an answer without its tags. The six kinds of task and their wording
-(`put a clean mug in coffeemachine`) come with the games.
+observation, and a reward for success with a small penalty (there 10 and .1, for an answer without its tags).
 
-The games are not in the package: `alfworld-download` fetches them, and ALFWORLD_DATA names the folder. `train`,
-`probe` and `select` are the training games 80/10/10 by the hash of the trial's name; `eval` is `valid_seen`, or with
-`ALFWORLD_EVAL=valid_unseen` the rooms never trained on. Every row is one game file, played by itself: ALFWorld's own
-batches, gym interface and 3D engine are left out.
+`alfworld-download` fetches the games, and ALFWORLD_DATA names their folder. `train`, `probe` and `select` are the
+training games 80/10/10 by the hash of the trial's name; `eval` is `valid_seen`, or with `ALFWORLD_EVAL=valid_unseen`
+the rooms never trained on. Every row is one game file; ALFWorld's batches, gym interface and 3D engine are left out.
 """
 
 import json
@@ -74,12 +71,7 @@ class AlfredGame:
 
 
 def load_alfworld(*, chat: bool) -> Task:
-    """Loads the task `agent:alfworld`.
-
-    Raises:
-        ConfigError: ALFWorld is not installed, or ALFWORLD_DATA does not name its data.
-        DataError: The folder has no games.
-    """
+    """Loads the task `agent:alfworld`, if ALFWorld and its data are installed."""
     _import_alfworld()
     held_out = os.environ.get("ALFWORLD_EVAL") or "valid_seen"
     root = _data_folder()
@@ -100,7 +92,6 @@ def load_alfworld(*, chat: bool) -> Task:
 
 
 def _data_folder() -> Path:
-    """Returns the folder of the games: in ALFWORLD_DATA or, without it, where `alfworld-download` puts them."""
     named = os.environ.get("ALFWORLD_DATA")
     root = Path(named or "~/.cache/alfworld").expanduser() / FOLDER
     if not (root / "train").is_dir():
@@ -116,9 +107,6 @@ def find_games(folder: Path) -> list[Path]:
     """Returns the solvable games below a folder, in an order that does not depend on the folder's place.
 
     It selects as ALFWorld's AlfredTWEnv does: the six task types, without movable receptacles and slicing.
-
-    Raises:
-        DataError: There is no game, or one of them cannot be read.
     """
     found = []
     names = {_name(path): path for path in folder.glob("**/game.tw-pddl")}

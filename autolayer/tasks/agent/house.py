@@ -52,10 +52,7 @@ task, the second says which furniture stands in which room, the third is what yo
 
 
 def load_house(*, chat: bool) -> Task:
-    """Loads the task. The packaged base models read plain text; a chat model also gets an explanation of the actions.
-
-    Each split has its own seeds, and no prompt is in two of them.
-    """
+    """Loads the task. The packaged base models read plain text; a chat model also reads which actions there are."""
     splits: dict[str, list[Row]] = {}
     seen: set[str] = set()
     for split, size in SIZES.items():
@@ -81,18 +78,16 @@ def load_house(*, chat: bool) -> Task:
 
 @dataclass(frozen=True)
 class World:
-    """A house at the start. Rooms are in the prompt's order."""
+    """A house at the start, and the task: to bring the target to the goal, a piece of furniture."""
 
     furniture: Mapping[str, str]
-    """Piece of furniture in each room."""
+    """Piece of furniture in each room, in the prompt's order."""
     objects: Mapping[str, tuple[str, ...]]
     """Objects in or on each piece of furniture."""
     start: str
     """The room where the episode begins."""
     target: str
-    """The object to bring."""
     goal: str
-    """The furniture to bring it to."""
 
     @property
     def task(self) -> str:
@@ -130,10 +125,7 @@ def make_world(seed: int | str) -> World:
 
 
 class House:
-    """One episode in a house. `reset` takes a row with a `seed`.
-
-    The reward is 1.0 for the action that puts the target at its goal, else 0.0.
-    """
+    """One episode in the house of a row's `seed`. The action that puts the target at its goal earns 1.0."""
 
     def __init__(self, world: World | None = None) -> None:
         self._begin(make_world(0) if world is None else world)
@@ -179,7 +171,6 @@ class House:
         self.lying = {piece: list(things) for piece, things in world.objects.items()}
 
     def _apply(self, verb: str, noun: str) -> bool:
-        """Changes the house, and returns True if the action was possible."""
         things = [] if self.here in self.closed else self.lying[self.here]
         if verb == "go" and noun in self.world.furniture and noun != self.room:
             self.room = noun

@@ -25,10 +25,7 @@ class BadCall(ValueError):
 
 
 def tool_calls(text: str) -> list[ToolCall | BadCall]:
-    """Returns every call in a text, in order, without thoughts. A text without calls gives an empty list.
-
-    A last call that was cut off has no end tag, and becomes a `BadCall`.
-    """
+    """Returns every call in a text after its thoughts. A last call that was cut off is a `BadCall`."""
     bodies = re.findall(r"<tool_call>(.*?)(?:</tool_call>|\Z)", after_thinking(text) or "", flags=re.DOTALL)
     return [_parse(body) for body in bodies]
 

@@ -47,13 +47,11 @@ MAX_NEW_TOKENS = 512
 class ToolEnvironment:
     """One episode with an object of the user.
 
-    The reward comes once, with the last step. It is the object's `get_reward()`, or that of a function in TRL's
-    signature, which is called with `environments=[object]` and the episode's messages as the completion, or the sum of
-    both, as in TRL.
+    The reward comes with the last step. It is the object's `get_reward()`, that of a function in TRL's signature
+    (called with `environments=[object]` and the episode's messages as the completion), or the sum of both, as in TRL.
     """
 
     role = "tool"
-    """Role of the messages that hold observations for a chat model."""
 
     def __init__(self, factory: Callable[[], Any], reward: Callable[..., Any] | None = None) -> None:
         self._object = factory()
@@ -111,11 +109,10 @@ class ToolEnvironment:
         return rewards[0] if len(rewards) == 1 else sum(rewards)
 
     def _call(self, call: ToolCall | BadCall) -> Any:
-        """Returns the result of a tool, or an error message in TRL's words."""
         if isinstance(call, BadCall):
             return {"error": str(call)}
         if call.name not in self._methods:
-            return {"error": f"Tool {call.name} not found."}
+            return {"error": f"Tool {call.name} not found."}  # TRL's words
         try:
             return wait_for(self._methods[call.name](**call.arguments))
         except Exception as error:
@@ -127,10 +124,7 @@ class ToolEnvironment:
 
 
 def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
-    """Returns the tools of an object, as TRL does: its public methods except `reset` and `get_reward`.
-
-    Class methods are not tools, because `inspect.isfunction` is not true of them.
-    """
+    """Returns the tools of an object, as TRL does: public methods, no class methods, not `reset` and `get_reward`."""
     names = [name for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)]
     return {
         name: getattr(environment, name)
@@ -140,11 +134,7 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
 
 
 def tool_schemas(environment: Any) -> list[dict[str, Any]]:
-    """Returns the JSON schema of every tool of an object, from type hints and docstrings.
-
-    Raises:
-        DataError: A tool has no type hints or no usable docstring.
-    """
+    """Returns the JSON schema of every tool of an object, from type hints and docstrings."""
     from transformers.utils.chat_template_utils import get_json_schema  # loads torch
 
     schemas = []
@@ -179,9 +169,6 @@ def environment_task(
         max_new_tokens: Maximum tokens of each answer.
         reward: Function in TRL's signature with `environments`, for classes without `get_reward`.
         fields: Further fields of `Task`: `num_eval`, `chat_template_kwargs`, ...
-
-    Raises:
-        DataError: The class does not follow the contract, or the rows do not suit it.
     """
     rows = list(rows)
     _check_factory(name, factory, reward, rows)

@@ -30,17 +30,7 @@ INSTRUCTION = "Put the complete Python program in one ```python block."
 
 
 def load_code(*, chat: bool, allow_unsandboxed: bool = False, share: bool = False) -> Task:
-    """Loads `code`: DeepCoder for training, HumanEval and MBPP for the evaluation.
-
-    Args:
-        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
-        allow_unsandboxed: Runs programs without a sandbox on a machine that has none.
-        share: Pays the share of the tests that a program passes, rather than 1 for all of them and else 0.
-
-    Raises:
-        SandboxError: There is no sandbox, and that is not allowed.
-        DataError: A data set is neither reachable nor in a local cache.
-    """
+    """Loads `code`: DeepCoder for training, HumanEval and MBPP for the evaluation. `share`: see `make_code_reward`."""
     reward = make_code_reward(allow_unsandboxed=allow_unsandboxed, share=share)
     evaluation = public.humaneval() + public.mbpp("sanitized", ("test",))
     return _task("code", _cut(public.deepcoder(), evaluation, chat), reward, chat, max_new_tokens=4096)
@@ -70,15 +60,13 @@ def load_small(*, chat: bool, allow_unsandboxed: bool = False, share: bool = Fal
 def make_code_reward(*, allow_unsandboxed: bool = False, share: bool = False) -> Callable[..., list[float]]:
     """Makes the reward of these tasks, for any data with a `problem` column (see `problems`).
 
-    Raises:
-        SandboxError: There is no sandbox, and that is not allowed. It is raised here, not in the middle of a run.
+    A program that passes all tests earns 1.0, another one 0.0, or with `share` the share of the tests that it passes.
     """
-    open_sandbox(allow_unsandboxed=allow_unsandboxed)
+    open_sandbox(allow_unsandboxed=allow_unsandboxed)  # a missing one is an error here, not in the middle of a run
 
     def code_reward(
         prompts: Sequence[Any], completions: Sequence[Any], problem: Sequence[Any], log_metric: Any = None, **_: Any
     ) -> list[float]:
-        """Returns 1.0 if the program passes all tests, else 0.0 (or the share of the tests that it passes)."""
         problems = [parse_problem(given) for given in problem]
         programs = [
             program_of(prompt, text_of(completion), given.prefix)
@@ -95,7 +83,6 @@ def make_code_reward(*, allow_unsandboxed: bool = False, share: bool = False) ->
 
 
 def _check_row(row: Row) -> None:
-    """Checks a user's row, for `tasks.load_task`."""
     parse_problem(row.get("problem"))
 
 

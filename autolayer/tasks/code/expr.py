@@ -44,11 +44,7 @@ _CALL_OR_NAME = re.compile(r"[a-z]+\(.*\)|[a-z]")
 
 
 def load_expr(*, chat: bool, allow_unsandboxed: bool = False) -> Task:
-    """Loads the task. The packaged base models read plain text; a chat model gets each line as a message.
-
-    Raises:
-        SandboxError: There is no sandbox, and that is not allowed.
-    """
+    """Loads the task. The packaged base models read plain text; a chat model gets each line as a message."""
 
     def rows_of(split: str, num: int) -> list[Row]:
         rows = expr_problems(split, num)
@@ -68,15 +64,10 @@ def load_expr(*, chat: bool, allow_unsandboxed: bool = False) -> Task:
 
 
 def expr_problems(split: str, num: int) -> list[Row]:
-    """Returns the first `num` problems of a split.
+    """Returns the first `num` problems of a split, which repeat only when it has no further ones.
 
-    Args:
-        split: `train`, `probe`, `select` or `eval`; no prompt is in two of them.
-        num: Number of rows. Prompts repeat only when the split has no further ones.
-
-    Returns:
-        Rows `{"prompt", "kind", "names", "inputs", "outputs", "answer"}`, one of each kind in turn. A larger request
-        begins with the smaller one. `answer` is one way to write the required reading; only its values count.
+    They are rows `{"prompt", "kind", "names", "inputs", "outputs", "answer"}`, one of each kind in turn, where `answer`
+    is one way to write the required reading; only its values count. No prompt is in two splits.
     """
     return first_rows(_all_problems, split, num)
 
@@ -158,7 +149,6 @@ def _function(reading: str, then: str) -> Callable[[int, int], int]:
 
 @cache
 def _all_problems(split: str) -> list[Row]:
-    """Returns every problem of a split: each kind shuffled by its own seed, then one of each kind in turn."""
     by_kind = []
     for kind in READINGS:
         rng = random.Random(f"expr/{kind}")

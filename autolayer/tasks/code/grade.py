@@ -43,16 +43,9 @@ class Score:
 def grade(
     programs: Sequence[str | None], problems: Sequence[CodeProblem], sandbox: Sandbox, *, share: bool = False
 ) -> list[Score]:
-    """Grades each program by its problem.
+    """Grades each program (None for a completion without one) by its problem.
 
-    Args:
-        programs: Programs, or None for a completion without one.
-        problems: The problem of each program.
-        sandbox: The sandbox that runs them.
-        share: Runs all tests, for the share that passes. Else the first failure ends the tests of a program.
-
-    Raises:
-        SandboxError: The sandbox itself failed.
+    With `share` all tests run, for the share that passes. Else the first failure ends the tests of a program.
     """
     # A group often agrees on one program: each is run once.
     asked = dict.fromkeys((p, q) for p, q in zip(programs, problems, strict=True) if p is not None)

@@ -25,7 +25,7 @@ FORMS = '{"tests": [...], "entry_point": ...}, {"inputs": [...], "outputs": [...
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodeProblem:
-    """The tests of a program."""
+    """The tests of a program, and code at its beginning (`prefix`)."""
 
     tests: tuple[str, ...] = ()
     """Tests that are Python with an assert; empty for the two forms with inputs and outputs."""
@@ -42,15 +42,10 @@ class CodeProblem:
     wrapped: bool = False
     """True if an output may be a list of one value that stands for the value, as in some collections."""
     prefix: str = ""
-    """Code at the beginning of the program."""
 
 
 def parse_problem(given: Any) -> CodeProblem:
-    """Returns the problem that a row describes: one object for equal problems.
-
-    Raises:
-        DataError: It has no tests, or tests that cannot be run.
-    """
+    """Returns the problem that a row describes, one object for equal problems; refuses one that cannot be tested."""
     if not isinstance(given, (str, Mapping)):
         raise DataError(f"the problem {show(given)} is a {type(given).__name__}: give {FORMS}.")
     try:

@@ -17,12 +17,9 @@ _LANGUAGES = ("python", "python3", "py", "")
 
 
 def program_of(prompt: Any, completion: str, prefix: str = "") -> str | None:
-    """Returns the program in a completion, or None.
+    """Returns the program in a completion, or None. A completion continues a text that ends in prefix or `OPENING`.
 
-    Args:
-        prompt: A text or a list of messages. The completion continues a text that ends in the prefix or in `OPENING`.
-        completion: The model's text.
-        prefix: Code at the beginning of the problem, such as a function's header and docstring.
+    The prefix is code at the beginning of the problem, such as a function's header and docstring.
     """
     if isinstance(prompt, str) and prefix and prompt.endswith(prefix):
         # A base model continues after the function, with tests, examples or the next problem.
@@ -35,12 +32,7 @@ def program_of(prompt: Any, completion: str, prefix: str = "") -> str | None:
 
 
 def is_answer(completion: str, *, chat: bool) -> bool:
-    """Returns True if a completion looks like a program, right or wrong.
-
-    Args:
-        completion: The model's text.
-        chat: Whether the program should be in a fenced block, rather than continue the prompt.
-    """
+    """Returns True if a completion looks like a program: for `chat` in a fenced block, else continuing the prompt."""
     if chat:
         program = _last_block(completion)
         return program is not None and is_program(program)

@@ -34,11 +34,7 @@ class Question(NamedTuple):
 
 
 def deepcoder() -> list[Question]:
-    """Returns the training problems of DeepCoder.
-
-    Raises:
-        DataError: As `read_hub`, or too many rows are unusable.
-    """
+    """Returns the training problems of DeepCoder."""
     found = []
     for part in DEEPCODER_PARTS:
         rows = read_hub(DEEPCODER, part, {"train": {"problem", "tests"}})["train"]
@@ -62,11 +58,7 @@ def humaneval() -> list[Question]:
 def usable(
     name: str, rows: Sequence[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Question]
 ) -> list[Question]:
-    """Returns the questions of the rows that can be judged.
-
-    Raises:
-        DataError: More than `MAX_UNUSABLE` of the rows cannot.
-    """
+    """Returns the questions of the rows that can be judged, and refuses if more than `MAX_UNUSABLE` of them cannot."""
     found, problems = [], []
     for row in rows:
         try:
@@ -90,11 +82,7 @@ def usable(
 
 
 def deepcoder_question(row: Mapping[str, Any]) -> Question:
-    """Reads a row of DeepCoder, in any of its dialects.
-
-    Raises:
-        DataError: It has no tests, or tests of an unknown kind.
-    """
+    """Reads a row of DeepCoder, in any of its dialects."""
     tests, what = _loaded(row["tests"], "tests"), repr(str(row["problem"])[:80])
     if isinstance(tests, Mapping):
         names = {tests.get("fn_name")}

@@ -37,13 +37,7 @@ _own = threading.local()
 
 
 def compare(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Compares each (answer, right answer): 'equal', 'different', 'bad gold' or one of `FAILURES`.
-
-    It is safe to call from any thread.
-
-    Raises:
-        RewardError: The processes cannot be started.
-    """
+    """Compares each (answer, right answer), in any thread: 'equal', 'different', 'bad gold' or one of `FAILURES`."""
     return list(_threads(os.getpid()).map(lambda pair: _compare(*pair), pairs))
 
 

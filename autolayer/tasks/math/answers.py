@@ -55,10 +55,7 @@ def final_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Returns the content of the last `\boxed{}` that is not empty; `\boxed 5` and `\fbox{5}` are boxes too.
-
-    Returns None if there is none, or if the last one is never closed.
-    """
+    r"""Returns the content of the last `\boxed{}`, `\fbox{}` or `\boxed 5` that is not empty; None if it stays open."""
     for box in reversed(list(_BOX.finditer(text))):
         after = text[box.end() :]
         if not box[1]:
@@ -69,13 +66,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[str]:
-    """Compares final answers with the right ones. 1/2 equals 0.5.
+    """Compares final answers with the right ones (1/2 equals 0.5), and refuses if too many cannot be judged.
 
-    Returns:
-        For each answer 'equal', 'different', 'no answer', 'too long', or why it was not judged, one of `FAILURES`.
-
-    Raises:
-        RewardError: A right answer is not mathematics, or too many answers could not be judged.
+    Returns 'equal', 'different', 'no answer', 'too long', or why an answer was not judged, one of `FAILURES`.
     """
     pairs = list(zip(answers, golds, strict=True))
     verdicts = {pair: _judge_here(*pair) for pair in pairs}
@@ -148,7 +141,7 @@ def without_unit(text: str) -> str:
 
 
 def _braced(text: str) -> str | None:
-    r"""Returns what is before the brace that closes `\boxed{`, or None if it is never closed."""
+    r"""Returns what is before the brace that closes `\boxed{`, or None."""
     depth = 1
     for i, character in enumerate(text):
         escaped = i > 0 and text[i - 1] == "\\"

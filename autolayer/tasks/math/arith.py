@@ -72,14 +72,9 @@ def load_arith(*, chat: bool) -> Task:
 
 
 def arith_problems(split: str, num: int) -> list[Row]:
-    """Returns the first `num` problems of a split.
+    """Returns the first `num` problems of a split, which repeat only when it has no further ones.
 
-    Args:
-        split: `train`, `probe`, `select` or `eval`; no prompt is in two of them.
-        num: Number of rows. Prompts repeat only when the split has no further ones.
-
-    Returns:
-        Rows `{"prompt", "answer", "kind"}`, one of each kind in turn. A larger request begins with the smaller one.
+    They are rows `{"prompt", "answer", "kind"}`, one of each kind in turn. No prompt is in two splits.
     """
     return first_rows(_all_problems, split, num)
 
@@ -110,7 +105,6 @@ def _wanted(a: int, symbol: str, b: int) -> str:
 
 @cache
 def _all_problems(split: str) -> list[Row]:
-    """Returns every problem of a split: each kind shuffled by its own seed, then one of each kind in turn."""
     by_kind = []
     for kind, symbol in _KIND_SYMBOLS.items():
         rows = [

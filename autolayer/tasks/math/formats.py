@@ -32,11 +32,7 @@ _INSTRUCTION = re.compile(r"\s*(?:Please|Let's)\b[^\n]*\\boxed\{\}[^\n]*$")
 
 
 def gsm8k(row: Mapping[str, Any]) -> Found:
-    """Reads `question`, and `answer` ending in '#### 1,234' (GSM8K).
-
-    Raises:
-        DataError: The answer has no '####', which every answer of GSM8K has.
-    """
+    """Reads `question`, and `answer` ending in '#### 1,234' (GSM8K)."""
     if "####" not in row["answer"]:
         raise DataError(
             f"openai/gsm8k as found here has an answer without '####' ({row['answer'][:80]!r}): this is not GSM8K. "

@@ -28,14 +28,7 @@ MAX_HELD_OUT = 2048
 
 
 def load_gsm8k(*, chat: bool) -> Task:
-    """Loads the task `math`: GSM8K (Cobbe et al. 2021), whose public test split is `eval`.
-
-    Args:
-        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
-
-    Raises:
-        DataError: The data set is neither reachable nor in a local cache.
-    """
+    """Loads the task `math`: GSM8K (Cobbe et al. 2021), whose public test split is `eval`."""
     evaluation = read_problems(SUITES["gsm8k"], "math")
     evaluation.sort(key=lambda problem: prompt_hash(problem.question))
     return Task(
@@ -50,15 +43,7 @@ def load_gsm8k(*, chat: bool) -> Task:
 
 
 def load_public(name: str, *, chat: bool) -> Task:
-    """Loads a training set of `datasets.TRAINING` as a task.
-
-    Args:
-        name: Its key there.
-        chat: Makes message prompts, for a model with a chat template, rather than plain text for a base model.
-
-    Raises:
-        DataError: A data set cannot be read, or is not the one that its name says.
-    """
+    """Loads the training set that `datasets.TRAINING` has under this name as a task."""
     suites = {suite: read_problems(source, suite) for suite, source in SUITES.items()}
     evaluation = [(suite, problem) for suite, problems in suites.items() for problem in problems]
     problems = read_problems(
@@ -81,17 +66,7 @@ def load_public(name: str, *, chat: bool) -> Task:
 def read_problems(
     source: Source, name: str, held_out: Collection[MathProblem] = (), max_problems: int | None = None
 ) -> list[MathProblem]:
-    """Returns the problems of a public split, ordered by a hash of the question, each of them once.
-
-    Args:
-        source: The split.
-        name: Name for messages.
-        held_out: Problems that are left out.
-        max_problems: Maximum number of problems. Rows after them are not read.
-
-    Raises:
-        DataError: It cannot be read, or holds no problem that can be used.
-    """
+    """Returns the problems of a public split that are not held out, each once, ordered by a hash of the question."""
     columns = {source.split: {source.question, source.answer}}
     parts: list[Any] = [
         read_hub(source.repository, configuration, columns)[source.split] for configuration in source.configurations

@@ -1,8 +1,7 @@
 """Inside the sandbox: the process that runs a program and calls its functions.
 
-It receives nothing that helps a program to cheat: only the program, and arguments or standard input. Its answers are
-claims, which other processes compare with the expected values. A program that writes them itself can only make other
-claims.
+It receives only the program, and arguments or standard input. Its answers are claims, which other processes compare
+with the expected values. A program that writes them itself can only make other claims.
 """
 
 import json
@@ -21,10 +20,7 @@ _ANSWERS = 3  # the descriptor of the result, or of the connection to the judge
 
 
 def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str, Any]) -> int:
-    """Runs a program that the source (the host, or the judge) sends, and returns the exit status.
-
-    The result is a file, for what a script prints or for the values of calls.
-    """
+    """Runs the program that host or judge send, with a file for what it prints or returns. Returns the exit status."""
     job = json.loads(source.recv_bytes())
     folder = os.getcwd()
     os.environ.clear()
@@ -63,14 +59,13 @@ def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str,
 
 
 def _join_threads() -> None:
-    """Waits for threads, as an interpreter does at its end: many solutions run in one with a larger stack."""
+    # As an interpreter does at its end, because many solutions run in a thread with a larger stack.
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()
 
 
 def _serve(judge: Connection, space: dict[str, Any], given: dict[str, Any]) -> None:
-    """Answers the calls of the judge until it ends."""
     while True:
         try:
             call = protocol.from_json(json.loads(judge.recv_bytes()))
@@ -97,11 +92,7 @@ def _answer(
 
 
 def _function(space: dict[str, Any], given: dict[str, Any], name: str) -> Any:
-    """Returns a function of the program, or a method of its class `Solution`, as some data sets have it.
-
-    Raises:
-        NameError: The program defines neither. The names of the prelude do not count.
-    """
+    """Returns a function that the program, not the prelude, defines, or a method of its class `Solution`."""
     if name in space and space[name] is not given.get(name):
         return space[name]
     if "Solution" in space:

@@ -55,11 +55,7 @@ def keep_only(descriptors: Sequence[int]) -> None:
 
 
 def lock_up(mode: str, limits: dict[str, Any]) -> None:
-    """Sets the limits of this process, which it cannot raise again, and gives up every privilege.
-
-    Raises:
-        OSError: The kernel or the machine does not support it, so that nothing runs with more rights.
-    """
+    """Sets limits that this process cannot raise again and gives up every privilege, or raises OSError."""
     # Without a sandbox all processes of the account count, so that any limit would be wrong.
     others = {"bare": 1 << 20, "root": 0, "user": SANDBOX_PROCESSES}[mode]
     wanted = {

@@ -77,7 +77,7 @@ def _mount(kind: bytes, folder: str, flags: int, options: str = "") -> None:
 
 
 def _run(host: Connection, kind: str, mode: str, limits: dict[str, Any]) -> tuple[str, bytes]:
-    """Runs one job, which the forked processes read from the host, and returns why it ended and its result."""
+    """Runs one job, which the forked processes read from the host. Returns why it ended, and its result."""
     has_timed_out = False
 
     def end(*_: Any) -> None:

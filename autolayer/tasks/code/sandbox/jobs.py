@@ -49,7 +49,7 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A program, and tests of it that are Python themselves."""
+    """A program, and tests of it that are Python themselves. With `run_all` they go on after one has failed."""
 
     program: str
     tests: Sequence[str]
@@ -58,7 +58,6 @@ class Judged:
     setup: str = ""
     """Code that runs before the tests, where the program cannot see it."""
     run_all: bool = False
-    """True to run the remaining tests after one has failed."""
 
 
 Job = Calls | Script | Judged
@@ -66,10 +65,9 @@ Job = Calls | Script | Judged
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands for the value of a call that raised an exception, or returned what JSON cannot hold."""
+    """Stands for the value of a call that raised an exception of this class, or returned what JSON cannot hold."""
 
     error: str
-    """Name of the exception's class."""
 
 
 @dataclass(frozen=True, kw_only=True)

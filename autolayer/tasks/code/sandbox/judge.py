@@ -24,10 +24,7 @@ class ProgramEnded(BaseException):
 
 
 def run(host: Connection, peer: Connection, verdict: int, mode: str, limits: dict[str, Any]) -> int:
-    """Runs the tests that the host sends against the program in the process of the peer.
-
-    The verdict is a list of booleans, shorter than the tests if a failure ends them. The limits hold for the judge too.
-    """
+    """Runs the host's tests against the program in the peer's process, and writes booleans to the file `verdict`."""
     job = json.loads(host.recv_bytes())
     nothing = os.open(os.devnull, os.O_RDWR)
     confine.keep_only((nothing, nothing, nothing, peer.fileno(), verdict))
@@ -54,8 +51,6 @@ def run(host: Connection, peer: Connection, verdict: int, mode: str, limits: dic
 
 
 def _proxy(program: Connection, name: str, max_bytes: int) -> Callable[..., Any]:
-    """Returns a function that calls the program's function of this name."""
-
     def proxy(*arguments: Any, **named: Any) -> Any:
         call = json.dumps(protocol.to_json([name, arguments, named])).encode()
         try:

@@ -64,7 +64,7 @@ def _python(python: str, root: str, mode: str) -> list[str]:
 
 
 def _interpreter() -> str:
-    """Returns the base installation's Python: a virtual environment is not visible inside."""
+    # The base installation's Python, because a virtual environment is not visible inside.
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 

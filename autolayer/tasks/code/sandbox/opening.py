@@ -32,11 +32,7 @@ _open_lock = threading.Lock()
 def open_sandbox(*, allow_unsandboxed: bool = False) -> Sandbox:
     """Returns this process's sandbox, which is tried out when it is first opened.
 
-    Args:
-        allow_unsandboxed: On a machine without a sandbox, run programs in a child process with limits only.
-
-    Raises:
-        SandboxError: There is no sandbox, and `allow_unsandboxed` is False.
+    On a machine without one, `allow_unsandboxed` runs programs in a child process with limits only.
     """
     with _open_lock:
         found = _open.get(allow_unsandboxed)

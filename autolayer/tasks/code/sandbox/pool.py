@@ -1,12 +1,10 @@
 """Runs programs that a model wrote, and returns what they did. Nothing else in this package may run one.
 
 `jobs.Limits` says what a program may use, `launch` what it can see, and `confine` what it can call. Expected values
-stay out of its process: calls and outputs come back as JSON and are compared by the caller, and tests run in a process
-of their own (`judge`). So leaving early, printing "all passed", patching the grader, writing to the result or returning
-an object that equals everything gains nothing. A reason such as 'timeout' describes the program. A failure of the
-sandbox itself raises SandboxError and never becomes a score of 0.
-
-Left out on purpose: defence against bugs of the kernel, for which a virtual machine is the answer.
+stay out of its process: outputs come back as JSON and are compared by the caller, and tests run in a process of their
+own (`judge`). So leaving early, printing "all passed", patching the grader or returning an object equal to everything
+gains nothing. A failure of the sandbox itself raises SandboxError and never becomes a score of 0. Left out on purpose:
+defence against bugs of the kernel, for which a virtual machine is the answer.
 """
 
 import json
@@ -42,11 +40,7 @@ class Sandbox:
             self._servers.put(ForkServer(command))
 
     def run(self, jobs: Sequence[Job], limits: Limits | None = None) -> list[Outcome]:
-        """Returns the outcome of each job. It is safe to call from any thread.
-
-        Raises:
-            SandboxError: The sandbox itself failed, twice on one program.
-        """
+        """Returns the outcome of each job. It is safe to call from any thread."""
         return list(self._threads.map(lambda job: self._run(job, limits or Limits()), jobs))
 
     def close(self) -> None:
@@ -86,11 +80,7 @@ class ForkServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self, job: Job, limits: Limits) -> Outcome:
-        """Runs one job and returns its outcome. The process is started if there is none.
-
-        Raises:
-            SandboxFailure: The process ended or does not answer.
-        """
+        """Runs one job, in a new process if there is none. Raises `SandboxFailure` if the process does not answer."""
         if self.process is None:
             self._start()
         reason = None

@@ -1,7 +1,7 @@
 """Plain Python values as JSON, for the calls that a judge makes and the answers of the program.
 
-A value travels as data and is built anew from it. Nothing that the program defined, such as a subclass of int whose
-`__eq__` is always true, reaches the tests. Only the standard library can be imported here.
+A value is built anew from data, so nothing that the program defined, such as a subclass of int whose `__eq__` is always
+true, reaches the tests. Only the standard library can be imported here.
 """
 
 import itertools
