@@ -11,7 +11,6 @@ from typing import Any
 from autolayer.core.errors import ModelError
 from autolayer.models.base_folder import read_json, tensor_dtypes, weight_files
 from autolayer.models.names import model_path
-from autolayer.models.validation import unreadable
 
 _METHODS = {
     "fp8": "FP8", "fbgemm_fp8": "FP8", "finegrained_fp8": "FP8", "mxfp4": "MXFP4", "gptq": "GPTQ", "awq": "AWQ",
@@ -41,14 +40,14 @@ def check_base(name: str) -> None:
     adapter = find_adapter_config_file(path)
     try:
         config, _ = PreTrainedConfig.get_config_dict(path)
-    except Exception as error:
+    except Exception:
         if adapter is not None:
             base = read_json(Path(adapter)).get("base_model_name_or_path") or "its base"
             raise ModelError(
                 f"model '{name}' is an adapter of {base}, not a model: give {base}, or a folder that both were merged "
                 "into (PEFT's merge_and_unload)."
             ) from None
-        raise unreadable(name, path, error) from error
+        raise
     if adapter is not None:
         raise ModelError(
             f"model '{name}' has the adapter of an earlier training beside its weights (adapter_config.json), which "
@@ -76,6 +75,7 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
             method = "GGUF"
         elif (place / "hf_quant_config.json").is_file():
             method = "ModelOpt"
+        read_json(place / "generation_config.json")  # transformers takes other end tokens if it is damaged
         for file in files:
             if file.suffix == ".safetensors" and file.is_file():
                 method = method or _quantized_tensors(file)
@@ -100,7 +100,7 @@ def _quantized_tensors(file: Path) -> str:
     """Returns the format of a file's weights as its header shows it; '' if they are not quantized."""
     try:
         dtypes = tensor_dtypes(file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: transformers says how
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: transformers says how
         return ""
     narrow = {dtype for dtype in dtypes.values() if dtype.startswith(("F8", "F4", "F6"))}
     packed = next((name for name in dtypes if _QUANTIZED_TENSOR.search(name)), None)

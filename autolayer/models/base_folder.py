@@ -82,7 +82,10 @@ def model_files(folder: Path) -> list[Path]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; an empty one if there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{file.name} holds no JSON object")
+    return found
 
 
 def tensor_dtypes(file: Path) -> dict[str, str]:

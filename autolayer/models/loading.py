@@ -15,7 +15,7 @@ from autolayer.core.errors import ModelError
 from autolayer.models.base_check import check_base, check_weights
 from autolayer.models.device import find_device
 from autolayer.models.names import model_path
-from autolayer.models.validation import check_causal, check_kind, check_tokens, first_line, unreadable
+from autolayer.models.validation import check_causal, check_kind, check_tokens, first_line, reading, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -78,9 +78,12 @@ def meta_model(name: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet_transformers(), torch.device("meta"):
+    with quiet_transformers(), torch.device("meta"), reading(name):
         config = _read_config(name)
-        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
+        if empty := [parameter for parameter, p in model.named_parameters() if not p.numel()]:
+            raise ValueError(f"by its config.json, {empty[0]} has no entries")
+        return model
 
 
 def max_positions(model_config: Any) -> int | None:
@@ -142,28 +145,22 @@ def weight_hash(model: torch.nn.Module) -> str:
 def _read_config(name: str) -> Any:
     from transformers import AutoConfig
 
-    check_base(name)
-    path = model_path(name)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        raise unreadable(name, path, error) from error
-    check_kind(name, config)
-    return config
+    with reading(name):
+        check_base(name)
+        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
+        check_kind(name, config)
+        return config
 
 
 def _read_model(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     _read_config(name)
-    path = model_path(name)
-    try:
+    with reading(name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", output_loading_info=True, trust_remote_code=False
+            model_path(name), dtype="auto", output_loading_info=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise unreadable(name, path, error) from error
-    check_weights(name)  # again, because a model of the Hub has been fetched only now
+        check_weights(name)  # again, because a model of the Hub has been fetched only now
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:  # transformers initializes missing weights at random

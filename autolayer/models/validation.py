@@ -1,9 +1,23 @@
 """Checks of models and tokenizers, which raise a one-sentence error before training would fail."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autolayer.core.errors import ModelError, is_out_of_memory
+from autolayer.core.errors import AutolayerError, ModelError, is_out_of_memory
+from autolayer.models.names import model_path
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turns whatever the files of a model make the libraries raise into a ModelError that names the model."""
+    try:
+        yield
+    except AutolayerError:
+        raise
+    except Exception as error:
+        raise unreadable(name, model_path(name), error) from error
 
 
 def unreadable(name: str, path: str, error: Exception) -> ModelError:
@@ -24,7 +38,7 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
     if Path(path).is_dir():
         return ModelError(
             f"model '{name}' cannot be read ({first_line(error)}): copy or download the folder again, with "
-            "config.json and all weight files."
+            "an unchanged config.json and all weight files."
         )
     if isinstance(error.__cause__, GatedRepoError):
         return ModelError(
@@ -122,5 +136,7 @@ def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message without its final period or colon, at most 200 characters."""
-    text = str(error).strip() or type(error).__name__
+    text, kind = str(error).strip(), type(error).__name__
+    if not text or isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError | AssertionError):
+        text = f"{kind}: {text}"  # such as KeyError: 'name', which says nothing without it
     return text.splitlines()[0].rstrip(".:")[:200]

@@ -1,6 +1,7 @@
 """Names, loading, and every refusal, on real folders."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, ModelError, UnknownNameError
 from autolayer.models import names
-from autolayer.models.loading import load_model, weight_hash
+from autolayer.models.loading import load_model, meta_model, weight_hash
 from autolayer.models.names import EMBEDDED, check_name
 from autolayer.tasks import TASKS
 
@@ -73,6 +74,43 @@ def test_a_model_that_does_not_fit_into_memory(tiny_folder, monkeypatch, error):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(ModelError, match="does not fit into the memory of this machine .* give a smaller model"):
         load_model(str(tiny_folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_act": "nope"}, {"hidden_size": 0}, {"hidden_size": -1}, {"hidden_size": "abc"}, {"hidden_size": 10**400},
+     {"num_attention_heads": 0}, {"num_hidden_layers": 0}, {"num_hidden_layers": 1.5}, {"vocab_size": -1},
+     {"vocab_size": 0}, {"head_dim": 0}, {"head_dim": 10**400}, {"pad_token_id": 10**400}, {"rope_parameters": 3},
+     {"dtype": 3}, {"dtype": "float99"}, {"architectures": 3}, {"model_type": []}, {"model_type": None}],
+    ids=lambda change: str(change)[:30],
+)  # fmt: skip
+def test_a_config_with_nonsense_in_it_is_refused(tmp_path, tiny_folder, change):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    for read in (meta_model, load_model):
+        with pytest.raises(ModelError, match="model '.*/model'"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "3", "\0", "[" * 100_000, '{"a": ' + "1" * 5000 + "}"])
+def test_a_file_that_is_no_json_or_no_tensors_is_refused(tmp_path, tiny_folder, file, text):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(ModelError, match="model '.*/model'"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_a_damaged_index_is_refused(tmp_path, tiny_folder, text):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+    for read in (meta_model, load_model):
+        if read is load_model or "gone" not in text:
+            with pytest.raises(ModelError, match="model '.*/model'"):
+                read(str(folder))
 
 
 def test_missing_embedded_folder(monkeypatch):
