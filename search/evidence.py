@@ -68,7 +68,7 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
         rows=tuple(row for block in blocks for row in block.rows),
         score_R=np.concatenate([np.zeros(0), *(block.score_R for block in blocks)]),
         # `select` and training prompts are disjoint: no covariance between blocks.
-        noise_R_R=scipy.linalg.block_diag(np.zeros((0, 0)), *(block.noise_R_R for block in blocks)),
+        noise_R_R=np.asarray(scipy.linalg.block_diag(np.zeros((0, 0)), *(block.noise_R_R for block in blocks))),
         reward_sd=reward_sd,
     )
 

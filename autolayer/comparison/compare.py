@@ -92,7 +92,7 @@ def _judge(predicted: Curve, measured: Curve) -> Judgement:
 def _num_layers(predicted: Curve, measured: Curve) -> int:
     """Returns the model's number of blocks, on which the files must agree; if none says, the smallest possible one."""
     highest = max(*predicted.values, *measured.values)
-    known = {curve.num_layers for curve in (predicted, measured)} - {None}
+    known = {curve.num_layers for curve in (predicted, measured) if curve.num_layers is not None}
     if len(known) > 1 or max(known, default=highest + 1) <= highest:
         raise DataError(
             f"{predicted.source} is of {predicted.size} and {measured.source} of {measured.size}: layers of different "
@@ -129,7 +129,7 @@ def _rows(predicted: Curve, measured: Curve, layers: list[int], num_layers: int)
         for name, scores_by_layer in predicted.probes.items()
         if name not in BASELINES and set(layers) <= scores_by_layer.keys()
     }
-    bands: dict[str, Sequence[np.ndarray]] = {}
+    bands = {}
     if band := _prediction_band(predicted):
         # Of the depth baselines, only the published one has an estimate of its error.
         bands = {

@@ -33,7 +33,7 @@ def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
         raise ValueError(f"{len(first_L)} scores do not fit {len(second_L)} contributions")
     if len(first_L) < 3 or first_L.max() == 0 or second_L.max() == 0:
         return None
-    return float(stats.spearmanr(first_L, second_L).statistic)
+    return float(stats.spearmanr(first_L, second_L)[0])  # pyright: ignore[reportArgumentType]
 
 
 def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike) -> float:

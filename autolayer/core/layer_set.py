@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 from autolayer.core.errors import LayerError
 from autolayer.core.formatting import listed
@@ -92,7 +92,7 @@ def _spans(layers: Any) -> list[Span]:
 def _span(part: Any, layers: Any) -> Span:
     if isinstance(part, str) and (match := re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(-?\d+))?\s*", part)):
         return Span(int(match[1]), int(match[2] or match[1]))
-    if hasattr(part, "__index__") and not isinstance(part, bool):
+    if isinstance(part, SupportsIndex) and not isinstance(part, bool):
         return Span(operator.index(part), operator.index(part))
     raise LayerError(f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one).")
 

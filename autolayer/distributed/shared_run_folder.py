@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.process_group import ProcessGroup
@@ -16,10 +16,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _on_rank_0(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+def _on_rank_0(method: Callable[P, T]) -> Callable[P, T]:
     @wraps(method)
-    def call(self: "SharedRunFolder", *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.process_group.on_rank_0(lambda: method(self, *args, **kwargs))
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        folder = cast(SharedRunFolder, args[0])
+        return folder.process_group.on_rank_0(lambda: method(*args, **kwargs))
 
     return call
 

@@ -6,7 +6,6 @@ every finished training, so that nothing is done twice; `estimate` turns them in
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any, Unpack
 
 import numpy as np
@@ -103,8 +102,8 @@ def measure(
             reliability=probed.reliability,
             notes=(*run_notes(run), *_notes(probed, grid, arms, chosen, schedule), *trials.failures()),
             cost={
-                stage: asdict(cost)
-                for stage, cost in {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}.items()
+                stage: {"generated_tokens": c.generated_tokens, "layer_tokens": c.layer_tokens, "seconds": c.seconds}
+                for stage, c in {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}.items()
             },
         )
         run.folder.write(CONTRIBUTION_FILE, result.to_dict())  # marks the measurement as finished

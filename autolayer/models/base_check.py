@@ -130,7 +130,7 @@ def _local_folder(name: str) -> Path | None:
 def _check_code(name: str, config: dict[str, Any]) -> None:
     """Refuses models whose class is not in transformers; nothing of their own code is ever run."""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
 
     kind, classes = config.get("model_type"), config.get("architectures") or []
     is_native = kind in CONFIG_MAPPING_NAMES

@@ -188,10 +188,10 @@ def prompt_problem(prompt: Any) -> str | None:
     if not prompt:
         return "its 'prompt' is an empty list"
     for message in prompt:
-        fields = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
-        if not all(isinstance(value, str) for value in fields):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
             return f"its 'prompt' holds {show(message, 60)}, no message such as {{'role': 'user', 'content': '...'}}"
-        if problem := _text_problem("".join(fields)):
+        if problem := _text_problem(role + content):
             return problem
     return None
 

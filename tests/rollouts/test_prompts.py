@@ -82,6 +82,7 @@ def test_half_a_character_is_refused() -> None:
 
 def test_splits_may_be_data_sets() -> None:
     rows = make_task().splits
-    task = Task(name="t", splits={n: Dataset.from_list(list(rows[n])) for n in rows}, reward=mean_id, max_new_tokens=4)
+    data: Any = {n: Dataset.from_list(list(rows[n])) for n in rows}
+    task = Task(name="t", splits=data, reward=mean_id, max_new_tokens=4)
     assert {name: list(split) for name, split in task.splits.items()} == {n: list(rows[n]) for n in rows}
     assert task.splits["train"][:2] == rows["train"][:2]

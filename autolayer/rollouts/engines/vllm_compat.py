@@ -60,7 +60,7 @@ def load_vllm() -> Any:
 def _missing(seam: str, arguments: tuple[str, ...]) -> str:
     module, _, name = seam.partition(":")
     try:
-        found = reduce(getattr, name.split("."), importlib.import_module(module))
+        found: Any = reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):
         return seam
     known = inspect.signature(found).parameters if arguments else ()

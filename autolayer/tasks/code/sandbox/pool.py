@@ -83,7 +83,7 @@ class ForkServer:
         """Runs one job, in a new process if there is none. Raises `SandboxFailure` if the process does not answer."""
         if self.process is None:
             self._start()
-        reason = None
+        reason: str | None = None
         try:
             # The fork server reads the first part itself, and the job is read by the processes that it forks.
             for part in ({"kind": _KINDS[type(job)], "limits": vars(limits)}, vars(job)):
@@ -91,12 +91,12 @@ class ForkServer:
             if not self._connection.poll(limits.wall_seconds + GRACE_SECONDS):
                 raise SandboxFailure(f"no answer in {limits.wall_seconds + GRACE_SECONDS:.0f} s")
             reason, result = self._connection.recv_bytes().decode(), self._connection.recv_bytes()
+            return _outcome(job, reason, result)
         except (EOFError, OSError):
             raise SandboxFailure(self._last_words()) from None
         finally:
             if reason in (None, "timeout"):  # a program that was ended may have left its frame unread
                 self.close()
-        return _outcome(job, reason, result)
 
     def close(self) -> None:
         """Ends the process, if there is one."""
