@@ -8,12 +8,7 @@ from autolayer.rollouts.rollouts import Rollouts
 
 
 class Account:
-    """Adds up the cost of the work that one process does.
-
-    Args:
-        costs: Converts tokens into the cost of forward and backward passes of the model.
-        num_samplers: Number of ranks that sample at the same time, each its own part of a batch.
-    """
+    """Adds up the cost of the work of one process; `num_samplers` ranks sample at the same time."""
 
     def __init__(self, costs: CostModel, num_samplers: int = 1) -> None:
         self.costs, self.num_samplers = costs, num_samplers
@@ -22,11 +17,11 @@ class Account:
         """Totals over the passes of training steps only, from which `exchange_rate` takes the speed of a pass."""
 
     def charge(self, cost: Cost, seconds: float) -> None:
-        """Adds the cost of some work, with the seconds that it took."""
+        """Adds the cost of some work and the seconds that it took."""
         self.spent += replace(cost, seconds=seconds)
 
     def time_training(self, layer_tokens: float, seconds: float) -> None:
-        """Adds the layer-tokens and the seconds of the forward and backward passes of some training steps."""
+        """Adds the forward and backward passes of some training steps."""
         self.training_layer_tokens += layer_tokens
         self.training_seconds += seconds
 
@@ -37,7 +32,7 @@ class Account:
     def exchange_rate(self, engine: Engine) -> float:
         """Returns the measured time of generating a token divided by that of a forward pass over one; at least 1.
 
-        It is 1 as long as nothing was generated or trained. The engine counts its own tokens and seconds.
+        It is 1 as long as nothing was generated or trained.
         """
         if not engine.tokens or not self.training_layer_tokens:
             return 1.0

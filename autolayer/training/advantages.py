@@ -28,8 +28,8 @@ Episode = Sequence[Turn]
 def centred_rewards(rollouts: Rollouts) -> list[float]:
     """Returns one reward per completion, P * G in all, for TRL, which computes GRPO's advantages in float32.
 
-    The group's mean is subtracted from rewards so large that float32 would lose their differences. Advantages do not
-    depend on it.
+    Rewards so large that float32 would lose their differences are centred on their group's mean, which changes no
+    advantage.
     """
     rewards_P_G = rollouts.rewards_P_G()
     mean_P_1 = rewards_P_G.mean(1, keepdim=True)
@@ -38,11 +38,9 @@ def centred_rewards(rollouts: Rollouts) -> list[float]:
 
 
 def has_advantage(rollouts: Rollouts, own: slice) -> bool:
-    """Returns whether any completion of a rank has a reward other than the mean of its group.
+    """Returns whether any of a rank's `own` completions has a reward other than the mean of its group.
 
-    Args:
-        rollouts: The rollouts of all ranks, because a group may be divided between ranks.
-        own: Slice of the rank's completions.
+    It takes the rollouts of all ranks, because a group may be divided between ranks.
     """
     rewards_P_G = rollouts.rewards_P_G()
     varies_P_1 = rewards_P_G.amax(1, keepdim=True) > rewards_P_G.amin(1, keepdim=True)  # the mean has rounding errors
@@ -51,13 +49,7 @@ def has_advantage(rollouts: Rollouts, own: slice) -> bool:
 
 
 def step_advantages(episodes: Sequence[Episode], group_size: int, config: GiGPOConfig) -> list[list[float]]:
-    """Returns GiGPO's advantage of every turn of every episode.
-
-    Args:
-        episodes: P * G episodes; those of one prompt are adjacent.
-        group_size: Number of episodes per prompt, G.
-        config: Settings of GiGPO.
-    """
+    """Returns GiGPO's advantage of every turn of P * G episodes, of which those of one prompt are adjacent."""
     advantages: list[list[float]] = []
     for start in range(0, len(episodes), group_size):
         advantages += _group_advantages(episodes[start : start + group_size], config)

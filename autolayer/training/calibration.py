@@ -1,8 +1,7 @@
 """Calibration: samples the base model and checks that its rewards vary, because RL learns from their differences.
 
-If they do not vary, the result names the reason, because each reason has another remedy: saturated (the base model
-solves the task already), truncated (completions end before the answer), badly formatted (the reward finds no answer),
-or too hard.
+If they do not vary, the result names the reason, because each has another remedy: saturated (the base model solves the
+task already), truncated (completions end before the answer), badly formatted (the reward finds no answer), or too hard.
 """
 
 import math
@@ -48,12 +47,10 @@ class Calibration:
     mean_prefill_tokens: float
     """Tokens that the engine reads for a completion; over several turns, each turn reads the sequence so far again."""
     example: dict[str, Any]
-    """One prompt, its completion and its reward, for the user to look at."""
     reward_metrics: dict[str, float] = field(default_factory=dict)
-    """Metrics logged by the reward, such as the share of answers that could not be judged."""
 
     def sentence(self) -> str:
-        """Returns one sentence with the numbers, for messages."""
+        """Returns the numbers as one sentence, for messages."""
         formed = "" if self.well_formed is None else f", {self.well_formed:.0%} look like an answer"
         return (
             f"mean reward {self.mean_reward:.3f} over {self.num_completions} completions; rewards differ in "
@@ -67,17 +64,12 @@ CURES = {
     "badly formatted": "completions do not look like answers, fix the prompt or start from an instruction-tuned model",
     "too hard": "the base model hardly ever earns a reward, choose an easier task or a stronger base",
 }
-"""Maps each reason for a missing signal to what the user can do about it."""
 
 
 def calibrate(bench: Workbench, num_prompts: int, seed: int) -> tuple[Calibration, Rollouts]:
     """Samples one group for each of some prompts of the `probe` split, and checks them for a training signal.
 
     The workbench holds the base weights. The rollouts are returned as well, because the probes use them.
-
-    Raises:
-        RewardError: The reward failed.
-        EpisodeError: An environment failed.
     """
     rows = bench.task.splits["probe"][:num_prompts]
     group_size = bench.config.group_size

@@ -36,12 +36,7 @@ class History:
 
 
 class Checkpoints:
-    """The checkpoints of all arms of a run. Call every method on every rank.
-
-    Args:
-        folder: The run folder.
-        process_group: The ranks of the run.
-    """
+    """The checkpoints of all arms of a run. Call every method on every rank."""
 
     def __init__(self, folder: Path, process_group: ProcessGroup) -> None:
         self.folder, self.process_group = folder, process_group
@@ -55,28 +50,18 @@ class Checkpoints:
         rewards: Sequence[Sequence[float]],
         cost: Cost,
     ) -> Arm:
-        """Saves a checkpoint of an arm, completely or not at all.
+        """Saves a checkpoint of an arm that has been trained up to `to_step`, completely or not at all.
 
-        The previous checkpoint stays, because an interrupted rung is repeated from it. Checkpoints of later steps are
+        `rewards` and `cost` are those of the steps since `arm.step`: the mean reward of every group by step. The
+        previous checkpoint stays, because an interrupted rung is repeated from it. Checkpoints of later steps are
         deleted, because they belong to an earlier training, whose rewards are overwritten.
-
-        Args:
-            arm: The arm at the step where training began.
-            to_step: The step that training has reached.
-            tensors: The state of the optimizer (`MasterAdamW.tensors`).
-            rewards: Mean reward of every group, for each step since `arm.step`.
-            cost: Cost of these steps.
         """
         saved = _at_checkpoint(arm, to_step)
         self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost))
         return saved
 
     def read(self, arm: Arm) -> dict[str, torch.Tensor]:
-        """Returns the tensors of the arm's checkpoint.
-
-        Raises:
-            RunFolderError: The file is missing, damaged, or of another arm.
-        """
+        """Returns the tensors of the arm's checkpoint (`MasterAdamW.tensors`)."""
         assert arm.checkpoint is not None, "an arm at step 0 has no checkpoint"
         path = self.folder / arm.checkpoint
         try:
@@ -107,7 +92,7 @@ class Checkpoints:
 
     def latest(self, arm: Arm) -> Arm:
         """Returns the arm at its latest checkpoint on disk, from which an interrupted run resumes."""
-        step = self.process_group.on_rank_0(lambda: max(map(step_of, self._files(arm)), default=0))
+        step = self.process_group.on_rank_0(lambda: max(map(_step_of, self._files(arm)), default=0))
         return _at_checkpoint(arm, step) if step > arm.step else arm
 
     def delete(self, arm: Arm) -> None:
@@ -125,7 +110,7 @@ class Checkpoints:
         folder, history = self._arm_folder(arm), self._history(arm)
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._files(arm):
-            if step_of(path) > saved.step:
+            if _step_of(path) > saved.step:
                 path.unlink()
         costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
         costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
@@ -134,7 +119,7 @@ class Checkpoints:
         _replace(folder / HISTORY, lambda path: path.write_text(json.dumps(kept)))
         about = {"arm": json.dumps(asdict(saved))}
         _replace(self.folder / name_of(saved), lambda path: save_file(dict(tensors), path, about))
-        for path in [path for path in self._files(arm) if step_of(path) < saved.step][:-1]:
+        for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
             path.unlink()
 
     def _history(self, arm: Arm) -> History:
@@ -159,7 +144,6 @@ class Checkpoints:
         return self.folder / "arms" / arm.key
 
     def _files(self, arm: Arm) -> list[Path]:
-        """Returns the checkpoint files of an arm, in the order of their steps."""
         return sorted(self._arm_folder(arm).glob("step-*.safetensors"))
 
 
@@ -168,8 +152,7 @@ def name_of(arm: Arm) -> str:
     return f"arms/{arm.key}/step-{arm.step:06d}.safetensors"
 
 
-def step_of(path: Path) -> int:
-    """Returns the step in the name of a checkpoint file."""
+def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 

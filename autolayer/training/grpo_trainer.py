@@ -1,10 +1,9 @@
 """The trainer of every run: TRL's GRPOTrainer, subclassed once for bursts, rungs, final and full-parameter runs.
 
-Rollouts come from the given engine, with one seed per request. The KL reference is the same model with the base
-weights swapped in (kl_reference.py). Every step reseeds, so a step depends only on the checkpoint it starts from.
-TRL's activation checkpointing is off, so the backward pass stops at the lowest trained layer.
-Left out on purpose: warm-up and decay of the learning rate, because an arm may pause after any step and the length of
-its training is not known in advance.
+Rollouts come from the given engine, with one seed per request. Every step reseeds, so a step depends only on the
+checkpoint it starts from. TRL's activation checkpointing is off, so the backward pass stops at the lowest trained
+layer. Warm-up and decay of the learning rate are left out on purpose, because an arm may pause after any step and the
+length of its training is not known in advance.
 """
 
 import tempfile
@@ -43,13 +42,8 @@ every step of an episode (advantages.py).
 class LayerGRPOTrainer(AdaptedGRPOTrainer):
     """Trains the parameters that require gradients for some steps, with the run's settings, starting at the arm's step.
 
-    Args:
-        bench: The workbench, with the arm's weights in the model.
-        arm: The arm, which gives the first step, the seed and the learning rate.
-        rows: The prompts of all steps in order, equally many for each step.
-        num_steps: Number of optimizer steps.
-        optimizer: The optimizer of the trained parameters, which averages gradients over the ranks.
-        on_rollouts: Called at every step with the rewarded rollouts of all ranks.
+    The model holds the arm's weights. `rows` are the prompts of all steps in order, equally many for each step. The
+    optimizer averages gradients over the ranks. `on_rollouts` gets the rewarded rollouts of all ranks at every step.
     """
 
     def __init__(
@@ -71,7 +65,6 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         self.rollouts: Rollouts | None = None
         """The rollouts of the current step, of all ranks."""
         self.sampling_seconds = 0.0
-        """Seconds spent on rollouts and their rewards."""
         self.had_advantage = False
         """True if any token on this rank has had a non-zero advantage; until then a zero gradient is correct."""
         self.effective: list[float] = []
@@ -136,7 +129,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
             self.had_advantage |= bool(batch["advantages"].any())
 
     def close(self) -> None:
-        """Removes the temporary folder that TRL needs as its output folder."""
+        """Removes the output folder that TRL needs."""
         self._scratch.cleanup()
 
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -164,7 +157,6 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         }
 
     def _reward(self, prompts: list, completions: list, **kwargs: Any) -> list[float]:
-        """Returns the rewards of this rank's completions, which were computed when they were sampled."""
         assert self.rollouts is not None, "TRL must sample before it asks for rewards"
         return centred_rewards(self.rollouts)[self.own]
 
@@ -180,7 +172,7 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
 
 
 def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
-    """Builds the KL reference of some trained layers, or None when beta is 0. Call it on every rank."""
+    """Returns the KL reference of some trained layers; None when beta is 0. Call it on every rank."""
     if not bench.config.beta:
         return None
     return KLReference(bench.model, bench.parameters(layers), bench.base(layers), bench.scorer.shared_below(layers))
@@ -193,14 +185,14 @@ class EachStep(TrainerCallback):
         self.call = call
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Calls the function; see `TrainerCallback.on_step_end`."""
+        """See `TrainerCallback.on_step_end`."""
         control.should_training_stop |= bool(self.call())
 
 
 def effective_share(weights_B_T: torch.Tensor, mask_B_T: torch.Tensor) -> float:
-    """Returns the effective sample size (sum w)^2 / sum w^2 (Kish 1965) divided by the number of tokens.
+    """Returns the effective sample size (sum w)^2 / sum w^2 (Kish 1965) divided by the number of tokens in the mask.
 
-    It is 1 if sampling and training give all tokens the same probabilities. The mask is 1 at tokens that count.
+    It is 1 if sampling and training give all tokens the same probabilities.
     """
     weights = weights_B_T[mask_B_T.bool()].double()
     return float(weights.sum() ** 2 / (weights.square().sum() * weights.numel())) if weights.numel() else 1.0

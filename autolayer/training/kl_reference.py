@@ -1,8 +1,7 @@
 """The reference policy of the KL term: the same model with the base weights in its trained layers, not a second model.
 
-trl_compat.py computes the KL term with it. Below the lowest trained layer, policy and reference are equal. The policy's
-forward pass therefore starts at that layer, from the hidden state that the reference's pass computed, so that the
-layers below run once for both.
+Below the lowest trained layer, policy and reference are equal. The policy's forward pass therefore starts at that
+layer, from the hidden state that the reference's pass computed, so the layers below run once for both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +19,8 @@ class KLReference:
     """Turns the policy into its own reference by swapping base weights in.
 
     For each micro-batch, run the reference's forward pass inside `swapped_in`, then the policy's inside `shared`.
-
-    Args:
-        model: The policy.
-        parameters: The trained parameters by full name; if the model is sharded, held whole (`fsdp.whole`).
-        base: Their base weights by the same names; copied to the policy's device.
-        lowest: Index of the block at which the policy's passes start; policy and reference are equal below it.
+    Parameters and base weights have the same full names; a sharded model holds them whole (`fsdp.whole`). The policy's
+    passes start at block `lowest`, below which policy and reference are equal.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class ScoreBatch:
         )
 
     def split(self, max_sequences: int) -> Iterator[tuple[slice, Self]]:
-        """Yields micro-batches of at most `max_sequences` sequences, each with the slice of rows that it covers."""
+        """Yields micro-batches of at most `max_sequences` sequences, each with its slice of rows."""
         for start in range(0, len(self.input_ids), max_sequences):
             rows = slice(start, min(start + max_sequences, len(self.input_ids)))
             yield rows, type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
@@ -53,8 +53,7 @@ class ScoreBatch:
 def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
     """Prepares a model for `log_probs` while the block runs: eval mode, and TRL's fused output head.
 
-    The fused head computes log-probabilities without ever holding all logits, (B, T, vocabulary), in memory.
-    The sampling temperature divides the logits.
+    The head divides logits by the sampling temperature, and never holds all logits, (B, T, vocabulary), in memory.
     """
     forward, training = model.__dict__.get("forward"), model.training
     try:
@@ -67,10 +66,7 @@ def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
 
 
 def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
-    """Returns the log-probability of every completion token under the model, (B, T - 1), and 0 at all other tokens.
-
-    Use it inside `scoring(model, temperature)` only.
-    """
+    """Returns the log-probability of each completion token, (B, T - 1), and 0 elsewhere. Use it inside `scoring`."""
     labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)
     return output.log_probs

@@ -18,18 +18,11 @@ MAX_GRAD_NORM = 1.0
 
 
 class MasterAdamW(torch.optim.Optimizer):
-    """AdamW on float32 masters of the given parameters.
+    """AdamW on float32 masters of the given parameters, whose full names are the keys of a checkpoint.
 
     Each gradient moves into a float32 accumulator as soon as it is ready, so micro-batches add up in float32 and the
-    model holds no gradients. The optimizer therefore also clips them; the trainer would find none.
-
-    Args:
-        parameters: The trained parameters by full name; the names are the keys of a checkpoint.
-        lr: Learning rate.
-        average: Replaces each gradient of a list by its mean over all ranks, in place. Default: one rank.
-
-    Raises:
-        TrainingError: In `step`, when the gradient is not finite.
+    model holds no gradients. The optimizer therefore also clips them; the trainer would find none. `average` replaces
+    each gradient of a list by its mean over all ranks, in place.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Repeats work with smaller micro-batches when a device runs out of memory.
 
-A micro-batch is the set of sequences of one forward and backward pass. After running out of memory, its size is halved,
-repeatedly. If it would become too small to keep a device busy, activation checkpointing is switched on instead
+A micro-batch is the set of sequences of one forward and backward pass. Each time memory runs out, its size is halved.
+If it would become too small to keep a device busy, activation checkpointing is switched on instead
 (models/activation_checkpointing.py), and the size starts again at `TOKENS`.
 """
 
@@ -50,11 +50,8 @@ class MicroBatchSize:
 class MicroBatching:
     """Holds the size of the micro-batches, the same on every rank, and reduces it when memory runs out.
 
-    Args:
-        engine: The rollout engine; `max_sequences`, which it generates at once, is halved together with the size.
-        longest: Returns the number of tokens of the longest sequence.
-        process_group: The ranks that make the passes.
-        checkpointing: True to checkpoint activations from the start.
+    The engine's `max_sequences`, which it generates at once, is halved together with the size. `longest` returns the
+    number of tokens of the longest sequence.
     """
 
     def __init__(
@@ -64,7 +61,7 @@ class MicroBatching:
         self.size = MicroBatchSize(tokens=TOKENS, checkpointing=checkpointing)
 
     def sequences(self, width: int) -> int:
-        """Returns the number of sequences in one micro-batch if each has `width` tokens; at least 1."""
+        """Returns the number of sequences of `width` tokens in one micro-batch; at least 1."""
         return max(1, self.size.tokens // width)
 
     def checkpointed(self, layers: Layers) -> AbstractContextManager[None]:
@@ -74,18 +71,10 @@ class MicroBatching:
         return checkpoint_activations(self.engine.model, 0 if layers == "full" else min(layers))
 
     def retry_on_out_of_memory(self, work: Callable[[], T], *, passes_need_all_ranks: bool = False) -> T:
-        """Runs some work, and repeats it with smaller micro-batches if a device runs out of memory.
+        """Runs some work, and repeats it on all ranks, with smaller micro-batches, if any of them runs out of memory.
 
-        Call it on every rank. If one rank runs out of memory, all ranks repeat the work.
-
-        Args:
-            work: The work; repeating it from the start must give the same result.
-            passes_need_all_ranks: True if a forward pass needs all ranks. A rank that runs out of memory then ends the
-                run, because the other ranks wait for it in the pass.
-
-        Raises:
-            TrainingError: Not even one sequence fits into memory.
-            LoneRankError: A rank ran out of memory in a collective pass.
+        Call it on every rank. Repeated from the start, the work must give the same result. If `passes_need_all_ranks`,
+        a rank that runs out of memory ends the run (LoneRankError), because the others wait for it in the pass.
         """
         while True:
             try:

@@ -24,10 +24,7 @@ NARROW = 0.1
 class PartialForward:
     """Forward passes over micro-batches that start at one block. Use inside `logprobs.scoring`, without gradients.
 
-    Args:
-        model: The policy.
-        parts: The micro-batches, which are scored in this order.
-        fixed: True to always start at the lowest block, for a model whose blocks exchange more than a hidden state.
+    If `fixed`, they start at the lowest block, for a model whose blocks exchange more than a hidden state.
     """
 
     def __init__(self, model: PreTrainedModel, parts: Sequence[ScoreBatch], *, fixed: bool = False) -> None:
@@ -35,7 +32,7 @@ class PartialForward:
         self.blocks = find_layers(model)
         self.layer = 0
         self.num_tokens = sum(int(part.attention_mask.sum()) for part in self.parts)
-        """Number of tokens of all micro-batches, without padding."""
+        """Number of tokens of all parts, without padding."""
         self._states: Sequence[torch.Tensor | None] = [None] * len(self.parts)
 
     def move_to(self, layer: int) -> int:
@@ -52,7 +49,7 @@ class PartialForward:
         return run
 
     def log_probs(self) -> Iterator[torch.Tensor]:
-        """Yields the log-probabilities of each micro-batch, (B, T - 1), as `logprobs.log_probs` returns them."""
+        """Yields the log-probabilities of each micro-batch, (B, T - 1); see `logprobs.log_probs`."""
         for index, part in enumerate(self.parts):
             with self._skipping_below(index):
                 yield log_probs(self.model, part)
@@ -74,14 +71,11 @@ class PartialForward:
         raise AssertionError(f"the forward pass did not call block {layer}")
 
     def _skipping_below(self, index: int) -> AbstractContextManager[None]:
-        """Returns a context that starts passes over one micro-batch at the current block."""
         state = self._states[index]
         return nullcontext() if state is None else skipping(self.blocks[: self.layer], state)
 
 
 class _Reached(Exception):
-    """Ends a forward pass at a block, and carries the hidden state that enters it."""
-
     def __init__(self, state: torch.Tensor) -> None:
         self.state = state
 

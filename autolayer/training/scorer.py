@@ -19,11 +19,7 @@ from autolayer.training.partial_forward import PartialForward, can_start_midway
 class Scorer:
     """Scores completions with the weights now in the model, and charges what that costs.
 
-    Args:
-        engine: The rollout engine, which gives the policy, temperature and pad token.
-        micro_batching: Gives the number of sequences of a pass.
-        account: Charged with the cost of every pass.
-        process_group: The ranks, which all score the same completions and get the same numbers.
+    All ranks of the process group score the same completions and get the same numbers.
     """
 
     def __init__(
@@ -37,10 +33,9 @@ class Scorer:
         return ScoreBatch.of(rollouts, self.engine.pad_token_id, self.model.device)
 
     def partial_forward(self, batch: ScoreBatch) -> PartialForward:
-        """Returns partial forward passes that score a batch repeatedly while one layer changes.
+        """Returns partial passes that score a batch repeatedly while one layer changes; see `PartialForward`.
 
-        Use it inside `logprobs.scoring` only. If the blocks of the model exchange more than a hidden state, all passes
-        are whole ones.
+        If the blocks of the model exchange more than a hidden state, all passes are whole ones.
         """
         return PartialForward(self.model, self._micro_batches(batch), fixed=not self.starts_midway)
 
@@ -55,10 +50,7 @@ class Scorer:
         return min(layers) if layers != "full" and self.starts_midway else 0
 
     def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:
-        """Returns the log-probabilities of the completions, (B, T - 1), the same on every rank.
-
-        Makes one forward pass per micro-batch. Use it inside `logprobs.scoring` only.
-        """
+        """Returns the log-probabilities of the completions, (B, T - 1). Use it inside `logprobs.scoring`."""
         started = time.perf_counter()
         passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
         result = torch.cat(list(passes.log_probs()))

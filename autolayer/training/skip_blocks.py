@@ -13,12 +13,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 @contextmanager
 def skipping(blocks: Iterable[torch.nn.Module], state: torch.Tensor) -> Iterator[None]:
-    """Makes blocks return a given hidden state while the `with` block runs, instead of computing one.
-
-    Args:
-        blocks: The lower blocks of a model, up to the one where a forward pass should start.
-        state: The hidden state that enters that block, (B, T, D).
-    """
+    """Makes the lower blocks return `state`, (B, T, D), while the `with` block runs, instead of computing one."""
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(restore_forward, block, block.__dict__.get("forward"))

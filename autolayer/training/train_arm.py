@@ -29,11 +29,9 @@ class TrainedArm:
     """The result of one call of `train_arm`."""
 
     arm: Arm
-    """The arm after training, with its new step and checkpoint."""
     train_rewards_P: tuple[float, ...]
     """Mean reward of each training group of these steps, in order."""
     cost: Cost
-    """Cost of these steps."""
     saving_seconds: float
     """Time that saving the checkpoint took."""
 
@@ -47,25 +45,12 @@ def train_arm(
     on_step: Callable[[float], None] | None = None,
     seconds: float = math.inf,
 ) -> TrainedArm:
-    """Trains an arm from its checkpoint up to a step, and saves a new checkpoint. Call it on every rank.
+    """Trains an arm from its checkpoint up to step `to_step`, and saves a new checkpoint. Call it on every rank.
 
-    Training in two calls gives the same arm as training in one, bit for bit (on one machine). If a reward or an
-    environment fails, the steps before are saved.
-
-    Args:
-        bench: The workbench, which holds the base weights before and after the call.
-        arm: The arm to train, at its current step.
-        to_step: Number of optimizer steps of the arm after the call.
-        prompts_per_step: Prompts per step over all ranks, fewer for the bursts of a probe. Default: the run's setting.
-        on_step: Called with the mean training reward of each step.
-        seconds: Time after which training stops at the step that it has reached.
-
-    Raises:
-        RewardError: The reward failed.
-        EpisodeError: An environment failed.
-        TrainingError: Training diverged, or one sequence does not fit into memory.
-        LoneRankError: One of several ranks ran out of memory.
-        RunFolderError: The arm's checkpoint cannot be read.
+    Training in two calls gives the same arm as training in one, bit for bit (on one machine). The workbench holds the
+    base weights before and after the call. `prompts_per_step` counts over all ranks; the default is the run's setting,
+    and the bursts of a probe take fewer. `on_step` gets the mean training reward of each step. After `seconds`,
+    training stops at the step that it has reached. If a reward or an environment fails, the steps before are saved.
     """
     assert to_step > arm.step, f"{arm} is already at or after step {to_step}"
     done, prompts = 0, prompts_per_step or bench.config.prompts_per_step or 0
@@ -165,7 +150,6 @@ def _train(
 
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:
-    """Returns the optimizer of an arm, with the state of its checkpoint."""
     optimizer = MasterAdamW(bench.parameters(arm.layers), lr=arm.learning_rate, average=bench.process_group.average)
     if arm.checkpoint is not None:
         optimizer.load_tensors(bench.checkpoints.read(arm))

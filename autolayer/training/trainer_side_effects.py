@@ -21,10 +21,7 @@ def trainer_side_effects_undone(model: PreTrainedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_accelerate_state() -> Iterator[None]:
-    """Gives the trainer a state of accelerate of its own while the block runs, then restores the caller's.
-
-    accelerate has one state for a process. A caller's `Accelerator` with mixed precision would decide ours.
-    """
+    """Gives the trainer its own state of accelerate; a caller's `Accelerator` would decide its mixed precision."""
     before = [(state, dict(state)) for state in (AcceleratorState._shared_state, GradientState._shared_state)]
     try:
         AcceleratorState._reset_state()

@@ -59,11 +59,9 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         self.use_vllm = has_sampled_log_probs
 
     def adjust_batch(self, batch: dict[str, Any]) -> None:
-        """Changes a sampled and rewarded batch before its loss is computed; subclasses override it.
+        """Changes a sampled and rewarded batch in place before its loss is computed; subclasses override it.
 
-        Args:
-            batch: Changed in place. Has 'completion_ids' and 'completion_mask', (B, T), 'advantages', (B,) or (B, T),
-                and more.
+        It has 'completion_ids' and 'completion_mask', (B, T), 'advantages', (B,) or (B, T), and more.
         """
 
     def importance_weights(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -141,7 +141,7 @@ class Workbench:
         return {name: tensors[f"master:{name}"].to(dtype) for name, dtype in dtypes.items()}
 
     def adapt(self, layers: Sequence[int], seed: int) -> None:
-        """Adds LoRA adapters to some layers. From then on only the adapters of a layer are trained.
+        """Adds LoRA adapters to some layers, whose adapters alone are trained from then on.
 
         The output of the model does not change, because a new adapter is zero.
         """
@@ -152,7 +152,7 @@ class Workbench:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest training sequence: longest prompt and completion; with an environment, the context."""
+        """Tokens of the longest prompt and completion of training; with an environment, of the context."""
         if self.task.environment is not None:
             return self.engine.max_context
         rows = self.task.splits["train"]
@@ -162,11 +162,8 @@ class Workbench:
     def sample(self, rows: Sequence[Row], seeds: Sequence[int], group_size: int = 1, *, step: int = 0) -> Rollouts:
         """Samples and rewards completions with the weights now in the model; see `sample_on_all_ranks`.
 
-        Args:
-            rows: One row per prompt, P in all.
-            seeds: One seed per completion, P * `group_size` in all.
-            group_size: Number of completions per prompt.
-            step: The step of training that a reward sees in `trainer_state`.
+        There is one row per prompt, P in all, and one seed per completion, P * `group_size` in all. A reward sees the
+        step of training in `trainer_state`.
         """
         started = time.perf_counter()
         task = self.task.at(TrainerState(global_step=step, max_steps=self.config.steps or 0))
@@ -175,15 +172,9 @@ class Workbench:
         return rollouts
 
     def evaluate(self, split: str, num_items: int, *, seed: int, arm: Arm | None = None) -> Evaluation:
-        """Evaluates the base model or an arm on items of a split.
+        """Evaluates an arm, or with None the base model, on items of a split.
 
         Calls with one seed use the same items and the same sampling noise, so their results can be compared in pairs.
-
-        Args:
-            split: Name of the split.
-            num_items: Number of items.
-            seed: Seed of the sampling noise.
-            arm: The arm; None for the base model.
         """
         requests = evaluation_requests(self.task, split, num_items, seed)
         weights: AbstractContextManager[None] = contextlib.nullcontext()
@@ -196,5 +187,5 @@ class Workbench:
 
     @property
     def spent(self) -> Cost:
-        """The cost of all work that this workbench has done."""
+        """The cost of all work so far."""
         return self.account.spent
