@@ -102,9 +102,11 @@ def _quantized_tensors(file: Path) -> str:
         dtypes = tensor_dtypes(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: transformers says how
         return ""
-    narrow = {dtype for dtype in dtypes.values() if dtype.startswith(("F8", "F4", "F6"))}
-    packed = next((name for name in dtypes if _QUANTIZED_TENSOR.search(name)), None)
-    return "FP8" if any(dtype.startswith("F8") for dtype in narrow) else ", ".join(narrow) or (packed or "")
+    found = set(dtypes.values())
+    if narrow := sorted(dtype for dtype in found if dtype.startswith(("F8", "F6", "F4"))):
+        return "FP8" if narrow[-1].startswith("F8") else narrow[0]
+    packed = (name for name in dtypes if _QUANTIZED_TENSOR.search(name))
+    return next(packed, "") if found & {"U8", "I8", "I32", "U32"} else ""
 
 
 def _original(name: str, method: str, config: dict[str, Any]) -> str:

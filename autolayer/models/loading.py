@@ -15,7 +15,15 @@ from autolayer.core.errors import ModelError
 from autolayer.models.base_check import check_base, check_weights
 from autolayer.models.device import find_device
 from autolayer.models.names import model_path
-from autolayer.models.validation import check_causal, check_kind, check_tokens, first_line, reading, unreadable
+from autolayer.models.validation import (
+    check_causal,
+    check_class,
+    check_kind,
+    check_tokens,
+    first_line,
+    reading,
+    unreadable,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +91,8 @@ def meta_model(name: str) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
         if empty := [parameter for parameter, p in model.named_parameters() if not p.numel()]:
             raise ValueError(f"by its config.json, {empty[0]} has no entries")
-        return model
+    check_class(name, model)
+    return model
 
 
 def max_positions(model_config: Any) -> int | None:

@@ -21,13 +21,7 @@ def reading(name: str) -> Iterator[None]:
 
 
 def unreadable(name: str, path: str, error: Exception) -> ModelError:
-    """Builds the error for a model that cannot be read or fetched.
-
-    Args:
-        name: Model name that the user gave.
-        path: The argument of `from_pretrained`.
-        error: What transformers raised.
-    """
+    """Builds the error for a model that cannot be read or fetched."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if is_out_of_memory(error):
@@ -58,10 +52,6 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
 def check_kind(name: str, config: Any) -> None:
     """Checks by the configuration alone that a model is a causal decoder; `check_causal` tests the weights.
 
-    Args:
-        name: Model name that the user gave.
-        config: The model's configuration, from transformers.
-
     Raises:
         ModelError: The model is an encoder, an encoder-decoder or another kind.
     """
@@ -72,18 +62,29 @@ def check_kind(name: str, config: Any) -> None:
     masked = kinds and kinds <= set(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
     if not causal or masked:
         kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder" if masked else "something else"
+        if type(config) in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            kind = "a model of images and text, for which transformers has no class without images"
         raise ModelError(
             f"model '{name}' ({', '.join(sorted(kinds)) or config.model_type}) is {kind}, not a causal language model: "
             "RL needs a model that generates; give a decoder such as Qwen3, Llama or Gemma."
         )
 
 
+def check_class(name: str, model: Any) -> None:
+    """Checks that a model's class has a decoder without the head, which the trainer runs on its own.
+
+    Raises:
+        ModelError: It has none.
+    """
+    if model.base_model is model:
+        raise ModelError(
+            f"model '{name}' cannot be trained: {type(model).__name__} of transformers has no `base_model` without the "
+            "output head; docs/architectures.md lists architectures that work."
+        )
+
+
 def check_causal(name: str, model: Any) -> None:
     """Checks that the prediction after the first of four tokens does not depend on the last token.
-
-    Args:
-        name: Model name that the user gave.
-        model: The loaded model.
 
     Raises:
         ModelError: It depends on it, or the logits are not finite.
@@ -109,11 +110,6 @@ def check_causal(name: str, model: Any) -> None:
 
 def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
     """Checks the special tokens and the vocabulary of a tokenizer; sets a missing pad token as TRL does.
-
-    Args:
-        name: Model name that the user gave.
-        tokenizer: The tokenizer, changed in place.
-        num_embeddings: Number of rows of the model's input embedding.
 
     Raises:
         ModelError: There is no eos token, or the vocabulary is larger than the embedding.

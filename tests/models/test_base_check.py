@@ -173,3 +173,22 @@ def test_doctor_says_the_same(folder: Path) -> None:
     set_config(folder, quantization_config={"quant_method": "awq"})
     found = [check for check in diagnose(Config(model=str(folder), task="math:arith")).checks if check.state == "bad"]
     assert any("is quantized (AWQ)" in str(check) for check in found)
+
+
+def test_scales_that_a_whole_model_kept_are_no_quantization(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    check_base(str(folder))
+
+
+def test_a_class_without_a_decoder_of_its_own_is_refused(folder: Path) -> None:
+    set_config(folder, model_type="llama4_text", architectures=["Llama4ForCausalLM"])
+    with pytest.raises(ModelError, match="Llama4ForCausalLM of transformers has no `base_model`"):
+        meta_model(str(folder))
+
+
+def test_a_model_of_images_and_text_is_called_that(folder: Path) -> None:
+    set_config(folder, model_type="llava", architectures=["LlavaForConditionalGeneration"])
+    with pytest.raises(ModelError, match="is a model of images and text, for which"):
+        meta_model(str(folder))
