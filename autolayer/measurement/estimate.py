@@ -7,8 +7,8 @@ A gain is reward(arm, seed, item) - reward(base, item). Its means over items fol
     gain_A_S = g_A + u_S + e_A_S,
 
 where u is common to all arms of a seed (same prompts, same sampling noise) and e is the noise of one training run. The
-share of the residuals that comes from the finite number of items is estimated from the items and subtracted, so that it
-is counted once: by the bootstrap over items. Left out on purpose: shrinkage. A table that shrinks layers towards each
+share of the residuals that comes from the finite number of items is estimated from the items and subtracted, because
+the bootstrap over items counts it already. Shrinkage is left out on purpose: a table that shrinks layers towards each
 other cannot be used to judge a prediction of them.
 """
 
@@ -20,7 +20,7 @@ from autolayer.core.statistics import Interval
 
 NUM_BOOTSTRAP_DRAWS = 4000
 DRAWS_PER_CHUNK = 500
-"""Draws computed at a time. With many items, the weights of all draws would not fit into memory."""
+"""Draws computed at a time; with many items, the weights of all draws would not fit into memory."""
 
 ESTIMATOR = (
     "value: mean gain over the seeds divided by the mean full-parameter gain (for full: the gain itself); interval: "
@@ -44,7 +44,6 @@ class Estimate:
     seed_sd: float | None
     """Standard deviation of one training run's gain between seeds, in reward; None with a single seed."""
     ceiling: float | None
-    """Noise ceiling; see `ceiling`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class SeedNoise:
     residual: float
     """Variance of e as observed, evaluation noise included."""
     items: float
-    """The part of `residual` that the finite number of items makes."""
+    """The part of `residual` that comes from the finite number of items."""
     common: float
     """Variance of u."""
     freedom: int
@@ -62,7 +61,7 @@ class SeedNoise:
 
     @property
     def own(self) -> float:
-        """Variance of e alone: of one training run's gain, were it scored on infinitely many items."""
+        """Variance of e alone: of one training run's gain, if it were scored on infinitely many items."""
         return max(0.0, self.residual - self.items)
 
 
@@ -100,7 +99,7 @@ def estimate(
 
 
 def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
-    """Estimates the variance components of the training seeds, by the method of moments."""
+    """Estimates the variance components of the training seeds by the method of moments."""
     num_arms, num_seeds, num_items = gain_A_S_I.shape
     if num_seeds == 1:
         return SeedNoise(residual=0.0, items=0.0, common=0.0, freedom=0)
@@ -122,8 +121,8 @@ def seed_noise(gain_A_S_I: np.ndarray) -> SeedNoise:
 def ceiling(gain_L_S_I: np.ndarray, noise: SeedNoise) -> float | None:
     """Returns the noise ceiling: the root of the share of the variance between layers' mean gains that is not noise.
 
-    It is the expected correlation of these means with the truth, so no prediction can be expected to do better. None
-    with fewer than two layers or seeds.
+    It is the expected correlation of these means with the truth, so no prediction can be expected to do better. It is
+    None with fewer than two layers or seeds.
     """
     num_layers, num_seeds, num_items = gain_L_S_I.shape
     if num_layers < 2 or num_seeds < 2:
@@ -158,6 +157,5 @@ def _draws(gain_A_S_I: np.ndarray, noise: SeedNoise, num_draws: int, random: np.
 
 
 def _interval(value: float, draws_D: np.ndarray, level: float, num_items: int) -> Interval:
-    """Returns a value with the percentile interval of its bootstrap draws."""
     low, high = np.quantile(draws_D, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value=float(value), low=float(low), high=float(high), level=level, num_items=num_items)

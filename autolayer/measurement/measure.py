@@ -2,7 +2,7 @@
 
 C(l) = (S_l - S_base) / (S_full - S_base). Every arm is tried at the same learning rates in short runs of the first
 seed, continues at its best one, and is scored item by item against the base model. measured.json keeps the rewards of
-every finished training, so that nothing is done twice; `estimate` turns them into contributions.
+every finished training, so that nothing is done twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,13 +44,13 @@ def measure(
     Args:
         config: The settings of the run.
         num_seeds: Training seeds of every arm; default 3.
-        rates: Learning rates that every arm is tried at, such as [1e-4, 3e-4, 1e-3]; default: a grid made from the
-            probes.
+        rates: Learning rates that every arm is tried at, such as [1e-4, 3e-4, 1e-3]; the default is a grid made from
+            the probes.
         progress: Shows progress; default: nothing is shown.
         options: The settings as keyword arguments instead of a `config`.
 
     Returns:
-        What was measured. The run folder holds it as contribution.json; the same call resumes.
+        The measured contributions. The run folder holds them as contribution.json; the same call resumes.
 
     Raises:
         AutolayerError: As `pick`; or full-parameter RL gained nothing that a contribution could be a share of.
@@ -111,7 +111,6 @@ def measure(
 
 
 def _setting(run: RunContext) -> dict[str, Any]:
-    """Returns the fields of the record that say what was trained."""
     config, bench = run.config, run.bench
     return {
         "model": config.model,
@@ -154,7 +153,6 @@ def _notes(
     chosen: Sequence[float],
     schedule: Schedule,
 ) -> Iterator[str]:
-    """Yields notes that a reader of the numbers needs."""
     yield from probed.notes
     rates = zip(probed.layers, probed.learning_rates, strict=True)
     if still := [str(layer) for layer, rate in rates if rate is None]:

@@ -21,8 +21,7 @@ FINALISTS = 3
 """Number of rates that continue from a quarter of the steps to all steps. With two, a layer whose gain comes late lost
 its best rate to evaluation noise (LayerBench, gap)."""
 RATE_STEP, MIN_RATES, MAX_RATES = 2.0, 3, 6
-"""The default grid: factor between neighbouring rates, and the smallest and largest number of rates. The factor is
-larger where the span would need more rates than that."""
+"""Factor between neighbouring rates of the default grid, larger where more than MAX_RATES would be needed."""
 GRID_MARGIN = 2.0
 """The default grid goes from the full-parameter starting rate divided by this to a layer's largest times this."""
 
@@ -62,7 +61,7 @@ class Schedule:
 
     @property
     def total(self) -> int:
-        """Steps of all trainings together, where none of them diverges."""
+        """Steps of all trainings together, if none of them diverges."""
         finals = min(FINALISTS, self.num_rates) * (self.steps - self.quarter)
         choosing = self.num_rates * self.quarter + finals if self.chooses else 0
         return self.num_arms * (choosing - self.inherited + len(self.seeds) * self.steps)
@@ -98,7 +97,7 @@ class MeasurePlan:
     run: RunPlan
     schedule: Schedule
     rates: tuple[float, ...] | None
-    """None: the probes will make at most `schedule.num_rates` of them."""
+    """None if the probes will make them, at most `schedule.num_rates`."""
 
     @property
     def num_full_runs(self) -> float:
@@ -131,11 +130,7 @@ class MeasurePlan:
 
 
 def plan_measurement(config: Config) -> MeasurePlan:
-    """Works out the plan from the model's configuration alone. Nothing is loaded or written.
-
-    Raises:
-        AutolayerError: What would also stop the run itself.
-    """
+    """Plans a measurement from the model's configuration alone, and raises what would stop the measurement itself."""
     run = plan_run(config.replace(budget=config.budget or BUDGET), timed=False)
     rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.rates
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)

@@ -46,11 +46,7 @@ class TrainingRuns:
         return self._evaluate(f"base {split}", split, None)
 
     def run(self, layers: Layers) -> tuple[float, list[tuple[float, ...]]]:
-        """Trains an arm in full on every seed; returns its learning rate, and its rewards on `eval` by seed and item.
-
-        Raises:
-            TrainingError: It diverges at every rate.
-        """
+        """Trains an arm in full on every seed; returns its learning rate, and its rewards on `eval` by seed."""
         while True:
             rate = self._choose_rate(layers)
             rewards_S = []

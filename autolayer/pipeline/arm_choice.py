@@ -21,9 +21,6 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
     """Returns the candidates of the race: single layers, or with --top-k sets of layers.
 
     A layer that does not move the policy cannot be trained, so it does not race.
-
-    Raises:
-        ConfigError: No candidate moves the policy.
     """
     factor, fixed = _rate_factor(run), run.config.learning_rate
     candidates = [

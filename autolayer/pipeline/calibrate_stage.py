@@ -17,15 +17,14 @@ class CalibrationStage:
 
     calibration: Calibration
     units: UnitCosts
-    """Costs of one prompt, at the lengths that were sampled."""
+    """Costs of one prompt at the lengths that were sampled."""
     cost: Cost
 
 
 def calibrate_stage(run: RunContext) -> CalibrationStage:
     """Samples the base model, or reads the result of an earlier call.
 
-    Raises:
-        NoSignalError: The rewards do not vary. The run folder then holds only calibration.json.
+    If the rewards do not vary, it raises NoSignalError, and the run folder holds only calibration.json.
     """
     run.run_once("calibrate", lambda: _calibrate(run), lambda: _is_calibrated(run))
     found = run.folder.read(CALIBRATION) or {}

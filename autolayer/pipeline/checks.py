@@ -24,11 +24,7 @@ def check_names(config: Config) -> None:
 
 
 def check_before_loading(config: Config, verb: str) -> Task:
-    """Checks engine, layers and options of 'pick', 'train' or 'measure' against the model, and loads the task.
-
-    Raises:
-        AutolayerError: Something cannot work, such as unusable data or layers that do not exist.
-    """
+    """Checks engine, layers and options of 'pick', 'train' or 'measure' against the model, and loads the task."""
     check_engine(config.rollouts)
     shape = meta_model(config.model)
     candidates = parse_layers(config.layers, len(find_layers(shape)), config.model, allow_full=verb == "train")
@@ -86,11 +82,7 @@ def check_divisible(config: Config, num_processes: int) -> None:
 
 
 def check_passes(bench: Workbench) -> None:
-    """Scores and samples a few tokens, so that a model whose class cannot do that is refused before work begins.
-
-    Raises:
-        ModelError: One of the passes fails.
-    """
+    """Scores and samples a few tokens, so that a model whose class cannot do that is refused before work begins."""
     what = "scoring"
     try:
         bench.scorer.starts_midway  # noqa: B018  (scores some tokens)

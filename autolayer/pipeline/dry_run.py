@@ -1,7 +1,7 @@
 """Plans a run from the model's configuration and the task's data, for `--dry-run` and `doctor`. No weights are loaded.
 
-Completion lengths are not known before calibration. Costs are then given for completions that use all of
-`max_new_tokens`: shares stay about right, absolute numbers are upper bounds.
+Lengths are not known before calibration, so completions are assumed to use all of `max_new_tokens`: shares of the cost
+stay about right, absolute numbers are upper bounds.
 """
 
 from dataclasses import dataclass
@@ -41,10 +41,9 @@ SAMPLED_PROMPTS = 64
 
 
 def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
-    """Plans a run of `pick`; with `timed` a few blocks are timed, which gives an estimate of the run's duration.
+    """Plans a run of `pick`; with `timed`, a few blocks are timed, which gives an estimate of the run's duration.
 
-    Raises:
-        AutolayerError: The run itself could not start: unknown names, unusable data, layers that do not exist.
+    It raises what the run itself would raise at the start.
     """
     check_names(config)
     task = check_before_loading(config, "pick")
@@ -122,7 +121,7 @@ class Lengths:
 
 
 def _lengths(config: Config, task: Task, tokenizer: Any) -> Lengths:
-    """Reads the lengths of an earlier calibration, or assumes that completions and episodes are as long as allowed."""
+    """Reads the lengths of an earlier calibration, or assumes the largest allowed ones."""
     rows = task.splits["probe"][:SAMPLED_PROMPTS]
     prompts = [len(ids) for ids in encode_prompts(tokenizer, rows, dict(task.chat_template_kwargs))]
     prompt, action, turns = sum(prompts) / len(prompts), task.max_new_tokens, task.max_turns

@@ -12,7 +12,7 @@ from autolayer.search.records import Candidate
 
 
 def candidate_sets(singles: Sequence[Candidate], size: int, num_layers: int) -> list[Candidate]:
-    """Proposes at most five different sets of `size` layers; if there are no more `singles`, the only set has them all.
+    """Proposes at most five different sets of `size` layers, or one of all `singles` if there are no more.
 
     These are the layers with the best predictions; the same with the weakest replaced by the runner-up; the best layers
     of which no two are neighbours; the best consecutive layers; and those in the middle, the rule that needs no probes.

@@ -34,14 +34,12 @@ class MemoryFit:
     total: int
     """Bytes of the device's memory, without those that vLLM keeps during training."""
     micro_batches: MicroBatchShape
-    """Size of the micro-batches."""
     probing: dict[str, int]
     """Bytes during the shared backward pass of the probes, by purpose."""
     training: dict[str, int]
     """Bytes while the lowest candidate is trained, which needs most memory, by purpose."""
     engine_awake: int
-    """Bytes that vLLM takes when it wakes up, in addition to the weights and states of training; 0 if it never
-    sleeps."""
+    """Bytes that vLLM takes when it wakes up beside the weights and states of training; 0 if it never sleeps."""
 
     @property
     def fits(self) -> bool:
@@ -53,7 +51,7 @@ class MemoryFit:
 
     @property
     def sentence(self) -> str:
-        """One sentence that says whether the run fits and, if it does not, what to change."""
+        """Says whether the run fits and, if it does not, what to change."""
         shape = self.micro_batches
         if not self.fits:
             cure = "a device with more" if shape.shards > 1 else "a device with more, or several with --shard"
@@ -69,11 +67,7 @@ class MemoryFit:
 def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> MemoryFit:
     """Finds the largest micro-batches with which both the shared backward pass and the final training fit.
 
-    Args:
-        config: The resolved settings.
-        model: The model on the meta device.
-        candidates: The layers that may be trained; the lowest need most memory.
-        width: Number of tokens of the longest sequence.
+    The model is on the meta device. The lowest candidates need most memory. The longest sequence has `width` tokens.
     """
     device = find_device(config.device)
     gpu = device.type == "cuda"
@@ -99,7 +93,7 @@ def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: i
 
 
 def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShape]:
-    """Yields sizes of micro-batches from the fastest to the smallest, with --shard then for more and more processes."""
+    """Yields sizes of micro-batches from the largest on, with --shard then for more and more processes."""
     batch = max(config.prompts_per_step or 0, config.probe.num_prompts) * config.group_size
     shards = max(2, num_processes()) if config.shard else 1
     more_shards = config.shard and num_processes() < 2  # not launched yet: the forecast finds the number of processes

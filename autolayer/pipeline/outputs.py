@@ -24,8 +24,7 @@ def finished_result(run: RunContext) -> PickResult | None:
 def save_result(run: RunContext, result: PickResult, trained: Arm | None = None) -> PickResult:
     """Writes the files of a result, with the weights of the `trained` arm if there is one.
 
-    Returns:
-        The result of rank 0, on every rank, because timings differ between ranks.
+    Returns the result of rank 0, on every rank, because timings differ between ranks.
     """
     patch = None if trained is None else _patch(run, trained)
 

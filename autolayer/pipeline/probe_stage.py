@@ -28,7 +28,7 @@ class ProbeStage:
 def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: bool = True) -> ProbeStage:
     """Scores the candidates, or reads the scores of an earlier call.
 
-    The probes use the rollouts of calibration, and its lengths decide how many more the budget allows. If a race may
+    The probes use the rollouts of calibration, whose lengths decide how many more the budget allows. If a race may
     follow (`before_race`), a part of the budget is kept for it.
     """
     run.run_once("probe", lambda: _probe(run, calibration, before_race), lambda: run.folder.read(PROBE) is not None)

@@ -16,7 +16,7 @@ from autolayer.pipeline.train_stage import TrainStage
 from autolayer.probes.predictor import MIN_BASES
 
 MANY_TRUNCATED = 0.2
-"""A note is added if more than this share of completions hit the token limit."""
+"""Share of completions that hit the token limit, above which a note says so."""
 
 
 def run_notes(run: RunContext) -> Iterator[str]:

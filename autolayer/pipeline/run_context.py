@@ -18,7 +18,7 @@ from autolayer.training.workbench import Workbench
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """The state that all stages of one run share. `setup.setup` creates it."""
+    """The state that all stages of one run share; `setup.setup` creates it."""
 
     config: Config
     """The settings with every open field filled."""
@@ -40,23 +40,17 @@ class RunContext:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Turns errors that the content of a run folder's file causes into an error about that file.
-
-        Raises:
-            RunFolderError: The block could not use the file's content.
-        """
+        """Turns errors that the content of a run folder's file causes into a RunFolderError about that file."""
         try:
             yield
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self.folder.damaged(name, f"{type(error).__name__}: {error}") from error
 
     def run_once(self, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
-        """Does some work, on every rank, unless it is already done; with --storage, one worker does it and others wait.
+        """Does some work on every rank unless `is_done`; with --storage, one worker does it and others wait.
 
-        Args:
-            name: The name of the work, unique in a run.
-            work: Does the work.
-            is_done: Returns True if an earlier call or another worker has done it. Called on rank 0.
+        The name of the work is unique in a run. `is_done` is called on rank 0, and returns True if an earlier call or
+        another worker has done the work.
         """
         storage, process_group = self.config.storage, self.bench.process_group
         if storage is not None:

@@ -34,9 +34,7 @@ class RunPlan:
     """Number of completions of each of the two models, base and trained."""
     eval_max_new_tokens: int
     full_run: Cost
-    """Cost of the final training."""
     finding_budget: Cost
-    """Largest cost of finding the layer."""
     stages: dict[str, Cost]
     """Cost of each stage of finding the layer; for the search, the largest cost."""
     lengths: str
@@ -105,7 +103,7 @@ def batches(config: Config) -> str:
 
 
 def plan_table(rows: list[tuple[str, str]]) -> RenderableType:
-    """Returns the lines of a plan, each a name and a text, as a table for the terminal."""
+    """Returns the rows of a plan, each a name and a text, as a table for the terminal."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -86,8 +86,6 @@ class BaseScore:
 
 
 def _base_score(run: RunContext, num_items: int) -> BaseScore:
-    """Scores the base model on the `select` split, or reads its score."""
-
     def score() -> None:
         before = run.bench.spent
         rewards = run.bench.evaluate("select", num_items, seed=run.config.seed).rewards_I

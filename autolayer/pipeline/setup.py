@@ -37,12 +37,8 @@ from autolayer.training.workbench import Workbench
 def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick") -> Iterator[RunContext]:
     """Checks everything that can be checked before work begins, cheap checks first, and loads model and task.
 
-    Yields:
-        The run of 'pick', 'train' or 'measure'. Its folder is locked until the block ends; with --storage, several
-        workers share it instead.
-
-    Raises:
-        AutolayerError: The settings, the model, the data or the run folder cannot work. Nothing has been written.
+    Yields the run of 'pick', 'train' or 'measure'. Its folder is locked until the block ends; with --storage, several
+    workers share it instead. If something cannot work, it raises before anything is written.
     """
     started = time.monotonic()
     check_names(config)

@@ -1,9 +1,8 @@
 """Estimates this machine's speed with a model by timing a few of its blocks, before the weights are loaded.
 
-Forward and backward passes and generation by transformers are timed. vLLM is not started; its time is computed from
-its bounds: each step reads all weights once for the whole batch, reads every sequence's cache, and makes a forward
-pass. The estimate is uncertain by a factor of two or three, because neither the lengths of completions nor the other
-load of the machine are known.
+Forward and backward passes and generation by transformers are timed. vLLM is not started; its time is computed from its
+bounds: each step reads all weights once for the whole batch, reads every sequence's cache, and makes a forward pass.
+The estimate is uncertain by a factor of two or three, because lengths of completions and other load are unknown.
 """
 
 import copy
@@ -51,19 +50,10 @@ class Throughput:
 def measure_throughput(
     shape: Any, tokenizer: Any, costs: CostModel, device: torch.device, *, width: int, batch: int, vllm: bool
 ) -> Throughput | None:
-    """Times a small model with blocks of the shape of a model on the meta device.
+    """Times a small model on `device` with blocks of the shape of a model on the meta device.
 
-    Args:
-        shape: The model on the meta device.
-        tokenizer: The model's tokenizer.
-        costs: The cost model of the whole model.
-        device: The device of the run.
-        width: Number of tokens of a sequence.
-        batch: Number of sequences that are generated together.
-        vllm: True if vLLM generates.
-
-    Returns:
-        None if the architecture cannot be built with fewer blocks, or is too large for a CPU.
+    A sequence has `width` tokens, and `batch` of them are generated together, by vLLM if `vllm`. Returns None if the
+    architecture cannot be built with fewer blocks, or is too large for a CPU.
     """
     batch = min(batch, MAX_SEQUENCES)
     if device.type != "cuda":
@@ -90,7 +80,6 @@ def measure_throughput(
 
 
 def _build(shape: Any, num_blocks: int, device: torch.device) -> Any:
-    """Builds a model of this shape with random weights and few blocks."""
     config = copy.deepcopy(shape.config)
     text = config.get_text_config(decoder=True)
     text.num_hidden_layers, text.vocab_size = num_blocks, VOCABULARY
@@ -130,7 +119,6 @@ def _step_seconds(model: Any, tokenizer: Any, width: int, batch: int) -> float:
 
 
 def _fastest(work: Callable[[], None], device: torch.device) -> float:
-    """Returns the seconds of the fastest repetition."""
     found = []
     for _ in range(REPEATS + 1):  # the first one fills caches and loads kernels
         started = time.perf_counter()

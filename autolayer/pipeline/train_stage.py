@@ -11,13 +11,11 @@ from autolayer.rollouts.evaluation import Evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStage:
-    """The trained arm and its evaluation."""
+    """The trained arm, and the evaluation of the base and the trained model on the same items of `eval`."""
 
     arm: Arm
     base: Evaluation
-    """The base model on the `eval` split."""
     trained: Evaluation
-    """The trained model on the same items."""
     cost: Cost
     """Cost of training and evaluation, without the steps that the search has already paid for."""
 

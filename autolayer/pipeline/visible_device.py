@@ -17,9 +17,6 @@ def only_visible(device: str) -> Iterator[str]:
 
     This is needed because transformers' Trainer and vLLM use the first visible GPU, whatever the current device is.
     Nothing is hidden for a CPU, for the first GPU, or with several processes, each of which takes its own GPU.
-
-    Raises:
-        ConfigError: There is no such device, or this process has initialized CUDA, which then ignores the variable.
     """
     index = find_device(device).index
     if not index or num_processes() > 1:
