@@ -25,12 +25,9 @@ INFO_FILE = "autolayer.json"
 
 
 def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
-    """Adds an adapter to linear modules, in place.
+    """Adds an adapter to `nn.Linear` modules, in place; PEFT renames their weights (`base_layer`).
 
-    Args:
-        model: The model. Its weights stay; those that get an adapter are renamed by PEFT (`base_layer`).
-        names: Full names of `nn.Linear` modules.
-        seed: Seed of each adapter's first factor (A); the second (B) is zero.
+    The seed decides each adapter's first factor (A); the second (B) is zero.
     """
     from peft import LoraConfig, inject_adapter_in_model
 

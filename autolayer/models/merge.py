@@ -48,7 +48,8 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
     out, path = Path(out), Path(patch_path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PatchError(f"--out {out} is {'not empty' if out.is_dir() else 'a file'}: give a new or empty folder.")
-    about = read_adapter_info(path) if path.is_dir() else vars(load_patch(path))
+    patch = None if path.is_dir() else load_patch(path)
+    about = read_adapter_info(path) if patch is None else vars(patch)
     name: str = base_name or about["base"]
     model: Any = load_model(name, device="cpu").model
     folder = base_folder(name)
@@ -63,10 +64,10 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
                 f"{tensor_name} cannot be written back into the files of {name}, which hold it in another form: save "
                 "the base with transformers (save_pretrained), and give that folder with --model."
             )
-    if path.is_dir():
+    if patch is None:
         merge_adapter(model, path)
     else:
-        apply(model, load_patch(path))
+        apply(model, patch)
     trained = {n: _exact(tensor, stored[n].dtype) for n, tensor in _by_stored_name(model, layers, stored).items()}
     expected = _fingerprint(model)
     del model  # it is loaded again below
