@@ -14,7 +14,7 @@ import traceback
 import click
 
 from autolayer.cli.commands import cli
-from autolayer.core.errors import AutolayerError, LoneRankError, is_out_of_memory
+from autolayer.core.errors import AutolayerError, LoneRankError, OverdueError, is_out_of_memory
 from autolayer.core.launch import is_first_process, num_processes
 from autolayer.core.shown_text import hide_secrets, visible
 
@@ -44,11 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(visible(hide_secrets(traceback.format_exc())), err=True)
         if is_first_process() or isinstance(error, LoneRankError):
             click.echo(f"autolayer: {visible(hide_secrets(sentence))}", err=True)
-        if code and num_processes() > 1:
+        if code and (num_processes() > 1 or isinstance(error, OverdueError)):
             sys.stderr.flush()
             if not is_first_process():  # the launcher ends all ranks once one has exited
                 time.sleep(EXIT_DELAY)
-            os._exit(code)  # an ordinary exit would wait for the other ranks
+            os._exit(code)  # an ordinary exit would wait for the other ranks, and for threads of a reward that hangs
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -31,7 +31,7 @@ GROUPS = {
         "rollouts", "temperature", "max_new_tokens", "max_prompt_tokens", "thinking", "num_eval",
     ),
     "Devices and machines": ("device", "shard", "storage"),
-    "Other": ("accept_changes", "allow_unsandboxed", "debug"),
+    "Other": ("reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip
 """Headings of `--help` and their options. All other options come first, under "Options"."""
 

@@ -33,7 +33,7 @@ TABLES = ("probe", "search", "measure", "gigpo", "vllm")
 
 NOT_SIGNED = (
     "out", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
-    "accept_changes",
+    "accept_changes", "reward_retries",
 )  # fmt: skip
 """Fields that may change when a run is resumed: they decide where and how long it runs, but not its results."""
 
@@ -91,6 +91,8 @@ class Config(Settings):
     data sets that --task reads (FOLDER/openai/gsm8k)."""
     reward: str | None = None
     """Your own reward: FILE.py:function with TRL's signature."""
+    reward_retries: Annotated[int, annotated_types.Ge(0), AtMost] = 0
+    """Call a reward that has failed again up to N times, after growing pauses, before it ends the run."""
     algorithm: Algorithm = "grpo"
     """RL algorithm; gigpo is for tasks of several turns."""
     layers: Annotated[str | None, BeforeValidator(lambda value: None if value is None else layers_text(value))] = None
@@ -199,6 +201,7 @@ class Options(TypedDict, total=False):
     task: str
     data: str | Path | None
     reward: str | None
+    reward_retries: int
     algorithm: Algorithm
     layers: LayersLike | None
     top_k: int

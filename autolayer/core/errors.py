@@ -36,6 +36,10 @@ class RewardError(AutolayerError, ValueError):
     """A reward function that raised or returned something other than one finite number per completion."""
 
 
+class OverdueError(RewardError):
+    """A reward function that was still running after --hours."""
+
+
 class SandboxError(AutolayerError, RuntimeError):
     """A sandbox for the programs that a model writes that is missing or failed."""
 

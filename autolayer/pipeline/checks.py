@@ -35,6 +35,11 @@ def check_before_loading(config: Config, verb: str) -> Task:
             f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "
             "environment, such as agent:house, or --algorithm grpo."
         )
+    if config.reward_retries and task.environment is not None:
+        raise ConfigError(
+            f"--reward-retries calls a reward function again, and task '{task.name}' has an environment instead: leave "
+            "it out."
+        )
     return task
 
 

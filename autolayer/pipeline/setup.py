@@ -30,6 +30,7 @@ from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.search.study import check_storage
+from autolayer.tasks.deadline import rewards_end_by
 from autolayer.training.workbench import Workbench
 
 
@@ -47,6 +48,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     process_group.on_rank_0(open_run(config, verb).check)
     progress = progress if progress and process_group.is_rank_0 else Progress()
     with ExitStack() as stack:
+        if config.hours is not None:
+            stack.enter_context(rewards_end_by(started + config.hours * 3600))
         with progress.stage("load", None), process_group.failing_together():
             task = check_before_loading(config, verb)
             config = config.replace(device=stack.enter_context(only_visible(config.device)))

@@ -121,6 +121,7 @@ def load_task(config: Config, *, chat: bool) -> Task:
         task,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
         num_eval=config.num_eval or task.num_eval,
+        reward_retries=config.reward_retries or task.reward_retries,
         chat_template_kwargs={**task.chat_template_kwargs, **switches},
     )
 

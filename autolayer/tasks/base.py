@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
-from autolayer.tasks.rewards import PASSED_BY_TRL, as_completion, call_reward, check_signature, show
+from autolayer.tasks.rewards import PASSED_BY_TRL, as_completion, call_reward, check_signature, retried, show
 from autolayer.tasks.suites import Decoding, check_suites
 
 SPLITS = ("train", "probe", "select", "eval")
@@ -50,6 +51,8 @@ class Task:
     reward: Callable[..., Any] | None = None
     """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion. None
     if an environment gives the rewards."""
+    reward_retries: int = 0
+    """Times that a reward which has failed is called again before it ends the run."""
     max_new_tokens: int
     """Maximum tokens of a completion, or of each action in an environment."""
     environment: MakeEnvironment | None = None
@@ -127,7 +130,8 @@ class Task:
             return []
         assert self.reward is not None, "an environment gives its rewards itself"
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        return call_reward(
+        call = partial(
+            call_reward,
             self.reward,
             prompts=[row["prompt"] for row in rows],
             completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
@@ -136,6 +140,7 @@ class Task:
             log_metric=log_metric,
             **columns,
         )
+        return retried(call, self.reward_retries)
 
 
 def as_prompt(text: str, chat: bool) -> Any:

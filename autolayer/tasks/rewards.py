@@ -8,18 +8,28 @@ import asyncio
 import copy
 import functools
 import inspect
+import logging
 import math
 import numbers
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from autolayer.core.errors import RewardError
+from autolayer.core.errors import OverdueError, RewardError
+from autolayer.tasks.deadline import Overdue, interrupted_when_overdue
 from autolayer.tasks.user_code import keeping_process_state
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LARGEST = 1e15
 """Largest absolute reward. Trainers keep rewards in float32, where the squares of larger ones become infinite."""
+
+LONGEST_PAUSE = 60.0
+"""Seconds before a failed reward is called again, at most; the first pause is one second, each further one twice the
+one before."""
 
 PASSED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Arguments that a reward gets besides the columns of the data."""
@@ -49,7 +59,8 @@ def call_reward(
 
     There is one prompt (a text or a message list) and one value of each column per completion. Completions are in TRL's
     form (`as_completion`), and `trainer_state` is TRL's `TrainerState`, with `global_step` and `max_steps`. The reward
-    calls `log_metric` with a name and a number. The message of the `RewardError` shows the first sample that failed.
+    calls `log_metric` with a name and a number. The message of the `RewardError` shows the first sample that failed;
+    it is an `OverdueError` if the reward was still running after the deadline of the run.
     """
     check_signature(function, columns)
 
@@ -59,7 +70,7 @@ def call_reward(
     # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
     given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
     try:
-        with keeping_process_state():
+        with keeping_process_state(), interrupted_when_overdue(len(completions)):
             logs = {"log_extra": _ignore, "log_metric": log_metric or _ignore}
             result = wait_for(function(trainer_state=trainer_state, **logs, **given))
             # Still inside the `try`, because a generator runs the user's code only here.
@@ -67,10 +78,16 @@ def call_reward(
             values = list(result) if is_list else None
     except RewardError:
         raise
+    except Overdue:
+        raise OverdueError(
+            f"reward function {describe(function)} was still running after the deadline of --hours: give what it waits "
+            "for a time limit. The same command resumes."
+        ) from None
     except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
-            f"{sample(0)}. Mend the function; for a completion that it cannot read it should return 0.0."
+            f"{sample(0)}. Mend the function; for a completion that it cannot read it should return 0.0. If it "
+            "fails only now and then, --reward-retries calls it again."
         ) from error
     if values is None:
         raise RewardError(
@@ -93,6 +110,20 @@ def call_reward(
             )
         rewards.append(reward)
     return rewards
+
+
+def retried(call: Callable[[], T], times: int) -> T:
+    """Returns the value of a call, which is repeated up to some times, after growing pauses, on a `RewardError`."""
+    for number in range(times):
+        try:
+            return call()
+        except OverdueError:
+            raise
+        except RewardError as error:
+            pause = min(2.0**number, LONGEST_PAUSE)
+            logger.warning("%s\nIt is called again in %g seconds (%d of %d).", error, pause, number + 1, times)
+            time.sleep(pause)
+    return call()
 
 
 def check_signature(function: Any, columns: Iterable[str]) -> None:
