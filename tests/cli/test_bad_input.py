@@ -129,7 +129,6 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(refused: Any, qwen:
         (("--seed", "-1"), ("--seed -1 cannot work", "greater than or equal to 0")),
         (("--seed", "4294967296"), ("--seed 4294967296 cannot work", "less than 4294967296")),
         (("--task", "math:arith"), ("--task math:arith would be ignored, because --data and --reward",)),
-        (("--data", "."), ("--data . is a folder", "a --reward goes with a .jsonl file")),
         (("--budget", "inf"), ("--budget inf cannot work",)),
         (("--rollouts", "vllm"), ("--rollouts vllm needs vLLM", "--rollouts transformers")),
         (("--device", "mps:7"), ("--device mps:7 cannot be used", "give auto or cpu")),

@@ -39,7 +39,7 @@ def load_lines(files: Path, *lines: Any, chat: bool = False, **settings: Any) ->
         ("maths", UnknownNameError, "unknown task 'maths'. Did you mean 'math'. Known tasks: math, math:arith.*--data"),
         ("math:arit", UnknownNameError, "Did you mean 'math:arith'"),
         ("openai/gsm8k", UnknownNameError, "unknown task"),
-        ("", UnknownNameError, "unknown task"),
+        ("", ConfigError, "--task '' cannot work"),
         ("none.py:TASK", ConfigError, "none.py does not exist"),
         ("none.py", ConfigError, "write none.py:NAME"),
         ("none.py:a b", ConfigError, "not of the form FILE.py:NAME"),
