@@ -1,10 +1,8 @@
 """Probes: cheap signals about every layer, the baselines that they have to beat, and the prediction made from them.
 
-`PROBES` is the whole registry. Every entry runs on one shared batch, appears in every table and is held to one contract
-(tests/probes/test_probes.py). base.py says how to add a probe. Files by what they hold:
+`PROBES` is the whole registry; base.py says how to add a probe. Files by what they hold:
 
-* signals: gradient_norm, representation_change, trusted_gain (with gain_per_kl and reach), rl_burst
-* baselines: baselines
+* signals: gradient_norm, representation_change, trusted_gain (with gain_per_kl and reach), rl_burst, and the baselines
 * what the signals share: context, shared_batch, gradient, step_response, policy_distance
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """

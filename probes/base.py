@@ -6,8 +6,8 @@ To add a probe:
    entries Formula, Shape, Source, Cost, Measured and Known to fail.
 2. Add one line to `PROBES` in `probes/__init__.py`.
 
-The tests in tests/probes/test_probes.py then hold it to the contract: finite scores, the same for the same seed, and a
-model left as it was. Every table shows it; the prediction is made from `predictor.SIGNAL`.
+tests/probes/test_probes.py then holds it to the contract: finite scores, the same for the same seed, and a model left
+as it was. Every table shows it; the prediction is made from `predictor.SIGNAL`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ class Scores:
 
     @classmethod
     def of_samples(cls, samples_L: Sequence[Sequence[float]]) -> Scores:
-        """Returns the mean and standard error of several independent estimates for each layer.
-
-        Args:
-            samples_L: Two or more estimates of each candidate's score, all layers in the candidates' order.
-        """
+        """Returns the mean and standard error of two or more independent estimates for each candidate."""
         return cls(
             scores_L=np.array([np.mean(samples) for samples in samples_L], dtype=float),
             errors_L=np.array([np.std(samples, ddof=1) / np.sqrt(len(samples)) for samples in samples_L], dtype=float),

@@ -12,12 +12,10 @@ from autolayer.probes.context import ProbeContext
 class DepthBaseline(Probe):
     """Scores a layer by its depth alone.
 
-    Formula: one of `depth_prior.DEPTH_BASELINES`, a function of the layer and the number of layers. Shape
-    (candidates,).
+    Formula: one of `depth_prior.DEPTH_BASELINES`, of the layer and the number of layers. Shape (candidates,).
     Source: on the one published curve (Qwen3-1.7B, arXiv 2607.01232) closeness to relative depth .40 alone has a
     Spearman correlation of .76 with contribution; on small models `last` is hard to beat.
-    Cost: nothing.
-    Known to fail: whenever the best depth depends on the task.
+    Cost: nothing. Known to fail: whenever the best depth depends on the task.
     """
 
     is_baseline = True
@@ -31,10 +29,7 @@ class DepthBaseline(Probe):
 
 
 class Random(Probe):
-    """Scores every layer with a uniform random number drawn from the run's seed.
-
-    Shape (candidates,). Cost: nothing. It shows what no knowledge at all gives.
-    """
+    """Scores every layer with a uniform random number of the run's seed, to show what no knowledge at all gives."""
 
     is_baseline = True
 

@@ -20,11 +20,9 @@ class ProbeContext:
     layers: tuple[int, ...]
     """The candidates, in the order of every score array."""
     folds: list[Fold]
-    """The shared batch."""
     plan: ProbePlan
     """Number of prompts and folds that each measurement may use."""
     seed: int
-    """The run's seed."""
 
     @cached_property
     def gradients(self) -> list[Gradient]:
@@ -32,11 +30,9 @@ class ProbeContext:
         return [streamed_gradient(self.bench, fold.batch, fold.advantages_B, self.layers) for fold in self.folds]
 
     def direction(self, layer: int, without: int) -> Direction:
-        """Returns the sign of the gradient on all folds but one: Adam's first step (arXiv 1412.6980).
+        """Returns the sign of the gradient on all folds but the one at index `without`, on which it can be judged.
 
-        Args:
-            layer: A candidate layer.
-            without: Index of the fold that is left out, on which the direction can then be judged.
+        It is the direction of Adam's first step (arXiv 1412.6980).
         """
         first, *others = [gradient[layer] for fold, gradient in enumerate(self.gradients) if fold != without]
         return {
@@ -45,7 +41,7 @@ class ProbeContext:
 
     @cached_property
     def steps(self) -> StepResponses:
-        """Scores the shared batch while one layer is moved."""
+        """Measures the policy's response to a step of one layer."""
         return StepResponses(self.bench, self.folds)
 
     @cached_property
@@ -60,10 +56,7 @@ class ProbeContext:
 
     @cached_property
     def gains_per_kl(self) -> dict[int, list[float]]:
-        """First-order gain of the other folds' direction on each fold, per unit of `deviation`, by layer.
-
-        Zeros for a layer that moves nothing.
-        """
+        """First-order gain of the other folds' direction on each fold, per unit of `deviation`; 0 if nothing moves."""
         found = {}
         for layer in self.layers:
             deviation = self.deviation(layer)

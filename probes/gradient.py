@@ -1,9 +1,8 @@
 """The shared gradient: one backward pass for all layers, while the device holds one layer's gradient at a time.
 
 Each parameter's gradient moves to host memory as soon as it is complete and is summed there in float32, so the device
-needs no memory for gradients and micro-batches lose nothing to rounding. The gradient of a complete fold is kept in the
-model's own dtype. Host memory per parameter of the candidate layers is therefore that dtype's size for each fold, and
-four bytes for the fold in progress.
+needs no memory for gradients and micro-batches lose nothing to rounding. A complete fold's is kept in the model's own
+dtype. Host memory per parameter is that dtype's size for each fold, and four bytes for the fold in progress.
 """
 
 import time
@@ -30,14 +29,8 @@ def streamed_gradient(
     """Returns the gradient of the expected reward, (1/B) sum_i A_i grad log pi(completion_i | prompt_i), by layer.
 
     REINFORCE with the group's mean as baseline (the on-policy gradient of GRPO without its scalings, arXiv
-    2402.03300): its inner product with a step is the reward gained to first order.
-
-    Args:
-        bench: Workbench with the base weights loaded.
-        batch: B sequences sampled from these weights.
-        advantages_B: Advantage of each sequence, shape (B,).
-        layers: Blocks of the model whose gradients are kept.
-        max_sequences: Sequences in a micro-batch. Default: as many as in the trainer's micro-batches.
+    2402.03300): its inner product with a step is the reward gained to first order. The batch has B sequences sampled
+    from the base weights, which are loaded. `max_sequences` is the size of a micro-batch; default: as in training.
     """
     started = time.perf_counter()
     model, tokens = bench.model, int(batch.attention_mask.sum())

@@ -39,22 +39,13 @@ def packaged(*, without_base: str | None = None) -> list[KnownEnvironment]:
 
 
 def history(folder: str | Path) -> list[KnownEnvironment]:
-    """Reads every contribution.json in a folder and below it.
-
-    Raises:
-        ConfigError: There is no such folder, or no such file in it.
-        DataError: A file is damaged.
-    """
+    """Reads every contribution.json in a folder and below it."""
     found = [of_contribution(Contribution.read(file), name=str(file)) for file in files(folder)]
     return [known for known in found if known.probings[0] and len(known.layers) > 1]
 
 
 def files(folder: str | Path) -> list[Path]:
-    """Returns the paths of the contribution.json files in a folder and below it.
-
-    Raises:
-        ConfigError: There is no such folder, or no such file in it.
-    """
+    """Returns the paths of the contribution.json files in a folder and below it, or refuses if there are none."""
     if not Path(folder).is_dir():
         raise ConfigError(f"--history {folder} is no folder: give one that holds contribution.json files.")
     found = sorted(Path(folder).rglob("contribution.json"))

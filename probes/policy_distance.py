@@ -30,12 +30,8 @@ class DistanceSteps:
 def find_distance_steps(distances_at: Callable[[float], Sequence[float]], linear_step: float) -> DistanceSteps:
     """Finds the step that moves the policy by `TARGET_DISTANCE`, by interpolation between a few trial steps.
 
-    Args:
-        distances_at: Distance, in nats, after a step, by each of several equal parts of the completions.
-        linear_step: The step that would do it if the policy moved in proportion to the step.
-
-    Returns:
-        The step by all completions, and by each part of them.
+    `distances_at` gives the distance after a step, in nats, by each of several equal parts of the completions.
+    `linear_step` is the step that would do it if the policy moved in proportion to the step.
     """
     tried: list[tuple[float, Sequence[float]]] = []
 
@@ -55,10 +51,7 @@ def find_distance_steps(distances_at: Callable[[float], Sequence[float]], linear
 
 
 def _interpolate(tried: list[tuple[float, float]]) -> float:
-    """Returns the step at the target distance, from trials as (log step, log distance).
-
-    It interpolates linearly between trials and extrapolates in proportion beyond them.
-    """
+    """Returns the step at the target distance from trials (log step, log distance); beyond them in proportion."""
     known, target = sorted(tried), math.log(TARGET_DISTANCE)
     for (left, low), (right, high) in itertools.pairwise(known):
         if low <= target < high:

@@ -1,14 +1,11 @@
 """The predictor: turns the scores of `trusted_gain` into predicted contribution with an interval.
 
-It learns from measured environments (base, task, algorithm) what a score is worth: the slope of contribution over
-score, both centred in each environment and the score standardised, so that how good models are in general plays no part
-in it. That level is added afterwards, with its own uncertainty. Every error estimate comes from environments whose base
-took no part in the fit.
-
-Depth and mixtures of several probes, by fixed or by learned weights, predict left-out bases no better
-(examples/RESULTS.md). For models of `SMALL` parameters or more, a weak prior from published models is added, and level
-and error are those of published models until models of that size have been measured (core/depth_prior.py, arXiv
-2607.01232).
+It learns from measured environments (base, task, algorithm) the slope of contribution over score, both centred in each
+environment and the score standardised. The mean level is added afterwards, with its own uncertainty. Errors are those
+on environments whose base took no part in the fit. For models of `SMALL` parameters or more, a weak prior from
+published models is added, and level and error are theirs until models of that size have been measured
+(core/depth_prior.py, arXiv 2607.01232). Depth and mixtures of several probes, by fixed or by learned weights, predict
+left-out bases no better (examples/RESULTS.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +23,7 @@ SIGNAL = "trusted_gain"
 """The probe that the prediction is made from: the best single one on LayerBench."""
 SMALL = 100_000_000
 """Parameters below which the published curves, of models of 1.5 to 8 billion parameters, say nothing."""
-MIN_BASES = 3
-"""Number of bases below which nothing can be judged by leaving one out."""
+MIN_BASES = 3  # fewer cannot be judged by leaving one out
 INTERVAL = 0.8
 
 
@@ -76,17 +72,10 @@ It is used where too few bases are measured."""
 def predict(
     scores_L: np.ndarray, layers: Sequence[int], num_layers: int, *, model: Model, num_parameters: int
 ) -> Prediction:
-    """Turns the scores of `SIGNAL` into predicted contribution.
+    """Turns the scores of `SIGNAL` into predicted contribution, with an interval of coverage `INTERVAL`.
 
-    Args:
-        scores_L: Scores of the candidates.
-        layers: The candidates.
-        num_layers: Blocks of the model.
-        model: `fit` to measured environments, none of them of this base unless the user measured it.
-        num_parameters: Size of the model; from `SMALL` on, the published curves are a prior.
-
-    Returns:
-        Predicted contribution of each candidate, with an interval of coverage `INTERVAL`.
+    `model` is fit to measured environments, none of them of this base unless the user measured it. From `SMALL`
+    parameters on, the published curves are a prior.
     """
     errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else PUBLISHED
     predicted_L = errors.level + model.slope * standard(scores_L)
@@ -106,13 +95,8 @@ def predict(
 def fit(known: Sequence[KnownEnvironment]) -> Model:
     """Fits the slope by least squares, and estimates the error on bases that the fit has not seen.
 
-    Every environment counts the same, however many layers it has and however often it was probed.
-
-    Args:
-        known: Measured environments. One that was not probed by `SIGNAL` tells only about level and error.
-
-    Returns:
-        The fitted model, or `PUBLISHED` if there are fewer than `MIN_BASES` bases.
+    Every environment counts the same, however many layers it has and however often it was probed. One that was not
+    probed by `SIGNAL` tells only about level and error. With fewer than `MIN_BASES` bases, `PUBLISHED` is returned.
     """
     if len({environment.base for environment in known}) < MIN_BASES:
         return PUBLISHED

@@ -27,11 +27,7 @@ class ProbeReport:
 
 
 def joint_rate(report: ProbeReport) -> float:
-    """Returns the learning rate of training all probed layers together.
-
-    Raises:
-        ConfigError: None of the layers moves the policy.
-    """
+    """Returns the learning rate of training all probed layers together."""
     rates = [rate for rate in report.learning_rates if rate is not None]
     if not rates:
         raise ConfigError(f"layers {list(report.layers)} do not move the policy at all; give other --layers.")

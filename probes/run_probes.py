@@ -29,18 +29,11 @@ def run_probes(
     known: Sequence[KnownEnvironment] = (),
     on_probe: Callable[[str], None] = lambda name: None,
 ) -> ProbeReport:
-    """Scores every candidate with every probe, and predicts contribution.
+    """Scores every candidate with every probe, and predicts contribution from what is `known` of other environments.
 
-    Args:
-        bench: Workbench with the base weights loaded.
-        layers: The candidate layers.
-        rollouts: Rollouts that calibration sampled on the `probe` split; what is missing is sampled here.
-        plan: Number of prompts and folds of every measurement.
-        num_folds: Folds of the shared batch.
-        total_steps: Steps of the final run; the longer it is, the lower its starting rates.
-        seed: The run's seed.
-        known: Measured environments that the prediction learns from.
-        on_probe: Called with a probe's name when it has finished.
+    The base weights are loaded. `rollouts` are those of calibration on the `probe` split; what is missing is sampled
+    here. The longer the final run (`total_steps`), the lower the starting rates. `on_probe` is called with a probe's
+    name when it has finished.
     """
     folds = make_folds(bench, rollouts, plan.fold_prompts, num_folds, seed)
     context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)

@@ -26,12 +26,12 @@ class Fold:
 
     @property
     def num_prompts(self) -> int:
-        """Number of prompts, each with one group of completions."""
+        """Number of groups of completions."""
         return len(self.rollouts.rewards) // self.rollouts.group_size
 
 
 def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
-    """Makes a fold of rollouts: their score batch and advantages are computed here."""
+    """Makes a fold of rollouts."""
     rewards_P_G = rollouts.rewards_P_G()
     scale = rollouts.group_size / (rollouts.group_size - 1)
     advantages_P_G = (rewards_P_G - rewards_P_G.mean(1, keepdim=True)) * scale
@@ -39,20 +39,10 @@ def make_fold(bench: Workbench, rollouts: Rollouts) -> Fold:
 
 
 def make_folds(bench: Workbench, rollouts: Rollouts, fold_prompts: int, num_folds: int, seed: int) -> list[Fold]:
-    """Divides rollouts on the `probe` split into folds, and samples what is missing.
+    """Divides rollouts on the first prompts of the `probe` split into folds, and samples what is missing.
 
-    Args:
-        bench: Workbench with the base weights loaded.
-        rollouts: Rollouts on the first prompts of the split, used first.
-        fold_prompts: Prompts in each fold; fewer where the split has not enough.
-        num_folds: Number of folds; fewer where the split has not enough prompts.
-        seed: The run's seed, for the sampling.
-
-    Returns:
-        Folds of equal size; no prompt is in two of them.
-
-    Raises:
-        DataError: The split has fewer than 2 prompts.
+    The folds are of equal size, and no prompt is in two of them. Where the split has not enough prompts, they are
+    smaller or fewer.
     """
     group_size = rollouts.group_size
     have, rows = len(rollouts.rewards) // group_size, bench.task.splits["probe"]

@@ -20,17 +20,10 @@ few prompts can cause: too high a rate destroys the policy, too low a one only l
 def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | None]:
     """Returns the learning rate at which `steps` Adam steps take the policy `TARGET_DISTANCE` from the base, by layer.
 
-    Adam's first steps are its rate times the gradient's sign, so the rate is the sign step at that distance over the
-    number of steps. A rate at equal distance for a very small step would be too high for early layers and too low for
-    late ones, since they differ in how the policy's movement grows with the step (probe `reach`); short runs at such
-    rates tell less (examples/RESULTS.md).
-
-    Args:
-        context: The shared batch and what is measured on it.
-        steps: Adam steps in one direction.
-
-    Returns:
-        Layer to learning rate; None for a layer that moves nothing.
+    It is None for a layer that moves nothing. Adam's first steps are its rate times the gradient's sign, so the rate is
+    the sign step at that distance over the number of steps. A rate at equal distance for a very small step would be too
+    high for early layers and too low for late ones, since they differ in how the policy's movement grows with the step
+    (probe `reach`); short runs at such rates tell less (examples/RESULTS.md).
     """
     rates = {layer: context.distance_step(layer) / steps for layer in context.layers}
     most = MAX_RATIO * statistics.median([rate for rate in rates.values() if rate] or [0.0])
@@ -38,10 +31,8 @@ def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | Non
 
 
 def combined_rate(rates: Iterable[float]) -> float:
-    """Returns the rate at which layers trained together move the policy as far as each alone at its own rate.
-
-    Their movements add up like independent errors: 1 / rate^2 is the sum of the layers' 1 / rate^2.
-    """
+    """Returns the rate at which layers trained together move the policy as far as each alone at its own rate."""
+    # Their movements add up like independent errors: 1 / rate^2 is the sum of the layers' 1 / rate^2.
     return sum(rate**-2 for rate in rates) ** -0.5
 
 

@@ -59,8 +59,7 @@ class StepResponses:
     def subset(self, layer: int, fold: int, num_prompts: int, group_size: int) -> tuple[Fold, PartialForward]:
         """Returns the first prompts of a fold, and the partial forward that scores them from a layer on.
 
-        Call it inside `scoring` with the base weights loaded, for layers in rising order: what enters a layer is
-        computed from what entered the one before.
+        Call it inside `scoring` for layers in rising order: what enters one is computed from what entered the last.
         """
         key = (fold, num_prompts, group_size)
         if key not in self._subsets:
@@ -138,12 +137,9 @@ class StepResponses:
 def _trial_steps(
     log_ratios_at: Callable[[float], torch.Tensor], first_step: float
 ) -> tuple[float, torch.Tensor, float]:
-    """Finds two steps of about one size whose log-ratios deviate by about `RESPONSE_DEVIATION`.
+    """Returns a step whose log-ratios deviate by about `RESPONSE_DEVIATION`, its log-ratios (B,), and a step like it.
 
     Rounding hides a much smaller step, and curvature spoils a larger one.
-
-    Returns:
-        The first step, its log-ratios (B,), and the second step.
     """
     step = first_step
     for _ in range(MAX_TRIALS):
@@ -178,7 +174,7 @@ def stepped(model: PreTrainedModel, direction: Direction, size: float) -> Iterat
 
 
 def rms(tensors: Iterable[torch.Tensor]) -> float:
-    """Returns the root mean square over all entries of some tensors."""
+    """Returns the root mean square over all entries."""
     squares, count = 0.0, 0
     for tensor in tensors:
         squares += float(tensor.detach().double().square().sum())
@@ -188,10 +184,7 @@ def rms(tensors: Iterable[torch.Tensor]) -> float:
 
 @contextlib.contextmanager
 def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[torch.Tensor]]:
-    """Collects what the decoder hands to the output head, averaged over each completion: (b, D) per micro-batch.
-
-    Clear the list before another pass over the batch.
-    """
+    """Collects what the decoder hands to the output head, averaged over each completion: (b, D) per micro-batch."""
     collected: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, arguments: object, output: Any) -> None:

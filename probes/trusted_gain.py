@@ -83,12 +83,9 @@ class TrustedGain(Probe):
 
 
 def reach_scores(reaches_L: Sequence[Sequence[float]]) -> Scores:
-    """Returns the geometric mean of each layer's samples.
+    """Returns the geometric mean of one or more samples of each candidate, or 0 if one of them is 0.
 
     The relative error is taken to be the same for every layer, since each has few samples.
-
-    Args:
-        reaches_L: One or more positive samples of each candidate; a layer with a sample of 0 scores 0.
     """
     alive_L = np.array([min(reaches) > 0 for reaches in reaches_L])
     logs_L = [np.log(np.maximum(reaches, 1e-9)) for reaches in reaches_L]

@@ -263,7 +263,7 @@ def test_unusable_data_name_the_line(refused: Refused, qwen: str, tmp_path: Path
         ("1 / 0", ("raised ZeroDivisionError", "(", "reward.py:2)", "sample 0: prompt '", "return 0.0")),
         ("[0.5]", ("returned 1 numbers for", "sample 0: prompt '", "one number per completion")),
         ("[0.0] * 3 + [float('nan')] * (len(prompts) - 3)", ("returned nan for sample 3: prompt", "finite")),
-        ("['1.0' for _ in prompts]", ("returned '1.0' for sample 0: prompt", "finite number for every completion")),
+        ("['1.0' for _ in prompts]", ("returned '1.0' for sample 0: prompt", "at most 1e+15 for every completion")),
         ("'1.0'", ("returned '1.0', a str", "return a list with one number per completion")),
         ("None", ("returned None, a NoneType", "return a list")),
     ],
