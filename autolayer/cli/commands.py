@@ -283,9 +283,9 @@ def _print_result(result: PickResult, folder: Path, as_json: bool, show_all: boo
 
 
 def _why_no_result(folder: RunFolder) -> str:
-    from autolayer.reporting.contribution import CONTRIBUTION_FILE
+    from autolayer.reporting.contribution import Contribution
 
-    if (folder / CONTRIBUTION_FILE).is_file():
+    if (folder / Contribution.FILE).is_file():
         return f"{folder.path} is a run of `measure`: repeat its command to see it, or `compare` a prediction with it."
     if (calibration := folder.read(CALIBRATION)) is None:
         return f"{folder.path} has no {RESULT}: give the folder of a run, or repeat its command to finish it."

@@ -17,7 +17,7 @@ from autolayer.reporting.contribution import Contribution
 from autolayer.reporting.results import PickResult
 
 MIN_COMMON_LAYERS = 4
-"""Smallest number of common layers. With three, one random ranking in six is perfect."""
+"""Smallest number of common layers; of three layers, one random ranking in six is perfect."""
 BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
 
 
@@ -29,8 +29,8 @@ def compare(
     """Judges a prediction of contribution by measured ones.
 
     Args:
-        predicted: A run folder of `pick` (stopped after `probe` or later), result.json, contribution.json (its
-            measured values and its probes are the predictions), a CSV file, or what `pick` or `measure` returned.
+        predicted: A run folder of `pick` (stopped after `probe` or later), result.json, contribution.json (its measured
+            values and its probes are the predictions), a CSV file, or what `pick` or `measure` returned.
         measured: Run folders of `measure`, contribution.json or CSV files, 'published:qwen3-1.7b', or what `measure`
             returned; one comparison each.
         out: A folder to write comparison.json and the figure to.
@@ -39,8 +39,8 @@ def compare(
         One judgement for each measured curve.
 
     Raises:
-        AutolayerError: A file cannot be read, belongs to another model, or shares too few layers; or a figure is
-            wanted and matplotlib is not installed.
+        AutolayerError: A file cannot be read, belongs to another model, or shares too few layers; or a figure is wanted
+            and matplotlib is not installed.
 
     Example:
         found = autolayer.compare("runs/demo-seed-0", "published:qwen3-1.7b")

@@ -47,10 +47,9 @@ class Judgement:
     """The prediction and everything it has to beat, on one measured file."""
 
     predicted: str
-    """The file or folder, as given."""
     measured: str
     predicted_for: str
-    """Model, task and algorithm, or the file where it does not say."""
+    """Model, task and algorithm, or the file if it does not say."""
     measured_on: str
     num_layers: int
     num_seeds: int
@@ -61,7 +60,7 @@ class Judgement:
     """Spearman that a perfect prediction is expected to have, given the measurement's noise."""
     points: tuple[LayerPoint, ...]
     rows: tuple[JudgedRanking, ...]
-    """The prediction first (missing where it is this very file), then baselines, then single probes."""
+    """The prediction first (missing if it is this very file), then baselines, then single probes."""
     notes: tuple[str, ...]
     verdict: str = ""
 

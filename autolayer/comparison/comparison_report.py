@@ -41,7 +41,7 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "coverage": ("in\n80%", _share),
     "winkler": ("Wink-\nler", _number),
 }
-"""Field of a row -> heading and format. A narrow terminal shows the first ones; --json has every number."""
+"""Maps fields of a row to heading and format. A narrow terminal shows the first ones; --json has every number."""
 LEGEND = (
     "regret: contribution lost by training the top layer; in 80%, Winkler: how often the 80% interval holds the "
     "measured value, and its score (lower is better); random: expected values."
@@ -54,7 +54,7 @@ class ComparisonReport:
 
     found: Comparison
     folder: str | Path | None = None
-    """Folder that the comparison was written to, so that the report can name the files."""
+    """The folder that the comparison was written to, whose files the report names."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text

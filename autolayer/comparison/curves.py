@@ -1,7 +1,4 @@
-"""Curves over layers, which `compare` works on: the record, and the tables it is read from (CSV, published).
-
-JSON files and run folders are read in sources.py. No torch.
-"""
+"""Curves over layers, which `compare` works on: the record, and its two tables, CSV and published. No torch."""
 
 import csv
 import math
@@ -16,7 +13,7 @@ from autolayer.core.errors import DataError, unknown
 DATA = Path(__file__).parent.parent / "data" / "published"
 PUBLISHED_PREFIX = "published:"
 PUBLISHED = {"qwen3-1.7b": ("Qwen/Qwen3-1.7B-Base, math, grpo", 28)}
-"""Name -> setting and number of layers of the file of this name in data/published; its README says where from."""
+"""Setting and number of layers of each file in data/published, whose README names the sources."""
 BENCHMARKS = ("math500", "gsm8k", "olympiad", "amc")
 """Columns of the published table whose unweighted mean is the score S (arXiv 2607.01232)."""
 PUBLISHED_NOTE = (
@@ -33,22 +30,20 @@ class Curve:
     """A value per layer: measured contribution, or scores of which higher means more contribution."""
 
     source: str
-    """The file or folder, as given."""
     setting: str
-    """Model, task and algorithm, or the source where it does not say."""
+    """Model, task and algorithm, or the source if it does not say."""
     num_layers: int | None = None
-    """Blocks of the model; None where the source does not say."""
+    """Blocks of the model; None if the source does not say."""
     values: Mapping[int, float]
     is_measured: bool
     band: Mapping[int, tuple[float, float]] | None = None
     """Low and high of each layer: an interval of `level` if measured, of 80% if predicted."""
     level: float = 0.95
     by_seed: Mapping[int, tuple[float, ...]] | None = None
-    """One contribution per training seed; None where a single value is known."""
+    """One contribution per training seed; None if a single value is known."""
     ceiling: float | None = None
     probes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Remarks for the reader of a comparison."""
 
     @property
     def size(self) -> str:
@@ -65,14 +60,7 @@ class Curve:
 
 
 def published(name: str) -> Curve:
-    """Returns a published curve.
-
-    Args:
-        name: With or without 'published:' in front.
-
-    Raises:
-        UnknownNameError: There is none of this name.
-    """
+    """Returns a published curve, by its name with or without 'published:' in front."""
     name = name.removeprefix(PUBLISHED_PREFIX)
     if name not in PUBLISHED:
         raise unknown("published curve", PUBLISHED_PREFIX + name, [PUBLISHED_PREFIX + known for known in PUBLISHED])
@@ -94,11 +82,7 @@ def published(name: str) -> Curve:
 def from_csv(text: str, path: Path) -> Curve:
     """Reads a table with a header: layer; contribution or predicted; low and high if there are intervals.
 
-    Returns:
-        The column `contribution` makes it measured (intervals of 95%), `predicted` a prediction (of 80%).
-
-    Raises:
-        DataError: The table has another form. The message names the line.
+    The column `contribution` makes it measured (intervals of 95%), `predicted` a prediction (of 80%).
     """
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = [name.strip().lower() for name in reader.fieldnames or ()]

@@ -1,7 +1,7 @@
 """The figure of a comparison: contribution by depth, measured and predicted, and the baselines' choices.
 
-matplotlib is an extra (`autolayer[figures]`) and is imported only when a figure is drawn. The files are the same for
-the same numbers: no date, no random ids. Left out on purpose: single probes, whose scales have nothing in common.
+matplotlib is an extra (`autolayer[figures]`), imported only when a figure is drawn. The same numbers give the same
+files, without date and random ids. Single probes are left out on purpose, because their scales have nothing in common.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ STYLE = {"svg.hashsalt": "autolayer", "svg.fonttype": "none", "font.size": 9, "a
 
 
 def check_matplotlib() -> None:
-    """Checks that matplotlib is installed, before the work.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """Raises ConfigError if matplotlib is not installed."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:

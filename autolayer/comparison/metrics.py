@@ -1,9 +1,7 @@
-"""Metrics of a prediction of contribution against the measured one. Pure functions on numpy arrays.
+"""Metrics of a prediction of contribution against the measured one: pure functions on arrays, _L layers, _S seeds.
 
 A value that does not exist (the rank correlation of a constant) is None, never 0 or NaN. Scores that differ only by
 rounding are tied. Where ties leave a choice open, a metric is its mean over the tied layers.
-
-Arrays: _L layers, _S training seeds. Their uncertainty under noise is in resampling.py.
 """
 
 import numpy as np
@@ -15,18 +13,9 @@ ROUNDING = 1e-9
 
 
 def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
-    """Returns Spearman's rank correlation: Pearson's on midranks (C. Spearman 1904).
+    """Returns Spearman's rank correlation, Pearson's on midranks (C. Spearman 1904), of two arrays of shape (layers,).
 
-    Args:
-        scores_L: Any scores, higher meaning more contribution; shape (layers,).
-        contribution_L: Measured, same shape.
-
-    Returns:
-        Between -1 and 1; None where either is constant, or with fewer than 3 layers.
-
-    Example:
-        >>> spearman([1, 2, 3, 4], [0.1, 0.9, 0.5, 1.0])
-        0.7999999999999999
+    It is None if either is constant, or with fewer than 3 layers.
     """
     first_L, second_L = dense_ranks(scores_L), dense_ranks(contribution_L)
     if first_L.shape != second_L.shape:
@@ -41,16 +30,9 @@ def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike) -> float:
 
     Formula: mean over seeds s of C[best; s] - C[pick; s], `best` being best on the mean of the other seeds. The layer
     that is best on the same numbers it is scored on looks better than it is, so a plain maximum would charge its luck
-    to the prediction.
-
-    Args:
-        scores_L: Shape (layers,).
-        contribution_S_L: Shape (seeds, layers). With a single seed the best layer is chosen in sample:
-            max C - C[pick].
-
-    Returns:
-        In contribution. Below 0 where the pick did better on held-out seeds than the best of the others; never below
-        0 with a single seed.
+    to the prediction. The shapes are (layers,) and (seeds, layers). With a single seed, the best layer is chosen in
+    sample: max C - C[pick]. With several, the result is below 0 if the pick does better on held-out seeds than the best
+    of the others.
     """
     scores_L, truth_S_L = checked(scores_L), np.atleast_2d(checked(contribution_S_L))
     if truth_S_L.shape[1:] != scores_L.shape:
@@ -97,11 +79,7 @@ def dense_ranks(values_L: ArrayLike) -> np.ndarray:
 
 
 def checked(values: ArrayLike) -> np.ndarray:
-    """Returns the values as an array of floats.
-
-    Raises:
-        ValueError: The array is empty or holds a number that is not finite; a failure must not become a metric.
-    """
+    """Returns the values as an array of finite floats, or raises ValueError; a failure must not become a metric."""
     array = np.asarray(values, dtype=float)
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError("metrics need finite numbers, one or more")

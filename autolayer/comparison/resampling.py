@@ -1,10 +1,7 @@
-"""Uncertainty of a comparison of predictions: chance, and the measurement's own noise.
+"""Uncertainty of a comparison of predictions, by resampling. Arrays: _L layers, _D draws.
 
-Two questions are answered by resampling. Would a random ranking do as well (`chance`)? Would a repeated measurement
-reverse the order of two predictions (`difference_under_noise`)? The random state is fixed, so that the same input gives
-the same answer.
-
-Arrays: _L layers, _D draws.
+Would a random ranking do as well (`chance`)? Would a repeated measurement reverse the order of two predictions
+(`difference_under_noise`)? The random state is fixed, so that the same input gives the same answer.
 """
 
 import numpy as np
@@ -39,8 +36,8 @@ def difference_under_noise(
     """Returns Spearman of one prediction minus that of another, with an interval for the measurement's noise.
 
     Every layer's contribution is drawn anew from Normal(C, error), both predictions are judged on the same draws, and
-    the deviation of their difference makes a normal interval around the observed difference. It holds the noise of
-    this measurement only, nothing about other models or tasks. A constant counts as correlation 0.
+    the deviation of their difference makes a normal interval around the observed difference. It holds the noise of this
+    measurement only, nothing about other models or tasks. A constant counts as correlation 0.
     """
     truth_L, generator = checked(contribution_L), np.random.default_rng(0)
     draws_D_L = truth_L + checked(errors_L) * generator.standard_normal((NUM_NOISE_DRAWS, len(truth_L)))

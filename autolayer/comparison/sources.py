@@ -9,11 +9,7 @@ from autolayer.reporting.results import PickResult
 
 
 def read_curve(source: str | Path | PickResult | Contribution) -> Curve:
-    """Reads a measured or predicted curve.
-
-    Raises:
-        AutolayerError: There is none, or it cannot be read.
-    """
+    """Reads a measured or predicted curve."""
     found = source if isinstance(source, PickResult | Contribution) else _load(source)
     if isinstance(found, Curve):
         return found

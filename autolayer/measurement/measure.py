@@ -24,7 +24,7 @@ from autolayer.pipeline.result_notes import run_notes
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.setup import setup
 from autolayer.probes.probe_report import ProbeReport
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, ArmGain, Contribution
+from autolayer.reporting.contribution import ArmGain, Contribution
 from autolayer.rollouts.evaluation import relative_weights
 
 CONFIDENCE_LEVEL = 0.95
@@ -62,8 +62,8 @@ def measure(
     table = {name: value for name, value in (("num_seeds", num_seeds), ("rates", rates)) if value is not None}
     given = {**options, **table} if config is not None else {**options, **({"measure": table} if table else {})}
     with setup(config_of(config, given), progress, verb="measure") as run:
-        if (done := run.folder.read(CONTRIBUTION_FILE)) is not None:
-            return Contribution.from_dict(done, run.folder / CONTRIBUTION_FILE)
+        if (done := run.folder.read(Contribution.FILE)) is not None:
+            return Contribution.from_dict(done, run.folder / Contribution.FILE)
         if (run.config.num_eval or 0) < 2:
             run.folder.abandon()
             raise ConfigError(f"--num-eval {run.config.num_eval} cannot work: an interval needs at least 2 items.")
@@ -106,7 +106,7 @@ def measure(
                 for stage, c in {"calibrate": calibration.cost, "probe": probes.cost, **trials.cost}.items()
             },
         )
-        run.folder.write(CONTRIBUTION_FILE, result.to_dict())  # marks the measurement as finished
+        run.folder.write(Contribution.FILE, result.to_dict())  # marks the measurement as finished
         return result
 
 

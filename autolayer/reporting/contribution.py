@@ -16,8 +16,6 @@ from autolayer.core.config import Algorithm
 from autolayer.core.settings import Count, NonNegative, OpenShare, Positive
 from autolayer.reporting.records import RECORD, FileRecord, LayerIndex, OneOrMore, Proportion, Several
 
-CONTRIBUTION_SCHEMA_VERSION = 1
-CONTRIBUTION_FILE = "contribution.json"
 Seeds = Annotated[OneOrMore[int], Field(json_schema_extra={"uniqueItems": True})]
 
 
@@ -73,7 +71,7 @@ class Contribution(FileRecord):
         print(found.best_layers, found.values)
     """
 
-    FILE = CONTRIBUTION_FILE
+    FILE = "contribution.json"
 
     model: str
     """Base model, as given."""
@@ -141,7 +139,7 @@ class Contribution(FileRecord):
     forward pass."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of autolayer and of the libraries it trained with."""
-    schema_version: Literal[1] = CONTRIBUTION_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     """Version of this schema."""
 
     @property

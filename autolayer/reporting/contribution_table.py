@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, ArmGain, Contribution
+from autolayer.reporting.contribution import ArmGain, Contribution
 
 
 def contribution_table(found: Contribution, folder: Path) -> RenderableType:
@@ -40,5 +40,5 @@ def contribution_table(found: Contribution, folder: Path) -> RenderableType:
         lines.append(f"Best: layer {first}.")
     lines += [f"Note: {note}." for note in found.notes]
     title = Text(f"{found.model}, {found.task}, {found.algorithm}, {found.steps} steps")
-    text = Text("\n".join([*lines, "", f"Every number: {folder / CONTRIBUTION_FILE}"]))
+    text = Text("\n".join([*lines, "", f"Every number: {folder / Contribution.FILE}"]))
     return Group(title, Padding(table, (0, 0, 1, 2)), text)

@@ -1,7 +1,6 @@
-"""The report of a result as one HTML file that needs no network and no script.
+"""The report of a result as one HTML file (`report.html.jinja`) that needs no network and no script.
 
-The template is `report.html.jinja` in the folder of this file. Unlike the terminal, the page does not list the files of
-the run and the next command, which matter only right after a run.
+Unlike the terminal, the page does not list the files of the run and the next command, which matter only right after it.
 """
 
 from collections.abc import Sequence
@@ -44,11 +43,11 @@ class Axes:
     top: float
 
     def x(self, layer: float) -> float:
-        """Returns where a layer is drawn."""
+        """Returns the horizontal place of a layer."""
         return round(50 + 640 * (layer + 0.5) / self.num_layers, 1)
 
     def y(self, value: float) -> float:
-        """Returns the height at which a contribution is drawn."""
+        """Returns the vertical place of a contribution."""
         return round(20 + 180 * (self.top - value) / (self.top - self.bottom), 1)
 
 

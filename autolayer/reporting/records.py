@@ -1,8 +1,7 @@
 """Records that are written as JSON: the kinds of their fields, checks, and the JSON Schema that is made from them.
 
 A record is a frozen pydantic dataclass with the configuration `RECORD`. Its annotations and the texts below its fields
-are the only definition: pydantic checks every record by them, whether it is built or read, and makes the published
-schemas (`make schemas`).
+are the only definition: pydantic checks every record by them, and makes the published schemas (`make schemas`).
 """
 
 import json
@@ -47,7 +46,6 @@ class FileRecord:
     """Base class of a record that is the whole of a JSON file."""
 
     FILE: ClassVar[str]
-    """Name of the file."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain lists, dicts and numbers, ready for `json.dumps`."""
@@ -55,20 +53,12 @@ class FileRecord:
 
     @classmethod
     def from_dict(cls, values: Any, source: object = "this") -> Self:
-        """Builds a record from the values of a file, which `source` names in errors.
-
-        Raises:
-            DataError: They do not fit. The error names the places.
-        """
+        """Builds a record from the values of a file, which `source` names in a DataError if they do not fit."""
         return cls.from_json(json.dumps(values), source)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: object) -> Self:
-        """Builds a record from the text of a file, which `source` names in errors.
-
-        Raises:
-            DataError: It does not fit. The error names the places.
-        """
+        """Builds a record from the text of a file, which `source` names in a DataError if it does not fit."""
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
@@ -79,11 +69,7 @@ class FileRecord:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Reads the file, or the one in a run folder.
-
-        Raises:
-            DataError: It is missing, or is no such file.
-        """
+        """Reads the file, or the one in a run folder; raises DataError if it is missing or does not fit."""
         path = Path(path)
         path = path / cls.FILE if path.is_dir() else path
         try:
@@ -93,13 +79,7 @@ class FileRecord:
 
 
 def make_schema(record: type, title: str, description: str) -> dict[str, Any]:
-    """Returns the JSON Schema (draft 2020-12) of a record as it is written.
-
-    Args:
-        record: The dataclass of the whole file.
-        title: Title of the schema.
-        description: What the file holds, in a sentence or two.
-    """
+    """Returns the JSON Schema (draft 2020-12) of a record as it is written."""
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "description": description}
     return {**about, **TypeAdapter(record).json_schema(mode="serialization"), **about}
 

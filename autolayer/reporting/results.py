@@ -23,8 +23,6 @@ from autolayer.reporting.records import (
     Several,
 )
 
-RESULT_SCHEMA_VERSION = 1
-
 
 @dataclass(frozen=True, kw_only=True, config=RECORD)
 class Rung:
@@ -169,7 +167,7 @@ class PickResult(FileRecord):
 
     FILE = RESULT
 
-    schema_version: Literal[1] = RESULT_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     """Version of this schema."""
     status: Literal["ok", "incomplete", "no_signal"]
     """ok: trained; incomplete: stopped by --until; no_signal: the base model's rewards do not vary, RL has nothing to

@@ -33,7 +33,6 @@ def _answer(result: PickResult) -> str:
 
 
 def _confidence(result: PickResult) -> str:
-    """Returns how sure the choice is, or nothing where no layer was chosen."""
     others = [layer for layer in result.tied_layers or () if layer not in (result.best_layers or ())]
     probability = probability_best(result)
     chance = "" if probability is None else f": the best with probability {probability:.2f}"
@@ -70,7 +69,7 @@ def found_by_search(result: PickResult) -> bool:
 
 
 def detail_lines(result: PickResult) -> list[str]:
-    """Returns the lines below the headline: why the search stopped, how the scores were read, and what finding cost."""
+    """Returns the lines below the headline: why the search stopped, and how the scores were read."""
     lines = []
     if result.stop_reason and result.status != "no_signal":
         lines.append(f"Why the search stopped: {result.stop_reason.rstrip('.')}.")
@@ -92,7 +91,7 @@ def cost_line(result: PickResult) -> str | None:
 
 
 def _suite_lines(result: PickResult) -> list[str]:
-    """Returns a line for each evaluation set, and the values that the reward function logged."""
+    """Returns a line for each evaluation set, and one with the values that the reward logged."""
     lines, suites = [], result.suites or {}
     for name, suite in suites.items():
         rates = f"cut off {suite.base_truncated:.0%} -> {suite.trained_truncated:.0%}"

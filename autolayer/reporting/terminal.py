@@ -1,7 +1,4 @@
-"""The report of a result in the terminal; `html.py` writes the same as a file.
-
-Both are made from result.json alone, so `autolayer report` can show an old run again.
-"""
+"""The report of a result in the terminal; `html.py` writes the same as a file. Both need only result.json."""
 
 from __future__ import annotations
 
@@ -26,9 +23,7 @@ FILES = {
     REPORT: "this report, with a figure",
     RESULT: "every number",
 }
-"""Files of a run folder that the report names, and what is in them."""
 VALUES = ("predicted", "measured", "steps", "P(best)")
-"""Headings of `value_cells`."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,9 @@ class Report:
     folder: Path | None = None
     """The run folder, to name the files in it and the next command."""
     show_all: bool = False
-    """True to show all candidates; by default the first dozen, the tied layers and the baselines are shown."""
+    """If False, the first dozen candidates, the tied layers and the baselines are shown."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Yields the answer first, then the ranking, the details, the costs and the files."""
         from rich.text import Text
 
         result = self.result
@@ -96,7 +90,6 @@ def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, b
 
 
 def _sets_table(result: PickResult) -> Table:
-    """Returns the sets of layers that --top-k compared."""
     table = _table("layers", *VALUES)
     for row in result.sets or ():
         best = row.layers == result.best_layers
@@ -125,7 +118,6 @@ def _table(*headings: str) -> Table:
 
 
 def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
-    """Returns the files that are there, and what to do next."""
     if folder is None:
         return []
     lines = [f"  {folder / name}  {what}" for name, what in FILES.items() if (folder / name).exists()]

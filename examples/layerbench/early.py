@@ -22,7 +22,7 @@ from run import SEEDS
 from autolayer.comparison.metrics import regret, spearman
 from autolayer.core.run_folder import PROBE
 from autolayer.measurement.training_runs import MEASURED_FILE
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
+from autolayer.reporting.contribution import Contribution
 
 FACTORS = (1 / 3, 2 / 3, 1.0, 4 / 3, 2.0)
 
@@ -47,7 +47,7 @@ def main() -> None:
     columns = ("quarter: Spearman", "regret", "whole: Spearman", "regret")
     table = Table("environment", *columns, title="What short runs tell")
     rows, single = [], {(name, factor): [] for name in ("small", "far") for factor in FACTORS}
-    for folder in sorted(path.parent for path in (work / "measure").glob(f"*/{CONTRIBUTION_FILE}")):
+    for folder in sorted(path.parent for path in (work / "measure").glob(f"*/{Contribution.FILE}")):
         if folder.name not in ENVIRONMENTS or ENVIRONMENTS[folder.name].sealed:
             continue
         found, rewards = Contribution.read(folder), json.loads((folder / MEASURED_FILE).read_text())["rewards"]

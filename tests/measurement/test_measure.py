@@ -13,7 +13,7 @@ from autolayer.core.errors import ConfigError, DataError, RunFolderError
 from autolayer.measurement import schedule
 from autolayer.measurement.training_runs import MEASURED_FILE
 from autolayer.pipeline import advance
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
+from autolayer.reporting.contribution import Contribution
 from autolayer.training.workbench import Workbench
 
 SHORT: Any = {"model": "tiny", "task": "math:arith", "layers": "0,7", "steps": 12, "prompts_per_step": 8,
@@ -32,9 +32,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contribution, Pa
 @pytest.mark.slow
 def test_the_record_says_what_was_trained(measured: tuple[Contribution, Path]) -> None:
     found, out = measured
-    values = json.loads((out / CONTRIBUTION_FILE).read_text())
+    values = json.loads((out / Contribution.FILE).read_text())
     assert values == found.to_dict()
-    assert Contribution.read(out) == found == Contribution.read(out / CONTRIBUTION_FILE)
+    assert Contribution.read(out) == found == Contribution.read(out / Contribution.FILE)
     assert list(found.layers) == [0, 7] and found.seeds == (0, 1) and found.rates == (6e-4, 2e-3)
     assert found.full.value == pytest.approx(sum(found.full.gains) / 2)
     for arm in found.layers.values():
@@ -96,7 +96,7 @@ def test_without_a_full_gain_there_is_an_error_and_the_rewards_are_kept(tmp_path
     options = {**SHORT, "steps": 1, "num_eval": 64, "num_seeds": 1, "rates": "1e-8"}
     with pytest.raises(DataError, match=r"full-parameter RL gained .*not above 0.*--steps"):
         autolayer.measure(**options, out=str(tmp_path))
-    assert not (tmp_path / CONTRIBUTION_FILE).exists()
+    assert not (tmp_path / Contribution.FILE).exists()
     assert len(json.loads((tmp_path / MEASURED_FILE).read_text())["rewards"]) == 4
 
 

@@ -15,7 +15,7 @@ from autolayer.models.loading import load_model
 from autolayer.probes import known
 from autolayer.probes.known import KnownEnvironment, history, of_contribution, packaged
 from autolayer.probes.predictor import MIN_BASES
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
+from autolayer.reporting.contribution import Contribution
 
 PROBED = {
     "probes": {"trusted_gain": (0.1, 0.3), "first": (2.0, 1.0)},
@@ -37,7 +37,7 @@ def package(environments: list[KnownEnvironment], folder: Path, monkeypatch: pyt
 
 def write(folder: Path, name: str, found: Contribution) -> Path:
     (folder / name).mkdir(parents=True, exist_ok=True)
-    path = folder / name / CONTRIBUTION_FILE
+    path = folder / name / Contribution.FILE
     path.write_text(json.dumps(found.to_dict()))
     return path
 
@@ -136,7 +136,7 @@ def test_a_wrong_history_is_refused_before_anything_is_done(
     if kind != "nowhere":
         (tmp_path / kind).mkdir()
     if kind == "damaged":
-        (tmp_path / kind / CONTRIBUTION_FILE).write_text("{}")
+        (tmp_path / kind / Contribution.FILE).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as leaving:
         main(["pick", "--model", "tiny", "--task", "math:arith", "--device", "cpu", "--history", kind])

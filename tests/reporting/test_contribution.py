@@ -9,12 +9,12 @@ from result_helpers import record
 
 from autolayer.cli.main import main
 from autolayer.core.errors import DataError
-from autolayer.reporting.contribution import CONTRIBUTION_FILE, Contribution
+from autolayer.reporting.contribution import Contribution
 
 
 @pytest.mark.parametrize("changes", [{}, {"seeds": (5, 6)}, {"seed_sd": None, "ceiling": None}, {"probes": {}}])
 def test_a_record_survives_the_file(changes: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / CONTRIBUTION_FILE).write_text(json.dumps(record(**changes).to_dict()))
+    (tmp_path / Contribution.FILE).write_text(json.dumps(record(**changes).to_dict()))
     assert Contribution.read(tmp_path) == record(**changes)
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_record_is_refused(change: dict[str, Any], words: str) -> Non
 def test_wrong_types_are_one_sentence_of_the_command(
     change: dict[str, Any], place: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / CONTRIBUTION_FILE).write_text(json.dumps({**record().to_dict(), **change}))
+    (tmp_path / Contribution.FILE).write_text(json.dumps({**record().to_dict(), **change}))
     with pytest.raises(SystemExit) as leaving:
         main(["compare", "published:qwen3-1.7b", str(tmp_path)])
     assert leaving.value.code == 2
@@ -66,7 +66,7 @@ def test_a_contribution_is_checked_when_it_is_built() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"schema_version": 1}'])
 def test_a_file_that_is_no_record_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / CONTRIBUTION_FILE).write_text(text)
+    (tmp_path / Contribution.FILE).write_text(text)
     with pytest.raises(DataError, match=r"is no contribution\.json"):
         Contribution.read(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
