@@ -14,8 +14,7 @@ from autolayer.search.records import RATE_STEPS, Candidate, RaceConfig, Run, Slo
 
 MIN_RATE_SHARE = 0.04
 """A second learning rate is tried from this share of the full run on. Before, drift and noise hide its effect."""
-MAX_SEEDS = 3
-"""Maximum number of training seeds per finalist."""
+MAX_SEEDS = 3  # per finalist
 MIN_LENGTHENING = 1.25
 """Minimum ratio of the steps of a last rung that the budget shortens to the steps of the rung before it."""
 
@@ -33,10 +32,7 @@ def first_batch(config: RaceConfig, candidates: Sequence[Candidate]) -> tuple[Ru
 
 
 def next_batch(state: RaceState, ladder: Ladder, posterior: Posterior) -> tuple[Run, ...]:
-    """Returns the next rung of the ladder or, after the last one, further runs of the finalists.
-
-    The batch is empty if no run fits the budget.
-    """
+    """Returns the next rung or, after the last one, runs of the finalists; empty if no run fits the budget."""
     step = max(run.to_step for run in state.results)
     rung = sum(rung.step <= step for rung in ladder.rungs)
     able = [index for index in posterior.ranked if _best_slot(state, posterior, index)]
@@ -78,7 +74,7 @@ def _second_rates(
 ) -> tuple[Run, ...]:
     """Returns runs at a further learning rate for the better half of a rung, best first.
 
-    The rungs above and, on a long ladder, fresh seeds of the finalists remain affordable.
+    They leave enough for the rungs above and, on a long ladder, for fresh seeds of the finalists.
     """
     unit = Cost(
         generated_tokens=max(

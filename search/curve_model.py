@@ -38,8 +38,7 @@ SEED_SD = 0.07
 """Standard deviation between training seeds of one arm, in contribution: .1 in the small environments, less with
 larger batches."""
 DEPTH_CORRELATION = 0.5
-"""Correlation of the prediction's errors in neighbouring layers. Contributions are smooth in depth,
-except for a few sharp drops."""
+"""Correlation of the prediction's errors in neighbouring layers: contributions are smooth in depth, but for drops."""
 DEPTH_LENGTH = 0.15
 """Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
 TRUST = ((1.0, 0.35), (0.5, 0.3), (0.0, 0.35))
@@ -56,10 +55,9 @@ FULL_GAIN_SPREAD = 1.0
 def contribution_prior(
     config: RaceConfig, candidates: Sequence[Candidate], trust: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the prior mean, shape (C,), and covariance, shape (C, C), of theta.
+    """Returns the prior mean (C,) and covariance (C, C) of theta.
 
-    Trust below 1 shrinks the predictions towards their mean and adds the variance that they lose to the covariance, so
-    the spread over layers stays the same.
+    Trust below 1 shrinks the predictions towards their mean and adds the variance that they lose to the covariance.
     """
     predicted_C = np.array([candidate.predicted for candidate in candidates])
     sd_C = np.array([candidate.predicted_sd for candidate in candidates])
@@ -101,7 +99,7 @@ def score_slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np
 
 
 def rate_key(row: EvidenceRow) -> tuple[tuple[int, ...], int]:
-    """Returns the candidate's layers and the index of its learning rate."""
+    """Identifies a candidate at one learning rate."""
     return row.layers, row.rate_index
 
 

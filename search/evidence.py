@@ -31,7 +31,6 @@ class EvidenceRow:
     layers: tuple[int, ...]
     rate_index: int
     log_rate: float
-    """Natural logarithm of the arm's learning rate."""
     seed: int
     start: int
     """First training step that the score averages over; `end` for a `select` score, taken after `end` steps."""
@@ -74,11 +73,7 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
 
 
 def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> None:
-    """Checks that a result can be compared with those of other arms.
-
-    Raises:
-        ValueError: The result is of another arm or step, or lacks one finite reward per `select` item.
-    """
+    """Raises a ValueError if a result is of another arm or step, or lacks one finite reward per `select` item."""
     if (result.arm.layers, result.arm.seed, result.arm.step) != (run.slot.layers, run.slot.seed, run.to_step):
         raise ValueError(f"the run {run.key} returned the arm {result.arm.key} at step {result.arm.step}")
     if len(result.select_rewards_I) != len(base_select_rewards_I):
@@ -146,10 +141,7 @@ def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:
 
 
 def _noise_of_mean(value_R_I: np.ndarray, reward_sd: float) -> np.ndarray:
-    """Returns the covariance of the rows' means, shape (R, R).
-
-    Correlations are shrunk by `SHRINKAGE`, and the variance is at least that of one item that differs by `reward_sd`.
-    """
+    """Returns the covariance (R, R) of the rows' means, at least that of one item that differs by `reward_sd`."""
     num_items = value_R_I.shape[1]
     centred_R_I = value_R_I - value_R_I.mean(axis=1, keepdims=True)
     sum_R_R = centred_R_I @ centred_R_I.T

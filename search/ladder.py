@@ -21,8 +21,7 @@ seeds of the finalists, which are worth more than longer runs only at the end of
 LONG_FROM = 0.5
 """Share of the full run from which a ladder counts as long. The error of early values (`DRIFT` and `EARLY` in
 `curve_model`) is then no larger than the joint effect of learning rate and seed (`RATE_SD` and `SEED_SD` there)."""
-NUM_FINALISTS = 2
-"""Arms of the last rung."""
+NUM_FINALISTS = 2  # arms of the last rung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +63,9 @@ def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
 
 
 def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[PlannedRung, ...]:
-    """Returns the rungs of a ladder of this width; empty if it does not fit the budget.
+    """Returns the longest complete ladder of this width if its first rung has at least `scout_steps`.
 
-    The longest complete ladder is taken if its first rung has at least `scout_steps`. Otherwise the first rung has
-    exactly these steps, and the ladder ends where the budget does.
+    Otherwise the first rung has exactly these steps, and the ladder ends where the budget does; it may be empty.
     """
     scout, is_smallest = scout_steps(config.total_steps), width <= MIN_WIDTH
     whole = _longest_rungs(config, step_cost, config.budget * LADDER_SHARE, width)
@@ -97,7 +95,6 @@ def middle_candidate(config: RaceConfig, candidates: Sequence[Candidate]) -> Can
 
 
 def _average_step_cost(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
-    """Returns the mean cost of a step over the candidates."""
     return sum((config.step_cost(candidate.layers) for candidate in candidates), Cost()) * (1 / len(candidates))
 
 

@@ -43,11 +43,7 @@ _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4
 
 @contextmanager
 def storage_errors(storage: Storage) -> Iterator[None]:
-    """Turns the errors of a database into one sentence with its remedy.
-
-    Raises:
-        RunFolderError: The storage cannot be opened, is damaged, or needs a driver that is not installed.
-    """
+    """Turns the errors of a database, and of a driver that is missing, into one sentence with its remedy."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError) as error:
@@ -136,10 +132,7 @@ class Wait:
 
 
 def fail_dead_trials(study: optuna.Study, *, is_alone: bool = False) -> None:
-    """Fails the running trials of dead workers, so that their work is repeated.
-
-    With `is_alone`, no other process can be at work, so every running trial is one of a dead worker.
-    """
+    """Fails the running trials of dead workers (`is_alone`: of all others), so that their work is repeated."""
     optuna.storages.fail_stale_trials(study)
     limit = datetime.now() - timedelta(seconds=GRACE_SECONDS)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):

@@ -17,13 +17,10 @@ Z95 = 1.9600
 
 
 def settled_verdict(config: RaceConfig, posterior: Posterior, measured: bool) -> RaceVerdict | None:
-    """Returns 'clear' or 'tied' if no further run is worth its cost, else None.
-
-    A prediction alone settles nothing between two candidates, because it was never tested on this model.
-    """
+    """Returns 'clear' or 'tied' if no further run is worth its cost, else None."""
     if len(posterior.ranked) == 1:
         return "clear"
-    if not measured:
+    if not measured:  # a prediction alone settles nothing, because it was never tested on this model
         return None
     leader = posterior.ranked[0]
     if posterior.probability_best_C[leader] >= config.confidence:
@@ -44,15 +41,7 @@ def conclude(
     verdict: RaceVerdict | None,
     reason: str,
 ) -> RaceOutcome:
-    """Chooses the best layers, and states the reason in a sentence.
-
-    Args:
-        state: All runs of the race.
-        posterior: Contributions of the candidates, given these runs.
-        base_select_rewards_I: Reward of the base model per `select` item.
-        verdict: None if the race ends without a clear or tied verdict.
-        reason: Why the race ends in that case.
-    """
+    """Chooses the best layers, and states the reason in a sentence; without a verdict it begins with `reason`."""
     config, leader = state.config, posterior.ranked[0]
     tied = indistinguishable(config, posterior, leader)
     best = leader

@@ -30,7 +30,7 @@ class Posterior:
 
     candidates: tuple[Candidate, ...]
     eligible_C: np.ndarray
-    """False for candidates that cannot be chosen because their runs failed."""
+    """False for candidates whose runs failed."""
     rate_index_C: tuple[int, ...]
     """Index of each candidate's rate with the highest posterior mean, which a lucky short run alone does not decide."""
     expected_C: np.ndarray
@@ -66,14 +66,10 @@ def infer(
     eligible: Sequence[bool],
     num_draws: int = 4000,
 ) -> Posterior:
-    """Combines prediction and evidence into the posterior of the contributions.
+    """Combines prediction and evidence into the posterior of the contributions; without evidence it is the prior.
 
-    Args:
-        config: Settings of the race: number of layers, steps of the full run, seed of the draws.
-        candidates: Layer sets with their predictions; at least one is eligible.
-        evidence: Scores so far. If empty, the posterior is the prior.
-        eligible: False for each candidate that cannot be chosen.
-        num_draws: Number of joint draws; probabilities are multiples of its inverse.
+    `eligible` is False for each candidate that cannot be chosen, and True for at least one. Probabilities are multiples
+    of 1 / `num_draws`.
     """
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     targets = sorted({(place[row.layers], row.rate_index) for row in evidence.rows})
@@ -117,11 +113,7 @@ class _GridPoint:
 def _condition(
     config: RaceConfig, candidates: Sequence[Candidate], evidence: Evidence, targets: list[tuple[int, int]]
 ) -> list[tuple[float, _GridPoint]]:
-    """Conditions the targets on the scores at every grid point that is not negligible.
-
-    Returns:
-        Pairs of weight and grid point; the weights sum to 1.
-    """
+    """Returns the targets given the scores at every grid point that is not negligible, with weights that sum to 1."""
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
     of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
     rate_T = [(candidates[index].layers, rate) for index, rate in targets]

@@ -24,13 +24,7 @@ Answer = RungResult | str
 
 
 class Race:
-    """A race, which moves on as the answers to its runs come in.
-
-    Args:
-        config: Settings of the race.
-        candidates: Layer sets that may win, with their predictions.
-        base_select_rewards_I: Reward of the base model per `select` item.
-    """
+    """A race, which moves on as the answers to its runs come in."""
 
     def __init__(
         self, config: RaceConfig, candidates: Sequence[Candidate], base_select_rewards_I: Sequence[float]
@@ -42,14 +36,7 @@ class Race:
         self._outcome = self._conclude(current_posterior(self._state, base_select_rewards_I))
 
     def due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
-        """Returns the runs of the current batch that have no answer yet, or the outcome if the race is over.
-
-        Args:
-            answers: The answers to all runs so far; they only grow in number.
-
-        Raises:
-            SearchError: Every run of the first batch failed.
-        """
+        """Returns the runs of the batch that have no answer yet, or the outcome. `answers` holds all answers so far."""
         while not self._outcome and all(run in answers for run in self._batch):
             self._state.add(self._batch, answers)
             if not self._state.results:
@@ -61,14 +48,12 @@ class Race:
         return self._outcome or tuple(run for run in self._batch if run not in answers)
 
     def _conclude(self, posterior: Posterior) -> RaceOutcome | None:
-        """Returns the outcome if the race is decided or has no further run that the budget pays for."""
         verdict = settled_verdict(self._state.config, posterior, measured=bool(self._state.results))
         if not verdict and self._batch:
             return None
         return conclude(self._state, posterior, self._base_I, verdict, self._stop_reason(posterior))
 
     def _stop_reason(self, posterior: Posterior) -> str:
-        """Returns why a race without a clear or tied verdict ends."""
         if not self._state.results:
             return "the budget pays for no race, so the prediction decides alone"
         if next_batch(self._state.without_budget(), self._ladder, posterior):

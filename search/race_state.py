@@ -76,10 +76,8 @@ class RaceState:
         return sum((result.cost for result in self.results.values()), Cost())
 
     def expected_cost(self, runs: Iterable[Run]) -> Cost:
-        """Returns the planned cost of future runs, scaled up if finished runs cost more than planned.
-
-        Completions get longer during RL, so a plan made on those of the base model can be too low.
-        """
+        """Returns the planned cost of future runs, scaled up if finished runs cost more than planned."""
+        # Completions get longer during RL, so a plan made on those of the base model can be too low.
         planned, actual, total = self.planned_cost(self.results), self._measured_cost, self.planned_cost(runs)
         return Cost(
             generated_tokens=total.generated_tokens * _overrun(planned.generated_tokens, actual.generated_tokens),

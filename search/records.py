@@ -56,7 +56,7 @@ class RaceConfig:
     confidence: float = 0.95
     """Probability of being the best from which the leader is clear."""
     rate_span: float = 4.0
-    """Learning rates are searched between the starting rate divided by this and multiplied by this."""
+    """Learning rates are searched between the starting rate divided and multiplied by this."""
     fixed_rate: bool = False
     """True if the user gave the learning rate, so that no other is tried."""
 
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """Identifies the run in every process."""
+        """Name of the run in every process."""
         layers = ",".join(map(str, self.slot.layers))
         return f"layer-{layers}_rate-{self.slot.rate_index}_seed-{self.slot.seed}_step-{self.to_step}"
 

@@ -13,20 +13,12 @@ from autolayer.search.optuna_storage import Wait, mark_worker, open_study, quiet
 
 RUN_ONCE_STUDY = "autolayer-run-once"
 RUN_ONCE_POLL_SECONDS = 1.0
-"""Time between two checks whether another worker has finished the work."""
 
 
 def run_once_across_workers(storage: str, name: str, work: Callable[[], None], is_done: Callable[[], bool]) -> None:
-    """Does the work unless another worker does it, and returns when it is done.
+    """Does the work of this name unless another worker of the storage does it, and returns when it is done.
 
-    Args:
-        storage: An Optuna storage URL that all workers share.
-        name: Identifies the work in the storage.
-        work: Does the work. An exception propagates to this worker's caller; the other workers try again.
-        is_done: Returns True if the output of the work exists.
-
-    Raises:
-        RunFolderError: The storage cannot be opened.
+    An exception of the work propagates to this worker's caller; the other workers try again.
     """
     if is_done():
         return
@@ -51,7 +43,6 @@ def run_once_across_workers(storage: str, name: str, work: Callable[[], None], i
 
 
 def _is_taken(study: optuna.Study, name: str, before: int | None = None) -> bool:
-    """Returns True if a trial of this work, older than `before` if given, is waiting or running."""
     return any(
         trial.user_attrs.get("work") == name and not trial.state.is_finished()
         for trial in study.get_trials(deepcopy=False)

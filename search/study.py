@@ -34,15 +34,7 @@ _RUN, _RESULT, _CANDIDATES = TypeAdapter(Run), TypeAdapter(RungResult), TypeAdap
 
 
 def check_storage(storage: Storage, signature: str | None = None) -> None:
-    """Opens a storage and closes it again, so that a wrong one is reported before any work is done.
-
-    Args:
-        storage: An Optuna storage URL, or a SQLite file.
-        signature: Signature of the configuration. None checks only that the storage opens.
-
-    Raises:
-        RunFolderError: The storage cannot be opened, or holds a race of another configuration.
-    """
+    """Refuses, before any work is done, a storage that does not open or holds a race of another signature."""
     with quiet_optuna(), storage_errors(storage):
         backend = open_storage(storage)
         if signature is None or RACE_STUDY not in optuna.get_all_study_names(backend):
@@ -74,11 +66,7 @@ class RaceStudy:
     ) -> RaceStudy:
         """Creates the study, or opens the existing one and adopts its candidates, base rewards and costs.
 
-        Predictions measured on another machine differ in the last digits, and all workers must decide on the same
-        inputs.
-
-        Raises:
-            RunFolderError: The study belongs to another configuration.
+        Predictions measured on another machine differ in the last digits, and all workers must decide the same.
         """
         study = open_study(storage, RACE_STUDY)
         if "inputs" not in study.user_attrs:

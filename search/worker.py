@@ -31,7 +31,6 @@ from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutc
 from autolayer.search.study import RaceStudy, run_of
 
 POLL_SECONDS = 0.2
-"""Time between polls of the storage while other workers finish a batch."""
 
 RunArm = Callable[[Arm, int], RungResult]
 """Continues an arm to a step and scores it on the `select` items."""
@@ -51,7 +50,7 @@ def run_search(
     deadline: float | None = None,
     is_alone: bool = False,
 ) -> RaceOutcome:
-    """Runs a race to its end, or resumes the one in the storage.
+    """Runs a race to its end, or resumes the one in the storage. All workers of a race return the same.
 
     Args:
         config: Settings of the race.
@@ -60,16 +59,11 @@ def run_search(
         run: Continues an arm to a step and scores it on the `select` items. A `TrainingError` is recorded as the
             run's failure. Any other exception propagates, and the same call resumes the study.
         storage: An Optuna storage URL, or a SQLite file, whose folder must exist.
-        deadline: Value of `time.monotonic()`, in seconds, after which no run is started. The race then ends with the
-            results so far.
+        deadline: `time.monotonic()` after which no run is started. The race then ends with the results so far.
         is_alone: True if no other process can take part, so that what an earlier one has begun is repeated at once.
-
-    Returns:
-        The best layers, the verdict and the ranking. All workers of a race return the same.
 
     Raises:
         SearchError: Every run of the first batch failed. The next call tries them again.
-        RunFolderError: The storage cannot be opened, or holds a race of another configuration.
     """
     with quiet_optuna(), storage_errors(storage):
         race_study = RaceStudy.open(storage, config, candidates, base_select_rewards_I)
@@ -82,8 +76,6 @@ def run_search(
 
 
 class _Worker:
-    """One process that takes part in a race."""
-
     def __init__(self, race_study: RaceStudy, run: RunArm, deadline: float | None) -> None:
         self.race_study, self.run, self.deadline = race_study, run, deadline
         self.race = Race(race_study.config, race_study.candidates, race_study.base_I)
@@ -132,7 +124,6 @@ class _Worker:
         raise optuna.TrialPruned
 
     def _due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
-        """Returns the runs that the race waits for, or its outcome if it is over or the deadline has passed."""
         try:
             due = self.race.due(answers)
         except SearchError:
@@ -147,7 +138,6 @@ class _Worker:
         return due
 
     def _enqueue(self, run: Run, answers: Mapping[Run, Answer]) -> None:
-        """Adds a waiting trial with its parameters and the intermediate values of the arm's lower rungs."""
         results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
         candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
         rate = self.race_study.config.rate_of(candidate, run.slot.rate_index)
@@ -181,7 +171,7 @@ class _Worker:
         study.add_trial(trial)
 
     def _curve(self, run: Run, results: Mapping[Run, RungResult]) -> dict[int, float]:
-        """Returns the mean gain by step of the run's slot."""
+        """Returns the mean gain of the run's slot at each of its steps."""
         base_I = self.race_study.base_I
         return {each.to_step: paired_gain(r, base_I)[0] for each, r in results.items() if each.slot == run.slot}
 
