@@ -103,7 +103,7 @@ def _quantized_tensors(file: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: transformers says how
         return ""
     found = set(dtypes.values())
-    if narrow := sorted(dtype for dtype in found if dtype.startswith(("F8", "F6", "F4"))):
+    if narrow := sorted(dtype for dtype in found if dtype.startswith(("F8_", "F6_", "F4"))):
         return "FP8" if narrow[-1].startswith("F8") else narrow[0]
     packed = (name for name in dtypes if _QUANTIZED_TENSOR.search(name))
     return next(packed, "") if found & {"U8", "I8", "I32", "U32"} else ""
