@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from launch_helpers import launch
 from pick_helpers import decisions
+from safetensors.torch import load_file
 from workbench_helpers import make_task
 
 import autolayer
@@ -21,7 +24,7 @@ from autolayer.core.errors import ConfigError, OverdueError, RewardError
 from autolayer.tasks import deadline, rewards
 
 REWARD = """
-import threading, time
+import os, time
 from concurrent.futures import ThreadPoolExecutor
 calls = 0
 def right(completions, answer):
@@ -30,6 +33,11 @@ def every_seventh_call_fails(completions, answer, **_):
     global calls
     calls += 1
     if calls % 7 == 0: raise ConnectionError("try again")
+    return right(completions, answer)
+def second_process_fails(completions, answer, **_):
+    global calls
+    calls += 1
+    if calls % 7 == 0 and os.environ.get("RANK") == "1": raise ConnectionError("try again")
     return right(completions, answer)
 def hangs(completions, answer, **_):
     global calls
@@ -158,6 +166,10 @@ def options(folder: Path, reward: str, out: str) -> dict[str, Any]:
     return {"model": "tiny", **files, **sizes, "layers": "1-3", "budget": 3.0}
 
 
+def flags(given: dict[str, Any]) -> list[str]:
+    return [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))]
+
+
 def found_by(**given: Any) -> dict[str, Any]:
     """Returns what a pick decides and measures, without the name of its reward."""
     found = decisions(autolayer.pick(**given))
@@ -184,18 +196,35 @@ def test_with_a_reward_that_fails_once_in_seven_calls_every_restart_gets_further
 @pytest.mark.slow
 def test_a_run_whose_reward_hangs_ends_after_its_deadline_and_resumes(tmp_path: Path) -> None:
     given = options(tmp_path, "hangs", "run")
-    flags = [text for name, value in given.items() for text in ("--" + name.replace("_", "-"), str(value))]
     start = (
         "import sys; import autolayer.tasks.deadline as deadline; from autolayer.cli.main import main\n"
         "deadline.GRACE, deadline.AGAIN = 1.0, 0.5; main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", start, "pick", *flags, "--hours", "0.01"]
+    command = [sys.executable, "-c", start, "pick", *flags(given), "--hours", "0.01"]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ}, check=False)
     assert done.returncode == 2 and time.monotonic() - started < 120
     assert "'hangs'" in done.stderr and "deadline of --hours" in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "reward.py").write_text(REWARD.replace("calls == 8", "False"))
     assert autolayer.pick(**given, accept_changes=True).status == "ok"
+
+
+@pytest.mark.slow
+def test_processes_keep_the_steps_before_one_of_them_failed(tmp_path: Path) -> None:
+    def train(reward: str, *more: str) -> tuple[int, str]:
+        given = {**options(tmp_path, reward, reward), "layers": "2", "learning_rate": 1e-3}
+        given = {name: value for name, value in given.items() if name != "budget"}
+        done = launch(2, "train", *flags(given), *more, cwd=tmp_path)
+        return done.returncode, done.stderr
+
+    assert train("sound")[0] == 0
+    code, said = train("second_process_fails")
+    assert code != 0 and "ConnectionError: try again" in said and "--reward-retries" in said
+    (saved,) = (tmp_path / "second_process_fails").rglob("step-*.safetensors")
+    assert int(saved.stem[5:]) > 2
+    assert train("second_process_fails", "--reward-retries", "2")[0] == 0
+    found, expected = (load_file(tmp_path / name / "layer.safetensors") for name in ("second_process_fails", "sound"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_retries_are_for_reward_functions(tmp_path: Path) -> None:
