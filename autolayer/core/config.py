@@ -102,7 +102,7 @@ class Config(Settings):
     """Layers to train together: sets of this many layers race instead of single ones."""
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
-    budget: Positive | None = None
+    budget: Annotated[Positive, annotated_types.Le(1e6)] | None = None
     """Cost of finding the layer, as a share of one full run of the final training. Default: the cost of
     max(40, 2·√steps) training steps, at most 0.25."""
     regret: Positive = 0.05

@@ -55,7 +55,7 @@ class MeasureConfig(Settings):
 
     table: ClassVar[str | None] = None  # both are options of `measure`
 
-    num_seeds: Size = 3
+    num_seeds: Annotated[Size, annotated_types.Le(1000)] = 3
     """Training seeds of every arm: the run's seed and the ones after it."""
     rates: Annotated[tuple[Positive, ...] | None, BeforeValidator(_rates)] = None
     """Learning rates that every arm is tried at, such as 1e-4,3e-4,1e-3. Default: a grid made from the probes."""

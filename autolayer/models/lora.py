@@ -123,8 +123,13 @@ def read_adapter_info(folder: Path) -> dict[str, Any]:
         PatchError: The folder has no such file, or it cannot be read.
     """
     try:
-        return json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        if not (isinstance(found["base"], str) and isinstance(found["base_hash"], str)):
+            raise ValueError("its base is no text")
+        if found["layers"] != "full" and not all(type(layer) is int for layer in found["layers"]):
+            raise ValueError("its layers are no whole numbers")
+        return found
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise PatchError(
             f"{folder} holds no adapter that autolayer has written ({error}): give the folder of a finished run."
         ) from None
@@ -144,11 +149,24 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
 
     try:
         factors = {name.removeprefix(_PREFIX): t for name, t in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()}
+        if not factors:
+            raise ValueError("it has no tensors")
         for name in sorted({name.partition(".lora_")[0] for name in factors}):
             weight = model.get_parameter(f"{name}.weight")
             down, up = (factors.pop(f"{name}.lora_{factor}.weight").float() for factor in "AB")
-            weight.data += (up @ down * (ALPHA / len(down))).to(weight.dtype)
-    except (SafetensorError, OSError, KeyError, AttributeError, RuntimeError) as error:
+            delta = up @ down * (ALPHA / len(down))
+            if delta.shape != weight.shape:
+                raise ValueError(f"{name} has the shape {list(weight.shape)} in the model, not {list(delta.shape)}")
+            weight.data += delta.to(weight.dtype)
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
         raise PatchError(
             f"the adapter in {folder} is damaged or does not fit the model ({error}): copy it again, or delete it and "
             "repeat the command of its run."

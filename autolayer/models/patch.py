@@ -100,9 +100,9 @@ def load_patch(path: str | Path) -> LayerPatch:
                 task=metadata["task"],
                 algorithm=metadata["algorithm"],
                 steps=int(metadata["steps"]),
-                versions=json.loads(metadata["versions"]),
+                versions=dict(json.loads(metadata["versions"])),
             )
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise PatchError(
             f"patch {path} is damaged ({error}): copy it again, or delete it and repeat the command of its run."
         ) from error

@@ -12,6 +12,7 @@ from autolayer.models.loading import meta_model, read_tokenizer
 from autolayer.models.names import EMBEDDED, check_name
 from autolayer.models.validation import first_line
 from autolayer.pipeline.engine_choice import check_engine
+from autolayer.probes import known
 from autolayer.tasks.base import Task
 from autolayer.training.workbench import Workbench
 
@@ -26,6 +27,8 @@ def check_names(config: Config) -> None:
 def check_before_loading(config: Config, verb: str) -> Task:
     """Checks engine, layers and options of 'pick', 'train' or 'measure' against the model, and loads the task."""
     check_engine(config.rollouts)
+    if config.history is not None:
+        known.history(config.history)
     shape = meta_model(config.model)
     candidates = parse_layers(config.layers, len(find_layers(shape)), config.model, allow_full=verb == "train")
     check_options(config, verb, candidates, shape)

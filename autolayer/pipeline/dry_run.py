@@ -20,7 +20,7 @@ from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.probe_plan import plan_probes, probe_cost
-from autolayer.core.run_folder import CALIBRATION, RunFolder
+from autolayer.core.run_folder import CALIBRATION, RunFolder, open_run
 from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.loading import max_positions, meta_model, read_tokenizer
@@ -46,6 +46,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     It raises what the run itself would raise at the start.
     """
     check_names(config)
+    open_run(config).check()
     task = check_before_loading(config, "pick")
     model, tokenizer = meta_model(config.model), read_tokenizer(config.model)
     task = apply_length_limits(config, task, tokenizer, max_positions(model.config))

@@ -64,8 +64,6 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             process_group.on_rank_0(partial(check_storage, config.storage))
         trained = layer_parameters(loaded.model, candidates)
         process_group.on_rank_0(lambda: check_disk_space(folder / PATCH, num_bytes(trained.values())))
-        if config.history is not None:
-            known.history(config.history)
         signed = _signed(config, verb, loaded.weight_hash)
         with process_group.failing_together():  # an engine may not start
             bench = Workbench(

@@ -40,6 +40,8 @@ from autolayer.core.errors import ConfigError
         ({"steps": 10**400}, "--steps 100000000000000000...0000000000000000000 cannot work: it should be less than"),
         ({"budget": 10**400}, "--budget 100000000000000000...0000000000000000000 cannot work: it should be"),
         ({"probe": {"num_prompts": 2**31}}, "[probe] num_prompts = 2147483648 cannot work: it should be less than"),
+        ({"budget": 1e308}, "--budget 1e+308 cannot work: it should be less than or equal to 1000000"),
+        ({"measure": {"num_seeds": 2**31 - 1}}, "--num-seeds 2147483647 cannot work"),
         ({"out": ""}, "--out '' cannot work: it should have at least 1 character."),
         ({"data": "a\0b"}, r"'a\x00b' cannot be a path: it has a null character."),
         ({"self": 1}, "unknown setting 'self'."),

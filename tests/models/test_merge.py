@@ -260,9 +260,31 @@ def test_an_adapter_is_merged_like_a_patch(tmp_path: Path) -> None:
     )
     assert {name for name in before if before[name] != after[name]} == {f"{name}.weight" for name in names}
 
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    first = next(name for name in weights if "lora_B" in name)
+    for damaged in (
+        {},
+        {first: weights[first]},
+        {**weights, first: weights[first][:1]},
+        {**weights, "x": torch.ones(1)},
+    ):
+        save_file(damaged, tmp_path / "adapter" / "adapter_model.safetensors")
+        with pytest.raises(PatchError, match="adapter in .* is damaged or does not fit"):
+            merge(None, tmp_path / "adapter", tmp_path / "again")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(PatchError, match="adapter in .* is damaged or does not fit"):
         merge(None, tmp_path / "adapter", tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "3", "[" * 100_000, '{"base": "b", "base_hash": 3, "layers": [1]}',
+     '{"base": "b", "base_hash": "h", "layers": 3}', '{"base": "b", "base_hash": "h", "layers": ["a"]}'],
+)  # fmt: skip
+def test_an_adapter_without_a_whole_record_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / lora.INFO_FILE).write_text(text)
+    with pytest.raises(PatchError, match="holds no adapter that autolayer has written"):
+        merge(None, tmp_path, tmp_path / "merged")
 
 
 def test_out_is_never_in_the_folder_of_the_base(tmp_path: Path) -> None:
@@ -293,6 +315,8 @@ def test_what_was_written_wrongly_is_deleted(tmp_path: Path, monkeypatch: pytest
 
 def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     folder = build("llama", tmp_path / "base")
+    _, patch = trained(folder, (LAYER,))
+    patch.save(tmp_path / "layer.safetensors")
     shutil.move(folder / "model.safetensors", tmp_path / "weights.safetensors")
     names = load_file(tmp_path / "weights.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../weights.safetensors")}

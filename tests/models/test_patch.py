@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from patch_helpers import trained
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, build
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -121,9 +122,13 @@ def test_damaged_missing_and_foreign_files(saved, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign", {"format": "pt"})
     with pytest.raises(PatchError, match="is no layer patch"):
         load_patch(tmp_path / "foreign")
-    save_file({"a": torch.zeros(2)}, tmp_path / "half", {"autolayer": patch_module.FORMAT, "layers": "x"})
-    with pytest.raises(PatchError, match="is damaged"):
-        load_patch(tmp_path / "half")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for change in ({"layers": "x"}, {"layers": ""}, {"layers": "9" * 5000}, {"steps": "x"}, {"versions": "3"},
+                   {"versions": "[" * 100_000}):  # fmt: skip
+        save_file({"a": torch.zeros(2)}, tmp_path / "half", {**metadata, **change})
+        with pytest.raises(PatchError, match="is damaged"):
+            load_patch(tmp_path / "half")
 
 
 def test_a_full_disk_is_found_before_writing(saved, tmp_path, monkeypatch):
