@@ -38,9 +38,9 @@ class Estimate:
     full: Interval
     """The full-parameter gain, in reward."""
     contribution_L: tuple[Interval, ...]
-    """Contribution of each layer; empty where `full.low` is not above 0, since the ratio has no meaning there."""
+    """Contribution of each layer; empty if `full.low` is not above 0, since the ratio then has no meaning."""
     best: tuple[int, ...]
-    """Row of the best layer, then the rows of those that cannot be told apart from it at the interval's level."""
+    """Row of the best layer, then of those that cannot be told apart from it at the interval's level."""
     seed_sd: float | None
     """Standard deviation of one training run's gain between seeds, in reward; None with a single seed."""
     ceiling: float | None

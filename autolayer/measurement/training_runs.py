@@ -93,7 +93,7 @@ class TrainingRuns:
             self.bench.checkpoints.delete(Arm(layers=layers, learning_rate=rate, seed=self.config.seed))
 
     def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
-        """Returns the arm's rewards after `stop` steps, or None where it diverged; progress counts from `start` on."""
+        """Returns the arm's rewards after `stop` steps, or None if it diverges; progress counts from `start` on."""
         key = _key(arm, stop, split)
         if key in self.records.rewards:
             self._advance(stop - start, arm)

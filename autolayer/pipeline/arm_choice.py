@@ -54,5 +54,4 @@ def named_arm(run: RunContext, report: ProbeReport | None) -> Arm:
 
 
 def _rate_factor(run: RunContext) -> float:
-    """Returns the ratio of the learning rates of adapters to those of whole layers; 1 without adapters."""
     return 1.0 if run.config.adapter is None else lora.learning_rate_factor(run.bench.model)

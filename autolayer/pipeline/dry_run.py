@@ -109,13 +109,11 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Mean numbers of tokens of an episode, and the largest number of a sequence."""
+    """Mean numbers of tokens of an episode (see `Calibration`), and the largest number of a sequence."""
 
     prompt_tokens: float
-    """Tokens of the sequence that the policy did not generate."""
     completion_tokens: float
     prefill_tokens: float
-    """Tokens that the engine reads; over several turns, the whole sequence so far is read at every turn."""
     longest: int
     calibrated: bool
     """True if the means come from an earlier calibration in the same run folder."""

@@ -21,7 +21,6 @@ class RunContext:
     """The state that all stages of one run share; `setup.setup` creates it."""
 
     config: Config
-    """The settings with every open field filled."""
     bench: Workbench
     candidates: tuple[int, ...]
     progress: Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
@@ -21,10 +21,9 @@ BUDGETED = {"generated_tokens": "generated tokens", "layer_tokens": "layer-token
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """The work and the cost of a planned run."""
+    """The work and the cost of a planned run; `config` has every open field filled."""
 
     config: Config
-    """The settings with every open field filled."""
     num_layers: int
     candidates: tuple[int, ...]
     calibration_prompts: int
@@ -37,8 +36,8 @@ class RunPlan:
     finding_budget: Cost
     stages: dict[str, Cost]
     """Cost of each stage of finding the layer; for the search, the largest cost."""
-    lengths: str
-    """'allowed' or 'calibrated': the lengths of completions that the costs are for."""
+    lengths: Literal["allowed", "calibrated"]
+    """Lengths of completions that the costs are for."""
     races: bool
     """False if the budget is too small for short runs, so that the probes decide alone and may spend all of it."""
     seconds: dict[str, float] | None

@@ -37,9 +37,8 @@ class Throughput:
     layer_token: float
     """Seconds for one token through one block, in a pass over many tokens."""
     decode_step: float
-    """Seconds for one more token of every sequence of a batch."""
+    """Seconds for one more token of each of `batch` sequences."""
     batch: int
-    """Number of sequences of that batch."""
 
     def seconds(self, cost: Cost, costs: CostModel) -> float:
         """Returns the seconds that some work takes when all batches are full."""

@@ -6,7 +6,7 @@ task already), truncated (completions end before the answer), badly formatted (t
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,8 +27,7 @@ RANDOM_ENTROPY = 0.9
 class Calibration:
     """The rewards and completions of the base model on the `probe` split, before any training."""
 
-    status: str
-    """'ok' or 'no_signal'."""
+    status: Literal["ok", "no_signal"]
     reason: str
     """A key of `CURES`; empty if there is a signal."""
     num_completions: int
@@ -138,7 +137,6 @@ def _reason(mean_reward: float, truncated: float, well_formed: float | None, ent
 
 
 def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
-    """Returns the mean negative log-probability of the sampled tokens, as a share of log(vocabulary)."""
     few = rollouts[: max(1, CALIBRATION_SCORED // rollouts.group_size)]
     batch = bench.scorer.batch(few)
     with scoring(bench.model, bench.engine.temperature), torch.no_grad():

@@ -68,7 +68,6 @@ class LayerGRPOTrainer(AdaptedGRPOTrainer):
         self.had_advantage = False
         """True if any token on this rank has had a non-zero advantage; until then a zero gradient is correct."""
         self.effective: list[float] = []
-        """Effective sample size of each batch's importance weights, as a share of its tokens."""
         share = self.prompts_per_step * self.group_size // self.process_group.world_size
         self.own = slice(share * self.process_group.rank, share * (self.process_group.rank + 1))
         """Slice of a step's completions that this rank trains on. A group may be divided between ranks."""
@@ -179,7 +178,7 @@ def kl_reference(bench: Workbench, layers: Layers) -> KLReference | None:
 
 
 class EachStep(TrainerCallback):
-    """Calls a function without arguments after every optimizer step; training stops where it returns True."""
+    """Calls a function after every optimizer step; training stops if it returns True."""
 
     def __init__(self, call: Callable[[], bool | None]) -> None:
         self.call = call

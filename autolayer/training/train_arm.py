@@ -114,7 +114,7 @@ def _train(
     ):
 
         def each_step() -> bool:
-            bench.mark_changed(optimizer.named)
+            bench.engine.mark_changed(optimizer.named)
             after_step(len(steps), statistics.fmean(steps[-1].rewards))
             return bench.process_group.on_rank_0(lambda: time.perf_counter() - started > seconds)
 

@@ -8,7 +8,7 @@ With several processes, every rank has its own workbench and calls the same meth
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 
@@ -111,11 +111,7 @@ class Workbench:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self.model.get_parameter(name).copy_(tensor)
-        self.mark_changed(tensors)
-
-    def mark_changed(self, names: Iterable[str]) -> None:
-        """Records that these parameters have changed, so that an engine with its own copy loads them again."""
-        self.engine.mark_changed(names)
+        self.engine.mark_changed(tensors)
 
     @contextlib.contextmanager
     def weights(self, layers: Layers, tensors: Mapping[str, torch.Tensor] | None = None) -> Iterator[None]:
