@@ -64,7 +64,8 @@ class RunFolder:
         cure = "delete that file to redo its stage"
         if name == CONFIG:  # it alone says which configuration the other files belong to
             cure = "restore that file, delete the folder to start again"
-        return RunFolderError(f"{self.path / name} is damaged ({reason}): {cure}, or choose another --out.")
+        why = " ".join(str(reason).partition(" [type=")[0].split())  # pydantic's errors have several lines
+        return RunFolderError(f"{self.path / name} is damaged ({why}): {cure}, or choose another --out.")
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
         """Writes a stage's JSON atomically. A value that is NaN or infinite raises a ValueError."""

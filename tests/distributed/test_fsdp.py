@@ -142,7 +142,7 @@ def test_what_shards_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="training all layers at once"):
         check_options(config, "measure", (2,), shape)
     with pytest.raises(ConfigError, match="training all layers at once"):
-        check_options(config, "train", "full", shape)
+        check_options(config.replace(layers="full"), "train", "full", shape)
     assert engine_name(config, "cuda") == "transformers", "vLLM would hold the whole model beside it"
 
 
