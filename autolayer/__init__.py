@@ -10,6 +10,7 @@ from autolayer.core.errors import (
     EngineError,
     EpisodeError,
     LayerError,
+    LoneRankError,
     ModelError,
     NoSignalError,
     PatchError,
@@ -17,16 +18,19 @@ from autolayer.core.errors import (
     RewardError,
     RunFolderError,
     SandboxError,
+    SearchError,
     TrainingError,
     UnknownNameError,
 )
 
 if TYPE_CHECKING:
     from autolayer.comparison.compare import compare
+    from autolayer.comparison.comparison import Comparison
     from autolayer.core.config import Config
+    from autolayer.core.progress import Progress
     from autolayer.measurement.measure import measure
     from autolayer.models.patch import LayerPatch, load_patch
-    from autolayer.models.train_only import train_only
+    from autolayer.models.train_only import Trainable, train_only
     from autolayer.pipeline.pick import pick, train_layer
     from autolayer.reporting.contribution import Contribution
     from autolayer.reporting.results import PickResult
@@ -35,10 +39,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AutolayerError", "Config", "ConfigError", "Contribution", "DataError", "EngineError", "EpisodeError",
-    "LayerError", "LayerPatch", "ModelError", "NoSignalError", "PatchError", "PickResult", "ProcessGroupError",
-    "RewardError", "RunFolderError", "SandboxError", "Task", "TrainingError", "UnknownNameError", "compare",
-    "load_patch", "measure", "pick", "train_layer", "train_only",
+    "AutolayerError", "Comparison", "Config", "ConfigError", "Contribution", "DataError", "EngineError",
+    "EpisodeError", "LayerError", "LayerPatch", "LoneRankError", "ModelError", "NoSignalError", "PatchError",
+    "PickResult", "ProcessGroupError", "Progress", "RewardError", "RunFolderError", "SandboxError", "SearchError",
+    "Task", "Trainable", "TrainingError", "UnknownNameError", "compare", "load_patch", "measure", "pick",
+    "train_layer", "train_only",
 ]  # fmt: skip
 
 _MODULES = {
@@ -48,11 +53,14 @@ _MODULES = {
     "pick": "pipeline.pick",
     "train_layer": "pipeline.pick",
     "train_only": "models.train_only",
+    "Comparison": "comparison.comparison",
     "Config": "core.config",
     "Contribution": "reporting.contribution",
     "LayerPatch": "models.patch",
     "PickResult": "reporting.results",
+    "Progress": "core.progress",
     "Task": "tasks.base",
+    "Trainable": "models.train_only",
 }
 """The modules of the names that are imported when they are first used, so that `import autolayer` loads no torch."""
 

@@ -11,13 +11,14 @@ decides the same from the same records, and a process that crashes resumes from 
 from collections.abc import Mapping, Sequence
 
 from autolayer.core.arms import RungResult
+from autolayer.core.errors import SearchError
 from autolayer.search.batches import first_batch, next_batch
 from autolayer.search.evidence import gather_evidence
 from autolayer.search.ladder import plan_ladder
 from autolayer.search.outcome import conclude, settled_verdict
 from autolayer.search.posterior import Posterior, infer
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run, SearchError
+from autolayer.search.records import Candidate, RaceConfig, RaceOutcome, Run
 
 Answer = RungResult | str
 """A run's result, or the reason why it failed."""

@@ -6,7 +6,6 @@ from typing import Literal
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.errors import AutolayerError
 from autolayer.core.layer_set import Layers
 from autolayer.reporting.results import Rung
 
@@ -15,10 +14,6 @@ RATE_STEPS = (0.0, 0.5, -0.5)
 """Exponents of `rate_span`, in the order in which rates are tried: starting rate, one step up, one step down."""
 TIME_IS_UP = "time is up"
 """Stop reason of a race that its deadline ended. The same call with more time resumes it."""
-
-
-class SearchError(AutolayerError, RuntimeError):
-    """Every short run of the search failed, so there is nothing to decide on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from autolayer.core.arms import Arm, RungResult
-from autolayer.core.errors import TrainingError
+from autolayer.core.errors import SearchError, TrainingError
 from autolayer.search.evidence import check_result, paired_gain
 from autolayer.search.optuna_storage import Storage, Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run, SearchError
+from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run
 from autolayer.search.study import RaceStudy, run_of
 
 POLL_SECONDS = 0.2

@@ -100,7 +100,12 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
 
 @cli.command(
     cls=ConfigCommand,
-    leave_out=("budget", "regret", "storage", "top_k"),  # they steer a search
+    leave_out=("budget", "regret", "storage", "top_k"),  # only a search reads them
+    texts={
+        "layers": "Layers to train, such as 16, 10-14 or 8,16.",
+        "learning_rate": "Learning rate of the trained layers, or auto. Default: auto, which takes it from the probes.",
+        "hours": "Deadline for the whole run in hours.",
+    },
     epilog="""\b
     Examples:
       autolayer train --model tiny --task math:arith --layers 2
@@ -123,7 +128,12 @@ def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
 
 @cli.command(
     cls=ConfigCommand,
-    leave_out=("regret", "storage", "hours", "top_k", "adapter"),  # they steer a search
+    leave_out=("regret", "storage", "hours", "top_k", "adapter", "history"),  # `measure` does not read them
+    texts={
+        "layers": "Layers to measure, such as 16, 10-14 or 8,16. Default: all.",
+        "learning_rate": "Learning rate of every arm, or auto. Default: auto, which tries --rates.",
+        "budget": "Cost of the probes, as a share of one full run.  [default: 0.25]",
+    },
     epilog="""\b
     Examples:
       autolayer measure --model tiny --task math:arith

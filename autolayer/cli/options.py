@@ -40,8 +40,8 @@ COMMON = ("model", "task", "data", "reward", "layers", "steps", "budget", "seed"
 
 METAVARS = {
     "model": "NAME", "task": "NAME", "data": "PATH", "reward": "FILE.py:FUNCTION", "layers": "LAYERS",
-    "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "DEVICE", "learning_rate": "auto|NUMBER",
-    "rollouts": "auto|transformers|vllm|URL",
+    "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "auto|cpu|cuda[:N]",
+    "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
 }  # fmt: skip
 
 
@@ -57,11 +57,16 @@ class ConfigOption(click.Option):
 
 
 class ConfigCommand(click.Command):
-    """A command with one option per field of `Config` but those in `leave_out`, shown in groups."""
+    """A command with one option per field of `Config` but those in `leave_out`, shown in groups.
 
-    def __init__(self, *args: Any, leave_out: tuple[str, ...] = (), **kwargs: Any) -> None:
+    `texts` replaces the help of options that mean something narrower in this command.
+    """
+
+    def __init__(
+        self, *args: Any, leave_out: tuple[str, ...] = (), texts: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.leave_out = leave_out
+        self.leave_out, self.texts = leave_out, texts or {}
 
     @functools.cached_property
     def config_options(self) -> list[click.Option]:
@@ -69,7 +74,11 @@ class ConfigCommand(click.Command):
         from autolayer.core.config import TABLES, Config
 
         left_out = (*TABLES, *self.leave_out)
-        options = [_option(name, field) for name, field in Config.model_fields.items() if name not in left_out]
+        options = [
+            _option(name, field, self.texts.get(name))
+            for name, field in Config.model_fields.items()
+            if name not in left_out
+        ]
         tables = ", ".join(f"[{name}]" for name in TABLES)
         file_help = f"TOML file with any of these settings, and the tables {tables}."
         return [*options, click.Option(["--config", "toml"], metavar="FILE", help=file_help)]
@@ -90,13 +99,13 @@ class ConfigCommand(click.Command):
                     formatter.write_dl(rows, col_max=28)
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+def _option(name: str, field: FieldInfo, text: str | None = None) -> click.Option:
     kind: Any = field.annotation
     if get_origin(kind) in (Union, types.UnionType):  # with None
         kind = get_args(kind)[0]
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    flag, text = "--" + name.replace("_", "-"), " ".join((field.description or "").split())
+    flag, text = "--" + name.replace("_", "-"), " ".join((text or field.description or "").split())
     if kind is bool:
         return ConfigOption([f"{flag}/--no-{flag[2:]}"], default=None, help=text)
     if not field.is_required() and field.default is not None:

@@ -240,6 +240,8 @@ def config_of(config: Config | None, options: Mapping[str, Any]) -> Config:
     """Returns the settings with which a function of the library was called: a config, or its fields as keywords."""
     if config is not None and options:
         raise ConfigError(f"got a config and also {', '.join(options)}: give one or the other.")
+    if not isinstance(config, Config | None):
+        raise ConfigError(f"got {config!r} as the config: give settings by name, such as model='tiny'.")
     return config or Config(**options)
 
 
@@ -248,11 +250,10 @@ def with_options(verb: Verb) -> Verb:
     signature = inspect.signature(verb)
     *parameters, options = signature.parameters.values()
     assert options.kind is inspect.Parameter.VAR_KEYWORD
-    fields = Config.model_fields
-    parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=fields[name].default, annotation=kind)
-        for name, kind in get_type_hints(Options).items()
-    ]
+    for name, kind in get_type_hints(Options).items():
+        field = Config.model_fields[name]
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
     vars(verb)["__signature__"] = signature.replace(parameters=parameters)
     return verb
 

@@ -68,6 +68,10 @@ class LoneRankError(ProcessGroupError):
     """This process failed where it could not tell the others, which the launcher has to end."""
 
 
+class SearchError(AutolayerError, RuntimeError):
+    """Raised when every short run of the search failed."""
+
+
 class RunFolderError(AutolayerError, RuntimeError):
     """A run folder that is damaged or belongs to another configuration."""
 

@@ -18,7 +18,7 @@ from autolayer.pipeline.train_stage import TrainStage
 from autolayer.reporting.results import Gain, PickResult, StageCost
 from autolayer.rollouts.evaluation import suite_scores
 
-PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "scikit-learn", "numpy")
+PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "numpy")
 
 
 def build_result(

@@ -69,8 +69,9 @@ class RunPlan:
         if config.budget is not None and worst > config.budget:
             yield "note", f"finding costs {worst:.0%} of one full run, not the {config.budget:.0%} of --budget"
         yield "calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"
-        bursts = f"bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts"
-        yield "probe", f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts; {bursts}"
+        bursts = f"; bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts"
+        folds = f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts"
+        yield "probe", folds + (bursts if probes.burst_steps else "")
         yield from (("note", note) for note in probes.notes)
         yield (
             "search",

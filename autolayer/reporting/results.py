@@ -169,9 +169,8 @@ class PickResult(FileRecord):
 
     schema_version: Literal[1] = 1
     """Version of this schema."""
-    status: Literal["ok", "incomplete", "no_signal"]
-    """ok: trained; incomplete: stopped by --until; no_signal: the base model's rewards do not vary, RL has nothing to
-    learn from."""
+    status: Literal["ok", "incomplete"]
+    """ok: trained; incomplete: stopped by --until or --hours."""
     model: str
     """Base model, as given."""
     task: str
@@ -210,15 +209,14 @@ class PickResult(FileRecord):
     """Values that the reward logged about the evaluation (TRL's log_metric), for base and trained: shares of answers
     that could not be judged, of programs that ran out of time or memory. Null before training and where there is
     nothing, left out by older versions."""
-    contribution_reference: Literal["full", "best"] | None = None
-    """Meaning of a measured contribution of 1: the gain of training all parameters (full), or the gain of the
-    best candidate measured at that rung (best)."""
+    contribution_reference: Literal["best"] | None = None
+    """Meaning of a measured contribution of 1: the gain of the best candidate measured at that rung."""
     ranking: Several[RankingRow] | None = None
     """Every candidate once, most probable first; null if no layer was examined."""
     sets: Several[SetRow] | None = None
     """With --top-k, the sets of layers that raced, most probable first; else null."""
     baselines: Mapping[str, Baseline] | None = None
-    """random, first, middle and last, for comparison; null if no layer was examined."""
+    """random, first, middle, last and position, for comparison; null if no layer was examined."""
     probes: Mapping[str, Several[float | None]] | None = None
     """Raw scores of every probe; higher means more contribution."""
     cost: Mapping[str, StageCost] = field(default_factory=dict)

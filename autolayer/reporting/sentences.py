@@ -8,8 +8,6 @@ from autolayer.reporting.results import PickResult
 
 def headline(result: PickResult) -> str:
     """Returns the answer in one or two sentences: the layer, what training it gained, and how sure the choice is."""
-    if result.status == "no_signal":
-        return f"No training signal: {result.stop_reason or 'the rewards of the base model do not vary.'}"
     return " ".join(filter(None, (_answer(result), _confidence(result))))
 
 
@@ -71,7 +69,7 @@ def found_by_search(result: PickResult) -> bool:
 def detail_lines(result: PickResult) -> list[str]:
     """Returns the lines below the headline: why the search stopped, and how the scores were read."""
     lines = []
-    if result.stop_reason and result.status != "no_signal":
+    if result.stop_reason:
         lines.append(f"Why the search stopped: {result.stop_reason.rstrip('.')}.")
     if result.base_score is not None and result.trained_score is None:
         lines.append(f"Score of the base model: {result.base_score:.3f}.")
@@ -112,11 +110,8 @@ def _suite_lines(result: PickResult) -> list[str]:
 
 def legend(result: PickResult) -> str:
     """Returns the line that explains the columns of the ranking."""
-    reference = {
-        "full": "1 is the gain of training all parameters",
-        "best": "1 is the gain of the best run of as many steps, taken as exact",
-        None: "no layer is measured yet",
-    }[result.contribution_reference]
+    measured = "1 is the gain of the best run of as many steps, taken as exact"
+    reference = "no layer is measured yet" if result.contribution_reference is None else measured
     return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
 
 

@@ -123,7 +123,10 @@ def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
     lines = [f"  {folder / name}  {what}" for name, what in FILES.items() if (folder / name).exists()]
     lines = ["", "Files:", *lines] if lines else []
     if result.status == "incomplete":
-        return [*lines, "Next: run the same command again (without --until) to continue from here."]
+        return [
+            *lines,
+            "Next: run the same command again (without --until, with more --hours) to continue from here.",
+        ]
     if result.gain is not None and result.gain.high < 0:
         return [
             *lines,

@@ -96,7 +96,6 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
          "All 6 layers: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270)."),
         (after_probe(), "Not finished: layer 3 of 6 is best so far, by prediction only."),
         (AFTER_CALIBRATE, "Not finished: the base model has a training signal, and no layer has been tried yet."),
-        (replace(AFTER_CALIBRATE, status="no_signal", stop_reason="too hard."), "No training signal: too hard."),
     ],
 )  # fmt: skip
 def test_headline(value: PickResult, sentence: str) -> None:
@@ -129,7 +128,7 @@ def test_a_model_that_became_worse_is_not_recommended(tmp_path: Path) -> None:
 def test_unfinished_runs_say_how_to_go_on(tmp_path: Path) -> None:
     for value in (after_probe(), AFTER_CALIBRATE):
         text = shown(value, width=120, folder=tmp_path)
-        assert "Next: run the same command again (without --until) to continue from here." in text
+        assert "Next: run the same command again (without --until, with more --hours) to continue from here." in text
         assert "nan" not in text.lower() and "None" not in text
 
 

@@ -10,12 +10,12 @@ import pytest
 from race_helpers import drive, make_candidates, make_config, make_runner, play
 
 from autolayer.core.arms import Arm, RungResult
-from autolayer.core.errors import AutolayerError
+from autolayer.core.errors import AutolayerError, SearchError
 from autolayer.search.evidence import gather_evidence
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.posterior import infer
 from autolayer.search.race import Race
-from autolayer.search.records import Candidate, Run, SearchError, Slot
+from autolayer.search.records import Candidate, Run, Slot
 
 
 def test_same_records_same_decision():

@@ -16,10 +16,10 @@ import pytest
 
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
-from autolayer.core.errors import RunFolderError, TrainingError
+from autolayer.core.errors import RunFolderError, SearchError, TrainingError
 from autolayer.search import optuna_storage
 from autolayer.search.optuna_storage import open_storage, open_study, quiet_optuna, storage_errors
-from autolayer.search.records import Candidate, RaceConfig, SearchError
+from autolayer.search.records import Candidate, RaceConfig
 from autolayer.search.study import RaceStudy
 from autolayer.search.worker import run_search
 
