@@ -102,11 +102,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def check(self) -> None:
-        """Checks that a run can write here, and only here; nothing is written.
-
-        Raises:
-            RunFolderError: The path is no place for a folder, or a file of the run is a link to another place.
-        """
+        """Refuses a path that is no place for a folder, and files of the run that are links to another place."""
         try:
             if (self.path.exists() or self.path.is_symlink()) and not self.path.is_dir():
                 raise NotADirectoryError

@@ -235,7 +235,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     rollouts = sample_folds(bench, prompts=7, num_folds=1)[0]
     before, sampled = Untouched(model), []
     sample = bench.sample
-    bench.sample = lambda rows, *rest: sampled.append(list(rows)) or sample(rows, *rest)  # pyright: ignore
+    bench.sample = lambda rows, *a, **k: sampled.append(list(rows)) or sample(rows, *a, **k)  # pyright: ignore
     layers, named = (0, 1, 2), []
     report = run_probes(bench, layers, rollouts, PLAN, num_folds=3, total_steps=400, seed=0, on_probe=named.append)
     before.check()
