@@ -47,7 +47,7 @@ def tiny_model():
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
     """The sandbox that this machine should have."""
-    from autolayer.tasks.code.sandbox.launch import bubblewrap
+    from autolayer.tasks.code.sandbox.bubblewrap import bubblewrap
     from autolayer.tasks.code.sandbox.opening import missing_sandbox
     from autolayer.tasks.code.sandbox.pool import Sandbox
 
@@ -62,10 +62,10 @@ def box() -> Iterator[Sandbox]:
 @pytest.fixture(scope="module")
 def no_box() -> Iterator[Sandbox]:
     """No sandbox at all, as --allow-unsandboxed has it."""
-    from autolayer.tasks.code.sandbox import launch
+    from autolayer.tasks.code.sandbox import bubblewrap
     from autolayer.tasks.code.sandbox.pool import Sandbox
 
-    opened = Sandbox(launch.bare(), 1)
+    opened = Sandbox(bubblewrap.bare(), 1)
     yield opened
     opened.close()
 

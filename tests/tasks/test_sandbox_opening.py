@@ -12,7 +12,7 @@ import pytest
 from sandbox_helpers import LIVES
 
 from autolayer.core.errors import SandboxError
-from autolayer.tasks.code.sandbox import launch, opening, pool
+from autolayer.tasks.code.sandbox import bubblewrap, opening, pool
 from autolayer.tasks.code.sandbox.jobs import Limits
 from autolayer.tasks.code.sandbox.opening import open_sandbox
 from autolayer.tasks.code.sandbox.pool import Sandbox
@@ -51,14 +51,14 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_sandbox_it_is_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, command: list[str] | None, words: str
 ) -> None:
-    monkeypatch.setattr(launch, "bubblewrap", lambda: command)
+    monkeypatch.setattr(bubblewrap, "bubblewrap", lambda: command)
     with pytest.raises(SandboxError, match=f"{words}.*--allow-unsandboxed"):
         open_sandbox()
 
 
 @pytest.mark.usefixtures("_nothing_open")
 def test_a_command_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "bubblewrap", launch.bare)
+    monkeypatch.setattr(bubblewrap, "bubblewrap", bubblewrap.bare)
     with pytest.raises(SandboxError, match="was not shut in"):
         open_sandbox()
 
@@ -67,9 +67,9 @@ def test_a_command_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.Monk
 def test_it_runs_unsandboxed_only_where_that_is_allowed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launch, "bubblewrap", lambda: None)
+    monkeypatch.setattr(bubblewrap, "bubblewrap", lambda: None)
     opened = open_sandbox(allow_unsandboxed=True)
-    assert opened.command == launch.bare() and opened.run(LIVES)[0].values == (1,)
+    assert opened.command == bubblewrap.bare() and opened.run(LIVES)[0].values == (1,)
     open_sandbox(allow_unsandboxed=True)
     assert caplog.text.count("WITHOUT a sandbox") == 1, "once is enough"
     with pytest.raises(SandboxError):
@@ -85,7 +85,7 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch, system: str,
 
 
 def test_a_working_sandbox_goes_before_the_permission_to_do_without(box: Sandbox) -> None:
-    assert open_sandbox(allow_unsandboxed=True).command == launch.bubblewrap()
+    assert open_sandbox(allow_unsandboxed=True).command == bubblewrap.bubblewrap()
 
 
 def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
@@ -100,9 +100,9 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
         "for name in ('autolayer', 'autolayer.core', 'autolayer.tasks', 'autolayer.tasks.code'):\n"
         "    module = sys.modules[name] = types.ModuleType(name)  # the real one needs packages of the environment\n"
         "    module.__path__ = [sys.argv[1] + '/' + name.replace('.', '/')]\n"
-        "from autolayer.tasks.code.sandbox import jobs, launch, opening, pool\n"
+        "from autolayer.tasks.code.sandbox import bubblewrap, jobs, opening, pool\n"
         "problem = opening.missing_sandbox()\n"
-        "box = pool.Sandbox(launch.bubblewrap(), 1)\n"
+        "box = pool.Sandbox(bubblewrap.bubblewrap(), 1)\n"
         "bomb = 'import os, time\\ndef f(n=0):\\n    try:\\n        while n < 99:\\n            n += 1\\n"
         "            if os.fork() == 0: time.sleep(9)\\n    except OSError: pass\\n    return n'\n"
         "done = box.run([jobs.Calls(program=bomb, calls=[('f', [])])]); box.close()\n"
@@ -110,7 +110,7 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        shutil.copytree(launch.HERE.parents[2], Path(folder, "autolayer"), ignore=shutil.ignore_patterns("data"))
+        shutil.copytree(bubblewrap.HERE.parents[2], Path(folder, "autolayer"), ignore=shutil.ignore_patterns("data"))
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         done = subprocess.run(
             [python, "-B", "-c", code, folder],

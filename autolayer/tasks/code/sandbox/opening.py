@@ -7,7 +7,7 @@ import platform
 import threading
 
 from autolayer.core.errors import SandboxError
-from autolayer.tasks.code.sandbox import launch
+from autolayer.tasks.code.sandbox import bubblewrap
 from autolayer.tasks.code.sandbox.jobs import Calls, Limits
 from autolayer.tasks.code.sandbox.pool import ForkServer, Sandbox, SandboxFailure
 
@@ -45,12 +45,12 @@ def open_sandbox(*, allow_unsandboxed: bool = False) -> Sandbox:
 
 def missing_sandbox() -> str | None:
     """Returns why this machine has no sandbox, or None if a trial program is shut in."""
-    command = launch.bubblewrap()
+    command = bubblewrap.bubblewrap()
     if command is None:
         return "bubblewrap is not installed"
     server = ForkServer(command)
     try:
-        job = Calls(program=_TRIAL, calls=[("look", [str(launch.HERE)])])
+        job = Calls(program=_TRIAL, calls=[("look", [str(bubblewrap.HERE)])])
         outcome = server.run(job, Limits(wall_seconds=TRIAL_SECONDS))
     except SandboxFailure as failure:
         return str(failure)
@@ -63,14 +63,14 @@ def missing_sandbox() -> str | None:
 
 def _choose(allow_unsandboxed: bool) -> list[str]:
     problem = missing_sandbox()
-    if problem is None and (command := launch.bubblewrap()):
+    if problem is None and (command := bubblewrap.bubblewrap()):
         return command
     if allow_unsandboxed and platform.system() != "Windows":
         logger.warning(
             "programs that the model writes run WITHOUT a sandbox: as you, with your files and your network, and only "
             "limited in time and memory (%s).", problem,
         )  # fmt: skip
-        return launch.bare()
+        return bubblewrap.bare()
     raise SandboxError(
         "this task runs programs that the model writes, and this machine has no sandbox for them: "
         f"{problem}. {_advice()}"

@@ -1,6 +1,6 @@
 """Runs programs that a model wrote, and returns what they did. Nothing else in this package may run one.
 
-`jobs.Limits` says what a program may use, `launch` what it can see, and `confine` what it can call. Expected values
+`jobs.Limits` says what a program may use, `bubblewrap` what it can see, and `confine` what it can call. Expected values
 stay out of its process: outputs come back as JSON and are compared by the caller, and tests run in a process of their
 own (`judge`). So leaving early, printing "all passed", patching the grader or returning an object equal to everything
 gains nothing. A failure of the sandbox itself raises SandboxError and never becomes a score of 0. Left out on purpose:
@@ -20,8 +20,8 @@ from dataclasses import replace
 from typing import Any
 
 from autolayer.core.errors import SandboxError
+from autolayer.tasks.code.sandbox.bubblewrap import ENVIRONMENT
 from autolayer.tasks.code.sandbox.jobs import Calls, Failed, Job, Judged, Limits, Outcome, Script
-from autolayer.tasks.code.sandbox.launch import ENVIRONMENT
 
 GRACE_SECONDS = 20.0  # beyond the limit that the sandbox itself keeps, before it counts as failed
 _KINDS = {Script: "script", Judged: "tests", Calls: "calls"}
