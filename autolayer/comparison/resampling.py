@@ -15,7 +15,7 @@ LEVEL = 0.95
 """Coverage of the intervals."""
 NUM_RESAMPLES = 10_000
 NUM_NOISE_DRAWS = 2_000
-"""Fewer, since only their standard deviation is used."""
+"""Fewer than for `chance`, since only their standard deviation is used."""
 
 
 def chance(scores_L: ArrayLike, contribution_L: ArrayLike) -> float:

@@ -137,11 +137,8 @@ def _smallest_good_rate(ranked: dict[float, tuple[float, ...]]) -> float:
     The one-standard-error rule of Breiman et al. (1984), on paired items.
     """
     best_I = np.array(next(iter(ranked.values())))
-    for rate in sorted(ranked):
-        lost_I = best_I - np.array(ranked[rate])
-        if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5:
-            return rate
-    raise AssertionError("the best rate loses nothing against itself")
+    lost = {rate: best_I - np.array(rewards_I) for rate, rewards_I in ranked.items()}
+    return min(rate for rate, lost_I in lost.items() if lost_I.mean() <= lost_I.std() / len(lost_I) ** 0.5)
 
 
 class RunRecords:
