@@ -198,8 +198,10 @@ def own_data(folder: Path, rows: int, reward: str) -> dict:
     [
         "100.0 * (c == a) - 200.0 for c, a in zip(completions, answer)",
         "1e9 + len(set(c) & set(a)) / 2 for c, a in zip(completions, answer)",
+        "1e15 * (c == a) for c, a in zip(completions, answer)",
+        "1e12 * (c == '77') + (c == a) for c, a in zip(completions, answer)",
     ],
-    ids=["negative", "a large constant"],
+    ids=["negative", "a large constant", "the largest", "one of a thousand is huge"],
 )
 def test_twenty_rows_and_rewards_of_any_scale_are_enough(reward: str, tmp_path: Path):
     result = short_pick(tmp_path / "b", **own_data(tmp_path, 20, reward))
