@@ -138,7 +138,8 @@ def _condition(
         white_K_R = np.linalg.solve(root_K_R_R, residual_K_R[:, :, None])[:, :, 0]
         log_det_K = np.log(np.diagonal(root_K_R_R, axis1=1, axis2=2)).sum(axis=1)
         log_weight_K = np.log(probability) + log_prior_K - 0.5 * (white_K_R**2).sum(axis=1) - log_det_K
-        for k in np.flatnonzero(log_weight_K > log_weight_K.max() + np.log(NEGLIGIBLE)):
+        # With one score far out, log weights are so large that all but the largest are negligible.
+        for k in np.flatnonzero(log_weight_K >= log_weight_K.max() + np.log(NEGLIGIBLE)):
             gain_R_T = np.linalg.solve(root_K_R_R[k], (cross_T_R * slopes_K_R[k]).T)
             points.append(
                 _GridPoint(

@@ -303,3 +303,13 @@ def test_two_configurations_do_not_share_a_storage(whole, folder):
         run_search(
             replace(CONFIG, signature="other"), CANDIDATES, BASE_I, Runner(), storage=f"sqlite:///{folder}/study.db"
         )
+
+
+def test_one_huge_training_reward_does_not_end_the_race(folder):
+    class Outlier(Runner):
+        def __call__(self, arm, to_step):
+            result = super().__call__(arm, to_step)
+            rewards = [0.5 + 1e12 * (len(self.made) == 2 and step == 1) for step in range(arm.step, to_step)]
+            return replace(result, train_rewards_P=tuple(rewards))
+
+    assert search(folder, Outlier()).winner.step > 0
