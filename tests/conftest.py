@@ -48,7 +48,7 @@ def tiny_model():
 def box() -> Iterator[Sandbox]:
     """The sandbox that this machine should have."""
     from autolayer.tasks.code.sandbox.bubblewrap import bubblewrap
-    from autolayer.tasks.code.sandbox.opening import missing_sandbox
+    from autolayer.tasks.code.sandbox.open_sandbox import missing_sandbox
     from autolayer.tasks.code.sandbox.pool import Sandbox
 
     problem, command = missing_sandbox(), bubblewrap()
@@ -74,9 +74,9 @@ def no_box() -> Iterator[Sandbox]:
 def _sandbox() -> None:
     """For tests that run programs by the sandbox that the code tasks open themselves."""
     from autolayer.core.errors import SandboxError
-    from autolayer.tasks.code.sandbox import opening
+    from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 
     try:
-        opening.open_sandbox()
+        open_sandbox()
     except SandboxError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))

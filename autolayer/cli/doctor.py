@@ -113,7 +113,7 @@ def _disk(folder: Path) -> Check:
 
 
 def _sandbox() -> Check:
-    from autolayer.tasks.code.sandbox.opening import missing_sandbox
+    from autolayer.tasks.code.sandbox.open_sandbox import missing_sandbox
 
     if problem := missing_sandbox():
         return Check("sandbox", "note", f"none ({problem}): --task code needs one")

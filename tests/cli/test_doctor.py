@@ -12,7 +12,6 @@ import pytest
 from autolayer.cli import doctor
 from autolayer.cli.main import main
 from autolayer.core.config import Config
-from autolayer.tasks.code.sandbox import opening
 
 
 def states(found: doctor.Diagnosis) -> dict[str, str]:
@@ -52,7 +51,7 @@ def test_a_missing_package_is_bad_and_an_untested_one_a_note(monkeypatch: pytest
 
 def test_a_full_disk_and_a_missing_sandbox_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
-    monkeypatch.setattr(opening, "missing_sandbox", lambda: "no namespaces")
+    monkeypatch.setattr("autolayer.tasks.code.sandbox.open_sandbox.missing_sandbox", lambda: "no namespaces")
     found = doctor.diagnose(None)
     assert states(found)["disk"] == states(found)["sandbox"] == "note" and found.is_well
 

@@ -20,7 +20,7 @@ from autolayer.tasks.code.grade import grade
 from autolayer.tasks.code.problems import parse_problem
 from autolayer.tasks.code.programs import FENCE, OPENING, is_answer, program_of
 from autolayer.tasks.code.public import Question
-from autolayer.tasks.code.sandbox.opening import open_sandbox
+from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 from autolayer.tasks.rewards import text_of
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 from autolayer.tasks.base import Row, Task, as_prompt
 from autolayer.tasks.code.sandbox.jobs import Calls, Limits
-from autolayer.tasks.code.sandbox.opening import open_sandbox
+from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
 from autolayer.tasks.python_text import parse_python
 from autolayer.tasks.rewards import text_of

@@ -12,9 +12,9 @@ import pytest
 from sandbox_helpers import LIVES
 
 from autolayer.core.errors import SandboxError
-from autolayer.tasks.code.sandbox import bubblewrap, opening, pool
+from autolayer.tasks.code.sandbox import bubblewrap, pool
 from autolayer.tasks.code.sandbox.jobs import Limits
-from autolayer.tasks.code.sandbox.opening import open_sandbox
+from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 from autolayer.tasks.code.sandbox.pool import Sandbox
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Windows, which is refused")
@@ -36,7 +36,7 @@ def test_a_sandbox_that_dies_is_an_error_and_no_zero(box: Sandbox, monkeypatch: 
 
 @pytest.fixture
 def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_open", {})
+    monkeypatch.setattr("autolayer.tasks.code.sandbox.open_sandbox._open", {})
 
 
 @pytest.mark.usefixtures("_nothing_open")
@@ -57,9 +57,9 @@ def test_without_a_sandbox_it_is_refused_with_the_reason(
 
 
 @pytest.mark.usefixtures("_nothing_open")
-def test_a_command_that_shuts_nothing_in_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_isolates_nothing_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bubblewrap, "bubblewrap", bubblewrap.bare)
-    with pytest.raises(SandboxError, match="was not shut in"):
+    with pytest.raises(SandboxError, match="was not isolated"):
         open_sandbox()
 
 
@@ -100,8 +100,8 @@ def test_an_ordinary_account_has_a_sandbox_too(box: Sandbox) -> None:
         "for name in ('autolayer', 'autolayer.core', 'autolayer.tasks', 'autolayer.tasks.code'):\n"
         "    module = sys.modules[name] = types.ModuleType(name)  # the real one needs packages of the environment\n"
         "    module.__path__ = [sys.argv[1] + '/' + name.replace('.', '/')]\n"
-        "from autolayer.tasks.code.sandbox import bubblewrap, jobs, opening, pool\n"
-        "problem = opening.missing_sandbox()\n"
+        "from autolayer.tasks.code.sandbox import bubblewrap, jobs, open_sandbox, pool\n"
+        "problem = open_sandbox.missing_sandbox()\n"
         "box = pool.Sandbox(bubblewrap.bubblewrap(), 1)\n"
         "bomb = 'import os, time\\ndef f(n=0):\\n    try:\\n        while n < 99:\\n            n += 1\\n"
         "            if os.fork() == 0: time.sleep(9)\\n    except OSError: pass\\n    return n'\n"

@@ -44,7 +44,7 @@ def open_sandbox(*, allow_unsandboxed: bool = False) -> Sandbox:
 
 
 def missing_sandbox() -> str | None:
-    """Returns why this machine has no sandbox, or None if a trial program is shut in."""
+    """Returns why this machine has no sandbox, or None if a trial program is isolated."""
     command = bubblewrap.bubblewrap()
     if command is None:
         return "bubblewrap is not installed"
@@ -58,7 +58,7 @@ def missing_sandbox() -> str | None:
         server.close()
     if outcome.values == ([False, NUM_VARIABLES],):
         return None
-    return f"a trial program was not shut in: {outcome.reason}, {outcome.values}"
+    return f"a trial program was not isolated: {outcome.reason}, {outcome.values}"
 
 
 def _choose(allow_unsandboxed: bool) -> list[str]:
