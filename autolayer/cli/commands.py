@@ -277,6 +277,8 @@ def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
     values = read_values(ctx, {})
     config = read_config(ctx) if "model" in values else None
     checked = config or Config(model="tiny", **values)  # without a model, the other options must be valid all the same
+    if checked.out is not None:
+        RunFolder(checked.out).check()
     with only_stderr():
         from autolayer.cli.doctor import diagnose
 

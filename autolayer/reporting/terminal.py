@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Report:
             yield ""
             yield _sets_table(result)
         if rows and (hidden := len({row.layer for row in result.ranking or ()} - {row.layer for row in rows})):
-            command = f"autolayer report {self.folder or 'RUN_FOLDER'} --all"
+            command = shlex.join(["autolayer", "report", str(self.folder or "RUN_FOLDER"), "--all"])
             yield Text(f"{hidden} more layers are hidden; `{command}` shows them.")
         if details := detail_lines(result):
             yield ""
@@ -135,5 +136,5 @@ def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
             "--prompts-per-step, so that the rate is measured on more prompts.",
         ]
     if result.trained_layers:
-        return [*lines, f"Next: autolayer merge {folder} --out {folder / 'merged'}"]
+        return [*lines, "Next: " + shlex.join(["autolayer", "merge", str(folder), "--out", str(folder / "merged")])]
     return lines

@@ -4,6 +4,7 @@ A data set that cannot be read is never replaced by another one, because the sco
 first. Left out on purpose: streaming, since splits are cut by hash and need every row.
 """
 
+import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,8 @@ def _read_folder(folder: Path, repository: str, configuration: str | None) -> An
     """Reads a copy of the repository: configurations as its README names them, else folders of files by split."""
     import datasets
 
+    if glob.has_magic(str(folder)):  # `datasets` would also read other folders
+        raise DataError(f"the copy of {repository} in {folder} cannot be read: rename the folder without *, ? and [.")
     try:
         try:
             return datasets.load_dataset(str(folder), configuration)

@@ -147,6 +147,8 @@ def test_tasks_lists_every_task(call: Any) -> None:
         (["pick", "--data", "x.jsonl", "--model", "tiny"], ["--data and --reward belong together"]),
         (["train", *TINY], ["--layers is missing"]),
         (["doctor", "--steps", "-1"], ["--steps -1 cannot work"]),
+        (["doctor", "--out", "\0"], ["cannot be a path"]),
+        (["doctor", "--out", f"{__file__}/x"], ["is a file, or below one: give a folder"]),
         (["doctor", "--seed", "x"], ["--seed", "'x' is not a valid integer"]),
         (["pick", *TINY, "--out", ""], ["--out '' cannot work"]),
         (["report", "nowhere"], ["nowhere has no result.json"]),
@@ -304,6 +306,10 @@ def test_the_report_is_alone_on_stdout(call: Any, pipeline: Any) -> None:
     code, out, err = call("pick", *TINY, "--out", "r")
     assert code == 0 and out.startswith("Layer 1 of 3: score 0.400 -> 0.600") and "Next: autolayer merge r --out" in out
     assert "noise" not in out and "noise" in err
+
+
+def test_the_next_command_can_be_copied_whatever_the_name_of_the_folder(call: Any, pipeline: Any) -> None:
+    assert "Next: autolayer merge 'a?b c' --out 'a?b c/merged'" in call("pick", *TINY, "--out", "a?b c")[1]
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(call: Any, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hub_cache import gsm8k_rows, make_gsm8k_cache, make_model_cache
 
+from autolayer.core.errors import DataError
+from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math.reward import math_reward
 
 LOAD_MATH = """
@@ -106,3 +108,11 @@ def test_math_reward_on_texts_and_messages() -> None:
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     assert math_reward(completions=messages, completion_ids=[], **columns) == [1.0, 0.0, 0.0, 1.0]
     assert metrics == {"answers/unjudged": 0.0}
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path: Path) -> None:
+    """`datasets` would read the folder `axb` for `a?b`, too."""
+    for name in ("a?b", "a*b", "a[b]"):
+        (tmp_path / name / "openai" / "gsm8k").mkdir(parents=True)
+        with local_copies(str(tmp_path / name)), pytest.raises(DataError, match="rename the folder"):
+            read_hub("openai/gsm8k", "main", {"train": {"question"}})
