@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from autolayer.core.errors import RunFolderError
+from autolayer.core.run_folder import RunFolder
 from autolayer.core.shown_text import hide_parts_of, hide_url
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,12 @@ TELL_SECONDS = 10.0
 """Time that a worker waits for others before it says so."""
 Storage = str | Path
 """An Optuna storage URL, or a SQLite file."""
+_PASSING = {
+    "is full": "free some space on the disk",
+    "is locked": "end the process that holds it",
+    "disk I/O error": "see that its disk works and has space",
+}
+"""Reasons of SQLite that leave the study whole, and what to do."""
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
@@ -46,15 +53,44 @@ def storage_errors(storage: Storage) -> Iterator[None]:
     """Turns the errors of a database, and of a driver that is missing, into one sentence with its remedy."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
-        cure = "give a --storage that Optuna can open, or leave it out"
-        if isinstance(storage, Path):  # in the run folder
-            cure = "delete that file to redo the search, or choose another --out"
-        elif isinstance(error, ImportError) and storage.startswith("postgresql"):
-            cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
-        reason = str(error).splitlines()[0].rstrip(".")
+    except (SQLAlchemyError, StorageInternalError, ImportError, AssertionError, UnboundLocalError) as error:
+        cause = _storage_error(error)
+        if cause is None:
+            raise
+        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0].rstrip(".")
         reason = reason if isinstance(storage, Path) else hide_parts_of(storage, reason)
+        cure = "give a --storage that Optuna can open, or leave it out"
+        if passing := next((cure for words, cure in _PASSING.items() if words in reason), None):
+            cure = f"{passing}, and repeat the command, which resumes"
+        elif isinstance(storage, Path):  # in the run folder
+            cure = f"restore it, {RunFolder(storage.parent).search_again}, or choose another --out"
+        elif isinstance(cause, ImportError) and storage.startswith("postgresql"):
+            cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
         raise RunFolderError(f"the study in {shown_storage(storage)} cannot be used ({reason}): {cure}.") from error
+
+
+def _storage_error(error: BaseException | None) -> BaseException | None:
+    """Returns the error of the database that is behind an error, or None.
+
+    Optuna fails in its own handling of a storage that fails, which hides the reason.
+    """
+    found = None
+    while error is not None:
+        if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError):
+            found = error
+        error = error.__cause__ or error.__context__
+        if isinstance(found, SQLAlchemyError):
+            break
+    return found
+
+
+@contextmanager
+def reading_study() -> Iterator[None]:
+    """Turns the errors that damaged content of a study causes into an error of its storage."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StorageInternalError(f"it is damaged: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
 
 def shown_storage(storage: Storage) -> str:
@@ -66,6 +102,10 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
     """Opens a study, creates it if needed, and fails the trials of dead workers."""
     backend = open_storage(storage)
     if backend.engine.dialect.name == "sqlite":
+        with backend.engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            raise StorageInternalError(f"it is damaged: {found}")
         # Python's sqlite3 begins a transaction at the first write, so two workers could both read that a trial
         # waits and both claim it. Taking the write lock before the read makes the claim atomic.
         sqlalchemy.event.listen(backend.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -94,7 +134,7 @@ def open_storage(storage: Storage) -> optuna.storages.RDBStorage:
             raise ArgumentError("its port is no number") from None  # without the text, which may be a password
     for attempt in range(MAX_TABLE_ATTEMPTS):
         try:
-            return optuna.storages.RDBStorage(
+            return _Storage(
                 url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
         except SQLAlchemyError as error:
@@ -103,6 +143,12 @@ def open_storage(storage: Storage) -> optuna.storages.RDBStorage:
                 raise
             time.sleep(random.uniform(0, 0.2 * 2**attempt))  # another worker is creating them
     raise AssertionError("the last try returns or raises")
+
+
+class _Storage(optuna.storages.RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        with suppress(SQLAlchemyError, StorageInternalError):  # the worker itself finds out that the storage fails
+            super().record_heartbeat(trial_id)
 
 
 def mark_worker(trial: optuna.Trial) -> None:

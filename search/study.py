@@ -1,7 +1,8 @@
 """Records a race in an Optuna study, so that a worker needs nothing else to join or resume it.
 
 The study's user attribute `inputs` holds the candidates, base rewards and costs. Each trial has the user attributes
-`run`, `worker` (the process that runs it) and, once it has finished, `result` or `failed`.
+`run`, `worker` (the process that runs it) and, once it has finished, `result` or `failed`. What decides the race is
+sealed, because SQLite does not notice that bits have changed.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from pydantic import TypeAdapter
 
 from autolayer.core.arms import RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import RunFolderError
+from autolayer.core.whole_files import seal, unseal
 from autolayer.search.optuna_storage import (
     Storage,
     open_storage,
     open_study,
     quiet_optuna,
+    reading_study,
     shown_storage,
     storage_errors,
 )
@@ -35,7 +39,7 @@ _RUN, _RESULT, _CANDIDATES = TypeAdapter(Run), TypeAdapter(RungResult), TypeAdap
 
 def check_storage(storage: Storage, signature: str | None = None) -> None:
     """Refuses, before any work is done, a storage that does not open or holds a race of another signature."""
-    with quiet_optuna(), storage_errors(storage):
+    with quiet_optuna(), storage_errors(storage), reading_study():
         backend = open_storage(storage)
         if signature is None or RACE_STUDY not in optuna.get_all_study_names(backend):
             return
@@ -62,25 +66,48 @@ class RaceStudy:
 
     @classmethod
     def open(
-        cls, storage: Storage, config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]
+        cls,
+        storage: Storage,
+        config: RaceConfig,
+        candidates: Sequence[Candidate],
+        base_I: Sequence[float],
+        *,
+        resumes: bool = False,
     ) -> RaceStudy:
         """Creates the study, or opens the existing one and adopts its candidates, base rewards and costs.
 
         Predictions measured on another machine differ in the last digits, and all workers must decide the same.
+        With `resumes`, a study that is not there is refused.
         """
-        study = open_study(storage, RACE_STUDY)
+        with reading_study():
+            return cls._open(storage, config, candidates, base_I, resumes)
+
+    @classmethod
+    def _open(
+        cls,
+        storage: Storage,
+        config: RaceConfig,
+        candidates: Sequence[Candidate],
+        base_I: Sequence[float],
+        resumes: bool,
+    ) -> RaceStudy:
+        study, wanted = open_study(storage, RACE_STUDY), _study_inputs(config, candidates, base_I)
         if "inputs" not in study.user_attrs:
-            study.set_user_attr("inputs", _study_inputs(config, candidates, base_I))
-        stored, wanted = study.user_attrs["inputs"], _study_inputs(config, candidates, base_I)
+            if resumes:
+                raise StorageInternalError("its race is lost, which has begun")
+            study.set_user_attr("inputs", seal("inputs", wanted))
+        stored = unseal("inputs", study.user_attrs["inputs"])
         if stored["identity"] != json.loads(json.dumps(wanted["identity"])):
             names = [name for name, value in stored["identity"].items() if value != wanted["identity"][name]]
             raise _other_race(storage, names)
-        return cls(
+        opened = cls(
             study=study,
             config=_with_stored_costs(config, stored),
             candidates=_CANDIDATES.validate_python(stored["candidates"]),
             base_I=tuple(stored["base_select_rewards_I"]),
         )
+        opened.answers(opened.trials())  # damage is found before anything is trained
+        return opened
 
     def trials(self) -> list[FrozenTrial]:
         """Returns all trials that carry a run, oldest first."""
@@ -93,7 +120,7 @@ class RaceStudy:
         for trial in trials:
             run = run_of(trial)
             if "result" in trial.user_attrs:
-                answers.setdefault(run, _RESULT.validate_python(trial.user_attrs["result"]))
+                answers.setdefault(run, _result(run, trial))
             elif "failed" in trial.user_attrs and trial.number > retried_up_to:
                 answers.setdefault(run, trial.user_attrs["failed"])
         return answers
@@ -114,7 +141,16 @@ class RaceStudy:
 
 def run_of(trial: FrozenTrial | optuna.Trial) -> Run:
     """Returns the run that a trial carries."""
-    return _RUN.validate_python(trial.user_attrs["run"])
+    return _RUN.validate_python(unseal("run", trial.user_attrs["run"]))
+
+
+def sealed_result(run: Run, result: RungResult) -> dict[str, Any]:
+    """Returns a result as a trial's attribute, bound to its run."""
+    return seal(f"result of {run.key}", asdict(result))
+
+
+def _result(run: Run, trial: FrozenTrial) -> RungResult:
+    return _RESULT.validate_python(unseal(f"result of {run.key}", trial.user_attrs["result"]))
 
 
 def _study_inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: Sequence[float]) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from optuna.trial import TrialState, create_trial
 
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.errors import SearchError, TrainingError
+from autolayer.core.whole_files import seal
 from autolayer.search.evidence import check_result, paired_gain
 from autolayer.search.optuna_storage import Storage, Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
 from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run
-from autolayer.search.study import RaceStudy, run_of
+from autolayer.search.study import RaceStudy, run_of, sealed_result
 
 POLL_SECONDS = 0.2
 
@@ -49,6 +50,7 @@ def run_search(
     storage: Storage,
     deadline: float | None = None,
     is_alone: bool = False,
+    resumes: bool = False,
 ) -> RaceOutcome:
     """Runs a race to its end, or resumes the one in the storage. All workers of a race return the same.
 
@@ -61,12 +63,13 @@ def run_search(
         storage: An Optuna storage URL, or a SQLite file, whose folder must exist.
         deadline: `time.monotonic()` after which no run is started. The race then ends with the results so far.
         is_alone: True if no other process can take part, so that what an earlier one has begun is repeated at once.
+        resumes: The race has begun, so that its study must be there.
 
     Raises:
         SearchError: Every run of the first batch failed. The next call tries them again.
     """
     with quiet_optuna(), storage_errors(storage):
-        race_study = RaceStudy.open(storage, config, candidates, base_select_rewards_I)
+        race_study = RaceStudy.open(storage, config, candidates, base_select_rewards_I, resumes=resumes)
         fail_dead_trials(race_study.study, is_alone=is_alone)
         worker = _Worker(race_study, run, deadline)
         while worker.advance():
@@ -107,7 +110,7 @@ class _Worker:
             raise optuna.TrialPruned
         mark_worker(trial)
         run = run_of(trial)
-        arm = Arm(layers=run.slot.layers, learning_rate=trial.params["learning_rate"], seed=run.slot.seed)
+        arm = Arm(layers=run.slot.layers, learning_rate=self._rate(run), seed=run.slot.seed)
         answers = race_study.answers(race_study.trials())
         for other, answer in answers.items():
             if isinstance(answer, RungResult) and (other.slot, other.to_step) == (run.slot, run.from_step):
@@ -120,7 +123,7 @@ class _Worker:
             trial.set_user_attr("failed", reason)
             raise RunFailed(reason) from error
         trial.report(paired_gain(result, race_study.base_I)[0], run.to_step)
-        trial.set_user_attr("result", asdict(result))
+        trial.set_user_attr("result", sealed_result(run, result))
         raise optuna.TrialPruned
 
     def _due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
@@ -140,15 +143,18 @@ class _Worker:
     def _enqueue(self, run: Run, answers: Mapping[Run, Answer]) -> None:
         results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
         candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
-        rate = self.race_study.config.rate_of(candidate, run.slot.rate_index)
         trial = create_trial(
             state=TrialState.WAITING,
-            params={"layers": _label(run.slot.layers), "learning_rate": rate},
+            params={"layers": _label(run.slot.layers), "learning_rate": self._rate(run)},
             distributions=self._distributions(candidate),
             intermediate_values=self._curve(run, results),
-            user_attrs={"run": asdict(run), "seed": run.slot.seed, "to_step": run.to_step},
+            user_attrs={"run": seal("run", asdict(run)), "seed": run.slot.seed, "to_step": run.to_step},
         )
         self.race_study.study.add_trial(trial)
+
+    def _rate(self, run: Run) -> float:
+        candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
+        return self.race_study.config.rate_of(candidate, run.slot.rate_index)
 
     def _enter_winner(self, outcome: RaceOutcome, answers: Mapping[Run, Answer]) -> None:
         """Adds the winner as the study's only complete trial, unless it is there already or was never run."""

@@ -63,7 +63,11 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, AutolayerError | click.ClickException):
         return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        cure = "Free some space, or give another --out" if error.errno in DISK_FULL else "Give another path"
+        cure = (
+            "Free some space and repeat the command, which resumes; or give another --out"
+            if error.errno in DISK_FULL
+            else "Give another path"
+        )
         return 2, f"error: {error.filename or 'a file'}: {error.strerror}. {cure}."
     if is_out_of_memory(error):
         return (

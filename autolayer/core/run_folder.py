@@ -1,6 +1,6 @@
 """The run folder: holds the files of every stage, so that a run can be resumed, and refuses another configuration.
 
-Files are written to a temporary name and moved into place, so that a crash leaves either the old or the new file.
+Every file is written completely or not at all, and sealed, so that a damaged one is refused by its name.
 """
 
 import hashlib
@@ -8,8 +8,7 @@ import json
 import os
 import re
 import tempfile
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,16 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from autolayer.core.errors import RunFolderError
+from autolayer.core.whole_files import (
+    TEMPORARY,
+    check_digest_beside,
+    digest_beside,
+    digest_of,
+    seal,
+    sweep,
+    unseal,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from autolayer.core.config import Config
@@ -24,13 +33,15 @@ if TYPE_CHECKING:
 CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
 )
-PATCH, REPORT, STUDY = "layer.safetensors", "report.html", "study.db"
+PATCH, REPORT, STUDY, ARMS = "layer.safetensors", "report.html", "study.db", "arms"
 ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
-TEMPORARY = r"\..+\.[0-9a-f]{32}"
-"""Pattern of the names of files that are being written."""
+PUBLIC = (RESULT, "contribution.json", "comparison.json")
+"""Files whose schema has no place for a digest, which is in a file beside them."""
 LOCK = ".lock"
 """File that the process which works in the folder has locked."""
+
+Place = Callable[[Path, Path], object]
 
 
 class RunFolder:
@@ -43,17 +54,19 @@ class RunFolder:
         return self.path / name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Returns a stage's JSON, or None if that stage has not finished."""
+        """Returns a stage's JSON, or None if that stage has not finished. A damaged file is refused."""
         file = self.path / name
         if not file.exists():
             return None
         try:
             value = json.loads(file.read_text())
+            if not isinstance(value, dict):
+                raise ValueError("it holds no JSON object")
+            if name in PUBLIC:
+                check_digest_beside(file)
+            return unseal(name, value)
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, error) from None
-        if not isinstance(value, dict):
-            raise self.damaged(name, "it holds no JSON object")
-        return value
 
     def has(self, *names: str) -> bool:
         """Returns True if at least one of these files or folders exists."""
@@ -64,22 +77,31 @@ class RunFolder:
         cure = "delete that file to redo its stage"
         if name == CONFIG:  # it alone says which configuration the other files belong to
             cure = "restore that file, delete the folder to start again"
-        why = " ".join(str(reason).partition(" [type=")[0].split())  # pydantic's errors have several lines
+        elif name.startswith(ARMS):
+            cure = f"restore that file, {self.search_again}"
+        why = " ".join(str(reason).partition(" [type=")[0].split())[:200]  # pydantic's errors have several lines
         return RunFolderError(f"{self.path / name} is damaged ({why}): {cure}, or choose another --out.")
 
-    def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1) -> None:
-        """Writes a stage's JSON atomically. A value that is NaN or infinite raises a ValueError."""
-        self.write_text(name, _as_text(value, indent))
+    @property
+    def search_again(self) -> str:
+        """The advice to redo the search. Its arms and its study rest on each other, so one alone is of no use."""
+        return f"delete {self / ARMS} and the study ({STUDY}, or give another --storage) together to train again"
 
-    def write_text(self, name: str, text: str) -> None:
+    def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1, place: Place = os.replace) -> None:
+        """Writes a stage's JSON atomically, with its digest. A value that is NaN or infinite raises a ValueError."""
+        text = json.dumps(value if name in PUBLIC else seal(name, value), indent=indent, allow_nan=False) + "\n"
+        write = self._write_with_digest_beside if name in PUBLIC else self.write_text
+        write(name, text, place)
+
+    def write_text(self, name: str, text: str, place: Place = os.replace) -> None:
         """Writes a file atomically, and replaces a link instead of writing to where it leads."""
-        self._write_temporary(name, text).replace(self.path / name)
+        write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"), place)
 
-    def _write_temporary(self, name: str, text: str) -> Path:
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".{name}.{uuid.uuid4().hex}"
-        temporary.write_text(text, encoding="utf-8")
-        return temporary
+    def _write_with_digest_beside(self, name: str, text: str, place: Place) -> None:
+        beside = digest_beside(self.path / name)
+        beside.unlink(missing_ok=True)  # a file without a digest is accepted, whoever is killed before the last line
+        self.write_text(name, text, place)
+        self.write_text(beside.name, digest_of(text.encode()))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -94,6 +116,8 @@ class RunFolder:
                 f"another process is working in {self.path}: wait until it ends, or choose another --out."
             ) from None
         try:
+            if (self.path / CONFIG).exists():
+                sweep(self.path)
             yield
         finally:
             (self.path / LOCK).unlink(missing_ok=True)  # a rival that has opened it sees that it is gone
@@ -140,7 +164,8 @@ class RunFolder:
                 raise RunFolderError(
                     f"--out {self.path} is not empty and is not a run folder (it has no {CONFIG}): give a new folder."
                 )
-            if self._create(CONFIG, started):
+            with suppress(FileExistsError):  # another worker was faster
+                self.write(CONFIG, started, place=_create)
                 return started
         before = self.read(CONFIG) or {}
         if "signature" not in before:
@@ -166,19 +191,6 @@ class RunFolder:
         self.write(CONFIG, {**before, **settings, "changed": changed})
         return {**before, **settings, "changed": changed}
 
-    def _create(self, name: str, value: dict[str, Any]) -> bool:
-        """Writes a file, or returns False if another process has created it first."""
-        temporary = self._write_temporary(name, _as_text(value, 1))
-        try:
-            os.link(temporary, self.path / name)
-        except FileExistsError:
-            return False
-        except OSError:  # the file system has no hard links
-            temporary.replace(self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
-
     def abandon(self) -> None:
         """Deletes config.json if no stage has finished, so that a corrected reward can use the same --out."""
         names = {path.name for path in self.path.iterdir()} - {LOCK}
@@ -188,8 +200,14 @@ class RunFolder:
                 self.path.rmdir()
 
 
-def _as_text(value: dict[str, Any], indent: int | None) -> str:
-    return json.dumps(value, indent=indent, allow_nan=False) + "\n"
+def _create(temporary: Path, path: Path) -> None:
+    """Moves a file to a path where there is none."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        temporary.replace(path)
 
 
 def open_run(config: "Config", verb: str = "pick") -> RunFolder:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,14 +139,9 @@ def weight_hash(model: torch.nn.Module) -> str:
 
     Tied weights count once. The hash does not depend on the device.
     """
-    import torch
+    from autolayer.models.sealed_tensors import hash_tensors
 
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(json.dumps([name, str(parameter.dtype), list(parameter.shape)]).encode())
-        raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return hash_tensors(dict(model.named_parameters()))
 
 
 def _read_config(name: str) -> Any:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from autolayer.core.errors import PatchError
-from autolayer.models.disk_space import follow_umask
+from autolayer.core.run_folder import RunFolder
+from autolayer.core.whole_files import unseal
+from autolayer.models.sealed_tensors import check_finite, hash_tensors, load_sealed, save_sealed
 
 RANK, ALPHA = 16, 32
 ADAPTER_NAME = "default"
@@ -96,7 +99,6 @@ def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: s
     """
     from peft import LoraConfig
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
-    from safetensors.torch import save_file
 
     config = LoraConfig(
         r=RANK,
@@ -108,11 +110,9 @@ def save_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], base_path: s
         base_model_name_or_path=base_path,
         inference_mode=True,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = {f"{_PREFIX}{n.replace(f'.{ADAPTER_NAME}.', '.')}": t.contiguous() for n, t in tensors.items()}
-    save_file(saved, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    follow_umask(folder / SAFETENSORS_WEIGHTS_NAME)
-    (folder / INFO_FILE).write_text(json.dumps(dict(info), indent=1) + "\n", encoding="utf-8")
+    saved = {f"{_PREFIX}{n.replace(f'.{ADAPTER_NAME}.', '.')}": t for n, t in tensors.items()}
+    save_sealed(folder / SAFETENSORS_WEIGHTS_NAME, saved, {"format": "pt"})
+    RunFolder(folder).write(INFO_FILE, {**info, "weights_hash": hash_tensors(saved)})
     config.save_pretrained(str(folder))  # last, because PEFT takes a folder with this file for an adapter
 
 
@@ -123,16 +123,35 @@ def read_adapter_info(folder: Path) -> dict[str, Any]:
         PatchError: The folder has no such file, or it cannot be read.
     """
     try:
-        found = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+        found = unseal(INFO_FILE, json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
         if not (isinstance(found["base"], str) and isinstance(found["base_hash"], str)):
             raise ValueError("its base is no text")
         if found["layers"] != "full" and not all(type(layer) is int for layer in found["layers"]):
             raise ValueError("its layers are no whole numbers")
         return found
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PatchError(
             f"{folder} holds no adapter that autolayer has written ({error}): give the folder of a finished run."
         ) from None
+
+
+def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights that `save_adapter` wrote, by PEFT's names.
+
+    Raises:
+        PatchError: The folder is damaged.
+    """
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+    info = read_adapter_info(folder)
+    try:
+        tensors, _ = load_sealed(folder / SAFETENSORS_WEIGHTS_NAME)
+        if info.get("weights_hash") not in (None, hash_tensors(tensors)):
+            raise ValueError(f"{SAFETENSORS_WEIGHTS_NAME} and {INFO_FILE} are of two trainings")
+        check_finite(tensors)
+        return tensors
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
 
 
 def merge_adapter(model: nn.Module, folder: Path) -> None:
@@ -143,12 +162,8 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
     Raises:
         PatchError: The adapter is damaged, or does not fit the model.
     """
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    factors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_adapter(folder).items()}
     try:
-        factors = {name.removeprefix(_PREFIX): t for name, t in load_file(folder / SAFETENSORS_WEIGHTS_NAME).items()}
         if not factors:
             raise ValueError("it has no tensors")
         for name in sorted({name.partition(".lora_")[0] for name in factors}):
@@ -158,16 +173,12 @@ def merge_adapter(model: nn.Module, folder: Path) -> None:
             if delta.shape != weight.shape:
                 raise ValueError(f"{name} has the shape {list(weight.shape)} in the model, not {list(delta.shape)}")
             weight.data += delta.to(weight.dtype)
-    except (
-        SafetensorError,
-        OSError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        ValueError,
-        ZeroDivisionError,
-    ) as error:
-        raise PatchError(
-            f"the adapter in {folder} is damaged or does not fit the model ({error}): copy it again, or delete it and "
-            "repeat the command of its run."
-        ) from error
+    except (LookupError, AttributeError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> PatchError:
+    return PatchError(
+        f"the adapter in {folder} is damaged or does not fit the model ({error}): copy it again, or delete it and "
+        "repeat the command of its run."
+    )

@@ -4,7 +4,6 @@ Everything else stays as it is: configuration, tokenizer, processor, chat templa
 transformers does not read (a vision tower, extra prediction heads). Whatever loads the base therefore loads the result.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,12 +16,14 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from autolayer.core.errors import PatchError
 from autolayer.core.layer_set import Layers
+from autolayer.core.run_folder import CONFIG, RunFolder
+from autolayer.core.whole_files import sync
 from autolayer.models.base_folder import base_folder, model_files, read_tensors, weight_files, write_tensors
 from autolayer.models.disk_space import check_disk_space, follow_umask, write_error
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import load_model, weight_hash
 from autolayer.models.lora import merge_adapter, read_adapter_info
-from autolayer.models.patch import apply, check_base, load_patch
+from autolayer.models.patch import apply, check_base, check_run, load_patch
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -50,6 +51,7 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
         raise PatchError(f"--out {out} is {'not empty' if out.is_dir() else 'a file'}: give a new or empty folder.")
     patch = None if path.is_dir() else load_patch(path)
     about = read_adapter_info(path) if patch is None else vars(patch)
+    check_run(path, about.get("signature"), (RunFolder(path.parent).read(CONFIG) or {}).get("signature"))
     name: str = base_name or about["base"]
     model: Any = load_model(name, device="cpu").model
     folder = base_folder(name)
@@ -123,11 +125,11 @@ def _write(folder: Path, trained: Tensors, out: Path, expected: tuple[str, torch
             follow_umask(checkpoint)
             _check(folder, checkpoint, trained, expected)
             for place in (checkpoint, *checkpoint.rglob("*")):
-                _sync(place)
+                sync(place)
             if out.exists():
                 out.rmdir()
             checkpoint.rename(out)
-        _sync(parent)
+        sync(parent)
     except (OSError, SafetensorError) as error:
         raise write_error(out, size, error) from error
 
@@ -158,12 +160,3 @@ def _same_bits(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
         return False
     first, second = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second))
     return torch.equal(first, second)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

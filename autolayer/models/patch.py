@@ -2,22 +2,21 @@
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from autolayer.core.errors import LayerError, PatchError
 from autolayer.core.layer_set import Layers, parse_layers
-from autolayer.models.disk_space import check_disk_space, follow_umask, num_bytes, write_error
+from autolayer.models.disk_space import check_disk_space, num_bytes, write_error
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import weight_hash
+from autolayer.models.sealed_tensors import check_finite, load_sealed, save_sealed
 
 FORMAT = "autolayer-patch-1"
 _PACKAGES = ("autolayer", "torch", "transformers", "trl")
@@ -42,6 +41,8 @@ class LayerPatch:
     algorithm: str
     steps: int
     """Number of optimizer steps of the training."""
+    signature: str = ""
+    """Signature of the run that trained them; empty where it is not known."""
     versions: Mapping[str, str] = field(default_factory=_versions)
 
     def save(self, path: str | Path) -> None:
@@ -61,21 +62,15 @@ class LayerPatch:
             "task": self.task,
             "algorithm": self.algorithm,
             "steps": str(self.steps),
+            "signature": self.signature,
             "versions": json.dumps(dict(self.versions), sort_keys=True),
         }
         size = num_bytes(self.tensors.values()) + 256 * len(self.tensors) + len(json.dumps(metadata))
         check_disk_space(path, size)
-        temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in self.tensors.items()}, temporary, metadata=metadata)
-            follow_umask(temporary)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
+            save_sealed(path, self.tensors, metadata)
+        except OSError as error:
             raise write_error(path, size, error) from error
-        finally:
-            if temporary.exists():
-                temporary.unlink()
 
 
 def load_patch(path: str | Path) -> LayerPatch:
@@ -88,24 +83,38 @@ def load_patch(path: str | Path) -> LayerPatch:
     if not path.is_file():
         raise PatchError(f"patch {path} does not exist: give the layer.safetensors of a run folder.")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("autolayer") != FORMAT:
-                raise PatchError(f"{path} is no layer patch ({FORMAT}): give the layer.safetensors of a run folder.")
-            return LayerPatch(
-                tensors={name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118 (no dict)
-                base=metadata["base"],
-                base_hash=metadata["base_hash"],
-                layers=_read_layers(metadata["layers"]),
-                task=metadata["task"],
-                algorithm=metadata["algorithm"],
-                steps=int(metadata["steps"]),
-                versions=dict(json.loads(metadata["versions"])),
-            )
+        tensors, metadata = load_sealed(path)
+        if metadata.get("autolayer") != FORMAT:
+            raise PatchError(f"{path} is no layer patch ({FORMAT}): give the layer.safetensors of a run folder.")
+        check_finite(tensors)
+        return LayerPatch(
+            tensors=tensors,
+            base=metadata["base"],
+            base_hash=metadata["base_hash"],
+            layers=_read_layers(metadata["layers"]),
+            task=metadata["task"],
+            algorithm=metadata["algorithm"],
+            steps=int(metadata["steps"]),
+            signature=metadata.get("signature", ""),
+            versions=dict(json.loads(metadata["versions"])),
+        )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise PatchError(
             f"patch {path} is damaged ({error}): copy it again, or delete it and repeat the command of its run."
         ) from error
+
+
+def check_run(path: Path, trained_by: str | None, run: str | None) -> None:
+    """Checks that a patch or an adapter was trained by the run in whose folder it is, where both are known.
+
+    Raises:
+        PatchError: The signatures differ.
+    """
+    if trained_by and run and trained_by != run:
+        raise PatchError(
+            f"{path} was trained by another run (signature {trained_by}) than its folder's ({run}): put the right one "
+            "back, or delete it and repeat the command of this run."
+        )
 
 
 def apply(model: nn.Module, patch: LayerPatch) -> None:

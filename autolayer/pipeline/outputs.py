@@ -4,21 +4,29 @@ from collections.abc import Callable
 
 from autolayer.core.arms import Arm
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
-from autolayer.models import lora
+from autolayer.models.lora import load_adapter, read_adapter_info, save_adapter
 from autolayer.models.names import full_name, model_path
-from autolayer.models.patch import LayerPatch
+from autolayer.models.patch import LayerPatch, check_run, load_patch
 from autolayer.pipeline.run_context import RunContext
 from autolayer.reporting.html import html_page
 from autolayer.reporting.results import PickResult
 
 
 def finished_result(run: RunContext) -> PickResult | None:
-    """Returns the result of an earlier, completed run of the same command, or None."""
+    """Returns the result of an earlier, completed run of the same command, or None.
+
+    Raises:
+        AutolayerError: The result or the trained layers are damaged, or of another run.
+    """
     found = run.folder.read(RESULT)
     result = None if found is None else PickResult.from_dict(found, run.folder / RESULT)
     # If the trained layers were deleted, they are written again from the arm's checkpoint.
-    whole = run.folder.has(PATCH, ADAPTER)
-    return result if result is not None and result.status == "ok" and whole else None
+    if result is None or result.status != "ok" or not run.folder.has(_product(run)):
+        return None
+    if result.signature != run.signature:
+        raise run.folder.damaged(RESULT, "it belongs to another run")
+    run.bench.process_group.on_rank_0(lambda: _check_product(run))
+    return result
 
 
 def save_result(run: RunContext, result: PickResult, trained: Arm | None = None) -> PickResult:
@@ -33,7 +41,7 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
             patch.save(run.folder / PATCH)
         elif patch is not None:
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
-            lora.save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
+            save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
         run.folder.write_text(REPORT, html_page(result))
         run.folder.write(RESULT, result.to_dict())
         return result
@@ -51,6 +59,20 @@ def train_once(run: RunContext, work: Callable[[], PickResult]) -> PickResult:
     return result
 
 
+def _product(run: RunContext) -> str:
+    return PATCH if run.config.adapter is None else ADAPTER
+
+
+def _check_product(run: RunContext) -> None:
+    path = run.folder / _product(run)
+    if run.config.adapter is None:
+        signature = load_patch(path).signature
+    else:
+        load_adapter(path)
+        signature = read_adapter_info(path).get("signature")
+    check_run(path, signature, run.signature)
+
+
 def _patch(run: RunContext, trained: Arm) -> LayerPatch:
     bench = run.bench
     return LayerPatch(
@@ -61,4 +83,5 @@ def _patch(run: RunContext, trained: Arm) -> LayerPatch:
         task=bench.task.name,
         algorithm=run.config.algorithm,
         steps=trained.step,
+        signature=run.signature,
     )

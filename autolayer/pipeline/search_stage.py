@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
 from autolayer.core.costs import Cost
-from autolayer.core.run_folder import SEARCH, STUDY
+from autolayer.core.run_folder import ARMS, SEARCH, STUDY
 from autolayer.pipeline.advance import advance
 from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
@@ -70,6 +70,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
                 storage=storage,
                 deadline=deadline,
                 is_alone=config.storage is None,  # the run folder is locked
+                resumes=any((run.folder / ARMS).glob("*/*")),  # the study records what they are worth
             ),
             run_rung,
         )

@@ -13,6 +13,7 @@ import annotated_types
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autolayer.core.errors import DataError
+from autolayer.core.whole_files import check_digest_beside
 
 Item = TypeVar("Item")
 RECORD = ConfigDict(
@@ -60,12 +61,17 @@ class FileRecord:
     def from_json(cls, text: str | bytes, source: object) -> Self:
         """Builds a record from the text of a file, which `source` names in a DataError if it does not fit."""
         try:
-            return TypeAdapter(cls).validate_json(text)
+            found = TypeAdapter(cls).validate_json(text)
+            if isinstance(source, Path):
+                check_digest_beside(source)
+            return found
         except ValidationError as error:
             wrong = "; ".join(map(_problem, error.errors()[:MAX_PLACES]))
             raise DataError(
                 f"{source} is no {cls.FILE} of autolayer ({wrong}): delete it and repeat the command that made it."
             ) from None
+        except ValueError as error:
+            raise DataError(f"{source} is damaged ({error}): delete it and repeat the command that made it.") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

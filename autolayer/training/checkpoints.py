@@ -7,20 +7,19 @@ be on a file system that the machines of all ranks share.
 
 import json
 import shutil
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.errors import RunFolderError
+from autolayer.core.run_folder import ARMS, RunFolder
 from autolayer.distributed.process_group import ProcessGroup
+from autolayer.models.sealed_tensors import load_sealed, save_sealed
 
 HISTORY = "history.json"
 
@@ -40,6 +39,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, process_group: ProcessGroup) -> None:
         self.folder, self.process_group = folder, process_group
+        self._run_folder = RunFolder(folder)
 
     def save(
         self,
@@ -63,27 +63,20 @@ class Checkpoints:
     def read(self, arm: Arm) -> dict[str, torch.Tensor]:
         """Returns the tensors of the arm's checkpoint (`MasterAdamW.tensors`)."""
         assert arm.checkpoint is not None, "an arm at step 0 has no checkpoint"
-        path = self.folder / arm.checkpoint
+        self._history(arm)  # what is trained from here goes on in it
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise RunFolderError(
-                f"checkpoint {path} cannot be read ({error}): restore it, or delete the run folder and start again."
-            ) from None
-        if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
-            raise RunFolderError(f"checkpoint {path} belongs to another arm: delete the run folder and start again.")
+            tensors, metadata = load_sealed(self.folder / arm.checkpoint)
+            if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
+                raise ValueError("it belongs to another arm")
+        except (OSError, SafetensorError, ValueError) as error:
+            raise self._run_folder.damaged(arm.checkpoint, error) from None
         return tensors
 
     def cost(self, arm: Arm) -> Cost:
         """Returns the cost of training an arm from step 0 up to its step."""
         if arm.step == 0:
             return Cost()
-        costs = self._history(arm).costs
-        if arm.step not in costs:
-            raise self._damaged(arm, f"it has no step {arm.step}")
-        return costs[arm.step]
+        return self._history(arm).costs[arm.step]
 
     def training_rewards(self, arm: Arm, from_step: int) -> tuple[float, ...]:
         """Returns the mean reward of every training group from a step up to the arm's, in order."""
@@ -107,8 +100,7 @@ class Checkpoints:
         rewards: Sequence[Sequence[float]],
         cost: Cost,
     ) -> None:
-        folder, history = self._arm_folder(arm), self._history(arm)
-        folder.mkdir(parents=True, exist_ok=True)
+        history = self._history(arm)
         for path in self._files(arm):
             if _step_of(path) > saved.step:
                 path.unlink()
@@ -116,32 +108,29 @@ class Checkpoints:
         costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
         kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
         # The history is written first, because training cannot resume from a checkpoint without one.
-        _replace(folder / HISTORY, lambda path: path.write_text(json.dumps(kept)))
-        about = {"arm": json.dumps(asdict(saved))}
-        _replace(self.folder / name_of(saved), lambda path: save_file(dict(tensors), path, about))
+        self._run_folder.write(_history_of(arm), kept, indent=None)
+        save_sealed(self.folder / name_of(saved), tensors, {"arm": json.dumps(asdict(saved))})
         for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
             path.unlink()
 
     def _history(self, arm: Arm) -> History:
+        """Returns the history of an arm, which must reach its step."""
+
         def read() -> History:
-            path = self._arm_folder(arm) / HISTORY
+            name = _history_of(arm)
+            found = self._run_folder.read(name) or {"rewards": (), "costs": {}}
             try:
-                return TypeAdapter(History).validate_json(path.read_text())
-            except FileNotFoundError:
-                return History(rewards=(), costs={})
+                history = TypeAdapter(History).validate_python(found)
             except ValueError as error:
-                raise self._damaged(arm, str(error).splitlines()[0]) from None
+                raise self._run_folder.damaged(name, error) from None
+            if arm.step and (arm.step not in history.costs or len(history.rewards) < arm.step):
+                raise self._run_folder.damaged(name, f"it has no step {arm.step}")
+            return history
 
         return self.process_group.on_rank_0(read)
 
-    def _damaged(self, arm: Arm, reason: str) -> RunFolderError:
-        return RunFolderError(
-            f"{self._arm_folder(arm) / HISTORY} is damaged ({reason}): restore it, or delete the run folder and start "
-            "again."
-        )
-
     def _arm_folder(self, arm: Arm) -> Path:
-        return self.folder / "arms" / arm.key
+        return self.folder / ARMS / arm.key
 
     def _files(self, arm: Arm) -> list[Path]:
         return sorted(self._arm_folder(arm).glob("step-*.safetensors"))
@@ -149,7 +138,11 @@ class Checkpoints:
 
 def name_of(arm: Arm) -> str:
     """Returns the path of an arm's checkpoint, relative to the run folder."""
-    return f"arms/{arm.key}/step-{arm.step:06d}.safetensors"
+    return f"{ARMS}/{arm.key}/step-{arm.step:06d}.safetensors"
+
+
+def _history_of(arm: Arm) -> str:
+    return f"{ARMS}/{arm.key}/{HISTORY}"
 
 
 def _step_of(path: Path) -> int:
@@ -159,13 +152,3 @@ def _step_of(path: Path) -> int:
 def _at_checkpoint(arm: Arm, step: int) -> Arm:
     moved = replace(arm, step=step)
     return replace(moved, checkpoint=name_of(moved))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file completely or not at all."""
-    temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")  # another worker may be writing the same file
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
