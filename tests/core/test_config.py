@@ -111,7 +111,7 @@ def test_keywords_of_a_verb_are_the_fields_of_config(verb: Callable[..., Any]) -
     own = {"config", "until", "num_seeds", "rates", "progress"}
     assert [name for name in parameters if name not in own] == list(Config.model_fields)
     for name, field in Config.model_fields.items():
-        assert parameters[name].default == field.default
+        assert parameters[name].default == (inspect.Parameter.empty if field.is_required() else field.default)
 
 
 def test_keywords_have_the_types_of_the_fields() -> None:

@@ -172,7 +172,8 @@ def test_checkpoints_ahead_of_lost_rewards_are_not_scored_in_their_place(tmp_pat
     (tmp_path / MEASURED_FILE).unlink()
     bench.left, bench.calls = 10**9, []
     trials(bench).run((5,))
-    assert all(call[2][1] == 30 for call in bench.calls if call[0] == "evaluate" and "rate-0.0001" in call[2][0])
+    steps = [call[2][1] for call in bench.calls if call[0] == "evaluate" and "rate-0.0001" in call[2][0]]
+    assert steps and set(steps) == {30}
 
 
 def test_a_damaged_file_of_rewards_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from race_helpers import drive, make_candidates, make_config, make_runner, play
 
 from autolayer.core.arms import Arm, RungResult
-from autolayer.core.errors import AutolayerError, SearchError
+from autolayer.core.errors import SearchError
 from autolayer.search.evidence import gather_evidence
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.posterior import infer
@@ -145,9 +145,8 @@ def test_a_whole_rung_may_fail():
 
 
 def test_if_every_arm_fails_the_first_reason_is_told():
-    with pytest.raises(SearchError, match="out of memory") as caught:
+    with pytest.raises(SearchError, match="out of memory"):
         play(np.ones(6), np.ones(6), 150, fail=lambda each: "out of memory")
-    assert isinstance(caught.value, AutolayerError)
 
 
 def test_rates_stay_in_the_span_and_fixed_ones_are_kept():
