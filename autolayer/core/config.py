@@ -1,7 +1,7 @@
 """Every setting of a run: its name, type, default and one line of help, defined once.
 
 The fields of `Config` are the options of the command line; its tables (`TABLES`) are reachable through
-`--config run.toml` and from Python. Fields that are None are filled by `pipeline.open_fields.resolve`.
+`--config run.toml` and from Python. Fields that are None are filled by `pipeline.defaults.resolve`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from dataclasses import replace
 from autolayer.core.arms import Arm
 from autolayer.core.errors import ConfigError
 from autolayer.models import lora
-from autolayer.pipeline.layer_sets import candidate_sets
 from autolayer.pipeline.run_context import RunContext
+from autolayer.pipeline.top_k_sets import candidate_sets
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 from autolayer.search.records import Candidate
 

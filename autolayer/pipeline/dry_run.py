@@ -26,9 +26,9 @@ from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.loading import max_positions, meta_model, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.pipeline.checks import check_before_loading, check_names
+from autolayer.pipeline.defaults import resolve
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
-from autolayer.pipeline.open_fields import resolve
 from autolayer.pipeline.run_plan import RunPlan
 from autolayer.pipeline.throughput import measure_throughput
 from autolayer.rollouts.evaluation import evaluation_requests

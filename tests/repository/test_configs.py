@@ -26,7 +26,7 @@ from autolayer.core.config import Config, GiGPOConfig, read_toml
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model, read_tokenizer
-from autolayer.pipeline.open_fields import resolve
+from autolayer.pipeline.defaults import resolve
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks import Task, load_task

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autolayer.pipeline.layer_sets import candidate_sets
+from autolayer.pipeline.top_k_sets import candidate_sets
 from autolayer.search.records import Candidate
 
 
