@@ -18,8 +18,8 @@ from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Stage
 from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import FINALISTS, Schedule
-from autolayer.pipeline.advance import advance
 from autolayer.pipeline.run_context import RunContext
+from autolayer.pipeline.train_to_step import train_to_step
 
 MEASURED_FILE = "measured.json"
 
@@ -112,7 +112,7 @@ class TrainingRuns:
             self.bench.checkpoints.delete(arm)
             found = arm
         self._advance(found.step - start, found)
-        for segment in advance(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
+        for segment in train_to_step(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
             self.records.spend(stage, segment.cost)
             found = segment.arm
         return found

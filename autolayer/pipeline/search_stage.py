@@ -6,11 +6,11 @@ from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
 from autolayer.core.costs import Cost
 from autolayer.core.run_folder import ARMS, SEARCH, STUDY
-from autolayer.pipeline.advance import advance
 from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.run_context import RunContext
+from autolayer.pipeline.train_to_step import train_to_step
 from autolayer.search.records import RaceConfig, RaceOutcome
 from autolayer.search.worker import run_search
 
@@ -103,7 +103,7 @@ def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungRe
     bench, checkpoints = run.bench, run.bench.checkpoints
     found = checkpoints.latest(arm)
     trained = found if found.step <= to_step else arm
-    for trained_arm in advance(bench, trained, to_step):
+    for trained_arm in train_to_step(bench, trained, to_step):
         trained = trained_arm.arm
     before = bench.spent
     rewards_I = bench.evaluate("select", num_items, seed=run.config.seed, arm=trained).rewards_I

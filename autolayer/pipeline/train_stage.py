@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.pipeline.advance import advance
 from autolayer.pipeline.run_context import RunContext
+from autolayer.pipeline.train_to_step import train_to_step
 from autolayer.rollouts.evaluation import Evaluation
 
 
@@ -32,7 +32,7 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
         def on_step(reward: float) -> None:
             bar.advance(1, f"training reward {reward:.3f}")
 
-        for trained_arm in advance(bench, arm, steps, on_step=on_step, deadline=deadline):
+        for trained_arm in train_to_step(bench, arm, steps, on_step=on_step, deadline=deadline):
             arm = trained_arm.arm
     before = bench.spent
     with run.progress.stage("evaluate", 2) as bar:

@@ -12,7 +12,7 @@ from autolayer.core import config
 from autolayer.core.errors import ConfigError, DataError, RunFolderError
 from autolayer.measurement import schedule
 from autolayer.measurement.training_runs import MEASURED_FILE
-from autolayer.pipeline import advance
+from autolayer.pipeline import train_to_step
 from autolayer.reporting.contribution import Contribution
 from autolayer.training.workbench import Workbench
 
@@ -70,7 +70,7 @@ def test_another_number_of_seeds_is_another_configuration(measured: tuple[Contri
 def test_interrupted_in_a_real_run_the_same_numbers_come_out(
     measured: tuple[Contribution, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, left = advance.train_arm, 0
+    train, left = train_to_step.train_arm, 0
 
     def cut(*args: Any, **options: Any) -> Any:
         nonlocal left
@@ -79,7 +79,7 @@ def test_interrupted_in_a_real_run_the_same_numbers_come_out(
         left -= 1
         return train(*args, **options)
 
-    monkeypatch.setattr(advance, "train_arm", cut)
+    monkeypatch.setattr(train_to_step, "train_arm", cut)
     for left in (2, 3, 4):  # noqa: B007 (`cut` counts it down)
         with pytest.raises(KeyboardInterrupt):
             autolayer.measure(**SHORT, out=str(tmp_path))

@@ -18,7 +18,7 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.measurement.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns
-from autolayer.pipeline import advance
+from autolayer.pipeline import train_to_step
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.training import checkpoints
 
@@ -69,7 +69,7 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(advance, "train_arm", Bench.train)
+    monkeypatch.setattr(train_to_step, "train_arm", Bench.train)
 
 
 def trials(bench: Bench, *, grid: tuple[float, ...] = GRID, steps: int = 120) -> TrainingRuns:

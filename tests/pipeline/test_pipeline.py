@@ -16,7 +16,7 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
-from autolayer.pipeline import advance
+from autolayer.pipeline import train_to_step
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
@@ -86,7 +86,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     calls: int, run: tuple[PickResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Interrupts the n-th piece of training by Ctrl-C, and runs the same command again."""
-    original, count = advance.train_arm, 0
+    original, count = train_to_step.train_arm, 0
 
     def interrupted(bench, arm, to_step, *, on_step=None, seconds):
         nonlocal count
@@ -99,7 +99,7 @@ def test_interrupted_and_resumed_is_the_same_run(
             return original(bench, arm, to_step, on_step=stop)
         return original(bench, arm, to_step, on_step=on_step, seconds=seconds)
 
-    monkeypatch.setattr(advance, "train_arm", interrupted)
+    monkeypatch.setattr(train_to_step, "train_arm", interrupted)
     try:
         short_pick(tmp_path / "b")
         pytest.fail(f"this run has fewer than {calls} pieces of training")
@@ -157,7 +157,7 @@ def test_train_without_a_rate_takes_the_one_that_probes_give(tmp_path: Path):
 
 
 def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("autolayer.pipeline.advance.CHECKPOINT_STEPS", 5)
+    monkeypatch.setattr("autolayer.pipeline.train_to_step.CHECKPOINT_STEPS", 5)
     result = short_pick(tmp_path / "b", steps=3000, hours=0.002, layers="2-3", budget=0.02)
     assert any("--hours ended the training" in note for note in result.notes)
     assert result.gain is not None

@@ -14,7 +14,7 @@ SAVING = 0.05
 """Share of the time that may be spent on saving; where a checkpoint takes long, fewer are saved."""
 
 
-def advance(
+def train_to_step(
     bench: Workbench,
     arm: Arm,
     to_step: int,
