@@ -52,7 +52,7 @@ class Probe(ABC):
     """Base class of all probes: a signal about every layer that costs little beside training it."""
 
     is_baseline: ClassVar[bool] = False
-    """True for a probe that knows nothing of the task: it is shown beside the others, never part of the prediction."""
+    """True if the probe ignores the task. It is reported but never used for the prediction."""
 
     @abstractmethod
     def score(self, context: ProbeContext) -> Scores | None:

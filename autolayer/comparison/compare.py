@@ -102,12 +102,12 @@ def _num_layers(predicted: Curve, measured: Curve) -> int:
 
 
 def _is_itself(predicted: Curve, measured: Curve) -> bool:
-    """A measured curve may predict another one, but not itself."""
+    """Returns True if prediction and measurement are the same curve."""
     return predicted.is_measured and predicted.values == measured.values
 
 
 def _prediction_band(predicted: Curve) -> dict[int, tuple[float, float]]:
-    """The intervals of a measured curve that serves as prediction are about its own measurement."""
+    """Returns the prediction intervals; none for a measurement, whose intervals describe its own noise."""
     return {} if predicted.is_measured else dict(predicted.band or {})
 
 

@@ -1,4 +1,4 @@
-"""What finding the layer may cost, and what calibration, the race and one full run cost. Pure arithmetic.
+"""Computes the budget of finding the layer and the planned costs of calibration, the race and one full run.
 
 The budget is a share of one full run of the final training, both in generated tokens and in layer-tokens. It is planned
 with the cheapest full run among the candidates, so that the share holds whichever layer wins. `config` holds the

@@ -1,4 +1,4 @@
-"""Every setting of a run: its name, type, default and one line of help, defined once.
+"""Defines every setting of a run once: its name, type, default and one line of help.
 
 The fields of `Config` are the options of the command line; its tables (`TABLES`) are reachable through
 `--config run.toml` and from Python. Fields that are None are filled by `pipeline.defaults.resolve`.

@@ -20,9 +20,11 @@ RESPONSE_GROUP = 2
 DEFAULT_BURST = 2  # steps
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
-MIN_PROMPTS, MIN_RESPONSE_PROMPTS = 4, 4
-"""Prompts below which a fold of the shared batch says nothing at all, and one fold of the step response says more than
-many: a learning rate from 2 prompts can be ten times too high."""
+MIN_PROMPTS = 4
+"""Minimum number of prompts in a fold of the shared batch; fewer say nothing about a layer."""
+MIN_RESPONSE_PROMPTS = 4
+"""Prompts in a fold of the step response below which one fold is measured instead of all. A learning rate from 2
+prompts can be ten times too high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,12 @@ def plan_probes(
         response_folds = 1
         response_prompts = largest(partial(_response_cost, units, candidates, 1), response, most)
     said = {
-        f"the budget is too small for probing: {MIN_PROMPTS} prompts a fold are taken all the same":
+        f"the budget is too small for probing: it uses the minimum of {MIN_PROMPTS} prompts per fold":
             fold_prompts < MIN_PROMPTS,
-        f"the step response does not fit the budget: {MIN_RESPONSE_PROMPTS} prompts are taken all the same":
+        f"the step response does not fit the budget: it uses the minimum of {MIN_RESPONSE_PROMPTS} prompts":
             response_prompts < MIN_RESPONSE_PROMPTS,
         "representation_change left out: it does not fit the budget": response_folds < 2,
-        "rl_burst left out: the search's first short runs tell the same": races and config.probe.burst_steps is None,
+        "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
         "rl_burst left out: it does not fit the budget": burst_steps > 0 and not burst_prompts,
     }  # fmt: skip
     return ProbePlan(

@@ -120,7 +120,9 @@ class RunFolder:
                 sweep(self.path)
             yield
         finally:
-            (self.path / LOCK).unlink(missing_ok=True)  # a rival that has opened it sees that it is gone
+            (self.path / LOCK).unlink(
+                missing_ok=True
+            )  # a process that already opened the file notices that it was removed
             lock.release()
             with suppress(OSError):  # not empty
                 self.path.rmdir()

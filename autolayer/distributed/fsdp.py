@@ -67,7 +67,7 @@ def unsharded(model: nn.Module, layers: Layers) -> Iterator[None]:
 
 
 def number_of_rank_0(model: nn.Module, number: int) -> int:
-    """Returns rank 0's number if the model is sharded: for what decides the number of passes, such as a batch size."""
+    """Returns rank 0's number if the model is sharded, whose ranks must agree on the number of passes."""
     shards = _SHARDS.get(model)
     return number if shards is None else shards.process_group.broadcast(number)
 

@@ -112,9 +112,9 @@ class TrainingRuns:
             self.bench.checkpoints.delete(arm)
             found = arm
         self._advance(found.step - start, found)
-        for segment in train_to_step(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
-            self.records.spend(stage, segment.cost)
-            found = segment.arm
+        for trained in train_to_step(self.bench, found, stop, on_step=lambda _: self._advance(1, arm)):
+            self.records.spend(stage, trained.cost)
+            found = trained.arm
         return found
 
     def _evaluate(self, key: str, split: str, arm: Arm | None) -> tuple[float, ...]:

@@ -25,13 +25,15 @@ def check_disk_space(path: Path, size: int) -> None:
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise PatchError(f"{path} needs {size:,} bytes but the disk has {free:,} free: make room, or write elsewhere.")
+        raise PatchError(
+            f"{path} needs {size:,} bytes but the disk has {free:,} free: make some space or write elsewhere."
+        )
 
 
 def write_error(path: Path, size: int, error: Exception) -> PatchError:
     """Builds the error to raise when writing `size` bytes to `path` failed with `error`."""
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # safetensors raises its own type
-        return PatchError(f"{path} needs {size:,} bytes and the disk ran full: make room, or write elsewhere.")
+        return PatchError(f"{path} needs {size:,} bytes and the disk ran full: make some space or write elsewhere.")
     return PatchError(f"{path} cannot be written ({error}): choose a folder that can be written to.")
 
 

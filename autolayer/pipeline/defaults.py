@@ -15,7 +15,10 @@ NUM_EVAL = 512
 
 
 def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
-    """Returns the settings with every open field filled; only `pick` has a budget that shrinks with the steps."""
+    """Returns the settings with every open field filled.
+
+    The default budget of `pick` falls as the number of steps grows; that of other verbs is 0.25.
+    """
     num_items = len(task.splits["eval"])
     if (config.num_eval or 0) > num_items:
         logger.warning("--num-eval %d: the eval split has only %d items, so all are used.", config.num_eval, num_items)

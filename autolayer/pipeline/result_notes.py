@@ -65,7 +65,7 @@ def finding_cost_note(config: Config, share: float | None) -> Iterator[str]:
 def _probe_notes(run: RunContext, probes: ProbeStage) -> Iterator[str]:
     yield from probes.report.notes
     if run.config.history is not None and not probes.report.learned_from:
-        yield f"--history was not used: it takes {MIN_BASES} measured bases to learn from, each with probe scores"
+        yield f"--history was not used: it needs measurements of at least {MIN_BASES} base models with probe scores"
 
 
 def _search_notes(run: RunContext, search: SearchStage) -> Iterator[str]:

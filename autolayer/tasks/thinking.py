@@ -4,10 +4,10 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def after_thinking(text: str) -> str | None:
-    """Returns what a text says after its thoughts, or None if it is still thinking at its end.
+    """Returns the text after the thoughts, or None if they are not closed.
 
-    A completion whose prompt ends in `<think>` (DeepSeek-R1's templates) gets that tag put back in front
-    before it is judged (`think_prefix` in rollouts/engines/base.py), so one without `</think>` is unfinished too.
+    Where the prompt ends in `<think>` (DeepSeek-R1's templates), the completion gets the tag put back first
+    (`think_prefix` in rollouts/engines/base.py), so a missing `</think>` is always detected.
     """
     said = text.rpartition(CLOSE)[2]
     return None if OPEN in said else said

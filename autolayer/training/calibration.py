@@ -114,7 +114,7 @@ def refuse(calibration: Calibration, task: Task) -> NoSignalError:
     if calibration.reason == "truncated" and task.environment is not None:
         cure = (
             "episodes end before they are solved, because an action is cut off (raise --max-new-tokens) or the context "
-            "is full (let the environment say less, or take a model with more positions)"
+            "is full (shorten the observations, or take a model with more positions)"
         )
     return NoSignalError(
         f"task {task.name} gives no signal, it is {calibration.reason} for this base model "

@@ -39,7 +39,7 @@ PEAK = 989e12
 
 @dataclass(frozen=True)
 class Model:
-    """What the planner does not know."""
+    """Size and speed of a model, which the planner does not know."""
 
     name: str
     per_layer: float
@@ -57,7 +57,7 @@ class Model:
 
 
 def models(decode: float, latency: float) -> tuple[Model, ...]:
-    """Larger ones in proportion to the parameters that a token goes through, and to the depth."""
+    """Returns the models; their time grows with the parameters that a token goes through, and with the depth."""
     return (
         Model("Qwen3-8B", 0.193e9, 1, decode, latency),
         Model("Qwen3-32B", 0.487e9, 2, decode / 4, latency * 64 / 36),
@@ -66,7 +66,7 @@ def models(decode: float, latency: float) -> tuple[Model, ...]:
 
 
 def hours(model: Model, cost: Cost, gpus: int, busy: float, steps: float) -> float:
-    """Of work that all GPUs share, in steps that wait for each other: none ends before its longest completion."""
+    """Returns the hours of work that all GPUs share; a step ends with its longest completion."""
     generation = cost.generated_tokens / (gpus * model.decode)
     read = cost.layer_tokens - model.units.costs.forward(cost.generated_tokens).layer_tokens
     passes = read * 2 * model.per_layer / (gpus * PEAK * busy)
@@ -74,7 +74,7 @@ def hours(model: Model, cost: Cost, gpus: int, busy: float, steps: float) -> flo
 
 
 def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus: int, busy: float) -> tuple[float, str]:
-    """The ladder of rungs, each arm on one copy's GPUs: a rung takes as long as the worker with the most arms."""
+    """Returns the hours and the shape of a race whose arms each use the GPUs of one copy of the model."""
     depth = units.costs.num_layers
     race = RaceConfig(
         seed=0, num_layers=depth, total_steps=STEPS, budget=left, step_cost=lambda layers: units.step(layers) * PROMPTS,
@@ -94,14 +94,14 @@ def race_hours(model: Model, units: UnitCosts, config: Config, left: Cost, gpus:
 
 
 def host_bytes(model: Model, config: Config) -> float:
-    """The gradients of the shared batch, every block's."""
+    """Returns the bytes of the gradients of the shared batch, for every block."""
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(SHAPES[model.name], dtype=torch.bfloat16)
     return gradient_bytes(whole, tuple(range(len(find_layers(whole)))), config.probe.num_folds)
 
 
 def least_devices(model: Model) -> str:
-    """How many GPUs of 80 GB hold the policy in shards while its lowest layer is trained, and what they hold.
+    """Returns how many GPUs of 80 GB hold the policy in shards while its lowest layer is trained, and what they hold.
 
     Activations are recomputed and passes as small as they become; completions come from servers elsewhere.
     """

@@ -52,10 +52,10 @@ def run(environment: Environment, work: Path) -> dict[str, Any]:
                 arm = Arm(layers=(layer,), learning_rate=rate * factor, seed=SEED)
                 rows = []
                 for step in STEPS:
-                    segment = train_arm(bench, arm, step)
-                    arm = segment.arm
+                    trained = train_arm(bench, arm, step)
+                    arm = trained.arm
                     rows.append(
-                        [bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm).rewards_I, segment.train_rewards_P]
+                        [bench.evaluate("select", NUM_ITEMS, seed=SEED, arm=arm).rewards_I, trained.train_rewards_P]
                     )
                 found["runs"][f"{layer} {factor:g}"] = rows
                 bench.checkpoints.delete(arm)

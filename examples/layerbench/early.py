@@ -5,8 +5,9 @@
 `quarter` is each layer at the best of its rates after a quarter of the steps, `whole` one whole run of one seed; both
 are scored on `select`, the contribution on `eval` and three seeds. The second table is `quarter` at a single rate: the
 one at which every layer moves the policy equally far by a very small step, or by steps as large as training takes
-(probes/rates.py), each times a factor; rewards between the measured rates are interpolated, and beyond them those of
-the last rate are taken. All of it is the measured runs' own first seed, so an upper bound on what new runs would tell.
+(probes/starting_rates.py), each times a factor; rewards between the measured rates are interpolated, and beyond them
+those of the last rate are taken. All of it is the measured runs' own first seed, so an upper bound on what new runs
+would tell.
 """
 
 import argparse

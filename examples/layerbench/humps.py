@@ -22,26 +22,26 @@ from autolayer.reporting.contribution import Contribution
 
 WANTED = 0.15
 ITEM_SD = 0.5
-"""Of one item's paired difference between two trained layers, averaged over the seeds, in reward: .25 to .38 on
-average in the measured environments, .52 for the two layers that differ most. Sampling noise is in it, so it is counted
-twice."""
+"""Standard deviation of one item's paired difference between two trained layers, in reward. Over the seeds, its mean is
+.25 to .38 in the measured environments and .52 for the two layers that differ most. It contains the sampling noise,
+which is therefore counted twice."""
 
 
 def humps(measured: Contribution) -> tuple[list[int], dict[str, tuple[float, float]]]:
-    """The chosen layers, and difference and lower bound against each of the three positions."""
+    """Returns the chosen layers, and difference and lower bound against each of the three positions."""
     layers, full = list(measured.layers), float(np.mean(measured.full.gains))
     gain_L_S = np.array([measured.layers[layer].gains for layer in layers])
     num_layers, num_seeds = gain_L_S.shape
     left_L_S = gain_L_S - gain_L_S.mean(1, keepdims=True) - gain_L_S.mean(0) + gain_L_S.mean()
     freedom = (num_layers - 1) * (num_seeds - 1)
     variance = 2 * float((left_L_S**2).sum()) / freedom / num_seeds + ITEM_SD**2 / measured.num_items
-    reach = float(stats.t.ppf(0.975, freedom)) * variance**0.5 / full
+    margin = float(stats.t.ppf(0.975, freedom)) * variance**0.5 / full
     chosen = [int(np.delete(gain_L_S, seed, 1).mean(1).argmax()) for seed in range(num_seeds)]
     found = {}
     for name, wanted in (("first", 0), ("middle", measured.num_layers // 2), ("last", measured.num_layers - 1)):
         other = min(range(num_layers), key=lambda index: abs(layers[index] - wanted))
         ahead = np.mean([gain_L_S[best, seed] - gain_L_S[other, seed] for seed, best in enumerate(chosen)]) / full
-        found[name] = (float(ahead), float(ahead) - reach)
+        found[name] = (float(ahead), float(ahead) - margin)
     return [layers[index] for index in chosen], found
 
 

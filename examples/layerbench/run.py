@@ -54,7 +54,7 @@ def measure(environment: Environment, work: Path) -> None:
 
 
 def probe(environment: Environment, work: Path) -> None:
-    """What the probes say at the default budget, once for each seed."""
+    """Stores the probes' scores at the default budget, once for each seed."""
     check(environment, work)
     probings = []
     for seed in SEEDS:
@@ -66,7 +66,7 @@ def probe(environment: Environment, work: Path) -> None:
 
 
 def pick(environment: Environment, work: Path) -> None:
-    """What the tool finds, and at the default budget what its final training gains."""
+    """Stores what the tool finds, and the gain of the final training at the default budget."""
     check(environment, work)
     runs = []
     for budget in BUDGETS:

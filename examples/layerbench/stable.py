@@ -80,7 +80,7 @@ class Pair:
 
 
 def measure(environment: Environment, work: Path) -> None:
-    """As LayerBench does, but on two seeds."""
+    """Measures an environment as LayerBench does, but on two seeds."""
     torch.set_num_threads(1)
     rates, out = ",".join(map(str, RATES)), str(work / "stable" / environment.name)
     found = autolayer.measure(**environment.options(work / "bases"), rates=rates, num_seeds=2, out=out)
@@ -91,7 +91,7 @@ def measure(environment: Environment, work: Path) -> None:
 
 
 def measured() -> dict[str, tuple[Environment, Contribution]]:
-    """Everything with a result, sealed environments left out."""
+    """Returns every measured environment that is not sealed, with its contribution."""
     every = {e.name: e for e in (*GRID, *ENVIRONMENTS.values()) if not e.sealed}  # LayerBench's settings last
     found = {}
     for name, environment in every.items():
@@ -102,14 +102,14 @@ def measured() -> dict[str, tuple[Environment, Contribution]]:
 
 
 def pairs(found: dict[str, tuple[Environment, Contribution]]) -> Iterator[Pair]:
-    """Every two that share what they have to."""
+    """Yields a comparison for every two environments that differ in one thing."""
     for one, other in combinations(found.values(), 2):
         if kind := differing(one[0], other[0]):
             yield compare(one, other, kind)
 
 
 def differing(one: Environment, other: Environment) -> str | None:
-    """What differs; None for pairs that are of no interest."""
+    """Returns what differs between two environments, or None if the pair is of no interest."""
     task, base = one.task != other.task, one.base != other.base
     if task and base:
         return "task and model"

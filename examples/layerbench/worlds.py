@@ -29,14 +29,14 @@ CARRYING = "+"
 
 @dataclass(frozen=True)
 class Journey:
-    """What a walker is to do. Places are numbers on the ring."""
+    """A walker's task. Places are numbers on the ring."""
 
     start: int
     goal: int
     shop: int | None = None
-    """Has to be passed first."""
+    """Place that has to be passed first."""
     words: str = ""
-    """What the prompt says before the goal."""
+    """Words of the prompt before the goal."""
 
     @property
     def prompt(self) -> str:
@@ -61,7 +61,7 @@ class Walker:
         return LETTERS[self.place] + (CARRYING if self.journey.shop is not None and self.carrying else "")
 
     def step(self, action: str) -> Step:
-        """`R` or `L`; anything else changes nothing."""
+        """Moves by `R` or `L`; any other action changes nothing."""
         self.place = (self.place + {"R": 1, "L": -1}.get(action, 0)) % RING
         self.carrying |= self.place == self.journey.shop
         done = self.carrying and self.place == self.journey.goal
@@ -72,25 +72,25 @@ class World(Protocol):
     """One kind of journey."""
 
     def draw(self, rng: random.Random) -> Journey:
-        """A journey that can be made within `MAX_TURNS`."""
+        """Draws a journey that can be made within `MAX_TURNS`."""
         ...
 
     def writer(self, rng: random.Random, journey: Journey) -> str:
-        """What some writer has in mind: "short" or "long" for the way it takes, "goal" for leaving out the shop."""
+        """Draws what a writer has in mind: "short" or "long" for the way it takes, "goal" for leaving out the shop."""
         ...
 
 
 SLIP = 0.1
-"""How often a writer goes the wrong way by mistake."""
+"""Share of moves in which a writer goes the wrong way by mistake."""
 
 
 def short_way(place: int, wanted: int) -> int:
-    """1 or -1: the direction in which less is to be walked."""
+    """Returns the direction of the shorter way, 1 or -1."""
     return 1 if (wanted - place) % RING <= RING // 2 else -1
 
 
 def corpus(world: World, rng: random.Random) -> Line:
-    """An episode as a writer would have it: what is read and the action written, in turns."""
+    """Returns one episode by a writer: in turns, what is read and the action written."""
     journey, walker = world.draw(rng), Walker()
     meant, read, parts = world.writer(rng, journey), journey.prompt + walker.begin(journey), []
     first = short_way(journey.start, journey.goal) * (-1 if meant == "long" else 1)
@@ -115,7 +115,7 @@ def _words(rng: random.Random) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Trip:
-    """From one place to another. Most writers take the longer way, and run out of turns."""
+    """A journey from one place to another. Most writers take the longer way, and run out of turns."""
 
     short: float = 0.25
 

@@ -419,6 +419,6 @@ def test_a_patch_for_another_base_is_refused(refused: Refused, run_folder: Path,
 def test_too_little_disk_is_told_early(refused: Refused, run_folder: Path, qwen: str, monkeypatch: Any) -> None:
     nearly_full: Any = SimpleNamespace(total=10**9, used=10**9 - 1000, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
-    parts = ("bytes but the disk has 1,000 free", "make room, or write elsewhere")
+    parts = ("bytes but the disk has 1,000 free", "make some space or write elsewhere")
     refused("pick", "--model", qwen, *OWN[:-1], "new", parts=(f"new/{PATCH}", *parts))
     refused("merge", "run", "--out", "merged", parts=("merged needs", *parts))

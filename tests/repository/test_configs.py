@@ -166,7 +166,7 @@ def test_alfworld_has_the_turns_and_the_penalty_of_the_source(tmp_path: Path, mo
 
 @dataclasses.dataclass
 class Seen:
-    """What a training segment did."""
+    """What a training run did."""
 
     trainers: list[LayerGRPOTrainer] = dataclasses.field(default_factory=list)
     steps: list[tuple[Rollouts, dict[str, Any]]] = dataclasses.field(default_factory=list)

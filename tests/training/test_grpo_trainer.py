@@ -143,9 +143,9 @@ def test_training_changes_the_trained_layer_alone_and_leaves_the_model_untouched
     model.generation_config.eos_token_id = [5, 6]
     bench = make_bench(model, tmp_path)
     before = Untouched(model)
-    segment = train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 2)
+    trained = train_arm(bench, Arm(layers=(1,), learning_rate=LR, seed=0), 2)
     before.check()
-    weights = bench.arm_weights(segment.arm)
+    weights = bench.arm_weights(trained.arm)
     assert weights is not None and weights.keys() == layer_parameters(model, (1,)).keys()
     changed = differing(weights, before.weights)
     assert changed and all(".layers.1." in name for name in changed)

@@ -28,10 +28,10 @@ def counted(bench: Workbench, layers: Layers) -> tuple[dict[str, Any], list[int]
         attention: Any = block.self_attn
         attention.register_forward_hook(lambda *_, index=index: calls.update([index]))
     before = Untouched(bench.model)
-    segment = train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 2)
+    trained = train_arm(bench, Arm(layers=layers, learning_rate=LR, seed=0), 2)
     before.check()
-    state = bench.checkpoints.read(segment.arm)
-    return state, [calls[index] for index in range(len(bench.layers))], segment.cost.layer_tokens
+    state = bench.checkpoints.read(trained.arm)
+    return state, [calls[index] for index in range(len(bench.layers))], trained.cost.layer_tokens
 
 
 @pytest.mark.slow

@@ -25,22 +25,22 @@ def bench_of(folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int) -> Work
 def test_passes_are_halved_until_they_fit_and_the_weights_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arm, steps, told = Arm(layers=(1,), learning_rate=1e-3, seed=0), 3, []
-    roomy = bench_of(tmp_path / "roomy", monkeypatch, tokens=32)
-    expected = train_arm(roomy, arm, steps)
+    arm, steps, rewards = Arm(layers=(1,), learning_rate=1e-3, seed=0), 3, []
+    expected_bench = bench_of(tmp_path / "expected", monkeypatch, tokens=32)
+    expected = train_arm(expected_bench, arm, steps)
     bench = bench_of(tmp_path / "small", monkeypatch, tokens=128)
     device, before = SmallDevice(bench.model, most=30), Untouched(bench.model)
     with caplog.at_level(logging.WARNING):
-        segment = train_arm(bench, arm, steps, on_step=told.append)
+        trained = train_arm(bench, arm, steps, on_step=rewards.append)
     before.check()
     assert max(device.tried) > 30 and bench.micro_batching.size.tokens == 32
     assert "CUDA out of memory: continuing with at most 64 tokens in a pass." in caplog.messages
-    weights, wanted = bench.arm_weights(segment.arm), roomy.arm_weights(expected.arm)
+    weights, wanted = bench.arm_weights(trained.arm), expected_bench.arm_weights(expected.arm)
     assert weights is not None and wanted is not None
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
-    assert len(told) == steps, "a step that was done twice is told once"
-    assert segment.cost.generated_tokens == expected.cost.generated_tokens
-    assert bench.spent.generated_tokens > roomy.spent.generated_tokens, "what was lost was paid for"
+    assert len(rewards) == steps, "a step that was done twice is reported once"
+    assert trained.cost.generated_tokens == expected.cost.generated_tokens
+    assert bench.spent.generated_tokens > expected_bench.spent.generated_tokens, "what was lost was paid for"
 
 
 def test_activations_are_recomputed_before_passes_get_too_small(

@@ -1,4 +1,4 @@
-"""Arms do not leak into one another or into the base, and a segment cut anywhere goes on bit for bit."""
+"""Arms do not leak into one another or into the base, and training cut anywhere goes on bit for bit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "variant", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )
-def test_cut_or_interrupted_a_segment_goes_on_bit_for_bit(
+def test_cut_or_interrupted_training_goes_on_bit_for_bit(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"architecture": "qwen3", "dtype": torch.float32, "layers": (1,), **VARIANTS[variant]}
@@ -111,7 +111,7 @@ def test_steps_are_kept_when_time_is_up_and_when_a_reward_fails(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_segment_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -> None:
+def test_training_goes_on_in_the_process_that_was_interrupted(tmp_path: Path) -> None:
     task = make_task(FailingReward(3, KeyboardInterrupt))
     bench = make_bench(build_model("qwen3"), tmp_path / "a", task)
     start = Arm(layers=(2,), learning_rate=LR, seed=0)
@@ -140,9 +140,9 @@ def test_arms_trained_before_change_nothing_for_the_next_one(
 
     def run(bench: Workbench) -> tuple[list[list[list[int]]], TrainedArm, tuple[float, ...], dict[str, torch.Tensor]]:
         completions = record(bench)
-        segment = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=1), 3)
-        scores = bench.evaluate("select", 10, seed=4, arm=segment.arm).rewards_I
-        return completions, segment, scores, _state(bench, segment.arm)
+        trained = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=1), 3)
+        scores = bench.evaluate("select", 10, seed=4, arm=trained.arm).rewards_I
+        return completions, trained, scores, _state(bench, trained.arm)
 
     alone = run(make_bench(build_model("qwen3"), tmp_path / "alone", beta=beta))
     bench = make_bench(build_model("qwen3"), tmp_path / "shared", beta=beta)
@@ -195,8 +195,8 @@ def test_a_training_that_diverges_raises_and_leaves_the_base(tmp_path: Path) -> 
 def test_steps_without_any_advantage_are_no_error(algorithm: str, tmp_path: Path) -> None:
     task = make_task(lambda prompts, **_: [0.1] * len(prompts))  # six times .1 has a variance, by rounding
     bench = make_bench(build_model("qwen3"), tmp_path, task, group_size=6, algorithm=algorithm)
-    segment = train_arm(bench, Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
-    assert segment.arm.step == 2 and segment.train_rewards_P == pytest.approx([0.1] * 8)
+    trained = train_arm(bench, Arm(layers=(1,), learning_rate=1e-12, seed=0), 2)
+    assert trained.arm.step == 2 and trained.train_rewards_P == pytest.approx([0.1] * 8)
 
 
 def test_every_change_of_the_weights_is_told_to_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,22 +226,22 @@ def test_base_and_arm_are_evaluated_on_the_same_items_with_the_same_noise(tmp_pa
 def test_training_moves_the_reward_up(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, prompts_per_step=8, group_size=8)
     rewards: list[float] = []
-    segment = train_arm(bench, Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
+    trained = train_arm(bench, Arm(layers=(2,), learning_rate=1e-2, seed=0), 12, on_step=rewards.append)
     assert len(rewards) == 12
-    assert rewards == pytest.approx([sum(segment.train_rewards_P[i : i + 8]) / 8 for i in range(0, 96, 8)])
+    assert rewards == pytest.approx([sum(trained.train_rewards_P[i : i + 8]) / 8 for i in range(0, 96, 8)])
     base, after = (
         bench.evaluate("eval", 24, seed=0).rewards_I,
-        bench.evaluate("eval", 24, seed=0, arm=segment.arm).rewards_I,
+        bench.evaluate("eval", 24, seed=0, arm=trained.arm).rewards_I,
     )
     assert sum(after) / 24 > sum(base) / 24 + 0.05
 
 
 def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, beta=0.1)
-    segment = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 3)
+    trained = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 3)
     rows = train_rows(bench, 0, 0, 3, 4)
     prompt_tokens = 4 * sum(len(row["prompt"]) for row in rows)  # one token for each character
-    generated = segment.cost.generated_tokens
+    generated = trained.cost.generated_tokens
     assert generated == bench.engine.tokens
     one = bench.costs.forward(1).layer_tokens
     expected = (
@@ -249,9 +249,9 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
         + bench.costs.train(prompt_tokens + generated, (2,)).layer_tokens
         + (prompt_tokens + generated) * (one - 2)  # the reference, and no second pass through the two layers below
     )
-    assert segment.cost.layer_tokens == pytest.approx(expected)
-    assert bench.spent == segment.cost == bench.checkpoints.cost(segment.arm)
-    further = train_arm(bench, segment.arm, 4)
+    assert trained.cost.layer_tokens == pytest.approx(expected)
+    assert bench.spent == trained.cost == bench.checkpoints.cost(trained.arm)
+    further = train_arm(bench, trained.arm, 4)
     assert bench.checkpoints.cost(further.arm).layer_tokens == pytest.approx(bench.spent.layer_tokens)
     before = bench.spent
     bench.evaluate("eval", 6, seed=0)

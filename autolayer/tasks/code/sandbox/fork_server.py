@@ -1,4 +1,4 @@
-"""The first process inside the sandbox: it forks a process for every program, watches it, and ends what it left behind.
+"""The first process inside the sandbox: it forks a process for every program, watches it, and kills what is left of it.
 
 The fork server never reads a program or a test. The process that runs a program reads it from the host's connection
 itself. The tests of a `Judged` job, which hold the expected values, are read by a process of their own (`judge`), which
