@@ -65,7 +65,7 @@ class StepResponses:
         if key not in self._subsets:
             subset = make_fold(self.bench, self.folds[fold].rollouts[:num_prompts].thinned(group_size))
             self._subsets[key] = subset, self.bench.scorer.partial_forward(subset.batch)
-        self.bench.scorer.advance(self._subsets[key][1], layer)
+        self.bench.scorer.move_to(self._subsets[key][1], layer)
         return self._subsets[key]
 
     def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:

@@ -136,11 +136,11 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
 
     config = Config(**read_values(ctx, tables))
     from autolayer import tasks
-    from autolayer.models.names import EMBEDDED, check_name
+    from autolayer.models.names import EMBEDDED, check_model_name
 
-    check_name(config.model)
+    check_model_name(config.model)
     packaged = EMBEDDED.get(config.model)
-    tasks.check_name(config, packaged.forms if packaged else None)
+    tasks.check_task_name(config, packaged.forms if packaged else None)
     return config.replace(out=str(open_run(config, verb=str(ctx.command.name)).path))
 
 

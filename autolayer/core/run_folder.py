@@ -120,9 +120,8 @@ class RunFolder:
                 sweep(self.path)
             yield
         finally:
-            (self.path / LOCK).unlink(
-                missing_ok=True
-            )  # a process that already opened the file notices that it was removed
+            # A process that already opened the file notices that it was removed.
+            (self.path / LOCK).unlink(missing_ok=True)
             lock.release()
             with suppress(OSError):  # not empty
                 self.path.rmdir()

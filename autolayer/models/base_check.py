@@ -28,7 +28,7 @@ def check_base(name: str) -> None:
     """Checks that a base model is a whole, unquantized model of a class that transformers has.
 
     Args:
-        name: A model name that `names.check_name` accepts.
+        name: A model name that `names.check_model_name` accepts.
 
     Raises:
         ModelError: It is not; the sentence says what it is, and what to give instead.

@@ -50,7 +50,7 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     """Loads a causal language model in its checkpoint's own dtype, in eval mode.
 
     Args:
-        name: A name that `names.check_name` accepts.
+        name: A name that `names.check_model_name` accepts.
         device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     Raises:

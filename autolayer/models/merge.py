@@ -23,7 +23,7 @@ from autolayer.models.disk_space import check_disk_space, follow_umask, write_er
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import load_model, weight_hash
 from autolayer.models.lora import merge_adapter, read_adapter_info
-from autolayer.models.patch import apply, check_base, check_run, load_patch
+from autolayer.models.patch import apply, check_patch_base, check_run, load_patch
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -57,7 +57,7 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
     folder = base_folder(name)
     if out.resolve().is_relative_to(folder.resolve()):
         raise PatchError(f"--out {out} is in the folder of the base model, {folder}: give a folder outside of it.")
-    check_base(model, about["base"], about["base_hash"])
+    check_patch_base(model, about["base"], about["base_hash"])
     layers = about["layers"] if about["layers"] == "full" else tuple(about["layers"])
     stored = {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
     for tensor_name, tensor in _by_stored_name(model, layers, stored).items():

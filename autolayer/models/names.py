@@ -47,7 +47,7 @@ EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
 _HINT = "Or give your own model: a folder with config.json, or a Hugging Face name such as Qwen/Qwen3-8B."
 
 
-def check_name(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Checks that a model name can exist, without importing torch or contacting the Hub.
 
     Raises:
@@ -90,10 +90,10 @@ def model_path(name: str) -> str:
     """Returns the argument of `from_pretrained` for a model name: the packaged folder, a local folder or a Hub name.
 
     Raises:
-        UnknownNameError: As `check_name`.
-        ModelError: As `check_name`, or the installation lacks an embedded model.
+        UnknownNameError: As `check_model_name`.
+        ModelError: As `check_model_name`, or the installation lacks an embedded model.
     """
-    check_name(name)
+    check_model_name(name)
     if name in EMBEDDED:
         folder = Path(__file__).parent.parent / "data" / EMBEDDED[name].folder
         if not (folder / "config.json").is_file():

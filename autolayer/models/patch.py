@@ -123,7 +123,7 @@ def apply(model: nn.Module, patch: LayerPatch) -> None:
     Raises:
         PatchError: The model is not the patch's base, or the tensors do not fit it. The model is then unchanged.
     """
-    check_base(model, patch.base, patch.base_hash)
+    check_patch_base(model, patch.base, patch.base_hash)
     parameters = _parameters(model, patch)
     problems = [f"{name} is missing" for name in parameters if name not in patch.tensors]
     for name, tensor in patch.tensors.items():
@@ -142,7 +142,7 @@ def apply(model: nn.Module, patch: LayerPatch) -> None:
             parameters[name].copy_(tensor)
 
 
-def check_base(model: nn.Module, base: str, base_hash: str) -> None:
+def check_patch_base(model: nn.Module, base: str, base_hash: str) -> None:
     """Checks that a model has the weights of a patch's base.
 
     Args:

@@ -9,7 +9,7 @@ from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting.results import Baseline, RankingRow, SetRow
 from autolayer.search import records
 
-Row = TypeVar("Row", RankingRow, SetRow)
+RankedRow = TypeVar("RankedRow", RankingRow, SetRow)
 
 
 def predicted_rows(report: ProbeReport) -> tuple[RankingRow, ...]:
@@ -54,7 +54,7 @@ def best_gains(outcome: records.RaceOutcome) -> dict[int, float]:
     return best
 
 
-def _measured(row: records.RacedCandidate, predicted: Row, best_at: dict[int, float]) -> Row:
+def _measured(row: records.RacedCandidate, predicted: RankedRow, best_at: dict[int, float]) -> RankedRow:
     """Adds what the race measured, relative to the best gain after equally many steps."""
     unit = best_at.get(row.measured_steps or 0, 0.0)
 

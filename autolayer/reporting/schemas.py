@@ -9,7 +9,7 @@ from autolayer.reporting.records import make_schema
 from autolayer.reporting.results import PickResult
 
 
-def published() -> dict[str, dict[str, Any]]:
+def published_schemas() -> dict[str, dict[str, Any]]:
     """Returns every published file and the schema it holds."""
     return {
         "result.schema.json": make_schema(
@@ -27,11 +27,11 @@ def published() -> dict[str, dict[str, Any]]:
     }
 
 
-def text_of(schema: dict[str, Any]) -> str:
+def schema_text(schema: dict[str, Any]) -> str:
     """Returns the text of a published file."""
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    for name, schema in published().items():
-        Path(__file__).with_name(name).write_text(text_of(schema), encoding="utf-8")
+    for name, schema in published_schemas().items():
+        Path(__file__).with_name(name).write_text(schema_text(schema), encoding="utf-8")

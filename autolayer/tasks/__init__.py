@@ -34,7 +34,7 @@ __all__ = [
     "Row",
     "Step",
     "Task",
-    "check_name",
+    "check_task_name",
     "load_task",
     "split_of",
     "split_rows",
@@ -80,7 +80,7 @@ TASKS: dict[str, BuiltIn] = {
 OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."
 
 
-def check_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
+def check_task_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
     """Refuses a task that cannot be loaded, as far as this is known without importing anything heavy.
 
     `forms` has the variant of each kind of task that a packaged model is large enough for: `{"math": "math:arith"}`.
@@ -113,7 +113,7 @@ def load_task(config: Config, *, chat: bool) -> Task:
 
     `chat` is True if the model has a chat template. Built-in tasks then use messages.
     """
-    check_name(config)
+    check_task_name(config)
     task = _read_task(config, chat)
     _check_model_fits(task, config, chat)
     switches = {} if config.thinking is None else {"enable_thinking": config.thinking}

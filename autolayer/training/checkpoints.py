@@ -109,7 +109,7 @@ class Checkpoints:
         kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
         # The history is written first, because training cannot resume from a checkpoint without one.
         self._run_folder.write(_history_of(arm), kept, indent=None)
-        save_sealed(self.folder / name_of(saved), tensors, {"arm": json.dumps(asdict(saved))})
+        save_sealed(self.folder / checkpoint_path(saved), tensors, {"arm": json.dumps(asdict(saved))})
         for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
             path.unlink()
 
@@ -136,7 +136,7 @@ class Checkpoints:
         return sorted(self._arm_folder(arm).glob("step-*.safetensors"))
 
 
-def name_of(arm: Arm) -> str:
+def checkpoint_path(arm: Arm) -> str:
     """Returns the path of an arm's checkpoint, relative to the run folder."""
     return f"{ARMS}/{arm.key}/step-{arm.step:06d}.safetensors"
 
@@ -151,4 +151,4 @@ def _step_of(path: Path) -> int:
 
 def _at_checkpoint(arm: Arm, step: int) -> Arm:
     moved = replace(arm, step=step)
-    return replace(moved, checkpoint=name_of(moved))
+    return replace(moved, checkpoint=checkpoint_path(moved))

@@ -59,7 +59,7 @@ class Scorer:
         self.account.charge(self.account.costs.forward(passes.num_tokens, passes.layer), time.perf_counter() - started)
         return result
 
-    def advance(self, passes: PartialForward, layer: int) -> None:
+    def move_to(self, passes: PartialForward, layer: int) -> None:
         """Makes partial passes start at a layer, whose input is computed with the weights now in the model."""
         started = time.perf_counter()
         num_blocks = passes.move_to(layer)

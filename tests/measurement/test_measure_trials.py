@@ -50,7 +50,7 @@ class Bench:
         for _ in range(arm.step, to_step):
             on_step(0.5)
         arm = dataclasses.replace(arm, step=to_step)
-        arm = dataclasses.replace(arm, checkpoint=checkpoints.name_of(arm))
+        arm = dataclasses.replace(arm, checkpoint=checkpoints.checkpoint_path(arm))
         path = self.folder / str(arm.checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -14,13 +14,13 @@ from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, ModelError, UnknownNameError
 from autolayer.models import names
 from autolayer.models.loading import load_model, meta_model, weight_hash
-from autolayer.models.names import EMBEDDED, check_name
+from autolayer.models.names import EMBEDDED, check_model_name
 from autolayer.tasks import TASKS
 
 
 def test_import_loads_no_torch():
     code = (
-        "import sys, autolayer.models.names as m; m.check_name('tiny'); m.check_name('org/name'); "
+        "import sys, autolayer.models.names as m; m.check_model_name('tiny'); m.check_model_name('org/name'); "
         "sys.exit(bool({'torch', 'transformers', 'safetensors'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -37,20 +37,20 @@ def test_presets_are_config_fields():
 
 def test_names(tmp_path, tiny_folder):
     for name in ("tiny", "Qwen/Qwen3-8B", "a-b/c_d.e", str(tiny_folder)):
-        check_name(name)
+        check_model_name(name)
     with pytest.raises(
         UnknownNameError, match="unknown model 'tinny'. Did you mean 'tiny'.*Or give your own model: a "
     ):
-        check_name("tinny")
+        check_model_name("tinny")
     with pytest.raises(UnknownNameError, match="unknown model ''"):
-        check_name("")
+        check_model_name("")
     with pytest.raises(ModelError, match="has no config.json"):
-        check_name(str(tmp_path))
+        check_model_name(str(tmp_path))
     with pytest.raises(ModelError, match="is a file: give the folder"):
-        check_name(str(tiny_folder / "config.json"))
+        check_model_name(str(tiny_folder / "config.json"))
     for name in ("./nowhere", "/nowhere/x", "~/nowhere", "a/b/c"):
         with pytest.raises(ModelError, match="does not exist"):
-            check_name(name)
+            check_model_name(name)
 
 
 def test_a_local_folder_has_one_name_everywhere(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from hub_cache import make_dataset_cache, write_files
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
 from autolayer.models.names import EMBEDDED
-from autolayer.tasks import TASKS, check_name, load_task
+from autolayer.tasks import TASKS, check_task_name, load_task
 from autolayer.tasks.hub import local_copies, read_hub
 from autolayer.tasks.math import formats, public
 from autolayer.tasks.math.answers import final_answer
@@ -251,7 +251,7 @@ def test_data_without_a_reward_is_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data and --reward belong together"):
         Config(model="m", data="sums.jsonl")
     with pytest.raises(ConfigError, match="--data nowhere is not a folder. Without --reward it must"):
-        check_name(Config(model="m", data="nowhere"))
+        check_task_name(Config(model="m", data="nowhere"))
     with pytest.raises(ConfigError, match="math:arith reads no public data set"):
         load_task(Config(model="m", task="math:arith", data=str(tmp_path)), chat=False)
 
@@ -264,7 +264,7 @@ def test_a_set_without_any_usable_problem_is_refused(copies: Path) -> None:
 
 def test_a_packaged_model_is_told_the_form_that_fits() -> None:
     with pytest.raises(ConfigError, match="--task math:numina is far too hard.*math:arith"):
-        check_name(Config(model="tiny", task="math:numina"), EMBEDDED["tiny"].forms)
+        check_task_name(Config(model="tiny", task="math:numina"), EMBEDDED["tiny"].forms)
 
 
 def test_every_training_set_has_a_name() -> None:

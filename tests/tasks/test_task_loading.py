@@ -10,7 +10,7 @@ import pytest
 
 from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError
-from autolayer.tasks import SPLITS, TASKS, Task, check_name, load_task, split_rows
+from autolayer.tasks import SPLITS, TASKS, Task, check_task_name, load_task, split_rows
 
 MESSAGES = [{"role": "user", "content": "1+1="}]
 
@@ -47,20 +47,20 @@ def load_lines(files: Path, *lines: Any, chat: bool = False, **settings: Any) ->
 )
 def test_task_names_are_checked_at_once(files: Path, task: str, error: type[AutolayerError], words: str) -> None:
     with pytest.raises(error, match=words):
-        check_name(Config(model="m", task=task))
+        check_task_name(Config(model="m", task=task))
 
 
 def test_a_packaged_model_is_told_the_form_that_fits() -> None:
     forms = {"math": "math:arith"}
     with pytest.raises(ConfigError, match="packaged model 'tiny'.*use --task math:arith"):
-        check_name(Config(model="tiny", task="math"), forms)
-    check_name(Config(model="tiny", task="math:arith"), forms)
+        check_task_name(Config(model="tiny", task="math"), forms)
+    check_task_name(Config(model="tiny", task="math:arith"), forms)
 
 
 def test_checking_a_name_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from autolayer.core.config import Config; from autolayer.tasks import check_name\n"
-        "check_name(Config(model='m', task='math'))\n"
+        "import sys; from autolayer.core.config import Config; from autolayer.tasks import check_task_name\n"
+        "check_task_name(Config(model='m', task='math'))\n"
         "print({'torch', 'transformers', 'datasets', 'math_verify', 'numpy'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
@@ -198,7 +198,7 @@ def test_data_that_is_not_utf8_names_the_line(files: Path) -> None:
 def test_a_data_file_is_checked_at_once(files: Path, path: str, words: str) -> None:
     (files / "folder.jsonl").mkdir()
     with pytest.raises(DataError, match=words):
-        check_name(Config(model="m", data=path, reward="rewards.py:equals"))
+        check_task_name(Config(model="m", data=path, reward="rewards.py:equals"))
 
 
 # FILE.py:NAME
@@ -246,7 +246,7 @@ def task_file(files: Path) -> Path:
 @pytest.mark.parametrize("name", ["MINE", "make", "make_for"])
 def test_a_task_of_ones_own(task_file: Path, name: str) -> None:
     config = Config(model="m", task=f"{task_file}:{name}")
-    check_name(config)
+    check_task_name(config)
     task = load_task(config, chat=False)
     assert task.name == "mine" and task.splits["eval"] == [{"prompt": "p eval"}]
 

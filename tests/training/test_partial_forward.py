@@ -92,7 +92,7 @@ def test_a_walk_up_the_stack_runs_each_block_as_often_as_the_plan_says(tmp_path:
         boundary, before = bench.scorer.partial_forward(batch), bench.spent
         with counting(model) as ran:
             for layer in layers:
-                bench.scorer.advance(boundary, layer)
+                bench.scorer.move_to(boundary, layer)
                 for _ in range(tries):
                     bench.scorer.log_probs(boundary)
     assert ran == {0: 1, 1: 1 + 3, 2: 1 + 6, 3: 1 + 6, 4: 9}
@@ -133,7 +133,7 @@ def test_a_model_whose_blocks_exchange_more_is_run_whole(tmp_path: Path) -> None
     with scoring(model, TEMPERATURE), torch.no_grad():
         assert not can_start_midway(model)
         boundary, before = bench.scorer.partial_forward(make_parts()[0]), bench.spent
-        bench.scorer.advance(boundary, 2)
+        bench.scorer.move_to(boundary, 2)
         assert boundary.layer == 0 and bench.spent == before + Cost(seconds=(bench.spent - before).seconds)
         assert torch.equal(bench.scorer.log_probs(boundary), log_probs(model, make_parts()[0]))
 
