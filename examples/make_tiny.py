@@ -73,7 +73,7 @@ def expr_text(rng: random.Random) -> Text:
 
 
 def house_text(rng: random.Random) -> Text:
-    """As `autolayer.rollouts.multi_turn` shows an episode."""
+    """Returns an episode's text as `autolayer.rollouts.multi_turn` shows it."""
     turns = house_episode(rng)
     return [part for read, action in turns for part in ((f"{read}{PROMPT}", False), (f"{action}\n", True))]
 

@@ -63,7 +63,7 @@ class TrustedGain(Probe):
     Cost: that of `gain_per_kl` and `reach`, measured once for all three.
     Measured: mean Spearman .36 with contribution and regret .13 on 23 environments of LayerBench, where `position` has
     .20 and .18; the best single probe (examples/RESULTS.md). The prediction is made from it.
-    Known to fail: where a layer can go far and gains nothing by it, as long as prompts are too few to tell.
+    Known to fail: with few prompts it can rank a layer high that moves far without gaining.
     """
 
     def score(self, context: ProbeContext) -> Scores:

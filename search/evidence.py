@@ -82,13 +82,21 @@ def check_result(run: Run, result: RungResult, base_select_rewards_I: Sequence[f
         raise ValueError("a reward is not finite")
 
 
-def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean gain in reward over the base model on the same items, and its standard error."""
+@dataclass(frozen=True, kw_only=True)
+class PairedGain:
+    """Mean gain in reward over the base model on the same items, and its standard error."""
+
+    mean: float
+    error: float
+
+
+def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> PairedGain:
+    """Returns the gain of a run over the base model on the `select` items."""
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     gain_I = np.asarray(result.select_rewards_I, dtype=float) - base_I
     min_error = float(np.std(np.array([base_I, result.select_rewards_I]))) / len(gain_I)
     error = float(np.std(gain_I, ddof=1)) / np.sqrt(len(gain_I)) if len(gain_I) > 1 else min_error
-    return float(gain_I.mean()), max(float(error), min_error)
+    return PairedGain(mean=float(gain_I.mean()), error=max(float(error), min_error))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,12 +129,12 @@ def _ranking(
 
 
 def _rung(run: Run, result: RungResult, base_select_rewards_I: Sequence[float]) -> Rung:
-    gain, error = paired_gain(result, base_select_rewards_I)
+    gain = paired_gain(result, base_select_rewards_I)
     return Rung(
         steps=run.to_step,
-        gain=gain,
-        low=gain - Z95 * error,
-        high=gain + Z95 * error,
+        gain=gain.mean,
+        low=gain.mean - Z95 * gain.error,
+        high=gain.mean + Z95 * gain.error,
         learning_rate=result.arm.learning_rate,
         seed=run.slot.seed,
     )

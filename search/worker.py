@@ -122,7 +122,7 @@ class _Worker:
             reason = f"{type(error).__name__}: {error}"
             trial.set_user_attr("failed", reason)
             raise RunFailed(reason) from error
-        trial.report(paired_gain(result, race_study.base_I)[0], run.to_step)
+        trial.report(paired_gain(result, race_study.base_I).mean, run.to_step)
         trial.set_user_attr("result", sealed_result(run, result))
         raise optuna.TrialPruned
 
@@ -168,7 +168,7 @@ class _Worker:
         candidate = next(c for c in self.race_study.candidates if c.layers == arm.layers)
         trial = create_trial(
             state=TrialState.COMPLETE,
-            value=paired_gain(results[last], self.race_study.base_I)[0],
+            value=paired_gain(results[last], self.race_study.base_I).mean,
             params={"layers": _label(last.slot.layers), "learning_rate": arm.learning_rate},
             distributions=self._distributions(candidate),
             intermediate_values=self._curve(last, results),
@@ -179,7 +179,7 @@ class _Worker:
     def _curve(self, run: Run, results: Mapping[Run, RungResult]) -> dict[int, float]:
         """Returns the mean gain of the run's slot at each of its steps."""
         base_I = self.race_study.base_I
-        return {each.to_step: paired_gain(r, base_I)[0] for each, r in results.items() if each.slot == run.slot}
+        return {each.to_step: paired_gain(r, base_I).mean for each, r in results.items() if each.slot == run.slot}
 
     def _distributions(self, candidate: Candidate) -> dict[str, BaseDistribution]:
         labels = [_label(each.layers) for each in self.race_study.candidates]

@@ -1,4 +1,4 @@
-"""What the tests of the code tasks share: a prompt, bodies of a function that squares, and replies."""
+"""Helpers of the tests of the code tasks: a prompt, bodies of a function that squares, and replies."""
 
 from typing import Any
 

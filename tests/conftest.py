@@ -72,7 +72,7 @@ def no_box() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def _sandbox() -> None:
-    """For tests that run programs by the sandbox that the code tasks open themselves."""
+    """Skips a test if the sandbox that the code tasks open themselves does not open."""
     from autolayer.core.errors import SandboxError
     from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 

@@ -34,7 +34,7 @@ class Check:
     name: str
     state: Literal["good", "note", "bad"]
     finding: str
-    """What was found, and the remedy if it is not good."""
+    """The finding, and the remedy if it is not good."""
 
 
 @dataclass(frozen=True)

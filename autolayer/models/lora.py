@@ -22,7 +22,7 @@ RANK, ALPHA = 16, 32
 ADAPTER_NAME = "default"
 """PEFT's name of the adapter; the names of its parameters end in `.{ADAPTER_NAME}.weight`."""
 _PREFIX = "base_model.model."
-"""What PEFT puts before a parameter's name in a file."""
+"""Prefix that PEFT puts before a parameter's name in a file."""
 INFO_FILE = "autolayer.json"
 """The file beside PEFT's own that records the base model and the training of an adapter."""
 

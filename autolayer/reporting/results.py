@@ -214,7 +214,7 @@ class PickResult(FileRecord):
     ranking: Several[RankingRow] | None = None
     """Every candidate once, most probable first; null if no layer was examined."""
     sets: Several[SetRow] | None = None
-    """With --top-k, the sets of layers that raced, most probable first; else null."""
+    """Sets of layers that raced with --top-k, most probable first; else null."""
     baselines: Mapping[str, Baseline] | None = None
     """random, first, middle, last and position, for comparison; null if no layer was examined."""
     probes: Mapping[str, Several[float | None]] | None = None

@@ -75,7 +75,7 @@ class Task:
     """Sampling parameters of `eval`. None: those of training."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     trainer_state: Any = None
-    """What the reward gets as TRL's `TrainerState`; see `at`."""
+    """The reward's argument in place of TRL's `TrainerState`; see `at`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.splits, Mapping):  # a `datasets.Dataset` becomes rows: its slices are columns

@@ -1,4 +1,4 @@
-"""How the cost and the memory of the probes grow with the number of layers and with the length of sequences.
+"""Measures how cost and memory of the probes grow with the number of layers and with the length of sequences.
 
     python examples/benchmarks/growth.py          # Linux, CPU: 6 minutes
 
@@ -36,7 +36,7 @@ from autolayer.training.workbench import Workbench
 
 LAYERS, LENGTHS = (6, 12, 24, 48), (64, 128, 256, 512)
 LENGTH, DEPTH = 128, 12
-"""Of the cases that vary the other."""
+"""The fixed value in the cases that vary the other."""
 PARTS = {"shared gradients": ("gradient_norm",), "gain per root KL, reach": ("gain_per_kl", "reach")}  # fmt: skip
 PLAN = ProbePlan(fold_prompts=4, response_folds=1, response_prompts=4, burst_steps=0,
                  burst_prompts=0, burst_items=0)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How long `autolayer --help` takes, next to an empty Python: torch must not be imported for it.
+"""Measures how long `autolayer --help` takes, next to an empty Python: torch must not be imported for it.
 
 Hardware: any. Takes 10 seconds. Expect a ratio below 5; with torch imported it would be above 50.
 

@@ -1,4 +1,4 @@
-"""What finding the layer costs by the planner, at real sizes; and the planner against what runs really cost.
+"""Prints the planned cost of finding the layer at real sizes, and compares plans with the real cost of runs.
 
     python examples/benchmarks/planner.py                # all tables, CPU: 4 minutes
     python examples/benchmarks/planner.py --only sizes   # seconds
@@ -61,7 +61,7 @@ def units_of(name: str) -> UnitCosts:
 
 
 def stages(config: Config, units: UnitCosts) -> tuple[dict[str, Cost], Cost]:
-    """What each stage of finding costs, and one full run."""
+    """Returns the cost of each stage of finding, and of one full run."""
     candidates = tuple(range(units.costs.num_layers))
     budget, prompts = finding_budget(config, units, candidates), calibration_prompts(config)
     sizes = plan_probes(config, units, candidates, budget)

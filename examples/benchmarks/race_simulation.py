@@ -1,4 +1,4 @@
-"""Which way of spending a small budget of short runs finds the best layer? A simulation, no model.
+"""Simulates, without a model, which way of spending a small budget of short runs finds the best layer.
 
     python examples/benchmarks/race_simulation.py --studies 1000 --seed 0
 

@@ -1,4 +1,4 @@
-"""What `pick` takes on 8 to 512 GPUs, worked out on paper: hours, what bounds them, what breaks first.
+"""Computes what `pick` takes on 8 to 512 GPUs, by the planner: hours, what bounds them, what breaks first.
 
     python examples/benchmarks/scale.py                                   # seconds; examples/scale.md discusses it
     python examples/benchmarks/scale.py --decode 3500 --busy 0.4 --latency 0.010   # your own unit costs of the 8B model

@@ -1,4 +1,4 @@
-"""How much faster a search is with more workers, beside what the dependence of its rungs allows.
+"""Measures how much faster a search is with more workers, beside what the dependence of its rungs allows.
 
     python examples/benchmarks/workers.py          # 2 minutes
 
@@ -26,7 +26,7 @@ from autolayer.search.records import Candidate, RaceConfig, RaceOutcome
 from autolayer.search.worker import run_search
 
 SECONDS = 0.5
-"""Of an optimizer step."""
+"""Duration of an optimizer step."""
 WORKERS = (1, 2, 4)
 CANDIDATES = [Candidate(layers=(layer,), predicted=0.6, predicted_sd=0.2, learning_rate=1e-4) for layer in range(16)]
 CONFIG = RaceConfig(

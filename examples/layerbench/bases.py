@@ -42,13 +42,13 @@ POSITIONS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """How a base model is made."""
+    """The recipe of a base model."""
 
     architecture: str
     layers: int
     hidden: int
     languages: tuple[str, ...]
-    """By name, of languages, worlds, and `expr` for code; pretraining lines come from all of them in equal parts."""
+    """Names of languages, worlds, and `expr` for code; pretraining lines come from all of them in equal parts."""
     seed: int
     wide: tuple[int, ...] | None = None
     """Layers that see the whole line, the others only `window` tokens; None if all do."""

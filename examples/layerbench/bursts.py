@@ -1,4 +1,4 @@
-"""How much a few steps tell, and whether a race should be wide or narrow: every layer for 2, 4 and 8 steps.
+"""Measures how much a few steps tell, and whether a race should be wide or narrow: every layer for 2, 4 and 8 steps.
 
     python examples/layerbench/bursts.py --work runs/layerbench    # after `run.py build` and `measure`: 20 minutes
 

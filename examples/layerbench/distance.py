@@ -1,4 +1,4 @@
-"""How `reach` should measure distance, and on how many completions: Spearman of reach alone with the contribution.
+"""Compares distances and numbers of completions for `reach`, by its Spearman with the contribution.
 
     python examples/layerbench/distance.py --work runs/layerbench    # after `run.py build`; minutes
 
@@ -48,7 +48,7 @@ DISTANCES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "mean absolute, 1.2": (lambda r: np.mean(np.abs(r), -1), 1.2),
     "median absolute, 0.5": (lambda r: np.median(np.abs(r), -1), 0.5),
 }
-"""Of log-ratios (..., B), and the threshold."""
+"""Distance of log-ratios (..., B), and its threshold."""
 
 
 def log_ratios(environment: Environment, bases: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How much short runs tell: contribution at the end against the score after a quarter of the steps, by layer.
+"""Measures how much short runs tell: contribution at the end against the score after a quarter of the steps, by layer.
 
     python examples/layerbench/early.py --work runs/layerbench    # after `run.py measure`, whose run folders it reads
 

@@ -33,7 +33,7 @@ class Environment:
         return f"{self.base}.{self.task.rpartition(':')[2]}.{self.algorithm}"
 
     def model(self, bases: Path) -> str:
-        """What the tool takes for its base."""
+        """Model name that the tool gets."""
         return self.base if self.base in EMBEDDED else str(bases / self.base)
 
     def options(self, bases: Path, seed: int = 0) -> dict:

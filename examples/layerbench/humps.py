@@ -1,4 +1,4 @@
-"""Which environments have a hump off the centre: a layer that beats the first, the middle and the last one clearly.
+"""Lists the environments that have a hump off the centre: a layer clearly better than first, middle and last.
 
     python examples/layerbench/humps.py    # seconds: nothing is run
 

@@ -45,7 +45,7 @@ class Judged:
     """Steps of each run's longest arm; 0 where no race was run."""
     gain: Mapping[str, float]
     log_loss: Mapping[str, float]
-    """Of all pairs of probability_best and whether the layer was best, by budget; and of the uninformed forecast."""
+    """All pairs of probability_best and whether the layer was best, by budget; and of the uninformed forecast."""
 
 
 def judge(environment: Environment, learned: Sequence[KnownEnvironment]) -> Judged:
@@ -127,7 +127,7 @@ def judge(environment: Environment, learned: Sequence[KnownEnvironment]) -> Judg
 
 
 def best_probe_of_others(rows: Sequence[Judged]) -> dict[str, tuple[float, float]]:
-    """By environment, Spearman and regret of the probe that has the least mean regret on all other bases."""
+    """Returns, by environment, Spearman and regret of the probe that has the least mean regret on all other bases."""
     found = {}
     for row in rows:
         others = [other for other in rows if other.base != row.base]

@@ -16,7 +16,7 @@ FILLER = "0123456789"
 CAPITALS = LETTERS.upper()
 
 Line = tuple[str, ...]
-"""What comes before the answer, and the answer; in worlds.py several of both, in turns."""
+"""The text before the answer, and the answer; in worlds.py several of both, in turns."""
 
 
 class Language(Protocol):
@@ -215,4 +215,4 @@ LANGUAGES: dict[str, Language] = {
     "order": Order(),
     "recall": Recall(),
 }
-"""By the name of the task in tasks.py."""
+"""Languages by the name of the task in tasks.py."""

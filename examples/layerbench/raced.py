@@ -1,4 +1,4 @@
-"""What the race adds to the prediction of the same run, by the measured contribution of the layers that each names.
+"""Measures what the race adds to the prediction of the same run, by the measured contribution of their layers.
 
     python examples/layerbench/raced.py     # seconds: from results/, nothing is run
 

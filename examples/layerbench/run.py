@@ -32,7 +32,7 @@ from autolayer.reporting.contribution import Contribution
 
 RESULTS = HERE / "results"
 SEEDS = (10, 11, 12)
-"""Of probes and picks. None that an arm was measured with: those would share prompts and noise with the truth."""
+"""Seeds of probes and picks. None that an arm was measured with: those would share prompts and noise with the truth."""
 BUDGETS = (0.25, 1.0)
 """Shares of one full run that finding may cost."""
 DEFAULT_BUDGET = 0.25

@@ -60,7 +60,7 @@ GRID = [
 """Both packaged models on every kind of task, and what completes some of LayerBench's bases; environments of LayerBench
 among them are measured there."""
 KINDS = ("algorithm", "task", "family", "model", "task and model")
-"""What two environments differ in. `family`: the packaged models, Qwen3 and Qwen2 by one recipe; of other models depth,
+"""How two environments differ. `family`: the packaged models, Qwen3 and Qwen2 by one recipe; of other models depth,
 corpus and early exits differ as well."""
 
 
@@ -70,7 +70,7 @@ class Pair:
 
     names: tuple[str, str]
     kind: str
-    """What differs, one of `KINDS`."""
+    """The difference, one of `KINDS`."""
     spearman: float | None
     ceiling: float | None
     regret: float

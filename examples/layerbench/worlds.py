@@ -144,4 +144,4 @@ class Errand:
 
 
 WORLDS: dict[str, World] = {"trip": Trip(), "errand": Errand()}
-"""By the name of the task in tasks.py."""
+"""Worlds by the name of the task in tasks.py."""

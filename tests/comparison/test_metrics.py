@@ -84,7 +84,7 @@ def test_equal_scores_have_the_regret_of_a_random_ranking() -> None:
 
 
 def test_rotation_takes_the_winners_luck_out() -> None:
-    """Where all layers are equally good nothing can be lost, though a maximum of noisy means says so."""
+    """If all layers are equally good, nothing can be lost, though a maximum of noisy means says so."""
     generator = np.random.default_rng(2)
     runs = [generator.normal(size=(3, 10)) for _ in range(500)]
     rotated = [metrics.regret(np.arange(10), truth_S_L) for truth_S_L in runs]

@@ -197,7 +197,7 @@ def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> Non
 
 
 def test_finding_is_a_small_part_of_a_long_run_by_default() -> None:
-    """Of Qwen3-8B's 400 steps at most a tenth, with a race in it."""
+    """The search costs at most a tenth of Qwen3-8B's 400 steps, and has a race in it."""
     assert [default_budget(steps) for steps in (1, 160, 200, 400, 1600)] == [0.25, 0.25, 0.2, 0.1, 0.05]
     costs = CostModel(num_layers=36, head_ratio=3.2)
     units = UnitCosts(costs=costs, group_size=8, prompt_tokens=100, completion_tokens=900)

@@ -106,7 +106,7 @@ def test_processes_with_shards_pick_what_one_picks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_from_shards_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    """With a reference, recomputed, two layers; stopped by a reward that fails in the middle, in one sentence."""
+    """Two layers with a KL reference, recomputed; stopped by a reward that fails in the middle, in one sentence."""
     (tmp_path / "reward.py").write_text(
         "import pathlib\n\ndef score(completions, **_):\n    calls = pathlib.Path('calls')\n"
         "    calls.write_text(calls.read_text() + '.' if calls.exists() else '.')\n"

@@ -27,7 +27,7 @@ def bench_of(architecture: str, folder: Path, recompute: bool, beta: float = 0.0
 
 
 def counting(bench: Workbench) -> list[int]:
-    """How often each block's attention runs in passes with gradients, from now on."""
+    """Counts how often each block's attention runs in passes with gradients, from now on."""
     ran = [0] * len(bench.layers)
 
     def hook(index: int) -> Any:

@@ -46,12 +46,12 @@ class Trained:
     during: list[dict[str, torch.Tensor]]
     """All weights after each optimizer step."""
     rewards: list[list[float]]
-    """Of each step's completions, group by group."""
+    """Rewards of each step's completions, group by group."""
     patch: Path
 
     @property
     def trained_names(self) -> set[str]:
-        """By the names in the checkpoint, which the code under test never looks at."""
+        """Returns the layer's names in the checkpoint, which the code under test never reads."""
         inside = {name for name in self.before if name.startswith(f"model.layers.{LAYER}.")}
         return {name for name in inside if not name.endswith("mlp.gate.weight")}  # the router of a mixture
 

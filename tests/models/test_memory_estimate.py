@@ -1,4 +1,4 @@
-"""What a pass keeps, by shapes alone, against what autograd really saves."""
+"""The memory that a pass keeps, estimated by shapes alone, is what autograd really saves."""
 
 from dataclasses import replace
 from typing import Any

@@ -23,7 +23,7 @@ SOLVED = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "task_name"), SOLVED)
 def test_a_packaged_model_can_do_its_tasks_a_little(name: str, task_name: str) -> None:
-    """From 20% to 60%: so that RL has something to find, and something to win."""
+    """The base solves 20% to 60%, so that RL has something to find, and something to win."""
     loaded = load_model(name)
     task = load_task(Config(model=name, task=task_name), chat=False)
     engine = TransformersEngine(

@@ -149,7 +149,7 @@ def test_a_wrong_history_is_refused_before_anything_is_done(
 
 @pytest.mark.slow
 def test_a_users_own_measurements_teach_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From end to end: the user's environments, and the packaged ones but those of this very base."""
+    """Both sources are used from end to end: the user's environments, and the packaged ones of other bases."""
     this = load_model("tiny", "cpu").weight_hash
     package([environment(this), environment("packaged")], tmp_path, monkeypatch)
 

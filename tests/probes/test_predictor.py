@@ -1,4 +1,4 @@
-"""What the prediction learns, on simulated environments with known truth."""
+"""The prediction learns, on simulated environments with known truth."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -168,7 +168,7 @@ def test_where_layers_lie_in_measured_models_teaches_nothing(num_parameters: int
 
 
 def test_large_models_have_the_weak_prior_of_the_published_positions() -> None:
-    """And the published level and error, until a model of their size has been measured."""
+    """They also get the published level and error, until a model of their size has been measured."""
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
     rule_L = standard(depth_prior.scores("position", new.layers, new.num_layers))
     wanted_L = depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * rule_L

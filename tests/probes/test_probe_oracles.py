@@ -244,7 +244,7 @@ def test_no_rate_is_far_above_the_other_layers() -> None:
 def test_a_layer_that_moves_the_policy_is_not_dead_where_two_estimates_of_its_slope_disagree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on few completions, where the policy curves: going back moves it the same way, and farther."""
+    """Few completions are such a case, where the policy curves: going back moves it the same way, and farther."""
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), prompts=4)
     stepped, plain, sizes = step_response.stepped, context.steps.log_probs, []
     slope_B = torch.tensor([3.0, -1.0, 2.0, 0.5, -2.0, 1.0, 1.5, -0.5], dtype=torch.float64)

@@ -166,13 +166,13 @@ def test_alfworld_has_the_turns_and_the_penalty_of_the_source(tmp_path: Path, mo
 
 @dataclasses.dataclass
 class Seen:
-    """What a training run did."""
+    """Records of a training run."""
 
     trainers: list[LayerGRPOTrainer] = dataclasses.field(default_factory=list)
     steps: list[tuple[Rollouts, dict[str, Any]]] = dataclasses.field(default_factory=list)
     """Every step's rollouts, and what the trainer made of them."""
     weights: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """Of the whole model, while the trained layer is still in it."""
+    """Taken from the whole model, while the trained layer is still in it."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a user installs: wheel and sdist are whole and run outside the repository.
+"""A user's installation: wheel and sdist are whole and run outside the repository.
 
 Built without the network (setuptools is in the `dev` extra) from a copy, so that nothing is left in the repository.
 """

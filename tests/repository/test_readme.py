@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type is read by the real parsers, and the short examples run."""
+"""Every command of the pages is read by the real parsers, and the short examples run."""
 
 import os
 import re

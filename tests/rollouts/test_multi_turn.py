@@ -117,7 +117,7 @@ def test_chat_is_what_the_template_makes_of_the_whole_conversation() -> None:
 
 
 def test_a_template_that_rewrites_earlier_messages_and_ends_them_with_a_token() -> None:
-    """As Qwen3's does: thoughts are left out of all answers but the last."""
+    """Qwen3's template does this: thoughts are left out of all answers but the last."""
     template = (
         "{% for m in messages %}[{{ m.role }}]"
         "{% if m.role == 'assistant' and loop.last %}(thought){% endif %}{{ m.content }}<eos>"

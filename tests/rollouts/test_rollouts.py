@@ -230,7 +230,7 @@ def test_request_seeds_are_63_bits_fixed_for_ever_and_all_different() -> None:
     ],
 )
 def test_a_chat_models_turn_ends_where_its_template_ends_it(template: str | None, wanted: str | None) -> None:
-    """Of base models with a template that is often not the end-of-text token."""
+    """The end-of-turn token of base models with a template is often not the end-of-text token."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
     tokenizer.chat_template = template  # pyright: ignore

@@ -1,4 +1,4 @@
-"""What vLLM serves is what was trained. Run: make test-vllm. On a CPU vLLM needs head_dim 32 at least."""
+"""vLLM serves the weights that were trained. Run: make test-vllm. On a CPU vLLM needs head_dim 32 at least."""
 
 import contextlib
 import gc
@@ -225,7 +225,7 @@ def test_training_corrects_for_the_other_engine(folder: Path, monkeypatch: pytes
 
 @pytest.fixture
 def options(folder: Path) -> dict[str, Any]:
-    """Of a short `pick` with a race."""
+    """The run folder of a short `pick` with a race."""
     program = "def score(completions, **_): return [sum(ord(x) % 3 == 0 for x in text) / 8 for text in completions]\n"
     (folder / "reward.py").write_text(program)
     rows = [json.dumps({"prompt": f"q{index}="}) for index in range(800)]

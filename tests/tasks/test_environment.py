@@ -1,4 +1,4 @@
-"""What an environment may return: a failure must never become a reward."""
+"""The values that an environment may return: a failure must never become a reward."""
 
 import threading
 from typing import Any, ClassVar

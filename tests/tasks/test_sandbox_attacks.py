@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="there is none on Window
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """What there is to attack."""
+    """A secret, files and processes of the host that a program could attack."""
     secret = secrets.token_hex(16)
     folder = tmp_path_factory.mktemp("host")
     (folder / "secret").write_text(secret)
@@ -125,7 +125,7 @@ NEED_LINUX = {"connect to an abstract socket", "open a socket to the hypervisor"
               "change the limits of another process"}  # fmt: skip
 MAY_FAIL_ANYWHERE = {"open a socket to the hypervisor", "make namespaces of its own", "trace another process",
                      "read the memory of another process", "write into the Python installation"}  # fmt: skip
-"""What some machines forbid to everybody, so that the control proves nothing there."""
+"""Returns what some machines forbid to everybody, so that the control proves nothing there."""
 
 HEADER = "import ctypes, os, resource, socket, sys, time\n"
 

@@ -1,4 +1,4 @@
-"""What comes back from the sandbox: values, reasons, and verdicts that a program must not forge.
+"""The results of the sandbox: values, reasons, and verdicts that a program must not forge.
 
 Every forged verdict fools a naive grader, which runs the tests in the program's own process.
 """
@@ -303,7 +303,7 @@ def f(part):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/mem")
 def test_the_expected_values_are_nowhere_in_the_program_s_memory(no_box: Sandbox) -> None:
-    """Without a sandbox, where a process can read all of itself. The marks are put together only while it looks."""
+    """Runs unsandboxed, where a process can read all of itself. The marks are put together only while it looks."""
     token = secrets.token_hex(8)
     tests = [f"x = f({token!r})\nassert x in ({MARKS.format(token)})", f"assert f({token!r}) < FEW"]
     for _ in range(2):  # what the first left behind would be found by the second

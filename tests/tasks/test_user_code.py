@@ -1,4 +1,4 @@
-"""What a user's reward may do to the process, and what reaches it, as in TRL."""
+"""A user's reward may change little in the process, and gets the arguments that it gets in TRL."""
 
 import json
 import os

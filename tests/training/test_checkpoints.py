@@ -1,4 +1,4 @@
-"""What checkpoints keep of an arm, and what is refused."""
+"""Checkpoints keep an arm whole, and refuse damaged files."""
 
 from dataclasses import replace
 from pathlib import Path

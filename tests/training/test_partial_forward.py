@@ -69,7 +69,7 @@ def test_from_the_middle_is_the_same_as_whole(architecture: str, dtype: torch.dt
 
 @contextmanager
 def counting(model: Any) -> Iterator[Counter[int]]:
-    """How often each block's attention really runs."""
+    """Counts how often each block's attention really runs."""
     ran: Counter[int] = Counter()
     blocks: Any = find_layers(model)
     handles = [

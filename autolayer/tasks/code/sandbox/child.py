@@ -19,7 +19,7 @@ RAISED, OUT_OF_MEMORY = 70, 71  # exit statuses
 _ANSWERS = 3  # the descriptor of the result, or of the connection to the judge
 
 
-def run(source: Connection, result: int, kind: str, mode: str, limits: dict[str, Any]) -> int:
+def run_child(source: Connection, result: int, kind: str, mode: str, limits: dict[str, Any]) -> int:
     """Runs the program that host or judge send, with a file for what it prints or returns. Returns the exit status."""
     job = json.loads(source.recv_bytes())
     folder = os.getcwd()

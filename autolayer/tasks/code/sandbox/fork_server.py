@@ -90,11 +90,11 @@ def _run(host: Connection, kind: str, mode: str, limits: dict[str, Any]) -> tupl
             to_judge, to_program = Pipe()
             with to_judge, to_program:
                 pids = [
-                    _fork(judge.run, host, to_program, result.fileno(), mode, limits),
-                    _fork(child.run, to_judge, result.fileno(), kind, mode, limits),
+                    _fork(judge.run_judge, host, to_program, result.fileno(), mode, limits),
+                    _fork(child.run_child, to_judge, result.fileno(), kind, mode, limits),
                 ]
         else:
-            pids = [_fork(child.run, host, result.fileno(), kind, mode, limits)]
+            pids = [_fork(child.run_child, host, result.fileno(), kind, mode, limits)]
         signal.signal(signal.SIGALRM, end)
         signal.setitimer(signal.ITIMER_REAL, limits["wall_seconds"])
         statuses = [os.waitpid(pids[0], 0)[1]]

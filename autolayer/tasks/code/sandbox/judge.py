@@ -23,7 +23,7 @@ class ProgramEnded(BaseException):
     """The program's process has ended. It is not an Exception, or a test that expects one would pass."""
 
 
-def run(host: Connection, peer: Connection, verdict: int, mode: str, limits: dict[str, Any]) -> int:
+def run_judge(host: Connection, peer: Connection, verdict: int, mode: str, limits: dict[str, Any]) -> int:
     """Runs the host's tests against the program in the peer's process, and writes booleans to the file `verdict`."""
     job = json.loads(host.recv_bytes())
     nothing = os.open(os.devnull, os.O_RDWR)
