@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -98,14 +98,20 @@ def _exact(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor.clone()
 
 
-def _fingerprint(model: Any) -> tuple[str, torch.Tensor]:
-    """Returns the hash of a model's weights, and its logits for some tokens."""
+class _Fingerprint(NamedTuple):
+    """Hash of a model's weights, and its logits for some tokens."""
+
+    weights: str
+    logits: torch.Tensor
+
+
+def _fingerprint(model: Any) -> _Fingerprint:
     ids = torch.arange(16)[None] % model.get_input_embeddings().weight.shape[0]
     with torch.no_grad():
-        return weight_hash(model), model(input_ids=ids, use_cache=False).logits
+        return _Fingerprint(weight_hash(model), model(input_ids=ids, use_cache=False).logits)
 
 
-def _write(folder: Path, trained: Tensors, out: Path, expected: tuple[str, torch.Tensor]) -> None:
+def _write(folder: Path, trained: Tensors, out: Path, expected: _Fingerprint) -> None:
     files = model_files(folder)
     size = sum((folder / file).stat().st_size for file in files)
     check_disk_space(out, size)
@@ -134,7 +140,7 @@ def _write(folder: Path, trained: Tensors, out: Path, expected: tuple[str, torch
         raise write_error(out, size, error) from error
 
 
-def _check(folder: Path, checkpoint: Path, trained: Tensors, expected: tuple[str, torch.Tensor]) -> None:
+def _check(folder: Path, checkpoint: Path, trained: Tensors, expected: _Fingerprint) -> None:
     """Checks the tensors of a merged checkpoint one by one, and that it computes what was trained.
 
     Raises:
@@ -147,7 +153,8 @@ def _check(folder: Path, checkpoint: Path, trained: Tensors, expected: tuple[str
         wrong += [n for n in wanted.keys() | after.keys() if not _same_bits(wanted.get(n), after.get(n))]
     if not wrong:
         found = _fingerprint(load_model(str(checkpoint), device="cpu").model)
-        wrong = ["the weights"] * (found[0] != expected[0]) + ["the logits"] * (not torch.equal(found[1], expected[1]))
+        wrong = ["the weights"] * (found.weights != expected.weights)
+        wrong += ["the logits"] * (not torch.equal(found.logits, expected.logits))
     if wrong:
         raise PatchError(
             f"the merged checkpoint is not the trained model ({wrong[0]} differ), and was deleted: save the base with "

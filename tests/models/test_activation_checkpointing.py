@@ -20,9 +20,9 @@ from autolayer.training.workbench import Workbench
 STEPS = 2
 
 
-def bench_of(architecture: str, folder: Path, recompute: bool, beta: float = 0.0) -> Workbench:
-    bench = make_bench(build_model(architecture), folder / str(recompute), beta=beta)
-    bench.micro_batching.size = replace(bench.micro_batching.size, checkpointing=recompute)
+def bench_of(architecture: str, folder: Path, checkpointing: bool, beta: float = 0.0) -> Workbench:
+    bench = make_bench(build_model(architecture), folder / str(checkpointing), beta=beta)
+    bench.micro_batching.size = replace(bench.micro_batching.size, checkpointing=checkpointing)
     return bench
 
 
@@ -44,7 +44,7 @@ def counting(bench: Workbench) -> list[int]:
 
 @pytest.mark.parametrize("layers", [(0,), (2,), (1, 3), "full"])
 def test_only_the_layers_from_the_lowest_trained_one_up_are_run_again(layers: Layers, tmp_path: Path) -> None:
-    bench = bench_of("qwen3", tmp_path, recompute=True)
+    bench = bench_of("qwen3", tmp_path, checkpointing=True)
     ran = counting(bench)
     before = Untouched(bench.model)
     train_arm(bench, Arm(layers=layers, learning_rate=1e-3, seed=0), STEPS)
@@ -57,7 +57,7 @@ def test_only_the_layers_from_the_lowest_trained_one_up_are_run_again(layers: La
 @pytest.mark.parametrize(("architecture", "beta"), [("qwen3", 0.0), *((name, 0.1) for name in ARCHITECTURES)])
 def test_what_is_trained_is_the_same_bit_for_bit(architecture: str, beta: float, tmp_path: Path) -> None:
     arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
-    kept, again = (bench_of(architecture, tmp_path, recompute, beta) for recompute in (False, True))
+    kept, again = (bench_of(architecture, tmp_path, checkpointing, beta) for checkpointing in (False, True))
     weights = [bench.arm_weights(train_arm(bench, arm, STEPS).arm) for bench in (kept, again)]
     assert weights[0] is not None and weights[1] is not None
     assert_equal(weights[0], weights[1])
@@ -65,8 +65,8 @@ def test_what_is_trained_is_the_same_bit_for_bit(architecture: str, beta: float,
 
 def test_the_shared_gradient_is_the_same_and_keeps_less(tmp_path: Path) -> None:
     found, kept_bytes = [], []
-    for recompute in (False, True):
-        bench = bench_of("llama", tmp_path, recompute)
+    for checkpointing in (False, True):
+        bench = bench_of("llama", tmp_path, checkpointing)
         fold = make_fold(bench, sample_folds(bench, num_folds=1)[0])
         saved = 0
 
