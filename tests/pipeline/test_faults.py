@@ -61,7 +61,7 @@ class Runs:
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(stage, "advance", advance)
-            patch.setattr("autolayer.pipeline.advance.CHECKPOINT_STEPS", 2)
+            patch.setattr("autolayer.pipeline.train_to_step.CHECKPOINT_STEPS", 2)
             self.pick(self.folder / name)
 
 
