@@ -48,23 +48,29 @@ _PASSING = {
 _WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
 
 
+class _DriverMissing(Exception):
+    """The driver of a database is not installed."""
+
+
 @contextmanager
 def storage_errors(storage: Storage) -> Iterator[None]:
     """Turns the errors of a database, and of a driver that is missing, into one sentence with its remedy."""
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, ImportError, AssertionError, UnboundLocalError) as error:
+    except (SQLAlchemyError, StorageInternalError, _DriverMissing, AssertionError, UnboundLocalError) as error:
         cause = _storage_error(error)
         if cause is None:
             raise
         reason = str(getattr(cause, "orig", None) or cause).splitlines()[0].rstrip(".")
         reason = reason if isinstance(storage, Path) else hide_parts_of(storage, reason)
         cure = "give a --storage that Optuna can open, or leave it out"
-        if passing := next((cure for words, cure in _PASSING.items() if words in reason), None):
+        if "its race is lost" in reason and isinstance(storage, str):
+            cure = "give the --storage that the race began with, or delete the run folder's arms to begin again"
+        elif passing := next((cure for words, cure in _PASSING.items() if words in reason), None):
             cure = f"{passing}, and repeat the command, which resumes"
         elif isinstance(storage, Path):  # in the run folder
             cure = f"restore it, {RunFolder(storage.parent).search_again}, or choose another --out"
-        elif isinstance(cause, ImportError) and storage.startswith("postgresql"):
+        elif isinstance(cause, _DriverMissing) and storage.startswith("postgresql"):
             cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
         raise RunFolderError(f"the study in {shown_storage(storage)} cannot be used ({reason}): {cure}.") from error
 
@@ -76,7 +82,7 @@ def _storage_error(error: BaseException | None) -> BaseException | None:
     """
     found = None
     while error is not None:
-        if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError):
+        if isinstance(error, SQLAlchemyError | StorageInternalError | _DriverMissing):
             found = error
         error = error.__cause__ or error.__context__
         if isinstance(found, SQLAlchemyError):
@@ -137,6 +143,8 @@ def open_storage(storage: Storage) -> optuna.storages.RDBStorage:
             return _Storage(
                 url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
+        except ImportError as error:
+            raise _DriverMissing(str(error)) from error
         except SQLAlchemyError as error:
             beaten = isinstance(error, IntegrityError) or "already exists" in str(error)
             if not beaten or attempt + 1 == MAX_TABLE_ATTEMPTS:

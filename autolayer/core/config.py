@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_type_hints
 
 import annotated_types
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig, SearchConfig, VLLMConfig
 from autolayer.core.errors import ConfigError, did_you_mean
@@ -135,7 +135,7 @@ class Config(Settings):
     """Seed of every random choice of the run."""
     out: PathText | None = None
     """Run folder. Default: runs/MODEL-TASK-SIGNATURE, so the same command resumes."""
-    storage: Annotated[str, PlainSerializer(hide_url)] | None = None
+    storage: Annotated[str | None, PlainSerializer(hide_url, when_used="json-unless-none"), Field(repr=False)] = None
     """Optuna storage of the search, for workers on several machines. Default: study.db in the run folder."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda, cuda:1, ..."""

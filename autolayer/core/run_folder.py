@@ -18,9 +18,8 @@ import filelock
 from autolayer.core.errors import RunFolderError
 from autolayer.core.whole_files import (
     TEMPORARY,
+    add_digest_beside,
     check_digest_beside,
-    digest_beside,
-    digest_of,
     seal,
     sweep,
     unseal,
@@ -98,10 +97,9 @@ class RunFolder:
         write_whole(self.path / name, lambda path: path.write_text(text, encoding="utf-8"), place)
 
     def _write_with_digest_beside(self, name: str, text: str, place: Place) -> None:
-        beside = digest_beside(self.path / name)
-        beside.unlink(missing_ok=True)  # a file without a digest is accepted, whoever is killed before the last line
+        self.path.mkdir(parents=True, exist_ok=True)
+        add_digest_beside(self.path / name, text.encode())
         self.write_text(name, text, place)
-        self.write_text(beside.name, digest_of(text.encode()))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -115,6 +113,10 @@ class RunFolder:
             raise RunFolderError(
                 f"another process is working in {self.path}: wait until it ends, or choose another --out."
             ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path} is on a file system that cannot lock files ({error.strerror}): choose another --out."
+            ) from error
         try:
             if (self.path / CONFIG).exists():
                 sweep(self.path)

@@ -1,5 +1,6 @@
 """Files that are whole or refused: written completely or not at all, and sealed by a digest of their content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -42,12 +43,16 @@ def write_whole(
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of entries, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file, or a folder's list of entries, is on the disk; some file systems cannot do it for folders."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            raise
 
 
 def sweep(folder: Path) -> None:
@@ -78,19 +83,27 @@ def unseal(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def digest_beside(path: Path) -> Path:
-    """Returns the file beside another that holds its digest."""
+def digests_beside(path: Path) -> Path:
+    """Returns the file beside another that lists the digests of all contents that it was written with."""
     return path.with_name(f".{path.name}.{DIGEST}")
 
 
+def add_digest_beside(path: Path, content: bytes) -> None:
+    """Records the digest of a content that is written next, whatever other workers write at the same time."""
+    with digests_beside(path).open("a") as stream:
+        stream.write(f"\n{digest_of(content)}")  # the line before may be half of one
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def check_digest_beside(path: Path) -> None:
-    """Checks a file by the digest beside it, if there is one.
+    """Checks a file by the digests beside it, if there are any.
 
     Raises:
         ValueError: The file is another one.
     """
-    beside = digest_beside(path)
-    if beside.is_file() and beside.read_text() != digest_of(path.read_bytes()):
+    beside = digests_beside(path)
+    if beside.is_file() and digest_of(path.read_bytes()) not in beside.read_text().split():
         raise ValueError("its content has changed since it was written")
 
 

@@ -106,7 +106,11 @@ class MeasurePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for --json."""
-        plain = {"config": self.run.config.model_dump(), "layers": list(self.run.candidates), "rates": self.rates}
+        plain = {
+            "config": self.run.config.model_dump(mode="json"),
+            "layers": list(self.run.candidates),
+            "rates": self.rates,
+        }
         return {**plain, **asdict(self.schedule), "total_steps": self.schedule.total, "full_runs": self.num_full_runs}
 
     def render(self) -> RenderableType:

@@ -1,5 +1,6 @@
 """The folder of a base model: its files, the weights that transformers reads from it, and what their headers say."""
 
+import errno
 import json
 import os
 import zipfile
@@ -23,6 +24,7 @@ _LEFT_BEHIND = (
     ".*", "checkpoint-*", "original", "onnx", "openvino", "coreml", "model*.safetensors", "*.index.json",
     "pytorch_model*", "consolidated*", "params.json", "tf_model*", "flax_model*", "rust_model*", "*.h5", "*.msgpack",
     "*.ot", "*.onnx*", "*.gguf", "optimizer.*", "scheduler.pt", "rng_state*.pth", "training_args.bin",
+    "runs", "wandb", "global_step*", "venv", "__pycache__",
 )  # fmt: skip
 """Entries of a base folder that a merged one must not have, unless transformers reads them: the untrained weights in
 other files or formats, and the state of earlier trainings."""
@@ -109,7 +111,12 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], like: Path) -
             metadata = stream.metadata()
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=metadata)
     else:
-        torch.save(dict(tensors), file)
+        try:
+            torch.save(dict(tensors), file)
+        except RuntimeError as error:
+            if "inline_container" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error  # torch hides the full disk
 
 
 def _entry(folder: Path) -> Path | None:

@@ -47,7 +47,7 @@ class RunPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for --json."""
-        return {**asdict(self), "config": self.config.model_dump()}
+        return {**asdict(self), "config": self.config.model_dump(mode="json")}
 
     def render(self) -> RenderableType:
         """Returns a table for the terminal."""

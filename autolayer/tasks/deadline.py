@@ -21,6 +21,9 @@ slowest one before it, if that is longer."""
 AGAIN = 2.0
 """Seconds after which a reward that has caught the interruption is interrupted again."""
 
+LONGEST_WAIT = 3600.0
+"""Seconds; longer ones are several waits, because a lock cannot wait for years."""
+
 _deadline = math.inf
 _slowest = 0.0  # seconds per completion
 
@@ -40,6 +43,11 @@ def rewards_end_by(deadline: float) -> Iterator[None]:
         _deadline = before
 
 
+def is_over(after: float) -> bool:
+    """Returns True if a call of a reward that begins in `after` seconds would begin too late."""
+    return time.monotonic() + after > _deadline
+
+
 @contextmanager
 def interrupted_when_overdue(num_completions: int) -> Iterator[None]:
     """Raises `Overdue` in the block, which calls a reward, when it runs too long after the deadline.
@@ -54,9 +62,13 @@ def interrupted_when_overdue(num_completions: int) -> Iterator[None]:
     limit = max(_deadline, started) + max(GRACE, SLOWER * _slowest * num_completions)
     is_done = threading.Event()
 
+    lock = threading.RLock()  # no signal is sent once the block is done
+
     def watch() -> None:
-        while not is_done.wait(max(AGAIN, limit - time.monotonic())):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not is_done.wait(min(max(AGAIN, limit - time.monotonic()), LONGEST_WAIT)):
+            with lock:
+                if time.monotonic() >= limit and not is_done.is_set():
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def handle(number: int, frame: Any) -> None:
         if time.monotonic() >= limit and not is_done.is_set():
@@ -71,7 +83,8 @@ def interrupted_when_overdue(num_completions: int) -> Iterator[None]:
         try:
             yield
         finally:
-            is_done.set()
+            with lock:
+                is_done.set()
     finally:
         is_done.set()  # again, if the interruption came between the two
         watcher.join()

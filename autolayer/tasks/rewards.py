@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from autolayer.core.errors import OverdueError, RewardError
-from autolayer.tasks.deadline import Overdue, interrupted_when_overdue
+from autolayer.tasks.deadline import Overdue, interrupted_when_overdue, is_over
 from autolayer.tasks.user_code import keeping_process_state
 
 logger = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ def retried(call: Callable[[], T], times: int) -> T:
             raise
         except RewardError as error:
             pause = min(2.0**number, LONGEST_PAUSE)
+            if is_over(pause):
+                raise
             logger.warning("%s\nIt is called again in %g seconds (%d of %d).", error, pause, number + 1, times)
             time.sleep(pause)
     return call()

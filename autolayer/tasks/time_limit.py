@@ -42,6 +42,9 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     except queue.Empty:
         _caller = None  # the next call gets a new thread
         raise TimeoutError(f"not back after {seconds:g} seconds") from None
+    except BaseException:  # Ctrl-C
+        _caller = None
+        raise
     if error is not None:
         raise error
     return value

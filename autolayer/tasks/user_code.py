@@ -13,14 +13,14 @@ def keeping_process_state() -> Iterator[None]:
     Rewards and environments are called in the middle of training. One that calls `os.chdir` would move the run folder,
     and one that calls `torch.set_grad_enabled(False)` would end training.
     """
-    folder = os.getcwd()
+    folder = os.open(".", os.O_RDONLY)
     torch = sys.modules.get("torch")  # this module does not load it
     modes = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch else None
     try:
         yield
     finally:
-        if os.getcwd() != folder:
-            os.chdir(folder)
+        os.fchdir(folder)  # the user's code may have deleted the folder where it is now
+        os.close(folder)
         if torch and modes:
             torch.set_default_dtype(modes[0])
             torch.set_grad_enabled(modes[1])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -85,3 +86,13 @@ def test_a_file_with_the_name_of_a_module_shadows_nothing(tmp_path: Path) -> Non
     assert sys.modules["json"] is json
     file.write_text("def score(**kwargs): return [2.0]")
     assert called(load_reward(f"{file}:score"), 1) == [2.0], "a file that changed is read again"
+
+
+def test_a_reward_may_delete_the_folder_that_it_went_to() -> None:
+    def reward(**_: Any) -> list[float]:
+        with TemporaryDirectory() as folder:
+            os.chdir(folder)
+        return [1.0, 0.0]
+
+    before = os.getcwd()
+    assert called(reward) == [1.0, 0.0] and os.getcwd() == before
