@@ -49,7 +49,7 @@ class Runs:
 
     def interrupted(self, name: str, stage: Any, calls: int) -> None:
         """Interrupts a run after the n-th checkpoint of a stage."""
-        original, left = stage.advance, calls
+        original, left = stage.train_to_step, calls
 
         def advance(*arguments: Any, **options: Any) -> Any:
             nonlocal left
@@ -60,7 +60,7 @@ class Runs:
                     raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(stage, "advance", advance)
+            patch.setattr(stage, "train_to_step", advance)
             patch.setattr("autolayer.pipeline.train_to_step.CHECKPOINT_STEPS", 2)
             self.pick(self.folder / name)
 

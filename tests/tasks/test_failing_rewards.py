@@ -234,3 +234,15 @@ def test_processes_keep_the_steps_before_one_of_them_failed(tmp_path: Path) -> N
 def test_retries_are_for_reward_functions(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'agent:house' has an environment instead"):
         autolayer.pick(model="tiny", task="agent:house", reward_retries=1, out=str(tmp_path / "run"))
+
+
+def test_a_reward_is_not_retried_after_the_deadline() -> None:
+    calls: list[int] = []
+
+    def failing(**_: Any) -> list[float]:
+        calls.append(1)
+        raise ValueError("no judge")
+
+    with deadline.rewards_end_by(time.monotonic() - 1), pytest.raises(RewardError, match="no judge"):
+        rewards.retried(lambda: scored(make_task(failing)), 5)
+    assert len(calls) == 1
