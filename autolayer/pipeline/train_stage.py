@@ -26,6 +26,8 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
     steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
     inherited = bench.checkpoints.cost(arm)
     arm = bench.checkpoints.latest(arm)
+    bench.checkpoints = bench.checkpoints.of_final_training(arm)
+    arm = bench.checkpoints.latest(arm)
     with run.progress.stage("train", steps) as bar:
         bar.advance(arm.step, f"layer {arm.name}")
 

@@ -1,8 +1,8 @@
 """Arm checkpoints: the trained weights and Adam state of an arm at one step.
 
-Only the last two checkpoints of an arm are kept. history.json beside them keeps the rewards of every training step and
-the cost up to each checkpoint. Rank 0 writes and lists the files. Every rank reads the tensors, so the run folder must
-be on a file system that the machines of all ranks share.
+Only the last two checkpoints of an arm are kept; the final training keeps its own two in a subfolder. history.json
+beside them keeps the rewards of every training step and the cost up to each checkpoint. Rank 0 writes and lists the
+files. Every rank reads the tensors, so the run folder must be on a file system that the machines of all ranks share.
 """
 
 import json
@@ -21,7 +21,7 @@ from autolayer.core.run_folder import ARMS, RunFolder
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.sealed_tensors import load_sealed, save_sealed
 
-HISTORY = "history.json"
+HISTORY, FINAL = "history.json", "final/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class History:
 class Checkpoints:
     """The checkpoints of all arms of a run. Call every method on every rank."""
 
-    def __init__(self, folder: Path, process_group: ProcessGroup) -> None:
-        self.folder, self.process_group = folder, process_group
+    def __init__(self, folder: Path, process_group: ProcessGroup, subfolder: str = "") -> None:
+        self.folder, self.process_group, self.subfolder = folder, process_group, subfolder
         self._run_folder = RunFolder(folder)
 
     def save(
@@ -56,7 +56,7 @@ class Checkpoints:
         previous checkpoint stays, because an interrupted rung is repeated from it. Checkpoints of later steps are
         deleted, because they belong to an earlier training, whose rewards are overwritten.
         """
-        saved = _at_checkpoint(arm, to_step)
+        saved = self._at_checkpoint(arm, to_step)
         self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost))
         return saved
 
@@ -86,7 +86,19 @@ class Checkpoints:
     def latest(self, arm: Arm) -> Arm:
         """Returns the arm at its latest checkpoint on disk, from which an interrupted run resumes."""
         step = self.process_group.on_rank_0(lambda: max(map(_step_of, self._files(arm)), default=0))
-        return _at_checkpoint(arm, step) if step > arm.step else arm
+        return self._at_checkpoint(arm, step) if step > arm.step else arm
+
+    def of_final_training(self, arm: Arm) -> "Checkpoints":
+        """Returns the checkpoints of the final training, which begins at the arm's step if it is not further already.
+
+        They are apart from the race's, which may go on when there is more time, or in another worker.
+        """
+        final = Checkpoints(self.folder, self.process_group, FINAL)
+        if arm.step and final.latest(arm) == arm:
+            history = self._history(arm)
+            kept = {"rewards": history.rewards, "costs": {step: asdict(cost) for step, cost in history.costs.items()}}
+            self.process_group.on_rank_0(lambda: self._run_folder.write(final._history_of(arm), kept, indent=None))
+        return final
 
     def delete(self, arm: Arm) -> None:
         """Removes all checkpoints of an arm."""
@@ -108,8 +120,8 @@ class Checkpoints:
         costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
         kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
         # The history is written first, because training cannot resume from a checkpoint without one.
-        self._run_folder.write(_history_of(arm), kept, indent=None)
-        save_sealed(self.folder / checkpoint_path(saved), tensors, {"arm": json.dumps(asdict(saved))})
+        self._run_folder.write(self._history_of(arm), kept, indent=None)
+        save_sealed(self.folder / str(saved.checkpoint), tensors, {"arm": json.dumps(asdict(saved))})
         for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
             path.unlink()
 
@@ -117,7 +129,7 @@ class Checkpoints:
         """Returns the history of an arm, which must reach its step."""
 
         def read() -> History:
-            name = _history_of(arm)
+            name = self._history_of(arm)
             found = self._run_folder.read(name) or {"rewards": (), "costs": {}}
             try:
                 history = TypeAdapter(History).validate_python(found)
@@ -133,22 +145,20 @@ class Checkpoints:
         return self.folder / ARMS / arm.key
 
     def _files(self, arm: Arm) -> list[Path]:
-        return sorted(self._arm_folder(arm).glob("step-*.safetensors"))
+        return sorted((self._arm_folder(arm) / self.subfolder).glob("step-*.safetensors"))
+
+    def _history_of(self, arm: Arm) -> str:
+        return f"{ARMS}/{arm.key}/{self.subfolder}{HISTORY}"
+
+    def _at_checkpoint(self, arm: Arm, step: int) -> Arm:
+        moved = replace(arm, step=step)
+        return replace(moved, checkpoint=checkpoint_path(moved, self.subfolder))
 
 
-def checkpoint_path(arm: Arm) -> str:
+def checkpoint_path(arm: Arm, subfolder: str = "") -> str:
     """Returns the path of an arm's checkpoint, relative to the run folder."""
-    return f"{ARMS}/{arm.key}/step-{arm.step:06d}.safetensors"
-
-
-def _history_of(arm: Arm) -> str:
-    return f"{ARMS}/{arm.key}/{HISTORY}"
+    return f"{ARMS}/{arm.key}/{subfolder}step-{arm.step:06d}.safetensors"
 
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
-
-
-def _at_checkpoint(arm: Arm, step: int) -> Arm:
-    moved = replace(arm, step=step)
-    return replace(moved, checkpoint=checkpoint_path(moved))

@@ -109,7 +109,7 @@ def the_file(folder: Path, name: str) -> Path:
     """Returns a file of a run; the history and the checkpoints are those of the arm that was trained last."""
     if name not in ("history", "last", "first"):
         return folder / name
-    history = max(folder.glob(f"{ARMS}/*/history.json"), key=lambda path: path.stat().st_mtime_ns)
+    history = max(folder.glob(f"{ARMS}/**/history.json"), key=lambda path: path.stat().st_mtime_ns)
     steps = sorted(history.parent.glob("step-*"))
     return {"history": history, "last": steps[-1], "first": steps[0]}[name]
 

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from autolayer.core.run_folder import RunFolder
 from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
-from autolayer.pipeline import train_to_step
+from autolayer.pipeline import search_stage, train_stage, train_to_step
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
@@ -161,6 +164,30 @@ def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: p
     result = short_pick(tmp_path / "b", steps=3000, hours=0.002, layers="2-3", budget=0.02)
     assert any("--hours ended the training" in note for note in result.notes)
     assert result.gain is not None
+
+
+@pytest.mark.slow
+def test_a_race_that_hours_ended_goes_on_after_a_part_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 40, "prompts_per_step": 4, "num_eval": 16, "max_new_tokens": 4}
+    whole = short_pick(tmp_path / "whole", **options)
+    rungs, train, race = [], train_stage.train_to_step, search_stage._run_rung
+
+    def run_rung(*arguments: Any) -> Any:
+        rungs.append(race(*arguments))
+        return rungs[-1]
+
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(monotonic=lambda: 1e12 if len(rungs) >= 8 else 0.0)
+        patch.setattr("autolayer.search.worker.time", clock)
+        patch.setattr(search_stage, "_run_rung", run_rung)
+        patch.setattr("autolayer.pipeline.train_to_step.CHECKPOINT_STEPS", 3)
+        patch.setattr(train_stage, "train_to_step", lambda *args, **kwargs: islice(train(*args, **kwargs), 8))
+        part = short_pick(tmp_path / "run", **options, hours=1000.0)
+    assert part.status == "incomplete" and "time is up" in (part.stop_reason or "")
+    assert part.best_layers == whole.best_layers, "the race asks for another rung of the arm that was trained"
+    assert decisions(short_pick(tmp_path / "run", **options)) == decisions(whole)
 
 
 def test_config_and_keywords_do_not_mix():

@@ -41,6 +41,22 @@ def test_the_newest_two_stay_and_the_history_of_all(tmp_path: Path) -> None:
     assert kept.latest(ARM) == ARM and kept.cost(ARM) == Cost()
 
 
+def test_the_final_training_and_the_race_leave_each_other_what_they_need(tmp_path: Path) -> None:
+    race = checkpoints_in(tmp_path)
+    rung = save(race, save(race, ARM, 2), 4)
+    final, arm = race.of_final_training(rung), rung
+    for step in (6, 8, 10):
+        arm = save(final, arm, step)
+    assert race.latest(ARM) == rung and race.read(rung)["w"].item() == 4
+    further = save(race, rung, 7)
+    again = race.of_final_training(further)
+    assert again.latest(further) == arm and again.read(arm)["w"].item() == 10
+    assert again.cost(arm) == Cost(generated_tokens=10) and again.training_rewards(arm, 3) == (3, 4, 5, 6, 7, 8, 9)
+    furthest = save(race, further, 12)
+    last = race.of_final_training(furthest)
+    assert last.latest(furthest) == furthest and last.cost(save(last, furthest, 14)) == Cost(generated_tokens=14)
+
+
 def test_training_again_to_a_shorter_step_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path / "again")
     train_arm(bench, train_arm(bench, ARM, 2).arm, 4)
