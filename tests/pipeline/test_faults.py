@@ -156,13 +156,15 @@ def test_files_that_take_each_others_place(halves: Runs, tmp_path: Path, half: s
             if (source / one).exists():
                 shutil.copy(source / one, run / ARMS / target.name / other)
         same_or_refused(halves, run, "history.json", "step-")
-    for folder in folders:
+    source = halves.folder / half
+    for number, folder in enumerate(sorted({step.parent for step in (source / ARMS).rglob("step-*")})):
         steps = sorted(folder.glob("step-*"))
         if len(steps) > 1:
-            run = tmp_path / folder.name
-            shutil.copytree(halves.folder / half, run)
-            shutil.copy(steps[0], run / ARMS / folder.name / steps[-1].name)
-            assert same_or_refused(halves, run, steps[-1].name)
+            run = tmp_path / f"steps-{number}"
+            shutil.copytree(source, run)
+            shutil.copy(steps[0], run / steps[-1].relative_to(source))
+            refusal = same_or_refused(halves, run, steps[-1].name)
+            assert refusal or (half == "train" and folder.name != "final"), "the race is over and not read again"
 
 
 @pytest.mark.slow
