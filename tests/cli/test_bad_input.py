@@ -365,7 +365,7 @@ def test_a_damaged_file_of_a_run_is_named(
 ) -> None:
     path = run_folder / file
     if file == "arms":
-        path = next(run_folder.glob("arms/*/step-000004.safetensors"))
+        path = next(run_folder.glob("arms/**/step-000004.safetensors"))
     if file == ROLLOUTS:  # read by the probes alone
         (run_folder / PROBE).unlink()
     if file == RESULT:
