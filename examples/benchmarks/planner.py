@@ -106,7 +106,7 @@ def runs_table() -> Table:
             for name, cost in measured.items():
                 add(table, f"{model}, {task}", name, cost, planned.stages[name], planned.seconds)
             # The plan's full run is that of the highest layer: what the trained one costs differs by its depth.
-            last = max(out.glob("arms/*/step-000040.safetensors"), key=lambda path: path.stat().st_mtime)
+            last = max(out.glob("arms/**/step-000040.safetensors"), key=lambda path: path.stat().st_mtime)
             with safe_open(last, framework="pt") as file:
                 trained = Cost(**json.loads(file.metadata()["cost"]))
             units = unit_costs(out, planned.num_layers, model)
