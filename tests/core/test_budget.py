@@ -133,7 +133,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
             burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
         burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
         total = shared + responses + burst
-        too_small = any("all the same" in note for note in plan.notes)
+        too_small = any("it uses the minimum" in note for note in plan.notes)
         assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
             config,
             units,
