@@ -39,6 +39,10 @@ MAMBA = {
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_chunk_size": 8,
     "mamba_expand": 2,
 }  # fmt: skip
+LATENT = {
+    "head_dim": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}  # fmt: skip
 PER_LAYER = {
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 173, "num_kv_shared_layers": 2,
     "layer_types": SLIDING,
@@ -48,7 +52,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "afmoe": {},
     "apertus": {},
     "arcee": {},
-    "bamba": {**MAMBA, "attn_layer_indices": [1], "mamba_expand": 2},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "biogpt": {},
     "bitnet": {},
     "bloom": {"n_layer": 4, "n_head": 4},
@@ -56,17 +60,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere": {},
     "cohere2": {},
     "cwm": {"bos_token_id": 1},
-    "deepseek_v3": {
-        **ROUTED,
-        "head_dim": 4,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
-        "n_shared_experts": 1,
-    },
+    "deepseek_v3": {**ROUTED, **LATENT, "n_shared_experts": 1},
     "diffllama": {},
     "doge": {},
     "dots1": {**ROUTED, "n_shared_experts": 1},
@@ -177,15 +171,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "vaultgemma": {},
     "xglm": {"d_model": 32, "num_layers": 4, "attention_heads": 4, "ffn_dim": 64},
     "xlstm": {"head_dim": None, "num_heads": 4},
-    "youtu": {
-        "head_dim": 4,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 8,
-        "num_key_value_heads": 4,
-    },
+    "youtu": LATENT,
     "zamba2": {
         "mamba_d_state": 4,
         "mamba_ngroups": 1,

@@ -71,7 +71,7 @@ def storage_errors(storage: Storage) -> Iterator[None]:
         elif isinstance(storage, Path):  # in the run folder
             cure = f"restore it, {RunFolder(storage.parent).search_again}, or choose another --out"
         elif isinstance(cause, _DriverMissing) and storage.startswith("postgresql"):
-            cure = '`pip install "autolayer[postgres]"`, and write --storage postgresql+pg8000://...'
+            cure = '`pip install -e ".[postgres]"`, and write --storage postgresql+pg8000://...'
         raise RunFolderError(f"the study in {shown_storage(storage)} cannot be used ({reason}): {cure}.") from error
 
 

@@ -96,7 +96,7 @@ def _devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
         yield Check("GPU", "note", "none that torch can use: models of more than a few million parameters are slow")
     elif importlib.util.find_spec("vllm") is None:
-        slow = 'transformers, which is slow on a GPU: `pip install "autolayer[vllm]"` makes vllm the default'
+        slow = 'transformers, which is slow on a GPU: `pip install -e ".[vllm]"` makes vllm the default'
         yield Check("rollouts", "note", slow)
     memory = psutil.virtual_memory()
     sizes = f"{format_bytes(memory.total)} of memory, {format_bytes(memory.available)} free"

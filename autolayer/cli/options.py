@@ -135,12 +135,9 @@ def read_config(ctx: click.Context, **tables: dict[str, Any]) -> Config:
     from autolayer.core.config import Config
 
     config = Config(**read_values(ctx, tables))
-    from autolayer import tasks
-    from autolayer.models.names import EMBEDDED, check_model_name
+    from autolayer.pipeline.defaults import check_names
 
-    check_model_name(config.model)
-    packaged = EMBEDDED.get(config.model)
-    tasks.check_task_name(config, packaged.forms if packaged else None)
+    check_names(config)
     return config.replace(out=str(open_run(config, verb=str(ctx.command.name)).path))
 
 

@@ -32,7 +32,7 @@ def check_matplotlib() -> None:
         importlib.import_module("matplotlib")
     except ImportError:
         raise ConfigError(
-            "--out draws a figure and matplotlib is not installed: pip install 'autolayer[figures]', or leave --out "
+            "--out draws a figure and matplotlib is not installed: pip install -e '.[figures]', or leave --out "
             "away and keep the numbers with --json."
         ) from None
 

@@ -9,19 +9,11 @@ from autolayer.core.errors import AutolayerError, ConfigError, ModelError
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
 from autolayer.models.loading import meta_model, read_tokenizer
-from autolayer.models.names import EMBEDDED, check_model_name
 from autolayer.models.validation import first_line
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.probes import known
 from autolayer.tasks.base import Task
 from autolayer.training.workbench import Workbench
-
-
-def check_names(config: Config) -> None:
-    """Refuses unknown models and tasks, without importing torch."""
-    check_model_name(config.model)
-    embedded = EMBEDDED.get(config.model)
-    tasks.check_task_name(config, embedded.forms if embedded else None)
 
 
 def check_before_loading(config: Config, verb: str) -> Task:

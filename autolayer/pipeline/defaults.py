@@ -1,10 +1,14 @@
-"""Fills the fields that a user did not set: from the packaged model's preset, then from the task or from defaults."""
+"""Resolves a configuration, without torch: refuses unknown names, and fills the fields that the user did not set.
+
+Values come from the packaged model's preset, then from the task or from defaults.
+"""
 
 import logging
 
+from autolayer import tasks
 from autolayer.core.budget import BUDGET, default_budget
 from autolayer.core.config import Config
-from autolayer.models.names import EMBEDDED
+from autolayer.models.names import EMBEDDED, check_model_name
 from autolayer.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -12,6 +16,13 @@ logger = logging.getLogger(__name__)
 STEPS, PROMPTS_PER_STEP = 400, 64
 """Defaults if neither the user nor a preset sets them: 400 steps of 512 completions, close to arXiv 2607.01232."""
 NUM_EVAL = 512
+
+
+def check_names(config: Config) -> None:
+    """Refuses unknown models and tasks, and tasks that a packaged model was not made for."""
+    check_model_name(config.model)
+    embedded = EMBEDDED.get(config.model)
+    tasks.check_task_name(config, embedded.forms if embedded else None)
 
 
 def resolve(config: Config, task: Task, verb: str = "pick") -> Config:

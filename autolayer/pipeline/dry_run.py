@@ -25,8 +25,8 @@ from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.loading import max_positions, meta_model, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
-from autolayer.pipeline.checks import check_before_loading, check_names
-from autolayer.pipeline.defaults import resolve
+from autolayer.pipeline.checks import check_before_loading
+from autolayer.pipeline.defaults import check_names, resolve
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.run_plan import RunPlan

@@ -34,7 +34,7 @@ def check_engine(name: str) -> None:
     if is_server(name):
         connect_servers(name)
     if name == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError('--rollouts vllm needs vLLM: `pip install "autolayer[vllm]"`, or --rollouts transformers.')
+        raise ConfigError('--rollouts vllm needs vLLM: `pip install -e ".[vllm]"`, or --rollouts transformers.')
 
 
 def engine_factory(

@@ -55,7 +55,7 @@ class RunPlan:
 
     def _work(self) -> Iterator[tuple[str, str]]:
         config, probes, budget = self.config, self.probes, self.finding_budget
-        yield "model", f"{config.model}: {self.num_layers} layers, {len(self.candidates)} candidates"
+        yield "model", f"{config.model}: {self.num_layers} layers, candidates: {len(self.candidates)}"
         tokens = format_count(self.full_run.generated_tokens)
         yield "final run", f"{batches(config)}, at most {tokens} tokens"
         work = f"{format_count(budget.generated_tokens)} generated tokens and {format_count(budget.layer_tokens)}"
@@ -73,12 +73,10 @@ class RunPlan:
         folds = f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts"
         yield "probe", folds + (bursts if probes.burst_steps else "")
         yield from (("note", note) for note in probes.notes)
-        yield (
-            "search",
-            "the rest of the budget, by successive halving of short runs"
-            if self.races
-            else "none: the budget pays for no short runs, the probes decide",
-        )
+        search = "the rest of the budget, by successive halving of short runs"
+        if not self.races:
+            search = "none: the budget pays for no short runs, the probes decide"
+        yield "search", "none: there is one candidate" if len(self.candidates) == 1 else search
         yield (
             "evaluate",
             f"{self.eval_items} items of the eval split, {self.eval_completions} completions of at most "

@@ -22,8 +22,8 @@ from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import LoadedModel, load_model, max_positions
-from autolayer.pipeline.checks import check_before_loading, check_divisible, check_names, check_passes
-from autolayer.pipeline.defaults import resolve
+from autolayer.pipeline.checks import check_before_loading, check_divisible, check_passes
+from autolayer.pipeline.defaults import check_names, resolve
 from autolayer.pipeline.engine_choice import check_context, engine_factory
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.visible_device import only_visible

@@ -25,9 +25,9 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
     config, bench = run.config, run.bench
     steps, deadline = config.steps or 0, run.started + (config.hours or 1e9) * 3600
     inherited = bench.checkpoints.cost(arm)
-    arm = bench.checkpoints.latest(arm)
+    arm = bench.checkpoints.latest(arm)  # the race may have trained it further than it says
     bench.checkpoints = bench.checkpoints.of_final_training(arm)
-    arm = bench.checkpoints.latest(arm)
+    arm = bench.checkpoints.latest(arm)  # an interrupted final training may be further still
     with run.progress.stage("train", steps) as bar:
         bar.advance(arm.step, f"layer {arm.name}")
 

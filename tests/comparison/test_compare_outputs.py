@@ -77,7 +77,7 @@ def test_figures_of_less_usual_inputs(tmp_path: Path, kind: str) -> None:
 
 def test_without_matplotlib_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(AutolayerError, match=r"pip install 'autolayer\[figures\]'"):
+    with pytest.raises(AutolayerError, match=r"pip install -e '\.\[figures\]'"):
         compare(picked(), contribution(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert compare(picked(), contribution()).comparisons, "no figure, no matplotlib"

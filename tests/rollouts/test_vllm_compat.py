@@ -69,7 +69,7 @@ def test_an_argument_that_has_moved_is_named(seam: str, argument: str) -> None:
 
 def test_no_vllm_is_an_error_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ConfigError, match=r'needs vLLM .*pip install "autolayer\[vllm\]"'):
+    with pytest.raises(ConfigError, match=r'needs vLLM .*pip install -e "\.\[vllm\]"'):
         load_vllm()
 
 

@@ -144,5 +144,5 @@ def test_missing_data_say_where_to_get_them(config: Config, tmp_path: Path, monk
 
 def test_without_alfworld_the_extra_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "alfworld.agents.environment.alfred_tw_env", None)
-    with pytest.raises(ConfigError, match=r"needs the package alfworld .*: pip install 'autolayer\[alfworld\]'"):
+    with pytest.raises(ConfigError, match=r"needs the package alfworld .*: pip install -e '\.\[alfworld\]'"):
         load_task(config, chat=False)

@@ -46,13 +46,13 @@ def load_vllm() -> Any:
         vllm: Any = importlib.import_module("vllm")
     except ImportError as error:
         raise ConfigError(
-            f'--rollouts vllm needs vLLM ({error}): `pip install "autolayer[vllm]"`, or --rollouts transformers.'
+            f'--rollouts vllm needs vLLM ({error}): `pip install -e ".[vllm]"`, or --rollouts transformers.'
         ) from None
     for seam, arguments in SEAMS.items():
         if missing := _missing(seam, arguments):
             raise ConfigError(
-                f"vLLM {vllm.__version__} has no {missing}, which --rollouts vllm relies on: `pip install "
-                f'"autolayer[vllm]"` installs the tested vLLM {TESTED}, or give --rollouts transformers.'
+                f"vLLM {vllm.__version__} has no {missing}, which --rollouts vllm relies on: `pip install -e "
+                f'".[vllm]"` installs the tested vLLM {TESTED}, or give --rollouts transformers.'
             )
     return vllm
 

@@ -135,7 +135,7 @@ def _import_alfworld() -> tuple[Any, Any]:
         )
     except ImportError as error:
         raise ConfigError(
-            f"agent:alfworld needs the package alfworld ({error}): pip install 'autolayer[alfworld]'."
+            f"agent:alfworld needs the package alfworld ({error}): pip install -e '.[alfworld]'."
         ) from error
     return textworld, AlfredDemangler
 
