@@ -55,16 +55,24 @@ class ProbeContext:
         return sum(deviations) / len(deviations) if deviations else 0.0
 
     @cached_property
-    def gains_per_kl(self) -> dict[int, list[float]]:
-        """First-order gain of the other folds' direction on each fold, per unit of `deviation`; 0 if nothing moves."""
-        found = {}
-        for layer in self.layers:
-            deviation = self.deviation(layer)
-            found[layer] = [
-                inner(self.direction(layer, without=fold), gradient[layer]) / deviation if deviation > 0 else 0.0
+    def sign_gains(self) -> dict[int, list[float]]:
+        """First-order gain on each fold of a sign step along the other folds' direction, per unit of step."""
+        return {
+            layer: [
+                inner(self.direction(layer, without=fold), gradient[layer])
                 for fold, gradient in enumerate(self.gradients)
             ]
-        return found
+            for layer in self.layers
+        }
+
+    @cached_property
+    def gains_per_kl(self) -> dict[int, list[float]]:
+        """The sign gains per unit of `deviation`; 0 if nothing moves."""
+        deviations = {layer: self.deviation(layer) for layer in self.layers}
+        return {
+            layer: [gain / deviations[layer] if deviations[layer] > 0 else 0.0 for gain in gains]
+            for layer, gains in self.sign_gains.items()
+        }
 
     def reaches(self, layer: int) -> list[float]:
         """Returns the `StepResponse.reaches` of all folds in one list; zeros for a layer that moves nothing."""

@@ -189,7 +189,7 @@ def test_the_aligned_share_is_the_double_loop_over_pairs_of_different_prompts() 
     assert aligned_share(StepResponse(deviation=1.0, movement_B_D=movement * 0, fold=fold)) == 0
 
 
-def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Path) -> None:
+def test_both_gains_judge_the_other_folds_direction_on_each_fold(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1))
     expected = []
     for layer in (0, 1):
@@ -198,13 +198,27 @@ def test_gain_per_kl_judges_the_other_folds_direction_on_each_fold(tmp_path: Pat
         for index in range(3):
             one, two = (part for other, part in enumerate(parts) if other != index)
             gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)
-            expected.append(gain / deviation)
-    found = PROBES["gain_per_kl"].score(context)
+            expected.append({"sign_gain": gain, "gain_per_kl": gain / deviation})
+    for name in ("sign_gain", "gain_per_kl"):
+        found = PROBES[name].score(context)
+        assert found is not None and found.errors_L is not None
+        for index in (0, 1):
+            samples = np.array([each[name] for each in expected[3 * index : 3 * index + 3]])
+            assert found.scores_L[index] == pytest.approx(samples.mean(), rel=1e-5)
+            assert found.errors_L[index] == pytest.approx(samples.std(ddof=1) / 3**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("num_folds", [2, 3])
+def test_the_agreement_is_the_mean_cosine_of_pairs_of_folds(num_folds: int, tmp_path: Path) -> None:
+    context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (1,), num_folds=num_folds)
+    flat = torch.stack([torch.cat([g.flatten() for g in part[1].values()]) for part in context.gradients]).double()
+    units = torch.nn.functional.normalize(flat)
+    cosines = (units @ units.T).numpy()[np.triu_indices(num_folds, 1)]
+    found = PROBES["gradient_agreement"].score(context)
     assert found is not None and found.errors_L is not None
-    for index in (0, 1):
-        samples = np.array(expected[3 * index : 3 * index + 3])
-        assert found.scores_L[index] == pytest.approx(samples.mean(), rel=1e-5)
-        assert found.errors_L[index] == pytest.approx(samples.std(ddof=1) / 3**0.5, rel=1e-4)
+    assert found.scores_L[0] == pytest.approx(cosines.mean(), rel=1e-5)
+    error = abs(cosines[0]) if num_folds == 2 else cosines.std(ddof=1) / 3**0.5
+    assert found.errors_L[0] == pytest.approx(error, rel=1e-4)
 
 
 def test_the_gradient_norm_is_the_mean_over_folds_of_the_euclidean_norm(tmp_path: Path) -> None:
