@@ -103,6 +103,20 @@ def test_noise_drawn_in_blocks_is_each_generators_own_sequence_of_draws() -> Non
         assert torch.equal(noise(torch.empty(0), logits), logits + torch.stack(rows))
 
 
+def test_the_head_gets_contiguous_states_and_keeps_no_hook() -> None:
+    model = build_model("qwen3")
+    head, states = model.get_output_embeddings(), []
+    handle = head.register_forward_hook(lambda module, args, output: states.append((args[0], output)))
+    _engine(model).generate(_ids(PROMPTS), range(len(PROMPTS)))
+    handle.remove()
+    assert len(states) > 1 and all(state.is_contiguous() for state, _ in states)
+    prefill, logits = states[0]
+    assert prefill.shape[:2] == (len(PROMPTS), 1) and torch.equal(
+        torch.nn.functional.linear(prefill, head.weight), logits
+    )
+    assert not head._forward_pre_hooks and not head._forward_hooks
+
+
 def test_generating_uses_and_leaves_nothing_of_the_global_random_state() -> None:
     model = build_model("qwen3").requires_grad_(False).train()
     before = Untouched(model)

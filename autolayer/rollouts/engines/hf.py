@@ -145,10 +145,27 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 def _generation_mode(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Evaluates with our generation config; `generate` would take what that leaves unset from the model's own."""
     training, own_config = model.training, model.generation_config
+    with contiguous_head(model):
+        try:
+            model.eval()
+            model.generation_config = config
+            yield
+        finally:
+            model.generation_config = own_config
+            model.train(training)
+
+
+@contextlib.contextmanager
+def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
+    """Gives the output head contiguous states while the block runs; `generate` prefills it with a slice of them.
+
+    On a CPU a product with such a slice is many times slower: 24 s instead of .03 s for 64 states of 576 entries and a
+    bf16 vocabulary of 49,152, 2 s instead of .2 s in float32 (torch 2.13).
+    """
+    head = model.get_output_embeddings()
+    handle = head and head.register_forward_pre_hook(lambda module, args: tuple(state.contiguous() for state in args))
     try:
-        model.eval()
-        model.generation_config = config
         yield
     finally:
-        model.generation_config = own_config
-        model.train(training)
+        if handle:
+            handle.remove()
