@@ -188,7 +188,9 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
     The report also shows the noise ceiling and every baseline. PREDICTED is a run folder of `pick`, its
     result.json, a contribution.json (its probes, and its values for another task), or a CSV with the columns
     layer,predicted[,low,high]. MEASURED are run folders of `measure`, contribution.json files, CSVs with the columns
-    layer,contribution, or published:qwen3-1.7b.
+    layer,contribution, or a curve that ships with autolayer: published:qwen3-1.7b, qwen3-1.7b-8k, qwen3-1.7b-12-sets,
+    qwen3-4b, qwen3-8b, qwen2.5-math-1.5b, qwen2.5-1.5b, qwen2.5-3b, r1-distill-qwen-7b, qwen3-8b-lora, olmo-3-7b-lora,
+    llama-3.1-8b-lora, smollm2-sums, smollm2-other, gemma-3-270m-sums, third-24-layers.
     """
     with only_stderr():
         from autolayer.comparison.compare import compare as run

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from autolayer.comparison import figure, metrics, resampling, verdicts
-from autolayer.comparison.comparison import Comparison, JudgedRanking, Judgement, LayerPoint
+from autolayer.comparison.comparison import NUM_ENDS, Comparison, JudgedRanking, Judgement, LayerPoint
 from autolayer.comparison.curves import ACCEPTED_SOURCES, Curve
 from autolayer.comparison.sources import read_curve
 from autolayer.core import depth_prior
@@ -31,8 +31,8 @@ def compare(
     Args:
         predicted: A run folder of `pick` (stopped after `probe` or later), result.json, contribution.json (its measured
             values and its probes are the predictions), a CSV file, or what `pick` or `measure` returned.
-        measured: Run folders of `measure`, contribution.json or CSV files, 'published:qwen3-1.7b', or what `measure`
-            returned; one comparison each.
+        measured: Run folders of `measure`, contribution.json or CSV files, 'published:NAME' (`autolayer compare
+            --help` lists the names), or what `measure` returned; one comparison each.
         out: A folder to write comparison.json and the figure to.
 
     Returns:
@@ -66,8 +66,13 @@ def _judge(predicted: Curve, measured: Curve) -> Judgement:
             f"{measured.source} holds a prediction, which cannot judge another one: after the prediction give "
             f"{ACCEPTED_SOURCES}."
         )
+    if predicted.only_ends:
+        raise DataError(
+            f"{predicted.source} names only its best and worst layers, so it predicts nothing: give it after a "
+            "prediction."
+        )
     num_layers = _num_layers(predicted, measured)
-    layers = sorted(predicted.values.keys() & measured.values.keys())
+    layers = sorted(predicted.layers & measured.layers)
     if len(layers) < MIN_COMMON_LAYERS:
         raise DataError(
             f"{predicted.source} and {measured.source} have {len(layers)} layers in common, fewer than "
@@ -83,6 +88,8 @@ def _judge(predicted: Curve, measured: Curve) -> Judgement:
         level=measured.level,
         ceiling=measured.ceiling,
         points=tuple(_point(layer, predicted, measured) for layer in layers),
+        best=measured.best,
+        worst=measured.worst,
         rows=_rows(predicted, measured, layers, num_layers),
         notes=(*verdicts.notes(predicted, measured), *measured.notes),
     )
@@ -113,7 +120,7 @@ def _prediction_band(predicted: Curve) -> dict[int, tuple[float, float]]:
 
 def _point(layer: int, predicted: Curve, measured: Curve) -> LayerPoint:
     low, high = measured.band[layer] if measured.band else (None, None)
-    point = LayerPoint(layer=layer, measured=measured.values[layer], measured_low=low, measured_high=high)
+    point = LayerPoint(layer=layer, measured=measured.values.get(layer), measured_low=low, measured_high=high)
     if _is_itself(predicted, measured):
         return point
     low, high = _prediction_band(predicted).get(layer, (None, None))
@@ -156,20 +163,36 @@ def _row(
     name: str, scores_L: np.ndarray, band: Sequence[np.ndarray] | None, measured: Curve, layers: list[int]
 ) -> JudgedRanking:
     """Judges one ranking; for `random`, by expected values over all rankings."""
+    row = JudgedRanking(
+        name=name,
+        kind="prediction" if name == "prediction" else "baseline" if name in BASELINES else "probe",
+        picks=() if name == "random" else tuple(layers[place] for place in metrics.picks(scores_L)),
+        **_aucs(scores_L, measured, layers),
+    )
+    if measured.only_ends:
+        return row
     truth_L = np.array([measured.values[layer] for layer in layers])
     truth_S_L = np.array([measured.by_seed[layer] for layer in layers]).T if measured.by_seed else truth_L[None]
     spearman = metrics.spearman(scores_L, truth_L)
     chance = None if spearman is None else resampling.chance(scores_L, truth_L)
     if name == "random":  # where the curve itself ranks nothing, a random ranking has no correlation with it either
         spearman = None if metrics.spearman(truth_L, truth_L) is None else 0.0
-    return JudgedRanking(
-        name=name,
-        kind="prediction" if name == "prediction" else "baseline" if name in BASELINES else "probe",
-        picks=() if name == "random" else tuple(layers[place] for place in metrics.picks(scores_L)),
+    return replace(
+        row,
         spearman=spearman,
         share_of_ceiling=spearman / measured.ceiling if spearman is not None and measured.ceiling else None,
+        pearson=metrics.pearson(scores_L, truth_L),
         regret=metrics.regret(scores_L, truth_S_L),  # equal scores have the regret of a layer drawn at random
         coverage=None if band is None else metrics.coverage(truth_L, band[0], band[1]),
         winkler=None if band is None else metrics.winkler(truth_L, band[0], band[1]),
         chance=chance,
     )
+
+
+def _aucs(scores_L: np.ndarray, measured: Curve, layers: list[int]) -> dict[str, float | None]:
+    """Judges how a ranking places the best and the worst layers."""
+    rising = sorted(layers, key=lambda layer: measured.values.get(layer, 0.0))
+    count = min(NUM_ENDS, len(layers) // 2)
+    ends = (measured.best, measured.worst) if measured.only_ends else (rising[::-1], rising)
+    best_L, worst_L = (np.isin(layers, end[:count]) for end in ends)
+    return {"auc_best": metrics.auc(scores_L, best_L), "auc_worst": metrics.auc(-scores_L, worst_L)}

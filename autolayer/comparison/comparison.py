@@ -6,6 +6,9 @@ from typing import Literal
 from autolayer.core.statistics import Interval
 from autolayer.reporting.records import FileRecord
 
+NUM_ENDS = 10
+"""Layers that count as the best and as the worst ones, or half of the layers if these are fewer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRanking:
@@ -19,7 +22,14 @@ class JudgedRanking:
     """Rank correlation with the measured contributions; the other metrics are defined in metrics.py too."""
     share_of_ceiling: float | None = None
     """`spearman` divided by the noise ceiling."""
-    regret: float
+    pearson: float | None = None
+    auc_best: float | None = None
+    """Probability that one of the best layers (`NUM_ENDS`) scores higher than another layer."""
+    auc_worst: float | None = None
+    """Probability that one of the worst layers scores lower than another layer."""
+    regret: float | None = None
+    """Contribution lost by training the layer of the highest score. Like the correlations, it is None where only the
+    best and the worst layers are known."""
     coverage: float | None = None
     """Share of the layers whose measured value is inside the 80% interval."""
     winkler: float | None = None
@@ -34,7 +44,8 @@ class LayerPoint:
     """One compared layer. Measured intervals are of the file's level, predicted ones of 80%."""
 
     layer: int
-    measured: float
+    measured: float | None
+    """None where it is not known."""
     measured_low: float | None
     measured_high: float | None
     predicted: float | None = None
@@ -59,6 +70,10 @@ class Judgement:
     ceiling: float | None
     """Spearman that a perfect prediction is expected to have, given the measurement's noise."""
     points: tuple[LayerPoint, ...]
+    best: tuple[int, ...] = ()
+    """The best layers, best first, of a source that names only the best and the worst."""
+    worst: tuple[int, ...] = ()
+    """The worst layers, worst first, of such a source."""
     rows: tuple[JudgedRanking, ...]
     """The prediction first (missing if it is this very file), then baselines, then single probes."""
     notes: tuple[str, ...]

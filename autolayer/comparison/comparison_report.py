@@ -36,15 +36,19 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "spearman": ("Spear-\nman", _number),
     "regret": ("\nregret", _number),
     "picks": ("\npick", _layers),
+    "auc_best": ("AUC\nbest", _number),
+    "auc_worst": ("AUC\nworst", _number),
     "spearman_difference": ("prediction's Spearman\nis higher by", _interval),
     "share_of_ceiling": ("of\nceiling", _share),
     "coverage": ("in\n80%", _share),
     "winkler": ("Wink-\nler", _number),
+    "pearson": ("Pear-\nson", _number),
 }
 """Maps fields of a row to heading and format. A narrow terminal shows the first ones; --json has every number."""
 LEGEND = (
-    "regret: contribution lost by training the top layer; in 80%, Winkler: how often the 80% interval holds the "
-    "measured value, and its score (lower is better); random: expected values."
+    "regret: contribution lost by training the top layer; AUC: how often one of the ten best layers scores above "
+    "another one, and one of the ten worst below; in 80%, Winkler: how often the 80% interval holds the measured value "
+    "and its score (lower is better); random: expected values."
 )
 
 
@@ -98,6 +102,8 @@ def _named(source: str, setting: str) -> str:
 
 
 def _facts(judged: Judgement) -> str:
+    if judged.best or judged.worst:
+        return f"the best {len(judged.best)} and the worst {len(judged.worst)} of {judged.num_layers} layers are known"
     seeds = "one value a layer" if judged.num_seeds == 1 else f"{judged.num_seeds} seeds"
     ceiling = "" if judged.ceiling is None else f", noise ceiling {judged.ceiling:.2f}"
     return f"{len(judged.points)} of {judged.num_layers} layers, {seeds}{ceiling}"

@@ -1,4 +1,4 @@
-"""Curves over layers, which `compare` works on: the record, and its two tables, CSV and published. No torch."""
+"""Curves over layers, which `compare` works on: the record, and the CSV table that holds one. No torch."""
 
 import csv
 import math
@@ -8,20 +8,12 @@ from pathlib import Path
 
 from scipy import stats
 
-from autolayer.core.errors import DataError, unknown
+from autolayer.core.errors import DataError
 
-DATA = Path(__file__).parent.parent / "data" / "published"
 PUBLISHED_PREFIX = "published:"
-PUBLISHED = {"qwen3-1.7b": ("Qwen/Qwen3-1.7B-Base, math, grpo", 28)}
-"""Setting and number of layers of each file in data/published, whose README names the sources."""
-BENCHMARKS = ("math500", "gsm8k", "olympiad", "amc")
-"""Columns of the published table whose unweighted mean is the score S (arXiv 2607.01232)."""
-PUBLISHED_NOTE = (
-    "one training run a layer, transcribed by a third party and without error bars; evaluation sampling alone moves a "
-    "contribution by about 0.12, so no prediction can be expected to rank it better than about 0.87"
-)
 ACCEPTED_SOURCES = (
-    f"a run folder, a contribution.json, a CSV with the columns layer and contribution, or {PUBLISHED_PREFIX}qwen3-1.7b"
+    f"a run folder, a contribution.json, a CSV with the columns layer and contribution, or {PUBLISHED_PREFIX}NAME "
+    "(`autolayer compare --help` lists the names)"
 )
 
 
@@ -36,6 +28,10 @@ class Curve:
     """Blocks of the model; None if the source does not say."""
     values: Mapping[int, float]
     is_measured: bool
+    best: tuple[int, ...] = ()
+    """The best layers in order, if a source names only these and the worst ones; `values` has few layers then."""
+    worst: tuple[int, ...] = ()
+    """The worst layers in order, the worst one first, of such a source."""
     band: Mapping[int, tuple[float, float]] | None = None
     """Low and high of each layer: an interval of `level` if measured, of 80% if predicted."""
     level: float = 0.95
@@ -44,6 +40,16 @@ class Curve:
     ceiling: float | None = None
     probes: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def only_ends(self) -> bool:
+        """True if only the best and the worst layers are known."""
+        return bool(self.best or self.worst)
+
+    @property
+    def layers(self) -> set[int]:
+        """The layers that something is known about: all of them where the best and the worst are known."""
+        return set(range(self.num_layers or 0)) if self.only_ends else set(self.values)
 
     @property
     def size(self) -> str:
@@ -57,26 +63,6 @@ class Curve:
             return None
         width = 2 * float(stats.norm.ppf((1 + self.level) / 2))
         return {layer: (high - low) / width for layer, (low, high) in self.band.items()}
-
-
-def published(name: str) -> Curve:
-    """Returns a published curve, by its name with or without 'published:' in front."""
-    name = name.removeprefix(PUBLISHED_PREFIX)
-    if name not in PUBLISHED:
-        raise unknown("published curve", PUBLISHED_PREFIX + name, [PUBLISHED_PREFIX + known for known in PUBLISHED])
-    setting, num_layers = PUBLISHED[name]
-    with (DATA / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    score = {row["setting"]: sum(float(row[column]) for column in BENCHMARKS) / len(BENCHMARKS) for row in rows}
-    base, full = score["Base"], score["Full"]
-    return Curve(
-        source=PUBLISHED_PREFIX + name,
-        setting=setting,
-        num_layers=num_layers,
-        values={int(row["layer"]): (score[row["setting"]] - base) / (full - base) for row in rows if row["layer"]},
-        is_measured=True,
-        notes=(PUBLISHED_NOTE,),
-    )
 
 
 def from_csv(text: str, path: Path) -> Curve:

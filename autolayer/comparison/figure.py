@@ -61,10 +61,14 @@ def write_figure(found: Comparison, folder: Path) -> None:
 def _panel(axes: Axes, judged: Judgement) -> None:
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.axhline(1, color="0.8", linewidth=0.8, linestyle=":", zorder=0)
-    layers, measured = [point.layer for point in judged.points], [point.measured for point in judged.points]
+    known = [(point.layer, point.measured) for point in judged.points if point.measured is not None]
     bars = _bars(judged.points)
     label = f"measured [{judged.level:.0%} interval]" if bars else "measured"
-    axes.errorbar(layers, measured, yerr=bars, fmt="s", color=MEASURED, markersize=4, linewidth=1, label=label)
+    axes.errorbar(*zip(*known, strict=True), yerr=bars, fmt="s", color=MEASURED, markersize=4, linewidth=1, label=label)
+    for layers, marker, name in ((judged.best, "^", "best"), (judged.worst, "v", "worst")):
+        if layers:  # known to be among the best or the worst, at the lower edge because no value is known
+            axes.plot(layers, [0.03] * len(layers), marker, color=MEASURED, markersize=4, alpha=0.6,
+                      label=f"{name} layers", transform=axes.get_xaxis_transform())  # fmt: skip
     if judged.points[0].predicted is not None:
         _prediction(axes, judged.points)
     _baselines(axes, judged)
@@ -110,7 +114,7 @@ def _baselines(axes: Axes, judged: Judgement) -> None:
 def _bars(points: Sequence[LayerPoint]) -> list[list[float]] | None:
     """Returns distances to both ends; 0 on the side where a value is outside of its own interval."""
     ends = [(point.measured, point.measured_low, point.measured_high) for point in points]
-    known = [(value - low, high - value) for value, low, high in ends if low is not None and high is not None]
+    known = [(value - low, high - value) for value, low, high in ends if None not in (value, low, high)]
     if len(known) < len(points):
         return None
     return [[max(0.0, pair[side]) for pair in known] for side in (0, 1)]

@@ -25,6 +25,26 @@ def spearman(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
     return float(stats.spearmanr(first_L, second_L)[0])  # pyright: ignore[reportArgumentType]
 
 
+def pearson(scores_L: ArrayLike, contribution_L: ArrayLike) -> float | None:
+    """Returns Pearson's correlation of two arrays of shape (layers,), or None where `spearman` is None."""
+    if spearman(scores_L, contribution_L) is None:
+        return None
+    return float(np.corrcoef(checked(scores_L), checked(contribution_L))[0, 1])
+
+
+def auc(scores_L: ArrayLike, chosen_L: ArrayLike) -> float | None:
+    """Returns the probability that one of the chosen layers scores higher than one of the others; ties count half.
+
+    It is the area under the ROC curve (H. Mann and D. Whitney 1947). Shapes (layers,); `chosen_L` holds booleans. None
+    if all layers are chosen, or no layer is.
+    """
+    ranks_L, chosen_L = dense_ranks(scores_L), np.asarray(chosen_L, dtype=bool)
+    if chosen_L.all() or not chosen_L.any():
+        return None
+    difference = ranks_L[chosen_L][:, None] - ranks_L[~chosen_L]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
 def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike) -> float:
     """Returns the contribution lost by training the predicted layer instead of the best, on seeds that chose neither.
 

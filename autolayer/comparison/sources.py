@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from autolayer.comparison.curves import ACCEPTED_SOURCES, PUBLISHED_PREFIX, Curve, from_csv, published
+from autolayer.comparison.curves import ACCEPTED_SOURCES, PUBLISHED_PREFIX, Curve, from_csv
+from autolayer.comparison.published import published
 from autolayer.core.errors import DataError
 from autolayer.reporting.contribution import Contribution
 from autolayer.reporting.results import PickResult

@@ -5,7 +5,7 @@ A sentence never says more than "on this file": which layer contributes depends 
 
 from collections.abc import Iterable
 
-from autolayer.comparison.comparison import JudgedRanking, Judgement
+from autolayer.comparison.comparison import NUM_ENDS, JudgedRanking, Judgement
 from autolayer.comparison.curves import Curve
 from autolayer.core.layer_set import name_layers
 
@@ -15,6 +15,8 @@ LIKELY_CHANCE = 0.05
 
 def verdict(judged: Judgement) -> str:
     """Returns the verdict on one measured file."""
+    if judged.best or judged.worst:
+        return _on_ends(judged)
     baselines, probes = _ranked(judged.rows, "baseline"), _ranked(judged.rows, "probe")
     if not baselines:
         return "Measured contribution is the same for every layer: there is nothing to rank."
@@ -47,17 +49,37 @@ def notes(predicted: Curve, measured: Curve) -> tuple[str, ...]:
         found.append(f"predicted for {predicted.setting}; measured on {measured.setting}")
     if predicted.num_layers is None and measured.num_layers is None:
         found.append("no file says how many layers the model has: one more than the highest is assumed")
-    if left := predicted.values.keys() - measured.values.keys():
+    if left := predicted.layers - measured.layers:
         found.append(f"left out, not measured: {name_layers(left)}")
-    if left := measured.values.keys() - predicted.values.keys():
+    if left := measured.layers - predicted.layers:
         found.append(f"left out, not predicted: {name_layers(left)}")
         if measured.ceiling is not None:
             found.append("the ceiling is that of all measured layers")
-    if measured.by_seed is None:
+    if measured.by_seed is None and not measured.only_ends:
         found.append(
             "regret is in sample: with one value a layer the best layer is chosen on the values it is scored on"
         )
     return tuple(found)
+
+
+def _on_ends(judged: Judgement) -> str:
+    """Returns the verdict where only the best and the worst layers are known."""
+    rows = {row.name: row for row in judged.rows}
+    position, prediction = rows["position"], judged.rows[0]
+    sentences = []
+    for kind, layers, where in (("best", judged.best, "above"), ("worst", judged.worst, "below")):
+        ours, theirs = (getattr(row, f"auc_{kind}") for row in (prediction, position))
+        if ours is not None:
+            count = min(NUM_ENDS, len(layers))
+            named = f"the {kind} layer, {layers[0]}," if count == 1 else f"a layer of the {kind} {count}"
+            sentences.append(
+                f"It puts {named} {where} another one with probability {ours:.2f} (position {theirs:.2f})."
+            )
+    for place, layer in enumerate(judged.best, start=1):
+        if prediction.picks == (layer,):
+            sentences.append(f"Its pick, layer {layer}, is number {place} of the source.")
+    known = "Only the best and the worst layers are known, so the prediction is judged by where it puts these."
+    return " ".join([known, *sentences, "A random ranking has 0.50. This is one model and one task."])
 
 
 def _best_probe(probes: list[JudgedRanking], ranks: str) -> str:

@@ -9,7 +9,7 @@ from compare_helpers import TRUTH, contribution, picked, rows, saved
 
 from autolayer.comparison import metrics
 from autolayer.comparison.compare import compare
-from autolayer.comparison.curves import published
+from autolayer.comparison.published import published
 from autolayer.core.errors import AutolayerError, DataError, UnknownNameError
 
 # What it reads
@@ -123,7 +123,7 @@ def test_what_is_no_curve_is_refused(tmp_path: Path, text: str, parts: list[str]
         (picked(), contribution(num_layers=12), ["a model with 8 layers", "a model with 12 layers"]),
         (picked({layer: 0.5 for layer in range(3)}), contribution(), ["3 layers in common"]),
         ("nowhere", contribution(), ["nowhere does not exist"]),
-        (picked(), "published:qwen3-8b", ["unknown published curve", "published:qwen3-1.7b"]),
+        (picked(), "published:qwen3-9b", ["unknown published curve", "published:qwen3-1.7b"]),
         (picked(), ".", ["has neither result.json nor contribution.json"]),
     ],
 )

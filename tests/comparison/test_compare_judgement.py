@@ -10,7 +10,7 @@ from compare_helpers import TRUTH, contribution, picked, rows, shown
 
 from autolayer.comparison import metrics
 from autolayer.comparison.compare import compare
-from autolayer.comparison.curves import published
+from autolayer.comparison.published import published
 from autolayer.core.errors import DataError
 from autolayer.reporting.results import PickResult
 

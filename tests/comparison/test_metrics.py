@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from autolayer.comparison import metrics
-from autolayer.comparison.curves import published
+from autolayer.comparison.published import published
 from autolayer.comparison.resampling import chance, difference_under_noise
 from autolayer.core import depth_prior
 

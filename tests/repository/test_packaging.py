@@ -30,6 +30,7 @@ NEEDED = {
     "autolayer/search/__init__.py",
     "autolayer/data/code/small.jsonl",
     "autolayer/data/published/README.md",
+    "autolayer/data/published/curves.toml",
     "autolayer/data/published/qwen3-1.7b.csv",
     "autolayer/data/tiny-2/config.json",
     "autolayer/data/tiny-2/model.safetensors",
