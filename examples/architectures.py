@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import autolayer
 from autolayer.core.errors import AutolayerError
-from autolayer.models.loading import quiet_transformers
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
+from autolayer.models.quiet import quiet_transformers
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUs
 
 import autolayer
 from autolayer.models.loading import load_model
+from autolayer.tasks.generated import exact_reward
 from autolayer.tasks.math import arith
 
 
@@ -28,7 +29,7 @@ def main() -> None:
         trainer = GRPOTrainer(
             model=loaded.model,
             processing_class=loaded.tokenizer,
-            reward_funcs=arith.arith_reward,  # pyright: ignore[reportArgumentType]
+            reward_funcs=exact_reward,  # pyright: ignore[reportArgumentType]
             train_dataset=Dataset.from_list(arith.arith_problems("train", 2048)),
             args=GRPOConfig(
                 output_dir=scratch,

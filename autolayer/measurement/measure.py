@@ -17,6 +17,7 @@ from autolayer.core.progress import Progress
 from autolayer.measurement.estimate import ESTIMATOR, NUM_BOOTSTRAP_DRAWS, Estimate, estimate
 from autolayer.measurement.schedule import Schedule, rate_grid
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, name_of
+from autolayer.models.names import titled
 from autolayer.pipeline.calibrate_stage import calibrate_stage
 from autolayer.pipeline.probe_stage import probe_stage
 from autolayer.pipeline.result_builder import versions
@@ -113,7 +114,7 @@ def measure(
 def _setting(run: RunContext) -> dict[str, Any]:
     config, bench = run.config, run.bench
     return {
-        "model": config.model,
+        "model": titled(config.model),
         "base": bench.loaded.weight_hash,
         "architecture": str(bench.model.config.model_type),
         "num_parameters": sum(parameter.numel() for parameter in bench.model.parameters()),

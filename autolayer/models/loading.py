@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ from autolayer.core.errors import ModelError
 from autolayer.models.base_check import check_base, check_weights
 from autolayer.models.device import find_device
 from autolayer.models.names import model_path
+from autolayer.models.quiet import quiet_transformers
 from autolayer.models.validation import (
     check_causal,
     check_class,
@@ -171,26 +169,3 @@ def _read_model(name: str) -> Any:
             "give a complete checkpoint of a causal language model, head included."
         )
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences the logs, warnings and progress bars of transformers and the Hub; their failures still raise."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    verbosity, bars, hub_verbosity = (
-        logging.get_verbosity(), logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
-    )  # fmt: skip
-    try:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        hub_logging.set_verbosity_error()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if bars:
-            logging.enable_progress_bar()

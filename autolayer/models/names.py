@@ -1,4 +1,4 @@
-"""Model names: the embedded models, local folders and names on the Hugging Face Hub. This module loads no torch."""
+"""Model names: embedded models, `smollm2`, folders, GGUF files and names on the Hub. This module loads no torch."""
 
 import os
 import re
@@ -10,14 +10,23 @@ from typing import Any
 
 from autolayer.core.errors import ModelError, unknown
 from autolayer.core.offline import check_hub
+from autolayer.models.gguf import (
+    SMOLLM2,
+    SMOLLM2_HUB,
+    check_gguf_package,
+    converted,
+    is_gguf,
+    smollm2_file,
+    smollm2_on_hub,
+    smollm2_path,
+    title,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddedModel:
-    """A very small base model that ships with the package."""
+class NamedModel:
+    """A base model with a name of its own, and with defaults that fit it."""
 
-    folder: str
-    """Folder of the model in `autolayer/data/`."""
     forms: Mapping[str, str] = field(default_factory=dict)
     """Maps the kind of a task (the first part of its name) to the one form of it that this model can learn."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -26,6 +35,14 @@ class EmbeddedModel:
     def preset(self, task: str) -> Mapping[str, Any]:
         """Returns the defaults of `Config` fields for a task."""
         return self.presets.get(task, self.presets.get("", {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedModel(NamedModel):
+    """A very small base model that ships with the package."""
+
+    folder: str
+    """Folder of the model in `autolayer/data/`."""
 
 
 _FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house"}
@@ -44,18 +61,21 @@ EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
 )
 """A new version of a model gets a new folder, because published numbers belong to one set of weights."""
 
-_HINT = "Or give your own model: a folder with config.json, or a Hugging Face name such as Qwen/Qwen3-8B."
+_SMOLLM2_PRESETS = {"": {"steps": 32, "prompts_per_step": 8, "num_eval": 512}}
+NAMED: Mapping[str, NamedModel] = MappingProxyType({**EMBEDDED, SMOLLM2: NamedModel(presets=_SMOLLM2_PRESETS)})
+
+_HINT = "Or give your own model: a folder with config.json, a GGUF file, or a Hugging Face name such as Qwen/Qwen3-8B."
 
 
 def check_model_name(name: str) -> None:
     """Checks that a model name can exist, without importing torch or contacting the Hub.
 
     Raises:
-        UnknownNameError: The name is neither an embedded model, a path nor a valid Hub name.
-        ModelError: The name is a path that does not lead to a model folder.
+        UnknownNameError: The name is neither one of `NAMED`, a path nor a valid Hub name.
+        ModelError: The name is a path that leads neither to a model folder nor to a GGUF file that can be read.
     """
     path = Path(name).expanduser()
-    if name in EMBEDDED:
+    if name in NAMED:
         return
     if name and path.is_dir():
         if not (path / "config.json").is_file():
@@ -66,32 +86,45 @@ def check_model_name(name: str) -> None:
                 )
             if any(path.glob("*.gguf")):
                 raise ModelError(
-                    f"--model {name} holds GGUF files, whose weights cannot be trained and written back: give the "
-                    "model that they were made from, as a folder with config.json and safetensors files."
+                    f"--model {name} is a folder with GGUF files and no config.json: give one of the files, or better "
+                    "the model that they were made from, as a folder with config.json and safetensors files."
                 )
             raise ModelError(
                 f"--model {name} is not a model folder: it has no config.json; give a folder that has one."
             )
+    elif name and is_gguf(path):
+        check_gguf_package(name)
     elif name and path.exists():
         raise ModelError(f"--model {name} is a file: give the folder that holds config.json and the weights.")
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"--model {name} does not exist: give the path of a folder with config.json.")
+        raise ModelError(f"--model {name} does not exist: give the path of a folder with config.json, or a GGUF file.")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise unknown("model", name, EMBEDDED, _HINT)
+        raise unknown("model", name, NAMED, _HINT)
 
 
 def full_name(name: str) -> str:
     """Returns a model name that means the same in every folder: the absolute path of a local one."""
     path = Path(name).expanduser()
-    return os.path.abspath(path) if name not in EMBEDDED and path.is_dir() else name
+    if name == SMOLLM2 and smollm2_on_hub():
+        return SMOLLM2_HUB
+    return os.path.abspath(path) if name not in NAMED and path.exists() else name
+
+
+def titled(name: str) -> str:
+    """Returns a model name as results show it; that of a GGUF file tells how its weights were quantized."""
+    path = Path(name).expanduser()
+    file = (None if smollm2_on_hub() else smollm2_file()) if name == SMOLLM2 else path if is_gguf(path) else None
+    return name if file is None or name in EMBEDDED else title(name, file)
 
 
 def model_path(name: str) -> str:
-    """Returns the argument of `from_pretrained` for a model name: the packaged folder, a local folder or a Hub name.
+    """Returns the argument of `from_pretrained` for a model name: a folder, or a name on the Hub.
+
+    A GGUF file is converted to a folder at the first call on a machine.
 
     Raises:
         UnknownNameError: As `check_model_name`.
-        ModelError: As `check_model_name`, or the installation lacks an embedded model.
+        ModelError: As `check_model_name`, or an embedded model, `smollm2` or a GGUF file cannot be had.
     """
     check_model_name(name)
     if name in EMBEDDED:
@@ -99,8 +132,12 @@ def model_path(name: str) -> str:
         if not (folder / "config.json").is_file():
             raise ModelError(f"model '{name}' is missing from this installation ({folder}): reinstall autolayer.")
         return str(folder)
+    if name == SMOLLM2:
+        return smollm2_path()
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
+    if path.is_file():
+        return str(converted(path))
     check_hub()
     return name

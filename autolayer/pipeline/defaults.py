@@ -1,6 +1,6 @@
 """Resolves a configuration, without torch: refuses unknown names, and fills the fields that the user did not set.
 
-Values come from the packaged model's preset, then from the task or from defaults.
+Values come from the named model's preset, then from the task or from defaults.
 """
 
 import logging
@@ -8,7 +8,7 @@ import logging
 from autolayer import tasks
 from autolayer.core.budget import BUDGET, default_budget
 from autolayer.core.config import Config
-from autolayer.models.names import EMBEDDED, check_model_name
+from autolayer.models.names import NAMED, check_model_name
 from autolayer.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ NUM_EVAL = 512
 def check_names(config: Config) -> None:
     """Refuses unknown models and tasks, and tasks that a packaged model was not made for."""
     check_model_name(config.model)
-    embedded = EMBEDDED.get(config.model)
-    tasks.check_task_name(config, embedded.forms if embedded else None)
+    named = NAMED.get(config.model)
+    tasks.check_task_name(config, named.forms if named else None)
 
 
 def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
@@ -33,12 +33,12 @@ def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
     num_items = len(task.splits["eval"])
     if (config.num_eval or 0) > num_items:
         logger.warning("--num-eval %d: the eval split has only %d items, so all are used.", config.num_eval, num_items)
-    embedded = EMBEDDED.get(config.model)
+    named = NAMED.get(config.model)
     values = {
         "steps": STEPS,
         "prompts_per_step": PROMPTS_PER_STEP,
         "num_eval": task.num_eval or NUM_EVAL,
-        **(embedded.preset(config.task) if embedded else {}),
+        **(named.preset(config.task) if named else {}),
         "max_new_tokens": task.max_new_tokens,
     }
     config = config.replace(**{name: v for name, v in values.items() if getattr(config, name) is None})

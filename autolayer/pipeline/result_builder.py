@@ -8,6 +8,7 @@ from typing import Any
 from autolayer.core.budget import final_layers, full_run
 from autolayer.core.costs import Cost
 from autolayer.core.statistics import Interval, paired_interval
+from autolayer.models.names import titled
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.result_notes import finding_cost_note, run_notes, stage_notes
@@ -49,7 +50,7 @@ def build_result(
         fields |= _training_fields(run, training, interval, chosen=search is not None)
     return PickResult(
         status="ok" if training is not None and training.arm.step >= (config.steps or 0) else "incomplete",
-        model=config.model,
+        model=titled(config.model),
         task=bench.task.name,
         algorithm=config.algorithm,
         num_layers=len(bench.layers),

@@ -24,6 +24,7 @@ from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith import load_arith
 from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.public import load_gsm8k, load_public
+from autolayer.tasks.math.sums import load_sums
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ TASKS: dict[str, BuiltIn] = {
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
+    "math:sums": BuiltIn("small sums in a few tokens, generated; for small pretrained models", load_sums),
     **{
         f"math:{name}": BuiltIn(
             f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
@@ -171,7 +173,7 @@ def _check_model_fits(task: Task, config: Config, chat: bool) -> None:
             f"the thinking switch belongs to the chat template, which the plain-text prompts of '{task.name}' do not "
             "go through: leave it out, or give the prompts as messages."
         )
-    if chat and not task.is_chat:
+    if chat and not task.is_chat and task.name not in TASKS:  # a built-in task reads plain text on purpose
         logger.warning(
             "the prompts of '%s' are plain text: the chat template of %s is not applied to them.",
             task.name,

@@ -1,11 +1,13 @@
-"""Shared parts of the generated one-line tasks, `math:arith` and `code:expr`: splits, order and clean completions."""
+"""Shared parts of the generated one-line tasks: splits, order, clean completions and the reward for an exact answer."""
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 from autolayer.tasks.base import SPLITS, Row
+from autolayer.tasks.rewards import text_of
 
 
 def first_rows(rows_of: Callable[[str], list[Row]], split: str, num: int) -> list[Row]:
@@ -28,3 +30,11 @@ def in_turn(rows_by_kind: Iterable[list[Row]]) -> list[Row]:
 def without_special_tokens(completion: str) -> str:
     """Returns the completion without special tokens and surrounding blanks."""
     return re.sub(r"<(?:pad|eos|unk)>", "", completion).strip()
+
+
+def exact_reward(
+    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any
+) -> list[float]:
+    """Scores completions in TRL's signature: 1.0 for exactly the answer, else 0.0."""
+    texts = [without_special_tokens(text_of(completion)) for completion in completions]
+    return [float(text == wanted) for text, wanted in zip(texts, answer, strict=True)]

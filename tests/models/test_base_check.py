@@ -108,7 +108,7 @@ def test_folders_without_a_configuration(tmp_path: Path) -> None:
         check_base(str(tmp_path / "adapter"))
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "model-Q4_K_M.gguf").write_text("")
-    with pytest.raises(ModelError, match="holds GGUF files"):
+    with pytest.raises(ModelError, match="is a folder with GGUF files and no config.json: give one of the files"):
         check_base(str(tmp_path / "gguf"))
 
 

@@ -254,12 +254,13 @@ def test_only_eval_is_decoded_differently(tiny_model: Any, tmp_path: Path) -> No
 TWO_SUITES = """
 from autolayer.tasks import Task
 from autolayer.tasks.math import arith
+from autolayer.tasks.generated import exact_reward
 from autolayer.tasks.suites import Decoding
 
 splits = {split: arith.arith_problems(split, num) for split, num in
           {"train": 256, "probe": 64, "select": 64, "eval": 30}.items()}
 TASK = Task(
-    name="two", splits=splits, reward=arith.arith_reward, max_new_tokens=8, is_well_formed=arith.is_two_digits,
+    name="two", splits=splits, reward=exact_reward, max_new_tokens=8, is_well_formed=arith.is_two_digits,
     suites=["wide"] * 20 + ["deep"] * 10, samples={"deep": 4},
     eval_decoding=Decoding(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=12),
 )

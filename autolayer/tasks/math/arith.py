@@ -11,13 +11,11 @@ Left out on purpose: `+`, `-` and `>` as problems (a base model has nothing to l
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from autolayer.tasks.base import Row, Task, as_prompt
-from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
-from autolayer.tasks.rewards import text_of
+from autolayer.tasks.generated import exact_reward, first_rows, in_turn, split_of_line, without_special_tokens
 
 SIZES = {"train": 4096, "probe": 512, "select": 512, "eval": 1024}
 INSTRUCTION = "Complete the line; reply with the two digits only."
@@ -64,7 +62,7 @@ def load_arith(*, chat: bool) -> Task:
     return Task(
         name="math:arith",
         splits={split: rows_of(split, num) for split, num in SIZES.items()},
-        reward=arith_reward,
+        reward=exact_reward,
         max_new_tokens=8,
         is_well_formed=is_two_digits,
         num_eval=512,
@@ -77,14 +75,6 @@ def arith_problems(split: str, num: int) -> list[Row]:
     They are rows `{"prompt", "answer", "kind"}`, one of each kind in turn. No prompt is in two splits.
     """
     return first_rows(_all_problems, split, num)
-
-
-def arith_reward(
-    prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str], **columns: Any
-) -> list[float]:
-    """Scores completions in TRL's signature: 1.0 for exactly the answer, else 0.0."""
-    texts = [without_special_tokens(text_of(completion)) for completion in completions]
-    return [float(text == wanted) for text, wanted in zip(texts, answer, strict=True)]
 
 
 def is_two_digits(completion: str) -> bool:
