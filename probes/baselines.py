@@ -13,8 +13,8 @@ class DepthBaseline(Probe):
     """Scores a layer by its depth alone.
 
     Formula: one of `depth_prior.DEPTH_BASELINES`, of the layer and the number of layers. Shape (candidates,).
-    Source: on the one published curve (Qwen3-1.7B, arXiv 2607.01232) closeness to relative depth .40 alone has a
-    Spearman correlation of .76 with contribution; on small models `last` is hard to beat.
+    Source: `position` is the depth prior, which puts a best layer of a published model that it has not seen above
+    another one with probability .9 (examples/RESULTS.md); on very small models `last` is hard to beat.
     Cost: nothing. Known to fail: whenever the best depth depends on the task.
     """
 

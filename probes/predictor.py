@@ -2,9 +2,9 @@
 
 It learns from measured environments (base, task, algorithm) the slope of contribution over score, both centred in each
 environment and the score standardised. The mean level is added afterwards, with its own uncertainty. Errors are those
-on environments whose base took no part in the fit. For models of `SMALL` parameters or more, a weak prior from
-published models is added, and level and error are theirs until models of that size have been measured
-(core/depth_prior.py, arXiv 2607.01232). Depth and mixtures of several probes, by fixed or by learned weights, predict
+on environments whose base took no part in the fit. For models of `depth_prior.SMALL` parameters or more, the prior from
+pretrained language models is added, and level and error are theirs until models of that size have been measured
+(core/depth_prior.py). On small ones, depth and mixtures of several probes, by fixed or by learned weights, predict
 left-out bases no better (examples/RESULTS.md).
 """
 
@@ -21,8 +21,6 @@ from autolayer.probes.known import KnownEnvironment
 
 SIGNAL = "trusted_gain"
 """The probe that the prediction is made from: the best single one on LayerBench."""
-SMALL = 100_000_000
-"""Parameters below which the published curves, of models of 1.5 to 8 billion parameters, say nothing."""
 MIN_BASES = 3  # fewer cannot be judged by leaving one out
 INTERVAL = 0.8
 
@@ -58,15 +56,15 @@ class Model:
 
 
 PUBLISHED = Model(
-    slope=0.4 * depth_prior.CONTRIBUTION_SD,
+    slope=0.4 * depth_prior.DEVIATION,
     level=depth_prior.MEAN_CONTRIBUTION,
-    level_sd=depth_prior.CONTRIBUTION_SD / 2,
-    deviation=depth_prior.CONTRIBUTION_SD,
+    level_sd=depth_prior.LEVEL_SD,
+    deviation=depth_prior.DEVIATION,
     num_environments=0,
     num_parameters=0,
 )
-"""Level and spread of published models, with about the correlation that `SIGNAL` has with contribution on LayerBench.
-It is used where too few bases are measured."""
+"""Level and spread of published models around the depth prior, with about the correlation that `SIGNAL` has with
+contribution on LayerBench. It is used where too few bases are measured."""
 
 
 def predict(
@@ -74,14 +72,14 @@ def predict(
 ) -> Prediction:
     """Turns the scores of `SIGNAL` into predicted contribution, with an interval of coverage `INTERVAL`.
 
-    `model` is fit to measured environments, none of them of this base unless the user measured it. From `SMALL`
-    parameters on, the published curves are a prior.
+    `model` is fit to measured environments, none of them of this base unless the user measured it. From
+    `depth_prior.SMALL` parameters on, depth is a prior.
     """
-    errors = model if model.num_parameters >= SMALL or num_parameters < SMALL else PUBLISHED
+    is_small = num_parameters < depth_prior.SMALL
+    errors = model if is_small or model.num_parameters >= depth_prior.SMALL else PUBLISHED
     predicted_L = errors.level + model.slope * standard(scores_L)
-    if num_parameters >= SMALL:
-        prior_L = standard(depth_prior.scores("position", layers, num_layers))
-        predicted_L += depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * prior_L
+    if not is_small:
+        predicted_L += depth_prior.predicted(layers, num_layers) - depth_prior.MEAN_CONTRIBUTION
     half_width = float(stats.norm.ppf((1 + INTERVAL) / 2) * np.hypot(errors.deviation, errors.level_sd))
     return Prediction(
         predicted=tuple(map(float, predicted_L)),

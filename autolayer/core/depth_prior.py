@@ -1,31 +1,53 @@
-"""Scores that depend on a layer's depth alone: baselines that every prediction must beat, and a weak prior.
+"""What depth alone says about contribution: a prior fitted to published models, and baselines that need no model.
 
-The probes of the same names (probes/baselines.py) and `compare` take them from here.
+`examples/depth_prior.py` fits the prior to the curves of pretrained language models trained by RL, and prints its worth
+with each family of models left out, and the constants below. The baselines of the same names (probes/baselines.py) and
+`compare` take their scores from here.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-BEST_DEPTH = 0.40
-"""Closeness to this relative depth alone reaches Spearman .76 on the published curve (Qwen3-1.7B, arXiv 2607.01232)."""
-MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.75, 0.3
-"""Mean and deviation of contribution over the layers of published models (arXiv 2607.01232, seven models)."""
-PRIOR_CORRELATION = 0.3
-"""Assumed correlation of the rule with contribution on other models; no other curve was found to follow it."""
+RISE_END, FALL_WIDTH = 0.45, 0.08
+"""Relative depth at which the rise ends, and width of the fall, both set before the fit."""
+RISE, FALL, FALL_DEPTH = 0.60, 0.87, 0.76
+"""Contribution that is missing per unit of depth before `RISE_END`, contribution lost by the fall, and its middle."""
+LEVEL = 1.08
+"""Contribution without rise and fall."""
+MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.80, 0.3
+"""Mean of the prior over all depths, and deviation of contribution over the layers of a published model."""
+DEVIATION, LEVEL_SD = 0.19, 0.10
+"""Deviations on models that took no part in the fit: of one layer's error around the model's mean, and of that mean."""
+MIDDLE_WIDTH, END_WIDTH = 0.08, 0.70
+"""Half width of the 80% interval at `RISE_END`, and what it grows by per unit of depth from there."""
+REGRET = (0.06, 0.01, 0.10)
+"""Contribution that the prior's first choice lost on the curves of left-out models: mean, least and most."""
+SMALL = 100_000_000
+"""Parameters below which the prior says nothing: its models have 135 million to 8 billion."""
 HALF_WIDTH = 1.2816 * CONTRIBUTION_SD
 """Half width of the 80% interval of a normal distribution with deviation `CONTRIBUTION_SD`."""
 
 
-def _position(layer: int, num_layers: int) -> float:
-    return -abs(layer / max(1, num_layers - 1) - BEST_DEPTH)
+def depth_curve(depth: ArrayLike, rise: float = RISE, fall: float = FALL, fall_depth: float = FALL_DEPTH) -> np.ndarray:
+    """Returns contribution minus `LEVEL` at relative depths from 0 to 1: a rise to `RISE_END`, and a fall near the end.
+
+    Formula: -rise · max(0, RISE_END - d) - fall / (1 + exp(-(d - fall_depth) / FALL_WIDTH)).
+    """
+    depth = np.asarray(depth, dtype=float)
+    return -rise * np.maximum(0, RISE_END - depth) - fall / (1 + np.exp(-(depth - fall_depth) / FALL_WIDTH))
+
+
+def _depth(layers: Sequence[int], num_layers: int) -> np.ndarray:
+    return np.array(layers, dtype=float) / max(1, num_layers - 1)
 
 
 DEPTH_BASELINES: dict[str, Callable[[int, int], float]] = {
     "first": lambda layer, num_layers: -layer,
     "middle": lambda layer, num_layers: -abs(layer - num_layers // 2),
     "last": lambda layer, num_layers: layer,
-    "position": _position,
+    "position": lambda layer, num_layers: float(depth_curve(layer / max(1, num_layers - 1))),
 }
 """Maps a name to a function of a layer (0 is next to the embedding) and the number of layers, which returns the layer's
 score; higher means more contribution."""
@@ -36,13 +58,19 @@ def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
     return np.array([DEPTH_BASELINES[name](layer, num_layers) for layer in layers], dtype=float)
 
 
+def predicted(layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """Returns the contribution that depth alone predicts, shape (layers,)."""
+    return LEVEL + depth_curve(_depth(layers, num_layers))
+
+
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns low and high of the 80% intervals that depth alone predicts, each of shape (layers,)."""
-    scores_L = scores("position", layers, num_layers)
-    deviation = float(scores_L.std())
-    standard_L = (scores_L - scores_L.mean()) / deviation if deviation > 0 else np.zeros_like(scores_L)
-    predicted_L = MEAN_CONTRIBUTION + CONTRIBUTION_SD * PRIOR_CORRELATION * standard_L
-    return predicted_L - HALF_WIDTH, predicted_L + HALF_WIDTH
+    """Returns low and high of the 80% intervals that depth alone predicts, each of shape (layers,).
+
+    They are narrow in the middle and wide at both ends, where models differ.
+    """
+    predicted_L = predicted(layers, num_layers)
+    half_L = MIDDLE_WIDTH + END_WIDTH * np.abs(_depth(layers, num_layers) - RISE_END)
+    return predicted_L - half_L, predicted_L + half_L
 
 
 def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

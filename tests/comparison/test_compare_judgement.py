@@ -11,6 +11,7 @@ from compare_helpers import TRUTH, contribution, picked, rows, shown
 from autolayer.comparison import metrics
 from autolayer.comparison.compare import compare
 from autolayer.comparison.published import published
+from autolayer.core import depth_prior
 from autolayer.core.errors import DataError
 from autolayer.reporting.results import PickResult
 
@@ -22,7 +23,7 @@ def test_every_row_is_judged_by_the_metrics() -> None:
     (judged,) = compare(picked(TRUTH[::-1]), measured).comparisons
     truth_L, truth_S_L = list(measured.values.values()), np.array(list(measured.by_seed().values())).T
     scores = {"prediction": TRUTH[::-1], "gradient_norm": range(8), "rl_burst": range(0, -8, -1),
-              "first": range(8, 0, -1), "last": range(8), "position": [-abs(layer / 7 - 0.4) for layer in range(8)],
+              "first": range(8, 0, -1), "last": range(8), "position": depth_prior.predicted(range(8), 8),
               "middle": [-abs(layer - 4) for layer in range(8)]}  # fmt: skip
     found = rows(judged)
     assert found.keys() == {*scores, "random"}
@@ -82,7 +83,7 @@ def test_without_intervals_none_are_judged(tmp_path: Path) -> None:
         (picked(), contribution(noise=0.001, ceiling=1.0), ["perfect prediction would be expected at 1.00"]),
         (picked(), contribution(noise=0.6, ceiling=0.0), ["cannot tell the layers apart", "settles nothing"]),
         (picked(range(8)), contribution(), ["does not beat position", "Its pick, layer 7,"]),
-        (picked([-abs(layer / 7 - 0.4) for layer in range(8)]), contribution(), ["as well as position, a baseline"]),
+        (picked(depth_prior.predicted(range(8), 8).tolist()), contribution(), ["as well as position, a baseline"]),
         (picked([0.3, 0.5, 0.8, 1.1, 0.7, 0.6, 0.2, 0.1]), contribution(noise=1.0), ["is within the noise"]),
         (picked(), contribution(seeds=1), ["noise ceiling is not known"]),
         (picked(), "published:qwen3-1.7b", ["a model with 8 layers"]),

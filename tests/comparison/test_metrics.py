@@ -37,7 +37,7 @@ def test_a_constant_has_no_rank_correlation() -> None:
 
 def test_rounding_does_not_break_ties() -> None:
     """In a model of six layers 1 and 3 are equally close to depth .4, though not in floating point."""
-    scores_L = depth_prior.scores("position", range(6), 6)
+    scores_L = -abs(np.arange(6) / 5 - 0.4)
     assert scores_L[1] != scores_L[3] and metrics.picks(scores_L) == [2]
     assert metrics.dense_ranks(scores_L).tolist() == [1, 2, 3, 2, 1, 0]
 
@@ -140,12 +140,12 @@ def test_the_difference_under_noise() -> None:
 # Positions
 
 
-def test_the_position_rule_reaches_its_published_value() -> None:
-    """facts: -|depth - .40| reaches Spearman .76 on the Qwen3-1.7B curve."""
+def test_closeness_to_depth_40_reaches_its_published_value() -> None:
+    """It is known to reach Spearman .76 on the Qwen3-1.7B curve."""
     values = published("qwen3-1.7b").values
     assert list(values) == list(range(28))
     truth_L = list(values.values())
-    assert metrics.spearman(depth_prior.scores("position", range(28), 28), truth_L) == pytest.approx(0.757, abs=0.001)
+    assert metrics.spearman(-abs(np.arange(28) / 27 - 0.4), truth_L) == pytest.approx(0.757, abs=0.001)
     assert int(np.argmax(truth_L)) == 10 and max(truth_L) == pytest.approx(1.14, abs=0.02)
     assert int(np.argmin(truth_L)) == 24 and min(truth_L) == pytest.approx(0.28, abs=0.02)
     assert np.mean(truth_L[:18]) == pytest.approx(0.90, abs=0.02) and np.mean(truth_L[18:]) == pytest.approx(
@@ -158,16 +158,15 @@ def test_baselines_pick_what_their_names_say() -> None:
         picked = {name: metrics.picks(depth_prior.scores(name, range(num_layers), num_layers))
                   for name in depth_prior.DEPTH_BASELINES}  # fmt: skip
         assert picked["first"] == [0] and picked["last"] == [num_layers - 1] and picked["middle"] == [num_layers // 2]
-        assert min(abs(layer / (num_layers - 1) - 0.4) for layer in range(num_layers)) == pytest.approx(
-            abs(picked["position"][0] / (num_layers - 1) - 0.4)
-        )
+        assert picked["position"] == [int(np.argmax(depth_prior.predicted(range(num_layers), num_layers)))]
 
 
 def test_intervals_of_position_alone() -> None:
+    """Layers 0, 13 and 27 of 28, by hand: 1.08 - .6 · .45 - .87 / (1 + exp(9.5)), half width .08 + .7 · .45."""
     low_L, high_L = depth_prior.position_interval(range(28), 28)
     middle_L = (low_L + high_L) / 2
-    assert middle_L.mean() == pytest.approx(0.75) and middle_L.std() == pytest.approx(0.09)
-    assert (high_L - low_L) / 2 == pytest.approx(np.full(28, 1.2816 * 0.3))
-    assert metrics.picks(middle_L) == metrics.picks(depth_prior.scores("position", range(28), 28))
+    assert middle_L[[0, 13, 27]] == pytest.approx([0.8099, 1.0540, 0.2513], abs=1e-3)
+    assert ((high_L - low_L) / 2)[[0, 13, 27]] == pytest.approx([0.395, 0.102, 0.465], abs=1e-3)
+    assert metrics.picks(middle_L) == metrics.picks(depth_prior.scores("position", range(28), 28)) == [12]
     low_L, high_L = depth_prior.level_interval(range(4))
-    assert low_L == pytest.approx(np.full(4, 0.75 - 1.2816 * 0.3)) and high_L == pytest.approx(1.5 - low_L)
+    assert low_L == pytest.approx(np.full(4, 0.8 - 1.2816 * 0.3)) and high_L == pytest.approx(1.6 - low_L)

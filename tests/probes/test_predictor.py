@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from autolayer.core import depth_prior
+from autolayer.core.depth_prior import SMALL
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import MIN_BASES, PUBLISHED, SIGNAL, SMALL, Prediction, fit, predict, standard
+from autolayer.probes.predictor import MIN_BASES, PUBLISHED, SIGNAL, Prediction, fit, predict, standard
 
 # E environments, L layers.
 
@@ -167,19 +168,18 @@ def test_where_layers_lie_in_measured_models_teaches_nothing(num_parameters: int
         assert found == plain
 
 
-def test_large_models_have_the_weak_prior_of_the_published_positions() -> None:
+def test_large_models_have_the_depth_prior() -> None:
     """They also get the published level and error, until a model of their size has been measured."""
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
-    rule_L = standard(depth_prior.scores("position", new.layers, new.num_layers))
-    wanted_L = depth_prior.PRIOR_CORRELATION * depth_prior.CONTRIBUTION_SD * rule_L
+    wanted_L = depth_prior.predicted(new.layers, new.num_layers)
     alike = [1.0] * len(new.layers)
     for known in ([], world(10)):
         found = predict_for(new, known, scores=alike, num_parameters=SMALL)
-        assert np.array(found.predicted) - depth_prior.MEAN_CONTRIBUTION == pytest.approx(wanted_L)
-        assert found.deviation == depth_prior.CONTRIBUTION_SD
+        assert np.array(found.predicted) == pytest.approx(wanted_L)
+        assert found.deviation == depth_prior.DEVIATION
     large = [replace(each, num_parameters=SMALL) for each in world(10)]
     measured = predict_for(new, large, scores=alike, num_parameters=SMALL)
-    assert np.mean(measured.predicted) == pytest.approx(fit(large).level)
+    assert measured.predicted == pytest.approx(wanted_L + fit(large).level - depth_prior.MEAN_CONTRIBUTION)
     assert measured.deviation == fit(large).deviation
     flat = predict_for(new, [], scores=alike, num_parameters=SMALL - 1)
     assert set(flat.predicted) == {depth_prior.MEAN_CONTRIBUTION}
@@ -193,8 +193,9 @@ def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
         none = predict_for(new, [], num_parameters=num_parameters)
         assert none.learned_from == 0
         assert predict_for(new, tasks, num_parameters=num_parameters).learned_from == len(tasks)
-        assert none.deviation == depth_prior.CONTRIBUTION_SD
-        assert np.mean(none.predicted) == pytest.approx(depth_prior.MEAN_CONTRIBUTION)
+        assert none.deviation == depth_prior.DEVIATION
+    few_small = predict_for(new, [], num_parameters=10**6)
+    assert np.mean(few_small.predicted) == pytest.approx(depth_prior.MEAN_CONTRIBUTION)
 
 
 def test_environments_without_the_signal_teach_the_level_only() -> None:
@@ -216,6 +217,6 @@ def test_units_of_the_signal_do_not_matter() -> None:
 
 def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
-    for num_parameters, level in ((10**6, fit(known).level), (10**9, depth_prior.MEAN_CONTRIBUTION)):
+    for num_parameters, level in ((10**6, fit(known).level), (10**9, float(depth_prior.predicted([5], 8)[0]))):
         found = predict(np.array([3.0]), (5,), 8, model=fit(known), num_parameters=num_parameters)
         assert found.predicted == pytest.approx([level])

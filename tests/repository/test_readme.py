@@ -59,6 +59,7 @@ def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
         "examples/own_trainer.py --steps 3",
         "examples/every_layer.py --steps 2 --full-rates 1e-3 --out {tmp}/every",
         "examples/every_task.py --only nothing",
+        "examples/depth_prior.py",
         "examples/benchmarks/race_simulation.py --studies 2",
         "examples/make_tiny.py tiny-qwen2 --steps 5 --prompts 8 --out {tmp}/tiny",
     ],
