@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny_models import ARCHITECTURES, build_model, build_tokenizer
+from tiny_models import ARCHITECTURES, VOCABULARY, build_model, build_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from workbench_helpers import Untouched, plain_log_probs
 
@@ -93,14 +94,38 @@ def test_one_prompt_with_different_seeds_gives_different_completions() -> None:
     assert len(set(map(tuple, completions))) == 8
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "mixtral", "sliding window", "gpt2", "mamba"])
+def test_equal_prompts_are_prefilled_once_and_sample_the_same(architecture: str) -> None:
+    """Sliding windows forget the first tokens, GPT-2 counts positions, and Mamba keeps no keys and values."""
+    if architecture in ("gpt2", "mamba"):
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **small)).eval()
+    elif architecture == "sliding window":
+        model = build_model("gemma3", sliding_window=4)
+    else:
+        model = build_model(architecture)
+    prompt_ids, seeds = _ids(PROMPTS) * 3, list(range(3 * len(PROMPTS)))
+    apart = _engine(model)
+    apart._keeps_keys_and_values = False
+    read: list[int] = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda *call: read.append(call[1][0].numel()))
+    together = _engine(model).generate(prompt_ids, seeds)
+    handle.remove()
+    assert together == apart.generate(prompt_ids, seeds)
+    longest = max(map(len, prompt_ids))
+    shared = [len(PROMPTS) * (longest - 1), len(prompt_ids), len(prompt_ids)]
+    assert read[:3] == shared if architecture != "mamba" else len(prompt_ids) * longest in read
+
+
 def test_noise_drawn_in_blocks_is_each_generators_own_sequence_of_draws() -> None:
-    noise, vocabulary = GumbelNoise([3, 4], torch.device("cpu")), 50
-    assert noise_tokens(vocabulary) > 1 and noise_tokens(10**7) == 1
-    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    for _ in range(3 * noise_tokens(vocabulary) - 1):
+    device, vocabulary = torch.device("cpu"), 50
+    noise, num_tokens = GumbelNoise([3, 4], device), noise_tokens(vocabulary, device)
+    assert num_tokens > 1 and noise_tokens(10**7, device) == 1
+    generators = [np.random.default_rng(seed) for seed in (3, 4)]
+    for _ in range(3 * num_tokens - 1):
         logits = torch.randn(2, vocabulary)
-        rows = [-torch.empty(vocabulary).exponential_(generator=generator).log() for generator in generators]
-        assert torch.equal(noise(torch.empty(0), logits), logits + torch.stack(rows))
+        draws = torch.from_numpy(np.stack([generator.standard_exponential(vocabulary) for generator in generators]))
+        assert torch.equal(noise(torch.empty(0), logits), logits - draws.float().log())
 
 
 def test_the_head_gets_contiguous_states_and_keeps_no_hook() -> None:

@@ -9,9 +9,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import psutil
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -20,17 +22,20 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from autolayer.distributed.fsdp import is_sharded, number_of_rank_0
 from autolayer.rollouts.engines.base import Completion, Engine
 
 MAX_NOISE_TOKENS = 8
-MAX_NOISE_ENTRIES = 1 << 20
-"""Largest number of tokens and of entries (4 MB of float32) of the noise that is drawn in one call for a request."""
+"""Largest number of tokens whose noise is drawn in one call for a request."""
 
 
 class TransformersEngine(Engine):
     """Generates with the trained model itself: it needs no second copy and no weight sync."""
+
+    _keeps_keys_and_values = True
+    """False once the model's cache has turned out to hold something else."""
 
     def sample_requests(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limits: Sequence[int], ends: set[int]
@@ -50,25 +55,47 @@ class TransformersEngine(Engine):
     def _sample_batch(
         self, prompt_ids: list[list[int]], seeds: Sequence[int], limit: int, ends: set[int]
     ) -> list[list[int]]:
-        device = self.model.device
-        width = max(map(len, prompt_ids))
-        pad = self.pad_token_id
-        input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompt_ids], device=device)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
-        processors = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        processors = LogitsProcessorList()
+        if self.temperature != 1:
+            processors.append(TemperatureLogitsWarper(float(self.temperature)))
         if self.top_k:
             processors.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             processors.append(TopPLogitsWarper(self.top_p))
-        processors.append(GumbelNoise(seeds, device))
+        processors.append(GumbelNoise(seeds, self.model.device))
+        inputs = self._padded(prompt_ids)
+        width = inputs["input_ids"].shape[1]
         with _generation_mode(self.model, self._generation_config(limit, ends)), torch.no_grad():
-            output = cast(Any, self.model).generate(
-                input_ids=input_ids,
-                attention_mask=mask,
-                logits_processor=processors,
-                synced_gpus=is_sharded(self.model),  # no rank stops before the others
-            )
-        return [_until_end(ids, ends) for ids in output[:, width:].tolist()]  # pyright: ignore
+            cache = self._shared_cache(prompt_ids)
+            output = self._generate(**inputs, logits_processor=processors, past_key_values=cache)
+        return [_until_end(ids, ends) for ids in output[:, width:].tolist()]
+
+    def _shared_cache(self, prompt_ids: list[list[int]]) -> Any:
+        """Returns the keys and values of all prompts but their last tokens; equal prompts are prefilled once.
+
+        None if all prompts differ, or if the model keeps something else than keys and values, such as recurrent states.
+        """
+        rows = {ids: row for row, ids in enumerate(dict.fromkeys(map(tuple, prompt_ids)))}
+        inputs = {name: tensor[:, :-1] for name, tensor in self._padded(list(map(list, rows))).items()}
+        if len(rows) == len(prompt_ids) or not self._keeps_keys_and_values or not inputs["input_ids"].shape[1]:
+            return None
+        cache = self._generate(**inputs, max_new_tokens=1, return_dict_in_generate=True).past_key_values
+        layers = cache.layers if type(cache) is DynamicCache else [None]
+        self._keeps_keys_and_values = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        if not self._keeps_keys_and_values:
+            return None
+        cache.batch_select_indices(torch.tensor([rows[tuple(ids)] for ids in prompt_ids], device=self.model.device))
+        return cache
+
+    def _padded(self, prompt_ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        device, width = self.model.device, max(map(len, prompt_ids))
+        ids = [[self.pad_token_id] * (width - len(ids)) + ids for ids in prompt_ids]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
+        return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+    def _generate(self, **options: Any) -> Any:
+        # With a sharded model, no rank stops before the others.
+        return cast(Any, self.model).generate(**options, synced_gpus=is_sharded(self.model))
 
     def _generation_config(self, limit: int, ends: set[int]) -> GenerationConfig:
         """Returns a config that sets every field a model's own config could change: RL samples from the policy."""
@@ -92,33 +119,43 @@ class GumbelNoise(LogitsProcessor):
     """Adds Gumbel noise to logits, so that the largest logit of a row is a sample from its softmax.
 
     Every request has its own generator, so its tokens do not depend on the rest of the batch. The generators fill a
-    table of `noise_tokens` steps at a time, so a step costs one addition for all rows.
+    table of `noise_tokens` steps at a time, so a step costs one subtraction for all rows.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        on_cpu = device.type == "cpu"  # where NumPy draws three times as fast as torch
+        make = np.random.default_rng if on_cpu else lambda seed: torch.Generator(device).manual_seed(seed)
+        self.generators = [make(seed) for seed in seeds]
         self.device, self.step = device, 0
-        self.noise_B_N_V: torch.Tensor | None = None
+        self.negative_B_N_V: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Returns logits plus noise, shape (B, V)."""
         vocabulary = scores.shape[-1]
-        if self.noise_B_N_V is None:
-            self.noise_B_N_V = torch.empty(
-                len(scores), noise_tokens(vocabulary), vocabulary, dtype=torch.float32, device=self.device
+        if self.negative_B_N_V is None:
+            self.negative_B_N_V = torch.empty(
+                len(scores), noise_tokens(vocabulary, self.device), vocabulary, dtype=torch.float32, device=self.device
             )
-        index = self.step % self.noise_B_N_V.shape[1]
+        index = self.step % self.negative_B_N_V.shape[1]
         if index == 0:
-            for rows, generator in zip(self.noise_B_N_V, self.generators, strict=True):
-                rows.exponential_(generator=generator)
-            self.noise_B_N_V.log_().neg_()
+            for rows, generator in zip(self.negative_B_N_V, self.generators, strict=True):
+                _draw_exponentials(rows, generator)
+            self.negative_B_N_V.log_()
         self.step += 1
-        return scores.float() + self.noise_B_N_V[:, index]
+        return scores.float() - self.negative_B_N_V[:, index]
 
 
-def noise_tokens(vocabulary: int) -> int:
+def _draw_exponentials(rows: torch.Tensor, generator: np.random.Generator | torch.Generator) -> None:
+    if isinstance(generator, torch.Generator):
+        rows.exponential_(generator=generator)
+    else:  # in float64, since a float32 could be 0, whose logarithm would decide the token
+        rows.copy_(torch.from_numpy(generator.standard_exponential(tuple(rows.shape))))
+
+
+def noise_tokens(vocabulary: int, device: torch.device) -> int:
     """Returns for how many tokens noise is drawn at once, which must not depend on the batch, or samples would."""
-    return max(1, min(MAX_NOISE_TOKENS, MAX_NOISE_ENTRIES // vocabulary))
+    entries = 1 << 16 if device.type == "cpu" else 1 << 20  # a call takes longer on a GPU, fresh memory on a CPU
+    return max(1, min(MAX_NOISE_TOKENS, entries // vocabulary))
 
 
 def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
@@ -126,7 +163,7 @@ def max_cached_sequences(model: PreTrainedModel, num_tokens: int) -> int:
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    noise_bytes = 4 * noise_tokens(vocabulary) * vocabulary
+    noise_bytes = 4 * noise_tokens(vocabulary, model.device) * vocabulary
     return max(1, int(free / 2 / (cache_bytes_per_token(model) * num_tokens + noise_bytes)))
 
 
