@@ -16,6 +16,7 @@ from autolayer.probes.policy_distance import TARGET_DISTANCE, find_distance_step
 from autolayer.probes.shared_batch import Fold, make_fold
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.partial_forward import PartialForward
+from autolayer.training.prefix_trees import by_sequence
 from autolayer.training.workbench import Workbench
 
 # B completions of a fold's subset, b of a micro-batch, D hidden width.
@@ -188,7 +189,7 @@ def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[tor
     collected: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, arguments: object, output: Any) -> None:
-        state = output[0].detach()
+        state = by_sequence(output[0].detach())
         first = sum(map(len, collected))
         # The state at position t chooses token t + 1, so the mask is shifted by one.
         mask = batch.completion_mask[first : first + len(state), 1:].to(state.device, torch.float64).unsqueeze(-1)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from autolayer.models.fp32 import restore_forward
 from autolayer.rollouts.rollouts import Rollouts
+from autolayer.training.prefix_trees import shared_prefixes
 from autolayer.training.trl_compat import add_fused_lm_head
 
 # B sequences, T tokens.
@@ -59,7 +60,8 @@ def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
     try:
         add_fused_lm_head(model, temperature=temperature)
         model.eval()
-        yield
+        with shared_prefixes(model):
+            yield
     finally:
         model.train(training)
         restore_forward(model, forward)

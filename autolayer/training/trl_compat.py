@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PrinterCallback
 
 from autolayer.training.kl_reference import KLReference
+from autolayer.training.prefix_trees import shared_prefixes
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.trainer.grpo_config import GRPOConfig  # noqa: E402  (reads the variable above)
@@ -95,7 +96,8 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         # padding, and train at other positions than it generates at.
         hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
         try:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            with shared_prefixes(model):
+                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         finally:
             hook.remove()
 

@@ -100,7 +100,8 @@ def test_kl_by_swapping_in_the_base_equals_stock_trl_with_a_second_model(
     expected = {name: p.detach() for name, p in layer_parameters(other, layers).items()}
     assert trained is not None and trained.keys() == expected.keys()
     for name, tensor in trained.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
+        # Stock TRL scores whole sequences, and Adam's first steps enlarge rounding.
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=0)
     # The KL term is large enough here for its absence to show.
     loose = make_bench(free.eval(), tmp_path / "loose", algorithm=algorithm)
     without = loose.arm_weights(train_arm(loose, arm, 4).arm)
