@@ -209,7 +209,8 @@ def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) 
         stock_trl(other, bench, arm, steps, tmp_path / "scratch", prompts)
         other.eval()
         for name, parameter in layer_parameters(other, (layer,)).items():
-            torch.testing.assert_close(trained[layer][name], parameter.detach(), atol=1e-6, rtol=0)
+            # Stock TRL scores whole sequences, and Adam's first steps enlarge rounding.
+            torch.testing.assert_close(trained[layer][name], parameter.detach(), atol=1e-4, rtol=0)
         after = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0).rewards_I
         assert after == pytest.approx(_evaluated(bench, trained[layer], items), abs=0)
         assert scores[index] == pytest.approx(float(np.mean(after)) - float(np.mean(base)), abs=1e-12)

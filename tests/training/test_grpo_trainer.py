@@ -168,6 +168,7 @@ def test_mixed_precision_of_accelerate_changes_nothing(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     assert_equal(trained(tmp_path / "configured"), plain)
     try:
+        AcceleratorState._reset_state(reset_partial_state=True)  # the stock trainer of another test leaves one
         theirs = Accelerator(mixed_precision=precision, cpu=True)
         assert_equal(trained(tmp_path / "in a pipeline"), plain)
         assert theirs.mixed_precision == theirs.state.mixed_precision == precision
