@@ -1,7 +1,7 @@
 """The context handed to every probe: the shared batch, its gradients, and measurements shared between probes."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from autolayer.core.probe_plan import ProbePlan
@@ -23,6 +23,8 @@ class ProbeContext:
     plan: ProbePlan
     """Number of prompts and folds that each measurement may use."""
     seed: int
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about this probing: which probes do not apply, and why."""
 
     @cached_property
     def gradients(self) -> list[Gradient]:

@@ -56,6 +56,6 @@ def run_probes(
         scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
         reliability={name: found.reliability for name, found in scores.items() if found.errors_L is not None},
         learning_rates=tuple(rates[layer] for layer in layers),
-        notes=plan.notes,
+        notes=(*plan.notes, *context.notes),
         **vars(prediction),
     )

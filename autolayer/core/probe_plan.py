@@ -17,7 +17,13 @@ MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
 RESPONSE_GROUP = 2
 """Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
+ANSWER_TOKENS = 16
+"""Tokens of a completion that `cutoff` reads; of a longer one, as many from a random place on."""
 DEFAULT_BURST = 2  # steps
+CUTOFF_SHARE = 0.1
+"""Largest share of the probes' budget that `cutoff` may take; the others have what it leaves."""
+CUTOFF_DEPTHS, MIN_CUTOFF_PAIRS, MAX_CUTOFF_PAIRS = 8, 6, 16
+"""Blocks at which `cutoff` exchanges states, and pairs of prompts: fewer say nothing, more give the same curve."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS = 4
@@ -35,6 +41,8 @@ class ProbePlan:
     response_folds: int
     """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
     response_prompts: int
+    cutoff_pairs: int
+    """Pairs of prompts between which `cutoff` exchanges states."""
     burst_steps: int
     burst_prompts: int
     burst_items: int
@@ -57,6 +65,9 @@ def plan_probes(
     assert config.prompts_per_step is not None
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
+    cutoff_pairs = largest(partial(_cutoff_cost, units), spend * CUTOFF_SHARE, MAX_CUTOFF_PAIRS)
+    cutoff_pairs = cutoff_pairs if cutoff_pairs >= MIN_CUTOFF_PAIRS else 0
+    spend -= _cutoff_cost(units, cutoff_pairs)
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST
     burst = partial(_burst_cost, units, candidates, burst_steps)
@@ -78,6 +89,7 @@ def plan_probes(
         f"the step response does not fit the budget: it uses the minimum of {MIN_RESPONSE_PROMPTS} prompts":
             response_prompts < MIN_RESPONSE_PROMPTS,
         "representation_change left out: it does not fit the budget": response_folds < 2,
+        "cutoff left out: it does not fit the budget": not cutoff_pairs,
         "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
         "rl_burst left out: it does not fit the budget": burst_steps > 0 and not burst_prompts,
     }  # fmt: skip
@@ -85,6 +97,7 @@ def plan_probes(
         fold_prompts=max(fold_prompts, MIN_PROMPTS),
         response_folds=response_folds,
         response_prompts=max(response_prompts, MIN_RESPONSE_PROMPTS),
+        cutoff_pairs=cutoff_pairs,
         burst_steps=burst_steps if burst_prompts else 0,
         burst_prompts=burst_prompts,
         burst_items=burst_prompts * units.group_size,
@@ -97,6 +110,7 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
     num_folds = config.probe.num_folds
     cost = _shared_cost(units, num_folds, plan.fold_prompts)
     cost += _response_cost(units, candidates, plan.response_folds, plan.response_prompts)
+    cost += _cutoff_cost(units, plan.cutoff_pairs)
     cost += _burst_cost(units, candidates, plan.burst_steps, plan.burst_prompts)
     return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
 
@@ -109,6 +123,11 @@ def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
 def _response_cost(units: UnitCosts, candidates: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
     share = min(RESPONSE_GROUP, units.group_size) / units.group_size
     return units.walk(candidates, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
+
+
+def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:
+    # Both answers after both prompts, once without an exchange and once for every depth.
+    return units.costs.forward(units.tokens / units.group_size) * (4 * pairs * (1 + CUTOFF_DEPTHS))
 
 
 def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:

@@ -132,7 +132,9 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         for layer in candidates if plan.burst_steps else ():
             burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
         burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
-        total = shared + responses + burst
+        # Four sequences for each pair, once as they are and at eight depths.
+        exchanges = units.costs.forward(tokens / group) * (4 * plan.cutoff_pairs * 9)
+        total = shared + responses + burst + exchanges
         too_small = any("it uses the minimum" in note for note in plan.notes)
         assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
             config,
@@ -141,6 +143,8 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
             plan,
         )
         assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
+        assert (plan.cutoff_pairs == 0) == any("cutoff" in note for note in plan.notes)
+        assert plan.cutoff_pairs == 0 or 6 <= plan.cutoff_pairs <= 16
         left_out = plan.burst_steps == 0 and config.probe.burst_steps != 0
         assert left_out == any("rl_burst" in note for note in plan.notes)
         assert plan.response_prompts >= 4 and plan.fold_prompts >= 4
