@@ -1,6 +1,7 @@
 """The run folder: holds the files of every stage, so that a run can be resumed, and refuses another configuration.
 
-Every file is written completely or not at all, and sealed, so that a damaged one is refused by its name.
+Every file is written completely or not at all, and sealed, so that a damaged one, and one of another run, is refused by
+its name.
 """
 
 import hashlib
@@ -37,6 +38,8 @@ ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
 PUBLIC = (RESULT, "contribution.json", "comparison.json")
 """Files whose schema has no place for a digest, which is in a file beside them."""
+RUN = "run_signature"
+"""Key of the signature that binds a stage's file to its run."""
 LOCK = ".lock"
 """File that the process which works in the folder has locked."""
 
@@ -53,7 +56,7 @@ class RunFolder:
         return self.path / name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Returns a stage's JSON, or None if that stage has not finished. A damaged file is refused."""
+        """Returns a stage's JSON, or None if that stage has not finished. Damage is refused."""
         file = self.path / name
         if not file.exists():
             return None
@@ -63,9 +66,26 @@ class RunFolder:
                 raise ValueError("it holds no JSON object")
             if name in PUBLIC:
                 check_digest_beside(file)
-            return unseal(name, value)
+            content = unseal(name, value)
+            if name != CONFIG:
+                self.check_writer(content.get("signature") if name in PUBLIC else content.pop(RUN, None))
+            return content
         except (ValueError, RecursionError) as error:
             raise self.damaged(name, error) from None
+
+    @property
+    def signature(self) -> str | None:
+        """The run's signature, from config.json; None if there is no such file."""
+        return (RunFolder.read(self, CONFIG) or {}).get("signature")  # not the method that waits for every rank
+
+    def check_writer(self, signature: str | None) -> None:
+        """Checks that a file was written by this run, where both signatures are known.
+
+        Raises:
+            ValueError: Another run has written it.
+        """
+        if signature and self.signature and signature != self.signature:
+            raise ValueError(f"it belongs to another run, whose signature is {signature}; here it is {self.signature}")
 
     def has(self, *names: str) -> bool:
         """Returns True if at least one of these files or folders exists."""
@@ -88,7 +108,10 @@ class RunFolder:
 
     def write(self, name: str, value: dict[str, Any], *, indent: int | None = 1, place: Place = os.replace) -> None:
         """Writes a stage's JSON atomically, with its digest. A value that is NaN or infinite raises a ValueError."""
-        text = json.dumps(value if name in PUBLIC else seal(name, value), indent=indent, allow_nan=False) + "\n"
+        if name not in PUBLIC:
+            run = None if name == CONFIG else self.signature
+            value = seal(name, {**value, **({RUN: run} if run else {})})
+        text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
         write = self._write_with_digest_beside if name in PUBLIC else self.write_text
         write(name, text, place)
 

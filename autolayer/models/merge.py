@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from autolayer.core.errors import PatchError
 from autolayer.core.layer_set import Layers
-from autolayer.core.run_folder import CONFIG, RunFolder
+from autolayer.core.run_folder import RunFolder
 from autolayer.core.whole_files import sync
 from autolayer.models.base_folder import base_folder, model_files, read_tensors, weight_files, write_tensors
 from autolayer.models.disk_space import check_disk_space, follow_umask, write_error
@@ -51,7 +51,7 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
         raise PatchError(f"--out {out} is {'not empty' if out.is_dir() else 'a file'}: give a new or empty folder.")
     patch = None if path.is_dir() else load_patch(path)
     about = read_adapter_info(path) if patch is None else vars(patch)
-    check_run(path, about.get("signature"), (RunFolder(path.parent).read(CONFIG) or {}).get("signature"))
+    check_run(path, about.get("signature"), RunFolder(path.parent).signature)
     name: str = base_name or about["base"]
     model: Any = load_model(name, device="cpu").model
     folder = base_folder(name)

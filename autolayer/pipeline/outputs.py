@@ -23,8 +23,6 @@ def finished_result(run: RunContext) -> PickResult | None:
     # If the trained layers were deleted, they are written again from the arm's checkpoint.
     if result is None or result.status != "ok" or not run.folder.has(_product(run)):
         return None
-    if result.signature != run.signature:
-        raise run.folder.damaged(RESULT, "it belongs to another run")
     run.bench.process_group.on_rank_0(lambda: _check_product(run))
     return result
 

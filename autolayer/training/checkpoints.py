@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.run_folder import ARMS, RunFolder
+from autolayer.core.run_folder import ARMS, RUN, RunFolder
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.models.sealed_tensors import load_sealed, save_sealed
 
@@ -68,6 +68,7 @@ class Checkpoints:
             tensors, metadata = load_sealed(self.folder / arm.checkpoint)
             if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
                 raise ValueError("it belongs to another arm")
+            self._run_folder.check_writer(metadata.get(RUN))
         except (OSError, SafetensorError, ValueError) as error:
             raise self._run_folder.damaged(arm.checkpoint, error) from None
         return tensors
@@ -121,7 +122,8 @@ class Checkpoints:
         kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
         # The history is written first, because training cannot resume from a checkpoint without one.
         self._run_folder.write(self._history_of(arm), kept, indent=None)
-        save_sealed(self.folder / str(saved.checkpoint), tensors, {"arm": json.dumps(asdict(saved))})
+        metadata = {"arm": json.dumps(asdict(saved)), RUN: self._run_folder.signature or ""}
+        save_sealed(self.folder / str(saved.checkpoint), tensors, metadata)
         for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
             path.unlink()
 

@@ -20,9 +20,11 @@ from tiny_models import build
 import autolayer
 from autolayer.comparison.sources import read_curve
 from autolayer.core.errors import AutolayerError
-from autolayer.core.run_folder import ARMS, PATCH, RESULT, STUDY
+from autolayer.core.run_folder import ARMS, PATCH, RESULT, RUN, STUDY, RunFolder
+from autolayer.core.whole_files import digests_beside
 from autolayer.models.merge import merge
 from autolayer.models.patch import load_patch
+from autolayer.models.sealed_tensors import load_sealed, save_sealed
 from autolayer.pipeline import search_stage, train_stage
 from autolayer.reporting.results import PickResult
 
@@ -228,6 +230,30 @@ def test_the_layer_of_another_run_is_refused(runs: Runs, tmp_path: Path) -> None
         runs.pick(tmp_path / "run")
     with pytest.raises(AutolayerError, match="was trained by another run"):
         merge(None, tmp_path / "run" / PATCH, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("name", [*FILES[1:5], RESULT, "history", "last"])
+def test_a_file_of_another_run_is_refused(runs: Runs, tmp_path: Path, name: str) -> None:
+    """Its content is whole, and would be right in its own folder."""
+    shutil.copytree(runs.folder / "finished", tmp_path / "run")
+    run, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    signature = other.start_or_resume({"model": "another"})["signature"]
+    path = the_file(run.path, name)
+    if path.suffix == ".json":
+        content = run.read(str(path.relative_to(run.path))) or {}
+        where = str(path.relative_to(run.path))
+        other.write(where, {**content, "signature": signature} if name == RESULT else content)
+        shutil.copy(other / where, path)
+        digest = digests_beside(other / where)
+        if digest.exists():
+            shutil.copy(digest, digests_beside(path))
+    else:
+        tensors, metadata = load_sealed(path)
+        save_sealed(path, tensors, {**metadata, RUN: signature})
+    for later in () if name == RESULT else (RESULT, PATCH, *(["probe.json"] if name == "rollouts.json" else [])):
+        (run / later).unlink()
+    with pytest.raises(AutolayerError, match=rf"{path.name} is damaged \(it belongs to another run.*{signature}"):
+        runs.pick(run.path)
 
 
 def test_what_a_kill_was_writing_is_swept(runs: Runs, tmp_path: Path) -> None:
