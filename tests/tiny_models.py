@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Gemma3TextConfig,
     LlamaConfig,
     MixtralConfig,
@@ -118,4 +120,20 @@ def build(
     model.save_pretrained(folder)
     if tokenizer:
         build_tokenizer(eos=eos, pad=pad, chat_template=chat_template).save_pretrained(folder)
+    return folder
+
+
+def build_text_and_vision(folder: Path) -> Path:
+    """A checkpoint like Qwen3.5's, whose text model has another prefix in the files than in transformers."""
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "eos_token_id": 1,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
     return folder

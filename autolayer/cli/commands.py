@@ -7,6 +7,7 @@ the commands for the same reason.
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -249,7 +250,9 @@ def merge(source: Path, model: str | None, out: Path) -> None:
                 "if it is elsewhere, give --model."
             ) from error
     how = f"AutoModelForCausalLM.from_pretrained({str(written)!r})"
-    click.echo(visible(f"wrote {written}: load it with transformers' {how}."))
+    click.echo(
+        visible(f"wrote {written}: load it with transformers' {how}, or serve it: vllm serve {quote(str(written))}")
+    )
 
 
 @cli.command()

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig, SearchConfig, VLLMConfig
 from autolayer.core.errors import ConfigError, did_you_mean
 from autolayer.core.layer_set import LayersLike, layers_text
-from autolayer.core.settings import AtMost, NonNegative, Positive, Settings, Size
+from autolayer.core.settings import AtMost, LearningRate, NonNegative, Positive, Settings, Size
 from autolayer.core.shown_text import hide_secrets, hide_url
 
 Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
@@ -105,9 +105,9 @@ class Config(Settings):
     budget: Annotated[Positive, annotated_types.Le(1e6)] | None = None
     """Cost of finding the layer, as a share of one full run of the final training. Default: the cost of
     max(40, 2·√steps) training steps, at most 0.25."""
-    regret: Positive = 0.05
+    regret: Annotated[Positive, annotated_types.Le(10)] = 0.05
     """Contribution that you are ready to lose: the search stops when no more than this is at stake."""
-    hours: Positive | None = None
+    hours: Annotated[Positive, annotated_types.Le(1e6)] | None = None
     """Deadline for the whole run in hours, on top of the budget."""
     history: PathText | None = None
     """Folder of your own contribution.json files, which sharpen the prediction."""
@@ -121,11 +121,11 @@ class Config(Settings):
     """Longest completion, in tokens."""
     max_prompt_tokens: Size | None = None
     """Drop longer prompts from training; the evaluation keeps all prompts."""
-    temperature: Positive = 1.0
+    temperature: Annotated[Positive, annotated_types.Le(1e3)] = 1.0
     """Sampling temperature of rollouts and evaluation."""
-    learning_rate: Annotated[Positive | None, BeforeValidator(_rate)] = None
+    learning_rate: Annotated[LearningRate | None, BeforeValidator(_rate)] = None
     """Learning rate of the trained layers, or auto. Default: auto, which searches it."""
-    beta: NonNegative = 0.0
+    beta: Annotated[NonNegative, annotated_types.Le(1e3)] = 0.0
     """Weight of the KL term against the base model."""
     thinking: bool | None = None
     """Turn the thinking mode of the chat template on or off, if it has one."""

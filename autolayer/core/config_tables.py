@@ -6,7 +6,7 @@ import annotated_types
 from pydantic import BeforeValidator
 
 from autolayer.core.errors import ConfigError
-from autolayer.core.settings import AtMost, NonNegative, OpenShare, Positive, Settings, Share, Size
+from autolayer.core.settings import AtMost, LearningRate, NonNegative, OpenShare, Settings, Share, Size
 
 
 def _rates(value: Any) -> tuple[float, ...] | None:
@@ -57,7 +57,7 @@ class MeasureConfig(Settings):
 
     num_seeds: Annotated[Size, annotated_types.Le(1000)] = 3
     """Training seeds of every arm: the run's seed and the ones after it."""
-    rates: Annotated[tuple[Positive, ...] | None, BeforeValidator(_rates)] = None
+    rates: Annotated[tuple[LearningRate, ...] | None, BeforeValidator(_rates)] = None
     """Learning rates that every arm is tried at, such as 1e-4,3e-4,1e-3. Default: a grid made from the probes."""
 
 
@@ -66,7 +66,7 @@ class GiGPOConfig(Settings):
 
     table: ClassVar[str | None] = "gigpo"
 
-    omega: NonNegative = 1.0
+    omega: Annotated[NonNegative, annotated_types.Le(1e3)] = 1.0
     """Weight of the advantages among equal states, relative to those among episodes."""
     gamma: Annotated[float, annotated_types.Ge(0), annotated_types.Le(1)] = 0.95
     """Discount of a later step's reward."""

@@ -13,6 +13,8 @@ AtMost = annotated_types.Le(2**31 - 1)
 """The largest whole number of a setting, which every library can hold."""
 Size = Annotated[int, annotated_types.Gt(0), AtMost]
 Positive = Annotated[float, annotated_types.Gt(0)]
+LearningRate = Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)]
+"""Adam moves every weight by about the rate in each step, so a larger one leaves nothing of the model."""
 NonNegative = Annotated[float, annotated_types.Ge(0)]
 Share = Annotated[float, annotated_types.Gt(0), annotated_types.Le(1)]
 OpenShare = Annotated[float, annotated_types.Gt(0), annotated_types.Lt(1)]

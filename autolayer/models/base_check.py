@@ -86,6 +86,13 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
         )
 
 
+def has_weights(name: str) -> bool:
+    """Returns True if all weight files of a model are on this machine."""
+    place = _local_folder(name)
+    files = [] if place is None else weight_files(place)
+    return bool(files) and all(file.is_file() for file in files)
+
+
 def _quantization(config: dict[str, Any]) -> str:
     """Returns the method that a configuration names, that of a nested one included; '' without one."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):

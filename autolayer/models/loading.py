@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autolayer.core.errors import ModelError
-from autolayer.models.base_check import check_base, check_weights
+from autolayer.models.base_check import check_base, check_weights, has_weights
 from autolayer.models.device import find_device
 from autolayer.models.names import model_path
 from autolayer.models.quiet import quiet_transformers
@@ -82,9 +83,14 @@ def meta_model(name: str) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet_transformers(), torch.device("meta"), reading(name):
+    with quiet_transformers(), reading(name):
         config = _read_config(name)
-        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32, trust_remote_code=False)
+        if has_weights(name):
+            model = _read_weights(name, device_map="meta")
+        else:  # of the Hub, and not fetched yet
+            with torch.device("meta"):
+                dtype = config.dtype or torch.float32
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         if empty := [parameter for parameter, p in model.named_parameters() if not p.numel()]:
             raise ValueError(f"by its config.json, {empty[0]} has no entries")
     check_class(name, model)
@@ -153,19 +159,42 @@ def _read_config(name: str) -> Any:
 
 
 def _read_model(name: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
     _read_config(name)
     with reading(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            model_path(name), dtype="auto", output_loading_info=True, trust_remote_code=False
-        )
+        model = _read_weights(name)
         check_weights(name)  # again, because a model of the Hub has been fetched only now
+    return model
+
+
+def _read_weights(name: str, **options: Any) -> Any:
+    """Reads a model, and checks that its files hold all of its weights and no further layers.
+
+    Raises:
+        ModelError: They do not.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from autolayer.models.layers import find_layers
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model_path(name), dtype="auto", output_loading_info=True, trust_remote_code=False, **options
+    )
     model, report = loaded
+    check_class(name, model)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers initializes missing weights at random
         raise ModelError(
             f"model '{name}' is incomplete: {len(missing)} weights are not in its files ({', '.join(missing[:3])}); "
             "give a complete checkpoint of a causal language model, head included."
+        )
+    blocks = find_layers(model)
+    place = next(name for name, module in model.named_modules() if module is blocks)
+    found = (re.match(rf"{re.escape(place)}\.(\d+)\.", key) for key in report["unexpected_keys"])
+    last = max((int(match[1]) for match in found if match), default=0)
+    ahead = getattr(model.config.get_text_config(decoder=True), "num_nextn_predict_layers", None) or 0
+    if last >= len(blocks) + ahead:  # heads for further tokens follow the last layer, and are not loaded
+        raise ModelError(
+            f"model '{name}' would be cut short: its config.json says num_hidden_layers {len(blocks)}, but its files "
+            f"hold layer {last} too; restore the config.json of these weights."
         )
     return model

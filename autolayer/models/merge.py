@@ -5,8 +5,8 @@ transformers does not read (a vision tower, extra prediction heads). Whatever lo
 """
 
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from autolayer.core.errors import PatchError
 from autolayer.core.layer_set import Layers
-from autolayer.core.run_folder import RunFolder
+from autolayer.core.run_folder import LOCK, RunFolder
 from autolayer.core.whole_files import sync
 from autolayer.models.base_folder import base_folder, model_files, read_tensors, weight_files, write_tensors
 from autolayer.models.disk_space import check_disk_space, follow_umask, write_error
@@ -118,8 +118,8 @@ def _write(folder: Path, trained: Tensors, out: Path, expected: _Fingerprint) ->
     parent = out.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as temporary:
-            checkpoint = Path(temporary) / out.name
+        with _scratch(parent / f".{out.name}.autolayer-merge") as scratch:
+            checkpoint = scratch / "checkpoint"
             checkpoint.mkdir()
             for file in files:
                 (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +138,23 @@ def _write(folder: Path, trained: Tensors, out: Path, expected: _Fingerprint) ->
         sync(parent)
     except (OSError, SafetensorError) as error:
         raise write_error(out, size, error) from error
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder, and deletes it with what is in it. It has one name, so what a kill has left goes, too."""
+    with RunFolder(folder).locked():
+        try:
+            _clear(folder)
+            yield folder
+        finally:
+            _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path)
 
 
 def _check(folder: Path, checkpoint: Path, trained: Tensors, expected: _Fingerprint) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
 from autolayer.core.formatting import format_bytes, format_count, format_seconds
+from autolayer.core.launch import num_processes
 from autolayer.core.probe_plan import ProbePlan
 from autolayer.pipeline.memory_fit import MemoryFit
 
@@ -86,7 +87,10 @@ class RunPlan:
     def _needs(self) -> Iterator[tuple[str, str]]:
         if self.seconds is not None:
             parts = ", ".join(f"{name} {format_seconds(value)}" for name, value in self.seconds.items() if value)
-            yield "time", f"in one process here, uncertain by a factor of two or three: {parts}"
+            others = "" if num_processes() < 2 else f" (the launcher has {num_processes()}, which share the work)"
+            yield "time", f"in one process here{others}, uncertain by a factor of two or three: {parts}"
+        if self.config.hours is not None:
+            yield "deadline", f"the run ends after {self.config.hours:g} h (--hours); the same command resumes it"
         memory = self.memory
         sizes = {"memory, probing": memory.probing, "memory, training": memory.training, "host memory": self.host_bytes}
         for name, parts in sizes.items():

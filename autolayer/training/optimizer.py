@@ -56,6 +56,12 @@ class MasterAdamW(torch.optim.Optimizer):
         gradients = [m.grad for m in self.masters.values() if m.grad is not None]
         self.average(gradients)
         norm = nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm) and not self.inner.state:
+            raise TrainingError(
+                f"the gradient is {float(norm)} in the first step, before any weight has changed, so the rate is not "
+                "to blame: the model's own computation overflows or has no gradient; give it in bfloat16 or float32, "
+                "or give another model."
+            )
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient became {float(norm)}: training diverged, give a smaller --learning-rate than "

@@ -93,8 +93,9 @@ class AdaptedGRPOTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         # TRL pads prompts on the left and passes no positions. A model with learned positions (GPT-2) would count the
-        # padding, and train at other positions than it generates at.
-        hook = model.register_forward_pre_hook(_positions, with_kwargs=True)
+        # padding, and train at other positions than it generates at. Where the pad token's embedding is 0, some models
+        # (Gemma 3n) have no finite gradient.
+        hook = model.register_forward_pre_hook(_hide_padding, with_kwargs=True)
         try:
             with shared_prefixes(model):
                 return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
@@ -105,9 +106,14 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         """Does nothing, because a move would reshard the blocks that are held whole (`fsdp.whole`)."""
 
 
-def _positions(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Counts positions from each sequence's first real token; rotary positions are relative and stay as they are."""
+def _hide_padding(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Counts positions from each sequence's first real token, which also takes the place of the padding.
+
+    Rotary positions are relative and stay as they are.
+    """
+    ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+    kwargs["input_ids"] = ids.where(mask != 0, ids.gather(1, mask.int().argmax(1, keepdim=True)))
     rotary = getattr(model.config.get_text_config(), "rope_parameters", None)
     if rotary is None and "position_ids" in inspect.signature(type(model).forward).parameters:
-        kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     return args, kwargs

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hub_cache import make_model_cache
 from safetensors.torch import load_file, save_file
-from tiny_models import build
+from tiny_models import build, build_text_and_vision
+from transformers import AutoModelForCausalLM
 
 from autolayer.cli.doctor import diagnose
 from autolayer.core.config import Config
 from autolayer.core.errors import ModelError
 from autolayer.models.base_check import check_base
+from autolayer.models.layers import find_layers
 from autolayer.models.loading import load_model, meta_model, read_tokenizer
 
 
@@ -180,6 +182,35 @@ def test_scales_that_a_whole_model_kept_are_no_quantization(folder: Path) -> Non
     tensors["model.layers.1.mlp.up_proj.weight_scale_inv"] = torch.ones(1, 1)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     check_base(str(folder))
+
+
+def without_the_last_layer(folder: Path, **about: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    text.update(num_hidden_layers=3, layer_types=(text.get("layer_types") or [])[:3] or None, **about)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["plain", "sharded", "text and vision", "bin"])
+def test_a_config_that_cuts_layers_off_is_refused(folder: Path, kind: str) -> None:
+    if kind == "sharded":
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="30KB")
+        (folder / "model.safetensors").unlink()
+    elif kind == "text and vision":
+        build_text_and_vision(folder)
+    elif kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    without_the_last_layer(folder)
+    for read in (meta_model, load_model):
+        with pytest.raises(ModelError, match="says num_hidden_layers 3, but its files hold layer 3 too; restore"):
+            read(str(folder))
+
+
+def test_a_head_for_further_tokens_is_no_layer(folder: Path) -> None:
+    without_the_last_layer(folder, num_nextn_predict_layers=1)
+    assert len(find_layers(meta_model(str(folder)))) == load_model(str(folder)).num_layers == 3
 
 
 def test_a_class_without_a_decoder_of_its_own_is_refused(folder: Path) -> None:

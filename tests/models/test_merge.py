@@ -11,10 +11,11 @@ import torch
 from hub_cache import make_model_cache
 from patch_helpers import trained
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, build, build_tokenizer
+from tiny_models import build, build_text_and_vision
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from autolayer.core.errors import ModelError, PatchError
+from autolayer.core.errors import ModelError, PatchError, RunFolderError
+from autolayer.core.run_folder import RunFolder
 from autolayer.models import lora
 from autolayer.models import merge as merge_module
 from autolayer.models.layers import linear_module_names
@@ -172,26 +173,8 @@ def test_a_dtype_that_cannot_hold_the_trained_values_is_widened(tmp_path: Path) 
     assert weight_hash(AutoModelForCausalLM.from_pretrained(out, dtype="auto")) == weight_hash(model)
 
 
-def text_and_vision(folder: Path) -> None:
-    """A checkpoint like Qwen3.5's, whose text model has another prefix in the files than in transformers."""
-    from transformers import AutoConfig
-
-    text = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
-        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_key_head_dim": 8,
-        "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "eos_token_id": 1,
-        "pad_token_id": 0,
-    }  # fmt: skip
-    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
-    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    add(folder, {"mtp.norm.weight": torch.randn(32)})
-
-
 def test_a_vision_tower_stays(tmp_path: Path) -> None:
-    text_and_vision(tmp_path / "base")
+    add(build_text_and_vision(tmp_path / "base"), {"mtp.norm.weight": torch.randn(32)})
     _, patch = trained(tmp_path / "base", (LAYER,))
     patch.save(tmp_path / "layer.safetensors")
     out = merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
@@ -311,6 +294,26 @@ def test_what_was_written_wrongly_is_deleted(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(PatchError, match=rf"is not the trained model \({damage} differ\), and was deleted"):
         merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "layer.safetensors"]
+
+
+def test_what_a_killed_merge_has_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, places = build("qwen3", tmp_path / "base"), []
+    _, patch = trained(folder, (LAYER,))
+    patch.save(tmp_path / "layer.safetensors")
+
+    def stop(_folder: Path, checkpoint: Path, *_: Any) -> None:
+        places.append(checkpoint.parent)
+        shutil.copytree(checkpoint.parent, tmp_path / "left")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(merge_module, "_check", stop)
+        merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
+    (tmp_path / "left").rename(places[0])  # as if nothing had been cleaned up
+    with RunFolder(places[0]).locked(), pytest.raises(RunFolderError, match="another process is working"):
+        merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
+    merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "layer.safetensors", "merged"]
 
 
 def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:

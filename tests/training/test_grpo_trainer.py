@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from stock_trl import stock_trl
 from tiny_models import VOCABULARY, build, build_model, build_tokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, GPT2Config, OPTConfig, PreTrainedModel
 from workbench_helpers import (
     Untouched,
     assert_equal,
@@ -224,14 +224,24 @@ def test_largest_divisor() -> None:
             assert not any(number % d == 0 for d in range(divisor + 1, min(number, at_most) + 1))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma3n"])
 def test_training_scores_completions_at_the_positions_and_without_the_dropout_that_made_them(
     family: str, tmp_path: Path
 ) -> None:
-    """Learned positions and dropout kept as a number: prompts of unequal length, padded on the left by TRL."""
+    """Learned positions, dropout kept as a number, and no gradient at the pad token's embedding, which is 0.
+
+    Prompts of unequal length are padded on the left by TRL.
+    """
     small: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     if family == "gpt2":
         config: Any = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **small)
+    elif family == "gemma3n":
+        config = Gemma3nTextConfig(
+            hidden_size=32, intermediate_size=[64, 64], num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+            num_key_value_heads=2, max_position_embeddings=64, hidden_size_per_layer_input=8, laurel_rank=4,
+            vocab_size_per_layer_input=VOCABULARY, altup_num_inputs=2, activation_sparsity_pattern=[0.0, 0.0],
+            num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"], initializer_range=0.1, **small,
+        )  # fmt: skip
     else:
         config = OPTConfig(
             hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,

@@ -70,12 +70,16 @@ def test_micro_batches_add_up_in_float32() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_raises_and_changes_nothing(bad: float) -> None:
     parameters = _parameters()
-    before = {name: p.detach().clone() for name, p in parameters.items()}
     optimizer = MasterAdamW(parameters, lr=1e-3)
-    (parameters["a"] * bad).sum().backward()
-    with pytest.raises(TrainingError, match=r"(nan|inf).*--learning-rate than 0\.001"):
+    for sentence in (r"(nan|inf) in the first step.*rate is not to blame", r"(nan|inf).*--learning-rate than 0\.001"):
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        (parameters["a"] * bad).sum().backward()
+        with pytest.raises(TrainingError, match=sentence):
+            optimizer.step()
+        assert all(torch.equal(before[name], p) for name, p in parameters.items())
+        optimizer.inner.zero_grad()
+        _give(parameters, step=0, scale=1.0)
         optimizer.step()
-    assert all(torch.equal(before[name], p) for name, p in parameters.items())
 
 
 def test_the_rate_that_a_scheduler_sets_is_the_rate_that_is_used() -> None:
