@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from autolayer.core.config import Config
     from autolayer.core.progress import Progress
     from autolayer.measurement.measure import measure
+    from autolayer.models.freeze_report import FreezeReport, freeze_report
     from autolayer.models.patch import LayerPatch, load_patch
     from autolayer.models.train_only import Trainable, train_only
     from autolayer.pipeline.pick import pick, train_layer
@@ -40,14 +41,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutolayerError", "Comparison", "Config", "ConfigError", "Contribution", "DataError", "EngineError",
-    "EpisodeError", "LayerError", "LayerPatch", "LoneRankError", "ModelError", "NoSignalError", "PatchError",
-    "PickResult", "ProcessGroupError", "Progress", "RewardError", "RunFolderError", "SandboxError", "SearchError",
-    "Task", "Trainable", "TrainingError", "UnknownNameError", "compare", "load_patch", "measure", "pick",
-    "train_layer", "train_only",
+    "EpisodeError", "FreezeReport", "LayerError", "LayerPatch", "LoneRankError", "ModelError", "NoSignalError",
+    "PatchError", "PickResult", "ProcessGroupError", "Progress", "RewardError", "RunFolderError", "SandboxError",
+    "SearchError", "Task", "Trainable", "TrainingError", "UnknownNameError", "compare", "freeze_report", "load_patch",
+    "measure", "pick", "train_layer", "train_only",
 ]  # fmt: skip
 
 _MODULES = {
     "compare": "comparison.compare",
+    "freeze_report": "models.freeze_report",
     "load_patch": "models.patch",
     "measure": "measurement.measure",
     "pick": "pipeline.pick",
@@ -56,6 +58,7 @@ _MODULES = {
     "Comparison": "comparison.comparison",
     "Config": "core.config",
     "Contribution": "reporting.contribution",
+    "FreezeReport": "models.freeze_report",
     "LayerPatch": "models.patch",
     "PickResult": "reporting.results",
     "Progress": "core.progress",

@@ -19,6 +19,7 @@ from autolayer.cli.progress import TerminalProgress
 from autolayer.core.errors import ConfigError, ModelError, RunFolderError, UnknownNameError
 from autolayer.core.run_folder import ADAPTER, CALIBRATION, PATCH, RESULT, RunFolder
 from autolayer.core.shown_text import visible
+from autolayer.reporting.export import TRAINERS
 
 if TYPE_CHECKING:
     from autolayer.pipeline.pick import Until
@@ -211,9 +212,7 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
     from autolayer.reporting.html import html_page
     from autolayer.reporting.results import PickResult
 
-    folder = RunFolder(run_folder)
-    if not folder.has(RESULT):
-        raise RunFolderError(_why_no_result(folder))
+    _check_result(run_folder)
     result = PickResult.read(run_folder)
     if html is not None:
         try:
@@ -223,6 +222,28 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
             raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give the path of a file.") from None
         click.echo(visible(f"wrote {html}"), err=True)
     _print_result(result, run_folder, as_json, show_all)
+
+
+@cli.command(epilog="\b\nExamples:\n  autolayer export runs/demo-seed-0 --to trl\n"
+             "  autolayer export --model Qwen/Qwen3-8B --layers 12 --to axolotl")  # fmt: skip
+@click.argument("run_folder", required=False, type=click.Path(path_type=Path))
+@click.option("--to", "trainer", type=click.Choice(TRAINERS), help="Trainer to write for.")
+@click.option("--layers", metavar="LAYERS", help="Layers to hand over, such as 16, 10-14 or 8,16. Default: the run's.")
+@click.option("--model", metavar="NAME", help="Base model. Default: the run's.")
+def export(run_folder: Path | None, trainer: str | None, layers: str | None, model: str | None) -> None:
+    """Print what makes another trainer train the chosen layers.
+
+    The text is meant to be pasted. Its comments say what it does not hand over.
+    """
+    if trainer is None:
+        raise ConfigError(f"--to is missing: name the trainer to write for ({', '.join(TRAINERS)}).")
+    if run_folder is not None:
+        _check_result(run_folder)
+    with only_stderr():
+        from autolayer.pipeline.handover import hand_over
+
+        text = hand_over(trainer, run_folder, layers=layers, model=model)
+    click.echo(visible(text), nl=False)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer merge runs/demo-seed-0 --out merged\n"
@@ -297,6 +318,11 @@ def _print_result(result: PickResult, folder: Path, as_json: bool, show_all: boo
     from autolayer.reporting.terminal import Report
 
     print_found(result, as_json, Report(result, folder=folder, show_all=show_all))
+
+
+def _check_result(run_folder: Path) -> None:
+    if not (folder := RunFolder(run_folder)).has(RESULT):
+        raise RunFolderError(_why_no_result(folder))
 
 
 def _why_no_result(folder: RunFolder) -> str:

@@ -50,7 +50,7 @@ def layer_parameters(model: nn.Module, layers: Layers) -> dict[str, nn.Parameter
         LayerError: A layer does not exist, shares weights with the rest of the model, or is quantized.
     """
     blocks = find_layers(model)
-    routers = {id(p) for module in _routers(model) for p in module.parameters()}
+    routers = {id(p) for module in router_modules(model) for p in module.parameters()}
     if layers == "full":
         chosen = {id(p) for p in model.parameters()} - routers
     else:
@@ -96,7 +96,7 @@ def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:
     """Returns the full names of the `nn.Linear` modules in some layers, which LoRA adapts; routers are left out."""
     blocks = find_layers(model)
     inside = {id(m) for index in layers for m in blocks[index].modules() if isinstance(m, nn.Linear)}
-    routers = {id(module) for module in _routers(model)}
+    routers = {id(module) for module in router_modules(model)}
     return [name for name, module in model.named_modules() if id(module) in inside - routers]
 
 
@@ -113,7 +113,7 @@ def head_ratio(model: nn.Module) -> float:
     return count_parameters(head.parameters()) * len(blocks) / count_parameters(blocks.parameters())
 
 
-def _routers(model: nn.Module) -> list[nn.Module]:
+def router_modules(model: nn.Module) -> list[nn.Module]:
     """Returns the modules named `gate` or `router` whose parent also has a child `experts`."""
     homes = [dict(module.named_children()) for module in model.modules()]
     return [home[name] for home in homes if "experts" in home for name in _ROUTER_NAMES if name in home]

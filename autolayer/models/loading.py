@@ -84,7 +84,7 @@ def meta_model(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers(), reading(name):
-        config = _read_config(name)
+        config = read_config(name)
         if has_weights(name):
             model = _read_weights(name, device_map="meta")
         else:  # of the Hub, and not fetched yet
@@ -148,7 +148,12 @@ def weight_hash(model: torch.nn.Module) -> str:
     return hash_tensors(dict(model.named_parameters()))
 
 
-def _read_config(name: str) -> Any:
+def read_config(name: str) -> Any:
+    """Reads the configuration of a model, and refuses one that cannot be trained.
+
+    Raises:
+        ModelError: It cannot be read, or describes no causal language model.
+    """
     from transformers import AutoConfig
 
     with reading(name):
@@ -159,7 +164,7 @@ def _read_config(name: str) -> Any:
 
 
 def _read_model(name: str) -> Any:
-    _read_config(name)
+    read_config(name)
     with reading(name):
         model = _read_weights(name)
         check_weights(name)  # again, because a model of the Hub has been fetched only now

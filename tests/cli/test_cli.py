@@ -21,7 +21,7 @@ from autolayer.core.errors import ModelError, NoSignalError
 from autolayer.core.run_folder import PATCH, RESULT, RunFolder
 from autolayer.reporting.results import PickResult
 
-COMMANDS = ("pick", "train", "measure", "compare", "report", "merge", "doctor", "tasks")
+COMMANDS = ("pick", "train", "measure", "compare", "report", "export", "merge", "doctor", "tasks")
 TINY = ("--model", "tiny", "--task", "math:arith")
 
 
@@ -84,7 +84,7 @@ def test_commands_are_exactly_these() -> None:
     assert set(cli.commands) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["pick", "train", "measure", "compare", "report", "merge"])
+@pytest.mark.parametrize("command", ["pick", "train", "measure", "compare", "report", "export", "merge"])
 def test_help_ends_with_examples_that_parse(call: Any, command: str) -> None:
     code, out, _ = call(command, "--help")
     assert code == 0
@@ -152,6 +152,10 @@ def test_tasks_lists_every_task(call: Any) -> None:
         (["doctor", "--seed", "x"], ["--seed", "'x' is not a valid integer"]),
         (["pick", *TINY, "--out", ""], ["--out '' cannot work"]),
         (["report", "nowhere"], ["nowhere has no result.json"]),
+        (["export", "nowhere", "--to", "trl"], ["nowhere has no result.json"]),
+        (["export", "run", "--to", "trlx"], ["'trlx' is not one of 'trl', 'axolotl', 'llama-factory'"]),
+        (["export", "run"], ["--to is missing", "ms-swift, verl, unsloth"]),
+        (["export", "--to", "trl", "--layers", "1"], ["give the folder of a run, or both --model and --layers"]),
         (["merge", "nowhere", "--out", "merged"], ["nowhere does not exist"]),
         (["merge", "nowhere"], ["--out"]),
     ],
