@@ -31,7 +31,9 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
     if run is None:
         if layers is None or model is None:
             raise ConfigError("nothing to export: give the folder of a run, or both --model and --layers.")
-        return export_text(trainer, Handover(names=layer_names(model, layers), model=model_path(model), lora=LORA))
+        return export_text(
+            trainer, Handover(names=layer_names(model, layers), model=model, path=model_path(model), lora=LORA)
+        )
     result = PickResult.read(run)
     chosen = result.trained_layers or result.best_layers
     if layers is None and not chosen:
@@ -52,7 +54,8 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
         trainer,
         Handover(
             names=names,
-            model=model_path(model),
+            model=model,
+            path=model_path(model),
             lora=LORA,
             learning_rate=result.learning_rate if is_chosen else None,
             is_adapter=settings.get("adapter") == "lora",

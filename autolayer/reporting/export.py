@@ -39,7 +39,9 @@ class Handover:
 
     names: LayerNames
     model: str
-    """The argument of `from_pretrained`."""
+    """Name of the base model, as given."""
+    path: str
+    """The argument of `from_pretrained` for it."""
     lora: tuple[int, int]
     """Rank and alpha of LoRA adapters."""
     learning_rate: float | None = None
@@ -79,7 +81,7 @@ def export_text(trainer: str, run: Handover) -> str:
     environment.filters["shell"] = shlex.quote
     has_rate = run.learning_rate is not None and run.is_adapter == (trainer == "peft")
     text = environment.get_template(f"{trainer}.jinja").render(
-        model=run.model,
+        model=run.path,
         layers=list(names.layers),
         num_layers=names.num_layers,
         rate=f"{run.learning_rate:g}" if has_rate else None,

@@ -34,7 +34,7 @@ def test_the_patterns_find_what_autolayer_trains(architecture: str) -> None:
 def test_peft_trains_exactly_the_layers_adapters() -> None:
     model: Any = build_model("qwen3", num_layers=12)
     space: dict[str, Any] = {"model": model}
-    exec(export_text("peft", Handover(names=names_in(model, 1), model="m", lora=(4, 8))), space)
+    exec(export_text("peft", Handover(names=names_in(model, 1), model="m", path="m", lora=(4, 8))), space)
     assert isinstance(space["model"], peft.PeftModel)
     trained = {name for name, p in space["model"].named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 and all(name.startswith("base_model.model.model.layers.1.") for name in trained)

@@ -25,7 +25,7 @@ MIXTURE = ("mlp.gate", "mlp.shared_expert_gate", "mlp.experts.1.up_proj", "mlp.e
 ELSEWHERE = (
     "model.embed_tokens", "model.norm", "lm_head", "visual.blocks.1.attn.qkv", "model.visual.blocks.10.attn.qkv",
     "model.vision_tower.encoder.layers.1.mlp.fc1", "mtp.layers.1.mlp.up_proj", "model.mtp.layers.10.mlp.up_proj",
-    "model.visual.layers.1.self_attn.q_proj",
+    "model.visual.layers.1.self_attn.q_proj", "draft.model.layers.1.mlp.up_proj",
 )  # fmt: skip
 CHOICES = [(1,), (0,), (19,), (1, 10), (10, 11, 12)]
 
@@ -55,7 +55,9 @@ def handover(layers: tuple[int, ...], *, mixture: bool = False, **changes: Any) 
         layers=layers, num_layers=NUM_LAYERS, prefixes=("model.layers", "model.language_model.layers"),
         frozen=("mlp.gate",) if mixture else (), linear=linear,
     )  # fmt: skip
-    return Handover(**{"names": names, "model": "a/b", "lora": (16, 32), "learning_rate": 3e-6, **changes})
+    return Handover(
+        **{"names": names, "model": "a/b", "path": "a/b", "lora": (16, 32), "learning_rate": 3e-6, **changes}
+    )
 
 
 def code_of(text: str, title: str) -> str:
@@ -158,8 +160,14 @@ def test_peft_adapts_exactly_the_linear_modules_of_the_layers(layers: tuple[int,
     assert (found["config"].r, found["config"].lora_alpha) == (16, 32)
 
 
+@pytest.mark.parametrize(("layers", "count"), [((1,), -2), ((0, 3), -4), ((19,), 1), ((17, 19), 3), ((0, 19), 20)])
+def test_llama_factory_gets_the_fewest_layers_that_it_can_choose(layers: tuple[int, ...], count: int) -> None:
+    config = yaml.safe_load(code_of(export_text("llama-factory", handover(layers)), "config.yaml"))
+    assert config["freeze_trainable_layers"] == count
+
+
 def test_peft_without_linear_modules_is_refused() -> None:
-    run = Handover(names=LayerNames(layers=(1,), num_layers=2, prefixes=("h",)), model="m", lora=(1, 1))
+    run = Handover(names=LayerNames(layers=(1,), num_layers=2, prefixes=("h",)), model="m", path="m", lora=(1, 1))
     with pytest.raises(LayerError, match="without an nn.Linear"):
         export_text("peft", run)
 
@@ -192,7 +200,8 @@ def test_it_says_what_it_does_not_cover(trainer: str) -> None:
 
 
 def test_a_path_stays_one_text(pretend: Any) -> None:
-    run, seen = handover((1,), model="""a b"'$(x)\nimport os"""), []
+    name = """a b"'$(x)\nimport os"""
+    run, seen = handover((1,), model=name, path=name), []
 
     def load(name: str, **_: Any) -> tuple[nn.Module, None]:
         seen.append(name)
@@ -201,4 +210,4 @@ def test_a_path_stays_one_text(pretend: Any) -> None:
     pretend("unsloth", FastLanguageModel=SimpleNamespace(from_pretrained=load))
     exec(export_text("unsloth", run), {})
     words = shlex.split(export_text("ms-swift", run), comments=True)
-    assert [*seen, words[words.index("--model") + 1]] == [run.model] * 2
+    assert [*seen, words[words.index("--model") + 1]] == [name] * 2
