@@ -23,6 +23,7 @@ NEEDED = {
     "autolayer/cli/main.py",
     "autolayer/py.typed",
     "autolayer/reporting/contribution.schema.json",
+    "autolayer/reporting/export_templates/trl.jinja",
     "autolayer/reporting/report.html.jinja",
     "autolayer/reporting/result.schema.json",
     "autolayer/tasks/__init__.py",
