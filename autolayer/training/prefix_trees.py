@@ -79,8 +79,10 @@ class PrefixTrees:
                     pair = (len(scored), offsets[id(tree)] + tree.parents[node], tree.tokens[node])
                     scored_B_T[row, column] = scored.setdefault(offset, pair)[0]
         found = torch.tensor(list(scored.values()), dtype=torch.long).reshape(-1, 3)
-        padded = [pad_sequence([torch.tensor(getattr(tree, name)) for tree in trees.values()], batch_first=True)
-                  for name in ("tokens", "depths")]  # fmt: skip
+        # A real token takes the place of padding, as in `trl_compat`: some models have no gradient at the pad token.
+        fills = {"tokens": places[0][0].tokens[0], "depths": 0}
+        padded = [pad_sequence([torch.tensor(getattr(tree, name)) for tree in trees.values()], batch_first=True,
+                               padding_value=fill) for name, fill in fills.items()]  # fmt: skip
         return cls(
             input_ids=padded[0].to(device),
             positions=padded[1].to(device),
