@@ -7,7 +7,7 @@ import numpy as np
 from autolayer.core.probe_plan import CUTOFF_DEPTHS
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
-from autolayer.probes.exchange import Exchange, make_pairs
+from autolayer.probes.exchange import Exchange, NoSingleState, make_pairs
 from autolayer.rollouts.rollouts import Rollouts
 
 # N pairs of prompts.
@@ -39,7 +39,7 @@ class Cutoff(Probe):
     contributions at 20, 25 and 29 are .75, .05 and .09 (examples/RESULTS.md).
     Known to fail: it shows what the base uses, not what a layer can learn. A layer behind the cutoff can still sharpen
     an answer that is there already. It does not apply, and is left out, where the base's completions do not depend on
-    the prompt.
+    the prompt, or its blocks take several states for each position.
     """
 
     def score(self, context: ProbeContext) -> Scores | None:
@@ -49,20 +49,25 @@ class Cutoff(Probe):
         rollouts = Rollouts.joined([fold.rollouts for fold in context.folds], context.folds[0].rollouts.group_size)
         pairs = make_pairs(rollouts, context.plan.cutoff_pairs, context.seed)
         if len(pairs) < MIN_PAIRS:
-            context.notes.append(f"cutoff left out: {len(pairs)} pairs of prompts have different completions")
-            return None
+            return _left_out(context, f"{len(pairs)} pairs of prompts have different completions")
         exchange = Exchange(context.bench, pairs)
         whole_N = exchange.margins(None).numpy()
-        all_N = whole_N - exchange.margins(0).numpy()
+        try:
+            all_N = whole_N - exchange.margins(0).numpy()
+        except NoSingleState:
+            return _left_out(context, "the blocks of this model take more than one hidden state for each position")
         if not all_N.mean() > MIN_MARGIN * all_N.std(ddof=1) / len(all_N) ** 0.5:
-            context.notes.append("cutoff left out: an exchange of prompts does not move the base's completions")
-            return None
+            return _left_out(context, "an exchange of prompts does not move the base's completions")
         found = bisect(lambda block: ratio(whole_N - exchange.margins(block).numpy(), all_N), len(context.bench.layers))
         blocks, values = zip(*sorted(found.items()), strict=True)
         scores, errors = np.array(values).T
         return Scores(
             scores_L=np.interp(context.layers, blocks, scores), errors_L=np.interp(context.layers, blocks, errors)
         )
+
+
+def _left_out(context: ProbeContext, reason: str) -> None:
+    context.notes.append(f"cutoff left out: {reason}")
 
 
 def ratio(moved_N: np.ndarray, all_N: np.ndarray) -> tuple[float, float]:

@@ -17,6 +17,10 @@ from autolayer.training.workbench import Workbench
 # N pairs, B = 4 N sequences, T tokens, D hidden width.
 
 
+class NoSingleState(Exception):
+    """A block takes something else than one hidden state for each position, which cannot be exchanged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
     """A piece of a completion, and everything before it: the prompt, and what the completion says until there."""
@@ -69,9 +73,13 @@ class Exchange:
 
         The states that enter `block` are exchanged at all positions before those that predict the answer, except for
         the first one; None: no exchange.
+
+        Raises:
+            NoSingleState: The block takes something else than one hidden state for each position.
         """
         found = []
-        with scoring(self.bench.model, self.bench.engine.temperature), torch.no_grad():
+        alone = scoring(self.bench.model, self.bench.engine.temperature, shares_prefixes=False)
+        with alone, torch.no_grad():
             for batch, rows_B_T, columns_B_T in self.parts:
                 entering = self.bench.layers[block] if block is not None else None
                 with _taken_from(entering, rows_B_T, columns_B_T):
@@ -111,8 +119,9 @@ def _taken_from(block: torch.nn.Module | None, rows_B_T: torch.Tensor, columns_B
 
     def exchange(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         state = args[0] if args else kwargs["hidden_states"]
-        if state.shape[:2] == rows_B_T.shape:  # several streams in one are left alone: then nothing moves
-            state = state[rows_B_T, columns_B_T]
+        if state.ndim != 3 or state.shape[:2] != rows_B_T.shape:
+            raise NoSingleState
+        state = state[rows_B_T, columns_B_T]
         return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
 
     handle = block.register_forward_pre_hook(exchange, with_kwargs=True) if block is not None else None

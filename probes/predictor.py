@@ -1,11 +1,12 @@
-"""The predictor: turns the scores of `trusted_gain` into predicted contribution with an interval.
+"""The predictor: turns the probes' scores into predicted contribution with an interval.
 
-It learns from measured environments (base, task, algorithm) the slope of contribution over score, both centred in each
-environment and the score standardised. The mean level is added afterwards, with its own uncertainty. Errors are those
-on environments whose base took no part in the fit. For models of `depth_prior.SMALL` parameters or more, the prior from
-pretrained language models is added, and level and error are theirs until models of that size have been measured
-(core/depth_prior.py). On small ones, depth and mixtures of several probes, by fixed or by learned weights, predict
-left-out bases no better (examples/RESULTS.md).
+On small models it learns from measured environments (base, task, algorithm) the slope of contribution over the scores
+of `trusted_gain`, both centred in each environment and the score standardised. The mean level is added afterwards, with
+its own uncertainty. Errors are those on environments whose base took no part in the fit. Depth and mixtures of several
+probes, by fixed or by learned weights, predict left-out bases no better (examples/RESULTS.md).
+
+For models of `depth_prior.SMALL` parameters or more, the weights are fixed (pretrained.py). The user's own measurements
+of such models scale that prediction in the same way; small ones have no part in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,18 @@ from scipy import stats
 
 from autolayer.core import depth_prior
 from autolayer.probes.known import KnownEnvironment
+from autolayer.probes.pretrained import predict_pretrained
 
 # E environments, L layers of one, S seeds that it was probed with.
 
 SIGNAL = "trusted_gain"
-"""The probe that the prediction is made from: the best single one on LayerBench."""
+"""The probe that the prediction of small models is made from: the best single one on LayerBench."""
 MIN_BASES = 3  # fewer cannot be judged by leaving one out
 INTERVAL = 0.8
+
+
+Scores = Mapping[str, Sequence[float]]
+"""The scores of the candidates by probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,8 @@ class Prediction:
     low: tuple[float, ...]
     high: tuple[float, ...]
     deviation: float
-    """Standard deviation of one layer's error relative to the model's mean: the error that counts between layers."""
+    """Standard deviation of one layer's error relative to the model's mean, over all candidates: the error that counts
+    between layers."""
     learned_from: int
     """Number of environments that the fit has seen; 0 if there were too few bases."""
 
@@ -63,42 +70,47 @@ PUBLISHED = Model(
     num_environments=0,
     num_parameters=0,
 )
-"""Level and spread of published models around the depth prior, with about the correlation that `SIGNAL` has with
-contribution on LayerBench. It is used where too few bases are measured."""
+"""Level and spread of published models, with about the correlation that `SIGNAL` has with contribution on LayerBench.
+It is used where too few bases are measured."""
 
 
-def predict(
-    scores_L: np.ndarray, layers: Sequence[int], num_layers: int, *, model: Model, num_parameters: int
-) -> Prediction:
-    """Turns the scores of `SIGNAL` into predicted contribution, with an interval of coverage `INTERVAL`.
+def predict(scores: Scores, layers: Sequence[int], num_layers: int, *, model: Model, num_parameters: int) -> Prediction:
+    """Turns the scores of the probes into predicted contribution, with an interval of coverage `INTERVAL`.
 
-    `model` is fit to measured environments, none of them of this base unless the user measured it. From
-    `depth_prior.SMALL` parameters on, depth is a prior.
+    `model` is fit to measured environments, none of them of this base unless the user measured it. Of a pretrained
+    model it is used only if it was fit to such models.
     """
     is_small = num_parameters < depth_prior.SMALL
-    errors = model if is_small or model.num_parameters >= depth_prior.SMALL else PUBLISHED
-    predicted_L = errors.level + model.slope * standard(scores_L)
-    if not is_small:
-        predicted_L += depth_prior.predicted(layers, num_layers) - depth_prior.MEAN_CONTRIBUTION
-    half_width = float(stats.norm.ppf((1 + INTERVAL) / 2) * np.hypot(errors.deviation, errors.level_sd))
+    if is_small or model.num_parameters >= depth_prior.SMALL:
+        predicted_L = model.level + model.slope * _signal(scores, layers, num_layers, is_small)
+        deviation_L, level_sd = np.full(len(layers), model.deviation), model.level_sd
+    else:
+        predicted_L, deviation_L = predict_pretrained(scores, layers, num_layers)
+        level_sd = depth_prior.LEVEL_SD
+    half_width_L = stats.norm.ppf((1 + INTERVAL) / 2) * np.hypot(deviation_L, level_sd)
     return Prediction(
         predicted=tuple(map(float, predicted_L)),
-        low=tuple(map(float, predicted_L - half_width)),
-        high=tuple(map(float, predicted_L + half_width)),
-        deviation=errors.deviation,
+        low=tuple(map(float, predicted_L - half_width_L)),
+        high=tuple(map(float, predicted_L + half_width_L)),
+        deviation=float(np.square(deviation_L).mean()) ** 0.5,
         learned_from=model.num_environments,
     )
 
 
-def fit(known: Sequence[KnownEnvironment]) -> Model:
+def fit(known: Sequence[KnownEnvironment], *, is_small: bool = True) -> Model:
     """Fits the slope by least squares, and estimates the error on bases that the fit has not seen.
 
-    Every environment counts the same, however many layers it has and however often it was probed. One that was not
-    probed by `SIGNAL` tells only about level and error. With fewer than `MIN_BASES` bases, `PUBLISHED` is returned.
+    Small models are fit to small ones alone, and the others to the others. Every environment counts the same, however
+    many layers it has and however often it was probed. One that was not probed by `SIGNAL` tells only about level and
+    error. With fewer than `MIN_BASES` bases, `PUBLISHED` is returned.
     """
+    known = [each for each in known if (each.num_parameters < depth_prior.SMALL) == is_small]
     if len({environment.base for environment in known}) < MIN_BASES:
         return PUBLISHED
-    scores = [np.array([_scores(probing, each) for probing in each.probings]) for each in known]
+    scores = [
+        np.array([_signal(probing, each.layers, each.num_layers, is_small) for probing in each.probings])
+        for each in known
+    ]
     centred = [np.array(each.contribution_L) - np.mean(each.contribution_L) for each in known]
     scores_squared_E = np.array([np.mean(score_S_L**2) for score_S_L in scores])
     product_E = np.array([np.mean(score_S_L * y_L) for score_S_L, y_L in zip(scores, centred, strict=True)])
@@ -127,5 +139,8 @@ def standard(values_L: np.ndarray) -> np.ndarray:
     return (values_L - values_L.mean()) / deviation if deviation > 0 else np.zeros_like(values_L, dtype=float)
 
 
-def _scores(probing: Mapping[str, Sequence[float]], environment: KnownEnvironment) -> np.ndarray:
-    return standard(np.array(probing.get(SIGNAL, [0.0] * len(environment.layers)), dtype=float))
+def _signal(scores: Scores, layers: Sequence[int], num_layers: int, is_small: bool) -> np.ndarray:
+    """Returns what contribution is regressed on, standardised: the probe `SIGNAL`, or what fixed weights predict."""
+    if not is_small:
+        return standard(predict_pretrained(scores, layers, num_layers)[0])
+    return standard(np.array(scores.get(SIGNAL, [0.0] * len(layers)), dtype=float))

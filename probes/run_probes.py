@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from autolayer.core import depth_prior
 from autolayer.core.probe_plan import ProbePlan
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import SIGNAL, fit, predict
+from autolayer.probes.predictor import fit, predict
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.probes.shared_batch import make_folds
 from autolayer.probes.starting_rates import starting_rates, steps_to_distance
@@ -43,17 +44,14 @@ def run_probes(
             assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
             scores[name] = found
         on_probe(name)
-    prediction = predict(
-        scores[SIGNAL].scores_L,
-        layers,
-        len(bench.layers),
-        model=fit(known),
-        num_parameters=bench.model.num_parameters(),
-    )
+    by_probe = {name: tuple(map(float, found.scores_L)) for name, found in scores.items()}
+    num_parameters = bench.model.num_parameters()
+    model = fit(known, is_small=num_parameters < depth_prior.SMALL)
+    prediction = predict(by_probe, layers, len(bench.layers), model=model, num_parameters=num_parameters)
     rates = starting_rates(context, steps_to_distance(total_steps))
     return ProbeReport(
         layers=layers,
-        scores={name: tuple(map(float, found.scores_L)) for name, found in scores.items()},
+        scores=by_probe,
         reliability={name: found.reliability for name, found in scores.items() if found.errors_L is not None},
         learning_rates=tuple(rates[layer] for layer in layers),
         notes=(*plan.notes, *context.notes),

@@ -51,16 +51,17 @@ class ScoreBatch:
 
 
 @contextlib.contextmanager
-def scoring(model: PreTrainedModel, temperature: float) -> Iterator[None]:
+def scoring(model: PreTrainedModel, temperature: float, *, shares_prefixes: bool = True) -> Iterator[None]:
     """Prepares a model for `log_probs` while the block runs: eval mode, and TRL's fused output head.
 
     The head divides logits by the sampling temperature, and never holds all logits, (B, T, vocabulary), in memory.
+    Unless `shares_prefixes`, blocks see every sequence as a row of its own.
     """
     forward, training = model.__dict__.get("forward"), model.training
     try:
         add_fused_lm_head(model, temperature=temperature)
         model.eval()
-        with shared_prefixes(model):
+        with shared_prefixes(model) if shares_prefixes else contextlib.nullcontext():
             yield
     finally:
         model.train(training)

@@ -16,7 +16,7 @@ from scipy import stats
 from autolayer.comparison.metrics import coverage, regret, spearman, winkler
 from autolayer.core import depth_prior
 from autolayer.probes.known import KnownEnvironment
-from autolayer.probes.predictor import SIGNAL, fit, predict
+from autolayer.probes.predictor import fit, predict
 from autolayer.reporting.contribution import Contribution
 
 PROBES = ("trusted_gain", "reach", "gain_per_kl", "rl_burst", "representation_change", "gradient_norm")
@@ -68,8 +68,7 @@ def judge(environment: Environment, learned: Sequence[KnownEnvironment]) -> Judg
     for probing in found["probings"]:
         signals = probing["scores"]
         for name, model in models.items():
-            made = predict(np.array(signals[SIGNAL]), layers, depth, model=model,
-                           num_parameters=measured.num_parameters)  # fmt: skip
+            made = predict(signals, layers, depth, model=model, num_parameters=measured.num_parameters)
             scores.setdefault(name, []).append(np.array(made.predicted))
             if name == "prediction":
                 covered[name].append(coverage(truth_L, made.low, made.high))

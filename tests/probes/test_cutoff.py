@@ -12,12 +12,13 @@ from workbench_helpers import PLAN, make_bench, make_context, make_task, plain_l
 
 from autolayer.core.probe_plan import ANSWER_TOKENS, CUTOFF_DEPTHS
 from autolayer.models.layers import find_layers
-from autolayer.probes import PROBES
+from autolayer.probes import PROBES, exchange
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
 from autolayer.probes.cutoff import FLAT, bisect, ratio
 from autolayer.probes.exchange import Excerpt, Exchange, make_pairs
 from autolayer.rollouts.rollouts import Rollouts, Turn
+from autolayer.training.logprobs import scoring
 
 
 def _score(context: ProbeContext) -> Scores | None:
@@ -67,7 +68,7 @@ def test_the_margin_is_that_of_passes_patched_by_hand(architecture: str, tmp_pat
         (Excerpt(context=[5, 6, 7, 8, 9], answer=[3, 4]), Excerpt(context=[5, 16, 17, 18, 9], answer=[13, 14, 15])),
         (Excerpt(context=[5, 6, 7, 20, 8, 9], answer=[3]), Excerpt(context=[15, 16, 17, 19], answer=[13, 14])),
     ]
-    exchange = Exchange(bench, pairs)
+    exchanged = Exchange(bench, pairs)
     for block in range(4):
         expected = []
         for one, other in pairs:
@@ -78,9 +79,9 @@ def test_the_margin_is_that_of_passes_patched_by_hand(architecture: str, tmp_pat
                 for each in (one, other)
             ]
             expected.append(at[0] - at[1] - at[2] + at[3])
-        assert exchange.margins(block).tolist() == pytest.approx(expected, abs=1e-4)
+        assert exchanged.margins(block).tolist() == pytest.approx(expected, abs=1e-4)
     # The first pair differs neither in its first nor in its last position: at block 0 each has become the other.
-    assert float(exchange.margins(0)[0]) == pytest.approx(-float(exchange.margins(None)[0]), abs=1e-4)
+    assert float(exchanged.margins(0)[0]) == pytest.approx(-float(exchanged.margins(None)[0]), abs=1e-4)
 
 
 def test_small_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +96,9 @@ def test_small_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("block", [1, 3, 5])
 def test_a_layer_whose_writing_nobody_reads_scores_zero(block: int, tmp_path: Path) -> None:
     context = _context(_deaf_from(_reading(6), block), tmp_path)
-    exchange = Exchange(context.bench, make_pairs(context.folds[0].rollouts, 3, seed=0))
+    exchanged = Exchange(context.bench, make_pairs(context.folds[0].rollouts, 3, seed=0))
     for each in range(6):
-        assert torch.equal(exchange.margins(each), exchange.margins(None)) == (each >= block)
+        assert torch.equal(exchanged.margins(each), exchanged.margins(None)) == (each >= block)
     found = _score(context)
     assert found is not None and found.errors_L is not None
     assert found.scores_L[0] == 1 and found.scores_L[5] == 0 and (abs(found.scores_L[block:]) <= FLAT).all()
@@ -111,6 +112,16 @@ def test_where_completions_do_not_depend_on_the_prompt_it_is_left_out_and_says_s
     bench = make_bench(build_model("qwen3"), tmp_path / "one", same)
     context = make_context(bench, (0, 1), replace(PLAN, cutoff_pairs=9), num_folds=1, prompts=1)
     assert _score(context) is None and "0 pairs" in context.notes[0]
+
+
+def test_blocks_that_take_several_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Gemma 3n's, whose hidden state has the streams in front: here, trees of shared prefixes stand for them."""
+    monkeypatch.setattr(exchange, "scoring", lambda model, temperature, **_: scoring(model, temperature))
+    long = {name: [f"{i}{j:040d}=" for j in range(18)] for i, name in enumerate(("train", "probe", "select", "eval"))}
+    context = _context(_reading(), tmp_path, task=make_task(prompts=long))
+    assert _score(context) is None
+    reason = "the blocks of this model take more than one hidden state for each position"
+    assert context.notes == [f"cutoff left out: {reason}"]
 
 
 def test_candidates_between_measured_blocks_are_interpolated_and_the_curve_is_bisected_where_it_falls() -> None:

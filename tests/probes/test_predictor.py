@@ -50,8 +50,9 @@ def predict_for(
     num_parameters: int = 10**6,
     scores: Sequence[float] | None = None,
 ) -> Prediction:
-    scores_L = np.array(new.probings[0][SIGNAL] if scores is None else scores)
-    return predict(scores_L, new.layers, new.num_layers, model=fit(known), num_parameters=num_parameters)
+    found = new.probings[0] if scores is None else {SIGNAL: scores}
+    model = fit(known, is_small=num_parameters < SMALL)
+    return predict(found, new.layers, new.num_layers, model=model, num_parameters=num_parameters)
 
 
 # Learning
@@ -168,6 +169,11 @@ def test_where_layers_lie_in_measured_models_teaches_nothing(num_parameters: int
         assert found == plain
 
 
+def _following_depth(environment: KnownEnvironment) -> KnownEnvironment:
+    shape_L = standard(depth_prior.predicted(environment.layers, environment.num_layers))
+    return replace(environment, contribution_L=tuple(0.7 + 0.4 * shape_L))
+
+
 def test_large_models_have_the_depth_prior() -> None:
     """They also get the published level and error, until a model of their size has been measured."""
     new = replace(simulate(99, num_layers=30), layers=tuple(range(0, 30, 2)))
@@ -176,11 +182,12 @@ def test_large_models_have_the_depth_prior() -> None:
     for known in ([], world(10)):
         found = predict_for(new, known, scores=alike, num_parameters=SMALL)
         assert np.array(found.predicted) == pytest.approx(wanted_L)
-        assert found.deviation == depth_prior.DEVIATION
-    large = [replace(each, num_parameters=SMALL) for each in world(10)]
-    measured = predict_for(new, large, scores=alike, num_parameters=SMALL)
-    assert measured.predicted == pytest.approx(wanted_L + fit(large).level - depth_prior.MEAN_CONTRIBUTION)
-    assert measured.deviation == fit(large).deviation
+        assert found.deviation == pytest.approx(depth_prior.DEVIATION)
+    large = [_following_depth(replace(each, num_parameters=SMALL)) for each in world(10)]
+    measured, learned = predict_for(new, large, scores=alike, num_parameters=SMALL), fit(large, is_small=False)
+    assert np.array(measured.predicted) == pytest.approx(learned.level + learned.slope * standard(wanted_L))
+    assert learned.slope == pytest.approx(0.4) and learned.level == pytest.approx(0.7)
+    assert measured.deviation == pytest.approx(learned.deviation) and measured.learned_from == 10
     flat = predict_for(new, [], scores=alike, num_parameters=SMALL - 1)
     assert set(flat.predicted) == {depth_prior.MEAN_CONTRIBUTION}
 
@@ -192,8 +199,10 @@ def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
     for num_parameters in (10**6, 10**9):
         none = predict_for(new, [], num_parameters=num_parameters)
         assert none.learned_from == 0
-        assert predict_for(new, tasks, num_parameters=num_parameters).learned_from == len(tasks)
-        assert none.deviation == depth_prior.DEVIATION
+        same_size = [replace(task, num_parameters=num_parameters) for task in tasks]
+        assert predict_for(new, same_size, num_parameters=num_parameters).learned_from == len(tasks)
+        assert predict_for(new, same_size, num_parameters=10**15 // num_parameters).learned_from == 0
+        assert none.deviation == pytest.approx(depth_prior.DEVIATION)
     few_small = predict_for(new, [], num_parameters=10**6)
     assert np.mean(few_small.predicted) == pytest.approx(depth_prior.MEAN_CONTRIBUTION)
 
@@ -218,5 +227,5 @@ def test_units_of_the_signal_do_not_matter() -> None:
 def test_a_single_candidate_is_predicted_at_the_level() -> None:
     known = world(6)
     for num_parameters, level in ((10**6, fit(known).level), (10**9, float(depth_prior.predicted([5], 8)[0]))):
-        found = predict(np.array([3.0]), (5,), 8, model=fit(known), num_parameters=num_parameters)
+        found = predict({SIGNAL: (3.0,)}, (5,), 8, model=fit(known), num_parameters=num_parameters)
         assert found.predicted == pytest.approx([level])

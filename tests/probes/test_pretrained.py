@@ -1,0 +1,63 @@
+"""The prediction for pretrained models, against what was measured on two of them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autolayer.core import depth_prior
+from autolayer.probes.predictor import PUBLISHED, predict
+from autolayer.probes.pretrained import predict_pretrained
+
+MEASURED = {
+    "SmolLM2-135M, sums": (
+        30,
+        (0, 5, 10, 15, 20, 25, 29),
+        (1, 0.90, 0.99, 0.93, 0.75, 0.05, 0.09),
+        (1, 1, 1, 0.82, 0.82, 0, 0),
+    ),
+    "SmolLM2-135M, another task": (
+        30,
+        (1, 9, 13, 17, 20, 23, 26, 29),
+        (0.59, 0.78, 0.99, 1, 1, 0.49, 0.07, 0.17),
+        (1, 1, 1, 0.97, 0.88, 0.60, 0.07, 0.03),
+    ),
+    "Gemma 3 270M, sums": (
+        18,
+        (1, 5, 9, 12, 13, 15, 17),
+        (0.83, 1, 0.90, 0.88, 0.77, 0.59, 0.37),
+        (1, 1, 0.90, 0.78, 0, 0, 0),
+    ),
+}
+"""Number of layers, layers, contribution over the best layer's, and cutoff."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_it_is_near_what_was_measured_and_no_bad_layer_is_praised(name: str) -> None:
+    num_layers, layers, contribution, cutoff = MEASURED[name]
+    truth_L = np.array(contribution)
+    found = predict({"cutoff": cutoff}, layers, num_layers, model=PUBLISHED, num_parameters=135 * 10**6)
+    predicted_L = np.array(found.predicted)
+    assert np.corrcoef(predicted_L, truth_L)[0, 1] > 0.9
+    assert 0.85 < predicted_L.max() < 1.15 and (predicted_L[truth_L < 0.3] < 0.5).all()
+    assert truth_L[predicted_L.argmax()] >= 0.9
+    inside_L = (found.low <= truth_L) & (truth_L <= found.high)
+    assert inside_L.mean() >= 0.75
+
+
+def test_a_layer_that_the_base_does_not_read_is_not_written_off() -> None:
+    read, unread = (predict_pretrained({"cutoff": [value] * 30}, range(30), 30) for value in (1.0, 0.0))
+    assert (read[0] > unread[0]).all() and (unread[0] > 0.25).all()
+    assert (read[1] < unread[1]).all()
+
+
+@pytest.mark.parametrize("scores", [{}, {"trusted_gain": [5.0] * 30}])
+def test_without_the_cutoff_depth_alone_predicts(scores: Any) -> None:
+    predicted_L, deviation_L = predict_pretrained(scores, range(30), 30)
+    assert predicted_L == pytest.approx(depth_prior.predicted(range(30), 30))
+    assert set(deviation_L) == {depth_prior.DEVIATION}
+
+
+def test_a_score_outside_its_range_counts_as_its_end() -> None:
+    wild, tame = (predict_pretrained({"cutoff": ends}, (3, 20), 30) for ends in ([1.4, -0.2], [1.0, 0.0]))
+    assert wild[0].tolist() == tame[0].tolist() and wild[1].tolist() == tame[1].tolist()
