@@ -1,10 +1,13 @@
 """The context handed to every probe: the shared batch, its gradients, and measurements shared between probes."""
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
-from autolayer.core.probe_plan import ProbePlan
+import numpy as np
+
+from autolayer.core.probe_plan import ProbePlan, response_layers
 from autolayer.probes.gradient import Gradient, inner, streamed_gradient
 from autolayer.probes.shared_batch import Fold
 from autolayer.probes.step_response import Direction, StepResponse, StepResponses
@@ -48,13 +51,17 @@ class ProbeContext:
 
     @cached_property
     def responses(self) -> dict[int, list[StepResponse]]:
-        """Responses to a step of each layer on the planned folds; none for a layer without a gradient."""
-        return {layer: self._responses(layer) for layer in self.layers}
+        """Responses to a step of each of `response_layers` on the planned folds; none where there is no gradient."""
+        return {layer: self._responses(layer) for layer in response_layers(self.layers)}
 
     def deviation(self, layer: int) -> float:
         """Returns the mean over folds of `StepResponse.deviation`; 0 for a layer that moves nothing."""
-        deviations = [response.deviation for response in self.responses[layer] if response.deviation > 0]
-        return sum(deviations) / len(deviations) if deviations else 0.0
+
+        def mean(responses: list[StepResponse]) -> float:
+            deviations = [response.deviation for response in responses if response.deviation > 0]
+            return sum(deviations) / len(deviations) if deviations else 0.0
+
+        return self._between(layer, mean)
 
     @cached_property
     def sign_gains(self) -> dict[int, list[float]]:
@@ -78,17 +85,43 @@ class ProbeContext:
 
     def reaches(self, layer: int) -> list[float]:
         """Returns the `StepResponse.reaches` of all folds in one list; zeros for a layer that moves nothing."""
-        return [reach for response in self.responses[layer] for reach in response.reaches] or [0.0, 0.0]
+        count = max((len(each) for each in map(_reaches, self.responses.values())), default=2)
+
+        def sample(responses: list[StepResponse], index: int) -> float:
+            reaches = _reaches(responses)
+            return reaches[index % len(reaches)] if reaches else 0.0
+
+        return [self._between(layer, partial(sample, index=index)) for index in range(count)]
 
     def distance_step(self, layer: int) -> float:
         """Returns the sign step that takes the policy `TARGET_DISTANCE` from the base; 0 where nothing moves."""
-        steps = [response.distance_step for response in self.responses[layer] if response.distance_step > 0]
-        return statistics.geometric_mean(steps) if steps else 0.0
+
+        def mean(responses: list[StepResponse]) -> float:
+            steps = [response.distance_step for response in responses if response.distance_step > 0]
+            return statistics.geometric_mean(steps) if steps else 0.0
+
+        return self._between(layer, mean)
+
+    def _between(self, layer: int, value_of: Callable[[list[StepResponse]], float]) -> float:
+        """Returns a value of a layer's responses; between measured layers, their geometric interpolation in depth."""
+        if layer in self.responses:
+            return value_of(self.responses[layer])
+        known = {depth: value for depth, found in self.responses.items() if (value := value_of(found)) > 0}
+        if not known or not self._folds_with_direction(layer):
+            return 0.0
+        return float(np.exp(np.interp(layer, list(known), np.log(list(known.values())))))
+
+    def _folds_with_direction(self, layer: int) -> list[int]:
+        """Returns the folds without which the layer still has a gradient."""
+        has = [any(bool(part.any()) for part in gradient[layer].values()) for gradient in self.gradients]
+        return [fold for fold in range(len(has)) if any(has[:fold] + has[fold + 1 :])]
 
     def _responses(self, layer: int) -> list[StepResponse]:
-        has = [any(bool(part.any()) for part in gradient[layer].values()) for gradient in self.gradients]
-        with_direction = [fold for fold in range(len(has)) if any(has[:fold] + has[fold + 1 :])]
         return [
             self.steps.measure(layer, fold, self.direction(layer, without=fold), self.plan.response_prompts)
-            for fold in with_direction[: self.plan.response_folds]
+            for fold in self._folds_with_direction(layer)[: self.plan.response_folds]
         ]
+
+
+def _reaches(responses: list[StepResponse]) -> list[float]:
+    return [reach for response in responses for reach in response.reaches]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 from autolayer.probes.base import Probe, Scores
@@ -36,11 +37,15 @@ class RepresentationChange(Probe):
         """Returns the scores by the class's formula."""
         if context.plan.response_folds < 2:
             return None
-        return Scores.of_samples([self._samples(context, layer) for layer in context.layers])
+        measured = {layer: self._samples(context, layer) for layer in context.responses}
+        by_fold = zip(*measured.values(), strict=True)
+        between = [np.interp(context.layers, list(measured), samples) for samples in by_fold]
+        return Scores.of_samples(np.array(between).T.tolist())
 
     def _samples(self, context: ProbeContext, layer: int) -> list[float]:
         shares = [aligned_share(response) for response in context.responses[layer]]
-        return [math.copysign(abs(share) ** 0.5, share) for share in shares] or [0.0] * len(context.folds)
+        samples = [math.copysign(abs(share) ** 0.5, share) for share in shares]
+        return samples + [0.0] * (context.plan.response_folds - len(samples))  # without a gradient, nothing moves
 
 
 def aligned_share(response: StepResponse) -> float:

@@ -15,6 +15,8 @@ RESPONSE_SIZES = 7
 """Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
 MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
+MAX_RESPONSE_LAYERS = 10
+"""Candidates whose step response is measured, evenly spaced; it changes slowly with depth, and costs most of all."""
 RESPONSE_GROUP = 2
 """Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
 ANSWER_TOKENS = 16
@@ -115,6 +117,12 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
     return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
 
 
+def response_layers(candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the candidates whose step response is measured: `MAX_RESPONSE_LAYERS` at most, both ends included."""
+    count = min(len(candidates), MAX_RESPONSE_LAYERS)
+    return tuple(candidates[round(i * (len(candidates) - 1) / max(1, count - 1))] for i in range(count))
+
+
 def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
     all_layers = tuple(range(units.costs.num_layers))
     return (units.generate + units.costs.train(units.tokens, all_layers)) * (num_folds * prompts)
@@ -122,7 +130,7 @@ def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
 
 def _response_cost(units: UnitCosts, candidates: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
     share = min(RESPONSE_GROUP, units.group_size) / units.group_size
-    return units.walk(candidates, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
+    return units.walk(response_layers(candidates), 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
 
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:

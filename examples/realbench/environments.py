@@ -54,5 +54,11 @@ class Environment:
 
 
 ENVIRONMENTS: dict[str, Environment] = {
-    environment.name: environment for environment in (Environment(model="smollm2", num_layers=30, task="math:sums"),)
+    environment.name: environment
+    for environment in (
+        Environment(model="smollm2", num_layers=30, task="math:sums"),
+        Environment(model="smollm2", num_layers=30, task="words:sequence"),
+        Environment(model="smollm2", num_layers=30, task="words:opposites"),
+        Environment(model="gemma-3-270m", num_layers=18, task="math:sums"),
+    )
 }
