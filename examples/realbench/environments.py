@@ -1,13 +1,18 @@
 """RealBench: which pretrained model is trained on what, by which algorithm."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from autolayer.core.layer_set import Layers
 
-HERE = Path(__file__).parent
-RATES = (3e-5, 1e-4)
-"""Learning rates of every arm, all parameters included."""
+RESULTS = Path(__file__).parent / "results"
+RATES = (1e-4, 3e-5, 1e-5)
+"""Learning rates of every arm, all parameters included. Most layers learn best at the first, all parameters together
+at one of the others, since their rate breaks the model sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +48,14 @@ class Environment:
         """Returns layers and learning rate of every arm, in the order in which they are measured.
 
         What decides most comes first: all parameters, the ends, the middle and both sides of where layers stop
-        learning, then every third layer, then the others, each at the rate that most layers learn best at. The other
-        rate comes last.
+        learning, then every third layer, then the others, each at the rate that most layers learn best at. Other rates
+        come last.
         """
         last = self.num_layers - 1
         first = [0, round(last / 2), last, round(last * 0.7), round(last * 0.85)]
         layers = dict.fromkeys([*first, *range(0, last, 3), *range(self.num_layers)])
-        full: list[tuple[Layers, float]] = [("full", rate) for rate in RATES]
-        return full + [((layer,), rate) for rate in reversed(RATES) for layer in layers]
+        full: list[tuple[Layers, float]] = [("full", rate) for rate in reversed(RATES)]
+        return full + [((layer,), rate) for rate in RATES for layer in layers]
 
 
 ENVIRONMENTS: dict[str, Environment] = {
@@ -62,3 +67,22 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(model="gemma-3-270m", num_layers=18, task="math:sums"),
     )
 }
+
+
+def load(environment: Environment) -> dict[str, Any]:
+    """Returns what is known of an environment."""
+    path = RESULTS / f"{environment.name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {"arms": {}}
+
+
+def keep(environment: Environment, values: dict[str, Any]) -> None:
+    """Adds to an environment's file in results/."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{environment.name}.json"
+    path.with_suffix(".new").write_text(json.dumps(load(environment) | values, indent=1) + "\n")
+    path.with_suffix(".new").replace(path)
+
+
+def rewards(digits: str) -> np.ndarray:
+    """Returns the rewards of items from one digit each, 0 for 0 to 9 for 1."""
+    return np.array([int(digit) for digit in digits]) / 9

@@ -8,7 +8,6 @@ the `select` items after a quarter, a half and all steps, and those on the `eval
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environments import ENVIRONMENTS, HERE, Environment
+from environments import ENVIRONMENTS, Environment, keep, load, rewards
 
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
@@ -25,7 +24,6 @@ from autolayer.pipeline.setup import setup
 from autolayer.training.train_arm import train_arm
 from autolayer.training.workbench import Workbench
 
-RESULTS = HERE / "results"
 NUM_SELECT = 128
 
 
@@ -68,21 +66,7 @@ def digits(bench: Workbench, split: str, arm: Arm | None) -> str:
 
 
 def mean(record: dict[str, Any]) -> str:
-    return record.get("failed") or f"{np.mean([int(digit) / 9 for digit in record['eval']]):.3f}"
-
-
-def load(environment: Environment) -> dict[str, Any]:
-    """Returns what is known of an environment."""
-    path = RESULTS / f"{environment.name}.json"
-    return json.loads(path.read_text()) if path.is_file() else {"arms": {}}
-
-
-def keep(environment: Environment, values: dict[str, Any]) -> None:
-    """Adds to an environment's file in results/."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{environment.name}.json"
-    path.with_suffix(".new").write_text(json.dumps(load(environment) | values, indent=1) + "\n")
-    path.with_suffix(".new").replace(path)
+    return record.get("failed") or f"{rewards(record['eval']).mean():.3f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,50 @@
+"""Asks the tool about RealBench's environments: what `pick` predicts before any short run, for three seeds.
+
+python examples/realbench/ask.py smollm2.sums.grpo             # a minute a seed on two cores
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from environments import ENVIRONMENTS, keep
+
+import autolayer
+from autolayer.core.config import Config
+
+SEEDS = (10, 11, 12)
+"""Seeds of the picks. None that an arm was trained with."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("environments", nargs="+", choices=ENVIRONMENTS, metavar="ENVIRONMENT")
+    parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for environment in (ENVIRONMENTS[name] for name in options.environments):
+        picks = []
+        for seed in SEEDS:
+            with tempfile.TemporaryDirectory() as scratch:
+                settings = environment.options(options.model, seed) | {"out": str(Path(scratch) / "run")}
+                result = autolayer.pick(Config(**settings), until="probe")
+            rows = sorted(result.ranking or (), key=lambda row: row.layer)
+            picks.append({
+                "seed": seed,
+                "predicted": [row.predicted for row in rows],
+                "low": [row.predicted_low for row in rows],
+                "high": [row.predicted_high for row in rows],
+                "probes": result.probes,
+                "cost_share": result.cost_share_of_full_run,
+                "seconds": sum(cost.seconds for cost in result.cost.values()),
+            })  # fmt: skip
+            print(
+                f"{environment.name} seed {seed}: first {max(rows, key=lambda row: row.predicted or 0).layer}",
+                flush=True,
+            )
+        keep(environment, {"picks": picks})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Prints RealBench: the contribution of every measured layer, and how well each signal predicts it.
+
+    python examples/realbench/table.py                              # seconds
+
+A layer's value is its gain at the learning rate that is best on the `select` items, divided by that of all parameters,
+on the `eval` items. Intervals are paired bootstraps over items, 95%; one training seed, so how runs differ is not in
+them. Correlations are over the layers that were measured.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from environments import ENVIRONMENTS, load, rewards
+
+from autolayer.comparison.metrics import pearson, spearman
+
+DRAWS = 2000
+
+
+def best_rates(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the record of each arm ('full' or a layer) at its best rate on the last `select` evaluation."""
+    by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for key, record in found["arms"].items():
+        if "failed" not in record:
+            by_arm[key.split("_")[0].removeprefix("layer-")].append(record)
+    return {
+        arm: max(records, key=lambda record: rewards([*record["select"].values()][-1]).mean())
+        for arm, records in by_arm.items()
+    }
+
+
+def contributions(found: dict[str, Any]) -> dict[int, tuple[float, float, float]]:
+    """Returns contribution and interval of each measured layer."""
+    arms, base_I = best_rates(found), rewards(found["base"]["eval"])
+    rng, full_I = np.random.default_rng(0), rewards(arms["full"]["eval"]) - base_I
+    drawn_D_I = rng.integers(len(base_I), size=(DRAWS, len(base_I)))
+    values = {}
+    for arm, record in arms.items():
+        if arm != "full":
+            gain_I = rewards(record["eval"]) - base_I
+            ratios_D = gain_I[drawn_D_I].mean(1) / full_I[drawn_D_I].mean(1)
+            low, high = np.quantile(ratios_D, [0.025, 0.975])
+            values[int(arm)] = (gain_I.mean() / full_I.mean(), low, high)
+    return dict(sorted(values.items()))
+
+
+def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the scores of every signal, and the prediction, by name: (seeds, layers)."""
+    picks = found["picks"]
+    return {"prediction": np.array([pick["predicted"] for pick in picks])} | {
+        name: np.array([pick["probes"][name] for pick in picks])
+        for name in picks[0]["probes"]
+        if all(name in pick["probes"] for pick in picks)
+    }
+
+
+def judge(values: dict[int, tuple[float, float, float]], found: dict[str, Any]) -> None:
+    layers, truth_L = list(values), np.array([value[0] for value in values.values()])
+    print("  signal                  Pearson  Spearman  regret of its first layer")
+    for name, scores_S_L in signals(found).items():
+        scores_S_L = scores_S_L[:, layers].astype(float)
+        columns = [np.array([f(s_L, truth_L) or 0 for s_L in scores_S_L]).mean() for f in (pearson, spearman)]
+        regret = np.mean([truth_L.max() - truth_L[s_L >= s_L.max() - 1e-12].mean() for s_L in scores_S_L])
+        print(f"  {name:23s}  {columns[0]:6.2f}   {columns[1]:6.2f}   {regret:6.2f}")
+    picks = found["picks"]
+    share, seconds = (np.mean([pick[what] for pick in picks]) for what in ("cost_share", "seconds"))
+    print(f"  finding costs {share:.0%} of a full run in work, {seconds:.0f} s")
+
+
+def main() -> None:
+    for name, environment in ENVIRONMENTS.items():
+        found = load(environment)
+        if environment.sealed or "full" not in best_rates(found):
+            continue
+        base, full = (rewards(digits).mean() for digits in (found["base"]["eval"], best_rates(found)["full"]["eval"]))
+        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
+        values = contributions(found)
+        for layer, (value, low, high) in values.items():
+            print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
+        if "picks" in found:
+            judge(values, found)
+
+
+if __name__ == "__main__":
+    main()
