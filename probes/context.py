@@ -85,7 +85,7 @@ class ProbeContext:
 
     def reaches(self, layer: int) -> list[float]:
         """Returns the `StepResponse.reaches` of all folds in one list; zeros for a layer that moves nothing."""
-        count = max((len(each) for each in map(_reaches, self.responses.values())), default=2)
+        count = max((len(_reaches(each)) for each in self.responses.values()), default=0) or 2
 
         def sample(responses: list[StepResponse], index: int) -> float:
             reaches = _reaches(responses)

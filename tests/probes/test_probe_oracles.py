@@ -134,7 +134,7 @@ def test_movement_and_deviation_equal_finite_differences_of_plain_forwards(layer
         for prompt, completion in zip(fold.rollouts.prompt_ids, fold.rollouts.completion_ids, strict=True):
             pair = [float(_double_log_prob(twin, prompt, completion)) for twin in (up, down)]
             ratios.append((pair[0] - pair[1]) / (2 * size))
-    assert response.deviation == pytest.approx(float(np.std(ratios, ddof=1)), rel=0.05)
+    assert response.deviation == pytest.approx(float(np.std(ratios, ddof=1)), rel=0.1)
 
 
 def _double_log_prob(model: Any, prompt: list[int], completion: list[int]) -> torch.Tensor:

