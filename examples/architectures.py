@@ -196,9 +196,8 @@ SMALL: dict[str, Any] = {
 REWARD = "def score(prompts, completion_ids, **kwargs):\n    return [sum(ids) / len(ids) for ids in completion_ids]\n"
 
 
-def build(architecture: str, folder: Path) -> None:
-    """Writes a random model with the tokenizer of the packaged model `tiny`."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path("tiny"))
+def small_config(architecture: str, tokenizer: Any) -> Any:
+    """Returns the configuration of a tiny model."""
     values = {
         **SMALL,
         "vocab_size": len(tokenizer),
@@ -209,8 +208,14 @@ def build(architecture: str, folder: Path) -> None:
     }
     if values["head_dim"] is None:
         del values["head_dim"]  # configurations that compute it do not take it
+    return AutoConfig.for_model(architecture, **values)
+
+
+def build(architecture: str, folder: Path) -> None:
+    """Writes a random model with the tokenizer of the packaged model `tiny`."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path("tiny"))
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **values), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(small_config(architecture, tokenizer), dtype=torch.float32)
     model.get_input_embeddings().weight.data.normal_(std=0.1)  # the pad token's too, which is never 0 after pretraining
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
