@@ -165,7 +165,7 @@ def compare_forms() -> None:
 def judge_prior() -> None:
     """Judges every curve by a fit to other families, and prints the constants that follow from its errors."""
     print(f"\n{CHOSEN}: every curve with its family left out")
-    table("curve", "family", "first choice", *METRICS)
+    table("curve", "family", "first choice", *METRICS, "predicted (known) at layer")
     rows: dict[str, dict[str, float]] = {}
     errors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, curve in CURVES.items():
@@ -174,14 +174,17 @@ def judge_prior() -> None:
         shape_L, (layers, values) = FORMS[CHOSEN][0](depths(curve), parameters), known(curve)
         rows[name] = judge(name, shape_L)
         cells = [f"{rows[name][metric]:.2f}" if metric in rows[name] else "-" for metric in METRICS]
-        print(f"| {name} | {curve.family} | {shape_L.argmax()} of {curve.num_layers} | {' | '.join(cells)} |")
+        level = np.mean(levels([other for other in others if other in WHOLE], parameters))
+        predicted = shape_L[layers] + level
         if name in RL:
-            level = np.mean(levels([other for other in others if other in WHOLE], parameters))
-            errors[name] = depths(curve)[layers], values - shape_L[layers] - level
+            errors[name] = depths(curve)[layers], values - predicted
+        few = zip(layers, predicted, values, strict=True) if len(values) == 2 else ()
+        cells.append("; ".join(f"{made:.2f} ({value:.2f}) at {layer}" for layer, made, value in few))
+        print(f"| {name} | {curve.family} | {shape_L.argmax()} of {curve.num_layers} | {' | '.join(cells)} |")
     for family in FAMILIES:
         names = [name for name in RL if CURVES[name].family == family]
         if names:
-            print(f"| mean (models) | {family} | | {' | '.join(mean(rows, names, metric) for metric in METRICS)} |")
+            print(f"| mean (models) | {family} | | {' | '.join(mean(rows, names, metric) for metric in METRICS)} | |")
 
     weight = per_model(WHOLE)
     variance = np.average([errors[name][1].var() for name in WHOLE], weights=[weight[name] for name in WHOLE])

@@ -75,6 +75,7 @@ def cli(ctx: click.Context) -> None:
       autolayer pick --model Qwen/Qwen3-8B --task math --dry-run
       autolayer pick --model ./my-model --data prompts.jsonl --reward reward.py:score
       autolayer pick --model tiny --task math:arith --until probe --json
+      autolayer pick --model Qwen/Qwen3-8B --budget 0
     """,
 )
 @click.option("--until", type=click.Choice(["calibrate", "probe", "search"]), help="Stop after this stage.")
@@ -94,9 +95,14 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
             plan = plan_run(config)
         return print_found(plan, as_json)
     with only_stderr():
-        from autolayer.pipeline.pick import pick
+        if config.budget == 0:  # at once: without the libraries that train
+            from autolayer.pipeline.depth_answer import answer_from_depth
 
-        result = pick(config, until=until, progress=TerminalProgress())
+            result = answer_from_depth(config, until)
+        else:
+            from autolayer.pipeline.pick import pick
+
+            result = pick(config, until=until, progress=TerminalProgress())
     _print_result(result, Path(config.out or ""), as_json)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autolayer.core.errors import AutolayerError
 from autolayer.core.formatting import format_bytes, format_seconds
-from autolayer.pipeline.result_builder import PACKAGES
+from autolayer.reporting.results import PACKAGES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

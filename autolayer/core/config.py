@@ -96,15 +96,15 @@ class Config(Settings):
     algorithm: Algorithm = "grpo"
     """RL algorithm; gigpo is for tasks of several turns."""
     layers: Annotated[str | None, BeforeValidator(lambda value: None if value is None else layers_text(value))] = None
-    """Candidate layers of `pick`, such as 16, 10-14 or 8,16; in `train` and `measure`, the layers to train.
+    """Candidate layers of `pick`, such as 16, 10-14, 8,16 or middle:5; in `train` and `measure`, the layers to train.
     Default: all."""
     top_k: Size = 1
     """Layers to train together: sets of this many layers race instead of single ones."""
     adapter: Literal["lora"] | None = None
     """Train LoRA adapters on the chosen layers instead of whole layers."""
-    budget: Annotated[Positive, annotated_types.Le(1e6)] | None = None
-    """Cost of finding the layer, as a share of one full run of the final training. Default: the cost of
-    max(40, 2·√steps) training steps, at most 0.25."""
+    budget: Annotated[NonNegative, annotated_types.Le(1e6)] | None = None
+    """Cost of finding the layer, as a share of one full run of the final training; 0 answers at once from depth alone,
+    and neither measures nor trains. Default: the cost of max(40, 2·√steps) training steps, at most 0.25."""
     regret: Annotated[Positive, annotated_types.Le(10)] = 0.05
     """Contribution that you are ready to lose: the search stops when no more than this is at stake."""
     hours: Annotated[Positive, annotated_types.Le(1e6)] | None = None
@@ -178,6 +178,11 @@ class Config(Settings):
         if problems := [sentence for sentence, is_refused in refused.items() if is_refused]:
             raise ConfigError(" ".join(problems))
         return self
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task as far as it is known before the task is loaded."""
+        return Path(self.data).stem if self.data and self.reward else self.task
 
     @property
     def signature(self) -> str:

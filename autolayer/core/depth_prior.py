@@ -24,6 +24,10 @@ MIDDLE_WIDTH, END_WIDTH = 0.08, 0.70
 """Half width of the 80% interval at `RISE_END`, and what it grows by per unit of depth from there."""
 REGRET = (0.06, 0.01, 0.10)
 """Contribution that the prior's first choice lost on the curves of left-out models: mean, least and most."""
+SUPERVISED_REGRET = 0.97
+"""The most that it lost on curves of supervised LoRA, which took no part in the fit."""
+NUM_CURVES = 4
+"""Number of these curves; they are of three models."""
 SMALL = 100_000_000
 """Parameters below which the prior says nothing: its models have 135 million to 8 billion."""
 HALF_WIDTH = 1.2816 * CONTRIBUTION_SD

@@ -5,13 +5,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
+from autolayer.core.depth_prior import DEPTH_BASELINES, scores
 from autolayer.core.errors import LayerError
 from autolayer.core.formatting import listed
 
 Layers = tuple[int, ...] | Literal["full"]
 """A sorted set of block indices, or every parameter of the model (the full-parameter reference)."""
 LayersLike = int | str | Sequence[int]
-"""A set of layers as a user gives it: 16, "10-14", "8,16", [8, 16], range(10, 15); negatives count from the end."""
+"""A set of layers as a user gives it: 16, "10-14", "8,16", "middle:5", [8, 16], range(10, 15); negatives count from the
+end."""
+_WORD = re.compile(r"\s*(" + "|".join(DEPTH_BASELINES) + r")(?::([1-9]\d{0,8}))?\s*")
+"""The name of a depth baseline, and how many layers it chooses: middle, last:3."""
 
 
 class Span(NamedTuple):
@@ -28,6 +32,8 @@ def layers_text(layers: LayersLike) -> str:
     """Returns a set of layers as text in its shortest form, or "full": [8, 16] is "8,16", range(10, 15) is "10-14"."""
     if layers == "full":
         return "full"
+    if isinstance(layers, str) and _WORD.fullmatch(layers):  # stands for indices once the number of layers is known
+        return layers.strip()
     spans = _spans(layers)
     if all(span.first >= 0 for span in spans):  # negatives have no place until the number of layers is known
         spans = _merged(spans)
@@ -63,6 +69,11 @@ def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *,
         if not allow_full:
             raise LayerError("'full' is no layer but every parameter at once: give layers, such as 16, 10-14 or 8,16.")
         return "full"
+    if isinstance(layers, str) and (word := _WORD.fullmatch(layers)):
+        if int(word[2] or 1) > num_layers:
+            raise LayerError(f"layers {layers!r} cannot be chosen: {model_name} has only {num_layers} blocks.")
+        best_first = (-scores(word[1], range(num_layers), num_layers)).argsort(kind="stable")
+        return tuple(sorted(map(int, best_first[: int(word[2] or 1)])))
     spans = _spans(layers)
     for index in (index for span in spans for index in span):
         if not -num_layers <= index < num_layers:
@@ -94,7 +105,10 @@ def _span(part: Any, layers: Any) -> Span:
         return Span(int(match[1]), int(match[2] or match[1]))
     if isinstance(part, SupportsIndex) and not isinstance(part, bool):
         return Span(operator.index(part), operator.index(part))
-    raise LayerError(f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one).")
+    raise LayerError(
+        f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one), or "
+        f"{listed([*DEPTH_BASELINES])} with or without a number (middle:5)."
+    )
 
 
 def _empty(layers: Any, span: Span) -> LayerError:

@@ -240,7 +240,7 @@ def open_run(config: "Config", verb: str = "pick") -> RunFolder:
     """Returns the run folder of a configuration: `--out`, or a name made from verb, model, task and signature."""
     if config.out is not None:
         return RunFolder(config.out)
-    task = Path(config.data).stem if config.data and config.reward else config.task
-    words = [Path(config.model).name if Path(config.model).exists() else config.model, task, config.signature]
+    model = Path(config.model).name if Path(config.model).exists() else config.model
+    words = [model, config.task_name, config.signature]
     words = words if verb == "pick" else [verb, *words]
     return RunFolder(Path("runs") / "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in w) for w in words))

@@ -20,12 +20,12 @@ from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns, nam
 from autolayer.models.names import titled
 from autolayer.pipeline.calibrate_stage import calibrate_stage
 from autolayer.pipeline.probe_stage import probe_stage
-from autolayer.pipeline.result_builder import versions
 from autolayer.pipeline.result_notes import run_notes
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.setup import setup
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.reporting.contribution import ArmGain, Contribution
+from autolayer.reporting.results import versions
 from autolayer.rollouts.evaluation import relative_weights
 
 CONFIDENCE_LEVEL = 0.95

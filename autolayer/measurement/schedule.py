@@ -135,7 +135,7 @@ class MeasurePlan:
 
 def plan_measurement(config: Config) -> MeasurePlan:
     """Plans a measurement from the model's configuration alone, and raises what would stop the measurement itself."""
-    run = plan_run(config.replace(budget=config.budget or BUDGET), timed=False)
+    run = plan_run(config.replace(budget=BUDGET if config.budget is None else config.budget), timed=False)
     rates = (config.learning_rate,) if config.learning_rate is not None else config.measure.rates
     schedule = Schedule.of(run.config, num_arms=len(run.candidates) + 1, num_rates=len(rates) if rates else MAX_RATES)
     return MeasurePlan(run=run, schedule=schedule, rates=rates)

@@ -53,6 +53,8 @@ def check_options(config: Config, verb: str, candidates: Layers, model: PreTrain
     if verb != "pick" and any(given.values()):
         names = " and ".join(name for name, is_given in given.items() if is_given)
         raise ConfigError(f"{names} belongs to `pick`, which chooses layers: leave it out of `{verb}`.")
+    if verb != "pick" and config.budget == 0:
+        raise ConfigError(f"--budget 0 belongs to `pick`, which answers from depth alone: leave it out of `{verb}`.")
     if config.shard and (verb == "measure" or candidates == "full"):
         raise ConfigError(
             "--shard does not go with training all layers at once, because each device can hold only a few whole "

@@ -18,6 +18,7 @@ from autolayer.core.budget import (
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
+from autolayer.core.errors import ConfigError
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.core.run_folder import CALIBRATION, RunFolder, open_run
@@ -46,6 +47,11 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     It raises what the run itself would raise at the start.
     """
     check_names(config)
+    if config.budget == 0:
+        raise ConfigError(
+            "--budget 0 answers from depth alone and runs nothing, so there is nothing to plan: give a budget such as "
+            "0.1."
+        )
     open_run(config).check()
     task = check_before_loading(config, "pick")
     model, tokenizer = meta_model(config.model), read_tokenizer(config.model)

@@ -7,6 +7,7 @@ from autolayer.core.errors import unknown
 from autolayer.core.progress import Progress
 from autolayer.pipeline.arm_choice import insert_adapters, named_arm
 from autolayer.pipeline.calibrate_stage import calibrate_stage
+from autolayer.pipeline.depth_answer import answer_from_depth
 from autolayer.pipeline.outputs import finished_result, save_result, train_once
 from autolayer.pipeline.probe_stage import probe_stage
 from autolayer.pipeline.result_builder import build_result
@@ -47,7 +48,10 @@ def pick(
     """
     if until is not None and until not in get_args(Until):
         raise unknown("stage", until, get_args(Until))
-    with setup(config_of(config, options), progress) as run:
+    config = config_of(config, options)
+    if config.budget == 0:
+        return answer_from_depth(config, until)
+    with setup(config, progress) as run:
         if done := finished_result(run):
             return done
         calibration = calibrate_stage(run)

@@ -1,6 +1,5 @@
 """Builds the PickResult of a run from what its stages found. Fields of stages that did not run are None."""
 
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +15,8 @@ from autolayer.pipeline.result_rows import predicted_baselines, predicted_rows, 
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.search_stage import SearchStage
 from autolayer.pipeline.train_stage import TrainStage
-from autolayer.reporting.results import Gain, PickResult, StageCost
+from autolayer.reporting.results import Gain, PickResult, StageCost, versions
 from autolayer.rollouts.evaluation import suite_scores
-
-PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "numpy")
 
 
 def build_result(
@@ -70,11 +67,6 @@ def build_result(
         notes=tuple(notes),
         **fields,
     )
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that a result names."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _full_run_cost(run: RunContext, calibration: CalibrationStage, training: TrainStage | None) -> Cost:

@@ -3,6 +3,7 @@
 None stands for what is not known (yet). NaN is refused.
 """
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal, Self
@@ -22,6 +23,13 @@ from autolayer.reporting.records import (
     Proportion,
     Several,
 )
+
+PACKAGES = ("autolayer", "torch", "transformers", "trl", "peft", "optuna", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of the packages that a result names."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True, config=RECORD)
@@ -49,7 +57,7 @@ class RankingRow:
     layer: LayerIndex
     """Index of the layer."""
     predicted: float | None = None
-    """Contribution that the probes predict; null where nothing was probed."""
+    """Contribution that the probes predict, or with the status prior depth alone; null where neither was asked."""
     predicted_low: float | None = None
     """Lower end of the prediction's 80% interval."""
     predicted_high: float | None = None
@@ -169,8 +177,9 @@ class PickResult(FileRecord):
 
     schema_version: Literal[1] = 1
     """Version of this schema."""
-    status: Literal["ok", "incomplete"]
-    """ok: trained; incomplete: stopped by --until or --hours."""
+    status: Literal["ok", "incomplete", "prior"]
+    """ok: trained; incomplete: stopped by --until or --hours; prior: answered from depth alone by --budget 0, so that
+    nothing was measured or trained."""
     model: str
     """Base model, as given."""
     task: str
@@ -184,7 +193,8 @@ class PickResult(FileRecord):
     best_layers: LayerIndices | None = None
     """The chosen layers; after --until the best so far; null if no layer was examined."""
     tied_layers: LayerIndices | None = None
-    """Layers that cannot be distinguished from the best one, the best included; empty if the winner is clear."""
+    """Layers that cannot be distinguished from the best one, the best included; empty if the winner is clear. With the
+    status prior, the layers that depth alone predicts within --regret of the best one."""
     trained_layers: LayerIndices | None = None
     """Layers that the final run trained; null before training."""
     verdict: Literal["clear", "tied", "budget_spent"] | None = None
@@ -192,7 +202,8 @@ class PickResult(FileRecord):
     stop_reason: str | None = None
     """Why the search ended, as a sentence."""
     expected_regret: NonNegative | None = None
-    """Expected loss of contribution from taking best_layers instead of the true best layers."""
+    """Expected loss of contribution from taking best_layers instead of the true best layers; with the status prior, the
+    mean that the prior's first choice lost on models it was not fitted to."""
     learning_rate: Positive | None = None
     """Learning rate of the final run (before it: of the best layer so far)."""
     base_score: float | None = None

@@ -8,6 +8,9 @@ from autolayer.reporting.results import PickResult
 
 def headline(result: PickResult) -> str:
     """Returns the answer in one or two sentences: the layer, what training it gained, and how sure the choice is."""
+    if result.status == "prior":
+        band, chosen = name_layers(result.tied_layers or ()), _of_all(result, result.best_layers or ())
+        return f"{chosen} by depth alone: nothing was measured. Depth predicts as much for {band}."
     return " ".join(filter(None, (_answer(result), _confidence(result))))
 
 

@@ -123,6 +123,12 @@ def _next_steps(result: PickResult, folder: Path | None) -> list[str]:
         return []
     lines = [f"  {folder / name}  {what}" for name, what in FILES.items() if (folder / name).exists()]
     lines = ["", "Files:", *lines] if lines else []
+    if result.status == "prior":
+        return [
+            *lines,
+            "Next: the same command with --budget 0.1 measures before it trains; `autolayer train --layers "
+            f"{(result.best_layers or (0,))[0]}` with the same --model and task trains this layer.",
+        ]
     if result.status == "incomplete":
         return [
             *lines,

@@ -5,6 +5,7 @@ import torch
 from layer_helpers import HIDDEN, block_size
 from tiny_models import ARCHITECTURES, VOCABULARY, build_model
 
+from autolayer.core.config import Config
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import parse_layers
 from autolayer.models.layers import find_layers, head_ratio, layer_parameters
@@ -70,6 +71,11 @@ def test_shared_and_foreign_models_are_refused():
         ("4, 1,1", (1, 4)),
         ([5, -5], (1, 5)),
         ("2-2", (2,)),
+        ("middle", (3,)),
+        (" middle:5 ", (1, 2, 3, 4, 5)),
+        ("first:2", (0, 1)),
+        ("last", (5,)),
+        ("position:2", (2, 3)),  # predicted .81 .93 1.04 .98 .54 .25
     ],
 )
 def test_parse(text, expected):
@@ -83,7 +89,11 @@ def test_parse(text, expected):
         ("36", "layer 36 does not exist"),
         (-37, "layer -37 does not exist"),
         ("0-99999999999", "layer 99999999999 does not exist"),
-        ("middle", "cannot be read"),
+        ("center", "or first, middle, last and position with or without a number"),
+        ("middle:0", "cannot be read"),
+        ("middle:" + "9" * 5000, "cannot be read"),
+        ("middle,3", "cannot be read"),
+        ("last:37", "Qwen/Qwen3-8B has only 36 blocks"),
         ("", "cannot be read"),
         ("1,", "cannot be read"),
         ("1.5", "cannot be read"),
@@ -96,6 +106,10 @@ def test_parse(text, expected):
 def test_parse_refuses(text, message):
     with pytest.raises(LayerError, match=message):
         parse_layers(text, 36, "Qwen/Qwen3-8B")
+
+
+def test_words_stay_words_until_the_model_is_known():
+    assert Config(model="tiny", layers=" middle:3").layers == "middle:3"
 
 
 def test_parse_full_where_it_makes_sense():

@@ -28,7 +28,7 @@ def test_a_result_survives_json(result: PickResult) -> None:
         (("base_score",), float("nan"), "/base_score: Input should be a finite number (nan)"),
         (("ranking", 0, "measured"), float("inf"), "/ranking/0/measured: Input should be a finite number (inf)"),
         (("verdict",), "maybe", "/verdict: Input should be 'clear', 'tied' or 'budget_spent'"),
-        (("status",), "done", "/status: Input should be 'ok' or 'incomplete'"),
+        (("status",), "done", "/status: Input should be 'ok', 'incomplete' or 'prior'"),
         (("algorithm",), "ppo", "/algorithm: Input should be 'grpo', 'dr_grpo' or 'gigpo'"),
         (("extra",), 1, "/extra: Unexpected keyword argument"),
         (("ranking", 0, "extra"), 1, "/ranking/0/extra: Unexpected keyword argument"),
