@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
-from autolayer.core.depth_prior import DEPTH_BASELINES, scores
 from autolayer.core.errors import LayerError
 from autolayer.core.formatting import listed
 
@@ -14,8 +13,8 @@ Layers = tuple[int, ...] | Literal["full"]
 LayersLike = int | str | Sequence[int]
 """A set of layers as a user gives it: 16, "10-14", "8,16", "middle:5", [8, 16], range(10, 15); negatives count from the
 end."""
-_WORD = re.compile(r"\s*(" + "|".join(DEPTH_BASELINES) + r")(?::([1-9]\d{0,8}))?\s*")
-"""The name of a depth baseline, and how many layers it chooses: middle, last:3."""
+_WORD = re.compile(r"\s*(first|middle|last|position)(?::([1-9]\d{0,8}))?\s*")
+"""The name of a depth baseline (`depth_prior.DEPTH_BASELINES`), and how many layers it chooses: middle, last:3."""
 
 
 class Span(NamedTuple):
@@ -70,6 +69,8 @@ def parse_layers(layers: LayersLike | None, num_layers: int, model_name: str, *,
             raise LayerError("'full' is no layer but every parameter at once: give layers, such as 16, 10-14 or 8,16.")
         return "full"
     if isinstance(layers, str) and (word := _WORD.fullmatch(layers)):
+        from autolayer.core.depth_prior import scores  # needs numpy, which `--help` does without
+
         if int(word[2] or 1) > num_layers:
             raise LayerError(f"layers {layers!r} cannot be chosen: {model_name} has only {num_layers} blocks.")
         best_first = (-scores(word[1], range(num_layers), num_layers)).argsort(kind="stable")
@@ -106,8 +107,8 @@ def _span(part: Any, layers: Any) -> Span:
     if isinstance(part, SupportsIndex) and not isinstance(part, bool):
         return Span(operator.index(part), operator.index(part))
     raise LayerError(
-        f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one), or "
-        f"{listed([*DEPTH_BASELINES])} with or without a number (middle:5)."
+        f"layers {layers!r} cannot be read: give 16, 10-14 or 8,16 (-1 is the last one), or first, middle, last or "
+        "position, with or without a number (middle:5)."
     )
 
 

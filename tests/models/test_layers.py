@@ -6,6 +6,7 @@ from layer_helpers import HIDDEN, block_size
 from tiny_models import ARCHITECTURES, VOCABULARY, build_model
 
 from autolayer.core.config import Config
+from autolayer.core.depth_prior import DEPTH_BASELINES
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import parse_layers
 from autolayer.models.layers import find_layers, head_ratio, layer_parameters
@@ -89,7 +90,7 @@ def test_parse(text, expected):
         ("36", "layer 36 does not exist"),
         (-37, "layer -37 does not exist"),
         ("0-99999999999", "layer 99999999999 does not exist"),
-        ("center", "or first, middle, last and position with or without a number"),
+        ("center", "or first, middle, last or position, with or without a number"),
         ("middle:0", "cannot be read"),
         ("middle:" + "9" * 5000, "cannot be read"),
         ("middle,3", "cannot be read"),
@@ -110,6 +111,8 @@ def test_parse_refuses(text, message):
 
 def test_words_stay_words_until_the_model_is_known():
     assert Config(model="tiny", layers=" middle:3").layers == "middle:3"
+    for name in DEPTH_BASELINES:
+        assert len(parse_layers(f"{name}:2", 6, "m")) == 2
 
 
 def test_parse_full_where_it_makes_sense():
