@@ -10,9 +10,6 @@ import numpy as np
 from autolayer.core.layer_set import Layers
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (1e-4, 3e-5, 1e-5)
-"""Learning rates of every arm, all parameters included. Most layers learn best at the first, all parameters together
-at one of the others, since their rate breaks the model sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +22,8 @@ class Environment:
     algorithm: str = "grpo"
     steps: int = 32
     prompts_per_step: int = 8
+    rates: tuple[float, ...] = (1e-4, 3e-5, 1e-5)
+    """Learning rates of every arm. Most layers learn best at the first, all parameters together at the second."""
     sealed: bool = False
     """Measured, but read once, at the end: no decision was made on it."""
 
@@ -48,23 +47,25 @@ class Environment:
         """Returns layers and learning rate of every arm, in the order in which they are measured.
 
         What decides most comes first: all parameters, the ends, the middle and both sides of where layers stop
-        learning, then every third layer, then the others, each at the rate that most layers learn best at. Other rates
-        come last.
+        learning, then every third layer, then the others, and at last the other rates.
         """
         last = self.num_layers - 1
-        first = [0, round(last / 2), last, round(last * 0.7), round(last * 0.85)]
-        layers = dict.fromkeys([*first, *range(0, last, 3), *range(self.num_layers)])
-        full: list[tuple[Layers, float]] = [("full", rate) for rate in reversed(RATES)]
-        return full + [((layer,), rate) for rate in RATES for layer in layers]
+        first = dict.fromkeys([0, round(last / 2), last, round(last * 0.7), round(last * 0.85)])
+        others = [layer for layer in dict.fromkeys([*range(0, last, 3), *range(self.num_layers)]) if layer not in first]
+        usual, lower, *more = self.rates
+        order: list[tuple[Layers, float]] = [("full", lower), *(((layer,), usual) for layer in first)]
+        order += [("full", rate) for rate in (*more, usual)] + [((layer,), usual) for layer in others]
+        return order + [((layer,), rate) for rate in (lower, *more) for layer in (*first, *others)]
 
 
 ENVIRONMENTS: dict[str, Environment] = {
     environment.name: environment
     for environment in (
         Environment(model="smollm2", num_layers=30, task="math:sums"),
-        Environment(model="smollm2", num_layers=30, task="words:sequence"),
-        Environment(model="smollm2", num_layers=30, task="words:opposites"),
-        Environment(model="gemma-3-270m", num_layers=18, task="math:sums"),
+        Environment(model="smollm2", num_layers=30, task="math:larger"),
+        Environment(model="smollm2", num_layers=30, task="words:kinds"),
+        Environment(model="smollm2", num_layers=30, task="math:format"),
+        Environment(model="gemma-3-270m", num_layers=18, task="math:sums", rates=(3e-5, 1e-5, 3e-6)),
     )
 }
 
