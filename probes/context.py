@@ -51,8 +51,8 @@ class ProbeContext:
 
     @cached_property
     def responses(self) -> dict[int, list[StepResponse]]:
-        """Responses to a step of each of `response_layers` on the planned folds; none where there is no gradient."""
-        return {layer: self._responses(layer) for layer in response_layers(self.layers)}
+        """Responses to a step of each of the measured layers on the planned folds; none where there is no gradient."""
+        return {layer: self._responses(layer) for layer in response_layers(self.layers, self.plan.response_layers)}
 
     def deviation(self, layer: int) -> float:
         """Returns the mean over folds of `StepResponse.deviation`; 0 for a layer that moves nothing."""

@@ -106,9 +106,13 @@ def calibration_prompts(config: Config) -> int:
 
 def calibration_cost(config: Config, units: UnitCosts) -> Cost:
     """Returns the cost of sampling the prompts of calibration and of scoring some of the completions."""
-    prompts = calibration_prompts(config)
-    scored = min(prompts, max(1, CALIBRATION_SCORED // config.group_size))
-    return units.generate * prompts + units.costs.forward(units.tokens * scored)
+    scored = units.costs.forward(units.tokens * calibration_scored(config))
+    return units.generate * calibration_prompts(config) + scored
+
+
+def calibration_scored(config: Config) -> int:
+    """Returns the prompts of calibration whose completions are scored."""
+    return min(calibration_prompts(config), max(1, CALIBRATION_SCORED // config.group_size))
 
 
 def select_items(config: Config) -> int:

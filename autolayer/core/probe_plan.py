@@ -4,19 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from autolayer.core.budget import UnitCosts, pays_for_race
+from autolayer.core.budget import UnitCosts, calibration_scored, pays_for_race
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost
 
 SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
 """Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
 contribution so far is computed from it. A burst that does not fit leaves its share to the others."""
-RESPONSE_SIZES = 7
-"""Step sizes tried by the step response, which scores the unmoved layer as well. In bf16 it may try two more."""
+RESPONSE_SIZES = 9
+"""Most step sizes that the step response tries, seven in float32; it scores the unmoved layer as well."""
 MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
-MAX_RESPONSE_LAYERS = 10
-"""Candidates whose step response is measured, evenly spaced; it changes slowly with depth, and costs most of all."""
+RESPONSE_LAYERS = (10, 6, 4)
+"""Candidates whose step response is measured, evenly spaced: the most that the budget pays for. It changes slowly with
+depth, and costs more than all other probes."""
 RESPONSE_GROUP = 2
 """Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
 ANSWER_TOKENS = 16
@@ -43,6 +44,8 @@ class ProbePlan:
     response_folds: int
     """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
     response_prompts: int
+    response_layers: int = RESPONSE_LAYERS[0]
+    """Number of candidates on which it is measured, if there are more."""
     cutoff_pairs: int
     """Pairs of prompts between which `cutoff` exchanges states."""
     burst_steps: int
@@ -65,6 +68,7 @@ def plan_probes(
     `searches` is True if a race follows when the budget pays for one.
     """
     assert config.prompts_per_step is not None
+    budget -= units.costs.forward(calibration_scored(config) * units.tokens)  # calibration's own; its samples are used
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
     cutoff_pairs = largest(partial(_cutoff_cost, units), spend * CUTOFF_SHARE, MAX_CUTOFF_PAIRS)
@@ -78,13 +82,14 @@ def plan_probes(
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         spend *= 1 / (1 - BURST_SHARE)
-    num_folds = response_folds = config.probe.num_folds
+    num_folds = config.probe.num_folds
     fold_prompts = largest(partial(_shared_cost, units, num_folds), spend * SHARED_SHARE, config.probe.num_prompts)
     response, most = spend * RESPONSE_SHARE, min(fold_prompts, MAX_RESPONSE_PROMPTS)
-    response_prompts = largest(partial(_response_cost, units, candidates, num_folds), response, most)
-    if response_prompts < MIN_RESPONSE_PROMPTS:  # one fold with less noise is better than several with more
-        response_folds = 1
-        response_prompts = largest(partial(_response_cost, units, candidates, 1), response, most)
+    sizes = [(RESPONSE_LAYERS[0], num_folds), *((count, 1) for count in RESPONSE_LAYERS)]
+    for num_layers, response_folds in sizes:  # one fold with less noise is better than several with more
+        cost = partial(_response_cost, units, response_layers(candidates, num_layers), response_folds)
+        if (response_prompts := largest(cost, response, most)) >= MIN_RESPONSE_PROMPTS:
+            break
     said = {
         f"the budget is too small for probing: it uses the minimum of {MIN_PROMPTS} prompts per fold":
             fold_prompts < MIN_PROMPTS,
@@ -99,6 +104,7 @@ def plan_probes(
         fold_prompts=max(fold_prompts, MIN_PROMPTS),
         response_folds=response_folds,
         response_prompts=max(response_prompts, MIN_RESPONSE_PROMPTS),
+        response_layers=num_layers,
         cutoff_pairs=cutoff_pairs,
         burst_steps=burst_steps if burst_prompts else 0,
         burst_prompts=burst_prompts,
@@ -111,15 +117,16 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
     """Returns the cost of all probes if calibration has already sampled `sampled` prompts of the shared batch."""
     num_folds = config.probe.num_folds
     cost = _shared_cost(units, num_folds, plan.fold_prompts)
-    cost += _response_cost(units, candidates, plan.response_folds, plan.response_prompts)
+    measured = response_layers(candidates, plan.response_layers)
+    cost += _response_cost(units, measured, plan.response_folds, plan.response_prompts)
     cost += _cutoff_cost(units, plan.cutoff_pairs)
     cost += _burst_cost(units, candidates, plan.burst_steps, plan.burst_prompts)
     return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
 
 
-def response_layers(candidates: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the candidates whose step response is measured: `MAX_RESPONSE_LAYERS` at most, both ends included."""
-    count = min(len(candidates), MAX_RESPONSE_LAYERS)
+def response_layers(candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Returns the candidates whose step response is measured: `count` at most, both ends included."""
+    count = min(len(candidates), count)
     return tuple(candidates[round(i * (len(candidates) - 1) / max(1, count - 1))] for i in range(count))
 
 
@@ -128,9 +135,9 @@ def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
     return (units.generate + units.costs.train(units.tokens, all_layers)) * (num_folds * prompts)
 
 
-def _response_cost(units: UnitCosts, candidates: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
+def _response_cost(units: UnitCosts, layers: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
     share = min(RESPONSE_GROUP, units.group_size) / units.group_size
-    return units.walk(response_layers(candidates), 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
+    return units.walk(layers, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
 
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:

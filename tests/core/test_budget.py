@@ -65,7 +65,7 @@ def test_layer_tokens_are_what_hooks_count_in_a_real_pass(architecture: str, lay
     batch = ScoreBatch(
         input_ids=ids, attention_mask=mask, completion_mask=mask.clone().index_fill_(1, torch.tensor(0), 0)
     )
-    with train_only(model, layers, quiet=True), scoring(model, 1.0):  # pyright: ignore
+    with train_only(model, layers, quiet=True), scoring(model, 1.0, shares_prefixes=False):  # pyright: ignore
         log_probs(model, batch).sum().backward()
         counts["weight"] = 21 * sum(any(p.grad is not None for p in block.parameters()) for block in blocks)
         counts["head"] += 21 * (head.weight.grad is not None)
