@@ -3,8 +3,8 @@
 A *layer-token* is the forward pass of one token through one block. The gradient of its activations costs another
 layer-token, and the gradient of the block's weights a third. The output head counts as a fraction of a block, by its
 number of parameters. A token that several completions share counts for each of them, although one pass may serve all
-(training/prefix_trees.py). Generated tokens are also counted by themselves, because generating one takes longer than reading
-one, by a factor that has to be measured (`CostModel.total`).
+(training/prefix_trees.py). Generated tokens are also counted by themselves, because generating one takes longer than
+reading one, by a factor that has to be measured (`CostModel.total`).
 """
 
 from dataclasses import dataclass
