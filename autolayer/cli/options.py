@@ -30,7 +30,7 @@ GROUPS = {
     "Sampling and evaluation": (
         "rollouts", "temperature", "max_new_tokens", "max_prompt_tokens", "thinking", "num_eval",
     ),
-    "Devices and machines": ("device", "shard", "storage"),
+    "Devices and machines": ("device", "dtype", "shard", "storage"),
     "Other": ("reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip
 """Headings of `--help` and their options. All other options come first, under "Options"."""

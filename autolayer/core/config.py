@@ -139,6 +139,9 @@ class Config(Settings):
     """Optuna storage of the search, for workers on several machines. Default: study.db in the run folder."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda, cuda:1, ..."""
+    dtype: Literal["auto", "float32", "checkpoint"] = "auto"
+    """Dtype to compute in: the checkpoint's, float32, or auto (float32 on a CPU where that is faster). Weights are
+    rounded to the checkpoint's dtype and written in it."""
     rollouts: Annotated[str, BeforeValidator(_engine)] = "auto"
     """Engine that generates completions: transformers, vllm, auto (vllm if it is installed and there is a GPU), or the
     URLs of vLLM servers, separated by commas."""
@@ -168,6 +171,7 @@ class Config(Settings):
             "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give the "
             "URL of a vLLM server.": self.shard and self.rollouts == "vllm",
             "--shard does not go with --adapter: leave one out.": self.shard and self.adapter is not None,
+            "--shard does not go with --dtype float32: leave one out.": self.shard and self.dtype == "float32",
             f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, or a "
             "--task.": has_data != (self.reward is not None),
             f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.":
@@ -194,7 +198,9 @@ class Config(Settings):
 
     def signed(self) -> dict[str, Any]:
         """Returns the settings that decide what a run does, as plain values."""
-        left_out = NOT_SIGNED if self.algorithm == "gigpo" else (*NOT_SIGNED, "gigpo")
+        # What "auto" has come to is signed by `setup`.
+        open_fields = (["dtype"] if self.dtype == "auto" else []) + (["gigpo"] if self.algorithm != "gigpo" else [])
+        left_out = (*NOT_SIGNED, *open_fields)
         rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # a server's address changes no result
         return {name: v for name, v in (self.model_dump() | rollouts).items() if name not in left_out}
 
@@ -229,6 +235,7 @@ class Options(TypedDict, total=False):
     out: str | Path | None
     storage: str | None
     device: str
+    dtype: Literal["auto", "float32", "checkpoint"]
     rollouts: str
     shard: bool
     activation_checkpointing: bool

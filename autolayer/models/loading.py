@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +38,17 @@ class LoadedModel:
     """The model name that the user gave."""
     num_layers: int
     device: torch.device
+    stored_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """The checkpoint's dtype of each parameter, by full name, if the model computes in a wider one."""
 
     @cached_property
     def weight_hash(self) -> str:
         """Hash of the weights at the first access, which must come before training."""
         return weight_hash(self.model)
+
+    def as_stored(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns a parameter's values in the dtype in which its checkpoint holds it."""
+        return tensor.to(self.stored_dtypes.get(name, self.model.get_parameter(name).dtype))
 
 
 def load_model(name: str, device: str = "auto") -> LoadedModel:

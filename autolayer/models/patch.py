@@ -31,7 +31,7 @@ class LayerPatch:
     """Trained layers, with a record of the base model and the training that they belong to."""
 
     tensors: Mapping[str, torch.Tensor]
-    """The trained parameters by full name, on the CPU, in the model's dtype."""
+    """The trained parameters by full name, on the CPU, in the base's dtype."""
     base: str
     """Name of the base model."""
     base_hash: str

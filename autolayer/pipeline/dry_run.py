@@ -31,6 +31,7 @@ from autolayer.pipeline.defaults import check_names, resolve
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.run_plan import RunPlan
+from autolayer.pipeline.setup import dtype_of_run
 from autolayer.pipeline.throughput import measure_throughput
 from autolayer.rollouts.evaluation import evaluation_requests
 from autolayer.rollouts.length_limits import apply_length_limits
@@ -54,7 +55,8 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
         )
     open_run(config).check()
     task = check_before_loading(config, "pick")
-    model, tokenizer = meta_model(config.model), read_tokenizer(config.model)
+    model, tokenizer, device = meta_model(config.model), read_tokenizer(config.model), find_device(config.device)
+    model = model.to(dtype_of_run(config, "pick", model, device))
     task = apply_length_limits(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
     assert config.prompts_per_step is not None
@@ -83,7 +85,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     sampled = evaluation_requests(task, "eval", config.num_eval or 0, config.seed)
     max_new_tokens = (sampled.decoding or task).max_new_tokens
     evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
-    throughput, device = None, find_device(config.device)
+    throughput = None
     engine = engine_name(config, device.type)
     if timed and engine != "server":
         batch = config.prompts_per_step * config.group_size

@@ -8,23 +8,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.launch import processes_here
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.progress import Progress
-from autolayer.core.run_folder import PATCH, open_run
+from autolayer.core.run_folder import CONFIG, PATCH, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import ProcessGroup, check_launcher, join_process_group
 from autolayer.distributed.shared_run_folder import SharedRunFolder
+from autolayer.models.computing_dtype import computing_dtype, widen
 from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import LoadedModel, load_model, max_positions
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_passes
 from autolayer.pipeline.defaults import check_names, resolve
-from autolayer.pipeline.engine_choice import check_context, engine_factory
+from autolayer.pipeline.engine_choice import check_context, engine_factory, engine_name
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
@@ -55,6 +57,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             config = config.replace(device=stack.enter_context(only_visible(config.device)))
             device = find_device(config.device)
             loaded = load(config, process_group, device)
+        widen(loaded, process_group.on_rank_0(partial(dtype_of_run, config, verb, loaded.model, device)))
         folder = SharedRunFolder(open_run(config, verb).path, process_group)
         task = apply_length_limits(config, task, loaded.tokenizer, max_positions(loaded.model.config))
         config = resolve(config, task, verb)
@@ -64,7 +67,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             process_group.on_rank_0(partial(check_storage, config.storage))
         trained = layer_parameters(loaded.model, candidates)
         process_group.on_rank_0(lambda: check_disk_space(folder / PATCH, num_bytes(trained.values())))
-        signed = _signed(config, verb, loaded.weight_hash)
+        signed = _signed(config, verb, loaded)
         with process_group.failing_together():  # an engine may not start
             bench = Workbench(
                 loaded,
@@ -127,9 +130,23 @@ def load(config: Config, process_group: ProcessGroup, device: torch.device) -> L
     return found
 
 
-def _signed(config: Config, verb: str, base_hash: str) -> dict[str, object]:
+def dtype_of_run(config: Config, verb: str, model: PreTrainedModel, device: torch.device) -> torch.dtype:
+    """Returns the dtype to compute in, which a run keeps when it is resumed."""
+    choice = config.dtype
+    if choice == "auto":
+        recorded = open_run(config, verb).read(CONFIG)
+        if config.shard or engine_name(config, device.type) != "transformers":
+            choice = "checkpoint"
+        elif recorded is not None:
+            choice = recorded.get("dtype", "checkpoint")
+    return computing_dtype(model, device, choice)
+
+
+def _signed(config: Config, verb: str, loaded: LoadedModel) -> dict[str, object]:
     """Returns everything that decides what the run does, with hashes of the user's files."""
-    signed = {"verb": verb, **config.signed(), "base_hash": base_hash}
+    signed = {"verb": verb, **config.signed(), "base_hash": loaded.weight_hash}
+    if loaded.stored_dtypes:
+        signed["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
     if verb != "measure":
         del signed["measure"]
     files = {

@@ -31,7 +31,7 @@ class KLReference:
         lowest: int,
     ) -> None:
         self.parameters = parameters
-        self.base = {name: base[name].to(parameter.device) for name, parameter in parameters.items()}
+        self.base = {name: base[name].to(parameter.device, parameter.dtype) for name, parameter in parameters.items()}
         self.blocks = list(find_layers(model))
         self.lowest = lowest
         self._state: torch.Tensor | None = None

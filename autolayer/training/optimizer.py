@@ -22,7 +22,8 @@ class MasterAdamW(torch.optim.Optimizer):
 
     Each gradient moves into a float32 accumulator as soon as it is ready, so micro-batches add up in float32 and the
     model holds no gradients. The optimizer therefore also clips them; the trainer would find none. `average` replaces
-    each gradient of a list by its mean over all ranks, in place.
+    each gradient of a list by its mean over all ranks, in place. `as_stored` rounds a parameter, given with its name,
+    to the dtype of its checkpoint, where that is narrower than the model's.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class MasterAdamW(torch.optim.Optimizer):
         *,
         lr: float,
         average: Callable[[list[torch.Tensor]], None] = lambda gradients: None,
+        as_stored: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, tensor: tensor,
     ) -> None:
         super().__init__(list(parameters.values()), {"lr": lr})
         self.named = dict(parameters)
-        self.average = average
+        self.average, self.as_stored = average, as_stored
         self.masters = {name: p.detach().to(torch.float32, copy=True) for name, p in self.named.items()}
         self.inner = torch.optim.AdamW(self.masters.values(), lr=lr, weight_decay=0.0)
         self._hooks = [p.register_post_accumulate_grad_hook(self._mover(name)) for name, p in self.named.items()]
@@ -72,7 +74,7 @@ class MasterAdamW(torch.optim.Optimizer):
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         for name, parameter in self.named.items():
-            parameter.copy_(self.masters[name])
+            parameter.copy_(self.as_stored(name, self.masters[name]))
 
     def close(self) -> None:
         """Removes the gradient hooks from the parameters."""
@@ -92,7 +94,7 @@ class MasterAdamW(torch.optim.Optimizer):
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(tensors[f"master:{name}"])
-                self.named[name].copy_(master)
+                self.named[name].copy_(self.as_stored(name, master))
         for key, tensor in tensors.items():
             kind, _, name = key.partition(":")
             if kind != "master":

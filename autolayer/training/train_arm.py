@@ -150,7 +150,12 @@ def _train(
 
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:
-    optimizer = MasterAdamW(bench.parameters(arm.layers), lr=arm.learning_rate, average=bench.process_group.average)
+    optimizer = MasterAdamW(
+        bench.parameters(arm.layers),
+        lr=arm.learning_rate,
+        average=bench.process_group.average,
+        as_stored=bench.loaded.as_stored,
+    )
     if arm.checkpoint is not None:
         optimizer.load_tensors(bench.checkpoints.read(arm))
     return optimizer

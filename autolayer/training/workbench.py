@@ -103,7 +103,7 @@ class Workbench:
         with unsharded(self.model, layers):
             for name, parameter in self.parameters(layers).items():
                 if name not in self._base:
-                    self._base[name] = parameter.detach().to("cpu", copy=True)
+                    self._base[name] = self.loaded.as_stored(name, parameter.detach()).to("cpu", copy=True)
             return {name: self._base[name] for name in self.parameters(layers)}
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -129,12 +129,11 @@ class Workbench:
                 self.copy_in(base)
 
     def arm_weights(self, arm: Arm) -> dict[str, torch.Tensor] | None:
-        """Returns an arm's trained weights by full name, in the model's dtype; None at step 0, which is the base."""
+        """Returns an arm's trained weights by full name, in the base's dtype; None at step 0, which is the base."""
         if arm.checkpoint is None:
             return None
-        dtypes = {name: parameter.dtype for name, parameter in self.parameters(arm.layers).items()}
         tensors = self.checkpoints.read(arm)
-        return {name: tensors[f"master:{name}"].to(dtype) for name, dtype in dtypes.items()}
+        return {name: self.loaded.as_stored(name, tensors[f"master:{name}"]) for name in self.parameters(arm.layers)}
 
     def adapt(self, layers: Sequence[int], seed: int) -> None:
         """Adds LoRA adapters to some layers, whose adapters alone are trained from then on.
