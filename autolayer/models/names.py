@@ -45,7 +45,7 @@ class EmbeddedModel(NamedModel):
     """Folder of the model in `autolayer/data/`."""
 
 
-_FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house"}
+_FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house", "words": "math:arith"}
 _PRESETS = {
     "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024, "budget": 0.25},
     # These cost more than arithmetic: code runs a program per completion, and an episode has about 100 tokens.

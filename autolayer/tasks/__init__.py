@@ -13,6 +13,7 @@ from typing import NamedTuple
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError, unknown
 from autolayer.tasks.agent.alfworld import load_alfworld
+from autolayer.tasks.agent.guess import load_guess
 from autolayer.tasks.agent.house import load_house
 from autolayer.tasks.base import ADVISED_ROWS, SPLITS, Row, Task, split_of, split_rows
 from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp, load_small
@@ -24,7 +25,8 @@ from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith import load_arith
 from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.public import load_gsm8k, load_public
-from autolayer.tasks.math.sums import load_sums
+from autolayer.tasks.math.small_numbers import load_format, load_larger, load_sums
+from autolayer.tasks.words import load_copy, load_kinds, load_opposites, load_sequence
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,14 @@ TASKS: dict[str, BuiltIn] = {
     "math:arith": BuiltIn(
         "arithmetic on a clock face, generated; the smallest form of math, for tiny models", load_arith
     ),
-    "math:sums": BuiltIn("small sums in a few tokens, generated; for small pretrained models", load_sums),
+    "math:sums": BuiltIn("small sums, generated; for small pretrained models, as the six below", load_sums),
+    "math:larger": BuiltIn("the larger of two numbers, shown by examples", load_larger),
+    "math:format": BuiltIn("a small sum in the form of the reply before it, in the chat template", load_format),
+    "words:opposites": BuiltIn("the opposite of a word", load_opposites),
+    "words:kinds": BuiltIn("whether a thing is of a kind, yes or no, in the chat template", load_kinds),
+    "words:sequence": BuiltIn("the next of four numbers or letters", load_sequence),
+    "words:copy": BuiltIn("the first or the last of three words, shown by examples", load_copy),
+    "agent:guess": BuiltIn("a number from 1 to 9 in three guesses, over several turns", load_guess),
     **{
         f"math:{name}": BuiltIn(
             f"{source.title}; evaluated on MATH500, GSM8K, OlympiadBench and AMC", partial(load_public, name)
@@ -105,8 +114,8 @@ def check_task_name(config: Config, forms: Mapping[str, str] | None = None) -> N
     form = (forms or {}).get(kind, config.task)
     if form != config.task:
         raise ConfigError(
-            f"--task {config.task} is far too hard for the packaged model '{config.model}', so RL would have nothing "
-            f"to learn from: use --task {form}, its smallest form, or another --model."
+            f"--task {config.task} is too hard for the packaged model '{config.model}', so RL would have nothing "
+            f"to learn from: use --task {form}, which it was made for, or another --model."
         )
 
 

@@ -6,7 +6,6 @@ problem are in one split, and worked examples come from `train`.
 
 import random
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 from autolayer.tasks.base import SPLITS, Row, Task
@@ -26,7 +25,7 @@ class Problem(NamedTuple):
 def few_token_task(
     name: str,
     problems: Sequence[Problem],
-    write: Callable[[Problem, Sequence[Problem], random.Random], Any],
+    write: Callable[[Problem, Sequence[Problem], random.Random], tuple[Any, str]],
     *,
     examples: int = 1,
     **settings: Any,
@@ -36,21 +35,37 @@ def few_token_task(
     Args:
         name: Name of the task.
         problems: All problems.
-        write: Returns the prompt of a problem, given the worked examples and a random state for its shape.
+        write: Returns a prompt and its answer, given a problem, the worked examples, and a random state for the shape.
         examples: Number of worked examples.
         **settings: Further fields of the task.
     """
     by_split = {split: [p for p in problems if split_of_line(f"{name}/{p.key}") == split] for split in SPLITS}
     splits: dict[str, list[Row]] = {}
     for split, size in SIZES.items():
-        rng, own, rows = random.Random(f"{name}/{split}"), by_split[split], dict[str, Row]()
+        rng, own = random.Random(f"{name}/{split}"), by_split[split]
+        rows = splits[split] = []
         rng.shuffle(own)
-        for index in count():
-            if len(rows) == size:
-                break
+        for index in range(size):
             problem = own[index % len(own)]
-            shown = rng.sample([p for p in by_split["train"] if p.key != problem.key], examples)
-            prompt = write(problem, shown, rng)
-            rows.setdefault(str(prompt), {"prompt": prompt, "answer": problem.answer})
-        splits[split] = list(rows.values())
+            shown: dict[str, Problem] = {problem.key: problem}
+            while len(shown) <= examples:
+                example = rng.choice(by_split["train"])
+                shown.setdefault(example.key, example)
+            prompt, answer = write(problem, list(shown.values())[1:], rng)
+            rows.append({"prompt": prompt, "answer": answer})
     return Task(name=name, splits=splits, reward=exact_reward, num_eval=512, **settings)
+
+
+def lines(problem: Problem, examples: Sequence[Problem], sign: str) -> tuple[str, str]:
+    """Writes each example as a line of question, sign and answer, and last the open problem."""
+    shown = [f"{each.question}{sign} {each.answer}" for each in examples]
+    return "\n".join([*shown, f"{problem.question}{sign}"]), problem.answer
+
+
+def turns(instruction: str, problem: Problem, examples: Sequence[Problem], form: str = "{}") -> tuple[Any, str]:
+    """Writes messages for the chat template: an instruction, each example as a question and a reply, and a question."""
+    messages = [{"role": "system", "content": instruction}]
+    for each in examples:
+        messages.append({"role": "user", "content": each.question})
+        messages.append({"role": "assistant", "content": form.format(each.answer)})
+    return [*messages, {"role": "user", "content": problem.question}], form.format(problem.answer)

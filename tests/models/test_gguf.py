@@ -7,6 +7,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 from gguf_files import TEMPLATE, build_llama, logits, write_gguf
+from patch_helpers import trained
 
 from autolayer.cli.doctor import diagnose
 from autolayer.core.config import Config
@@ -14,6 +15,7 @@ from autolayer.core.errors import ModelError
 from autolayer.models import gguf, names
 from autolayer.models.base_folder import base_folder
 from autolayer.models.loading import load_model, meta_model, weight_hash
+from autolayer.models.merge import merge
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,16 @@ def test_a_quantized_file_becomes_bfloat16_once(tmp_path, monkeypatch, caplog):
     file.rename(tmp_path / "small-2.gguf").touch()
     (tmp_path / "small-2.gguf").rename(file)
     assert load_model(str(file), device="cpu").weight_hash == loaded.weight_hash
+
+
+def test_a_merge_writes_the_whole_folder(tmp_path):
+    file = write_gguf(tmp_path / "small.gguf")
+    model, patch = trained(file, (1,))
+    patch.save(tmp_path / "layer.safetensors")
+    out = merge(None, tmp_path / "layer.safetensors", tmp_path / "merged")
+    merged = load_model(str(out), device="cpu")
+    assert torch.equal(logits(merged.model), logits(model)) and merged.tokenizer.chat_template == TEMPLATE
+    assert {path.name for path in out.iterdir()} == {path.name for path in base_folder(str(file)).iterdir()}
 
 
 def damaged(path: Path) -> Path:
