@@ -48,21 +48,25 @@ def contributions(found: dict[str, Any]) -> dict[int, tuple[float, float, float]
 def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:
     """Returns the scores of every signal, and the prediction, by name: (seeds, layers)."""
     picks = found["picks"]
-    return {"prediction": np.array([pick["predicted"] for pick in picks])} | {
+    scores = {"prediction": np.array([pick["predicted"] for pick in picks])} | {
         name: np.array([pick["probes"][name] for pick in picks])
         for name in picks[0]["probes"]
         if all(name in pick["probes"] for pick in picks)
     }
+    if {"cutoff", "sign_gain"} <= set(scores):
+        cutoff, gain = (np.clip(scores[name].astype(float), 0, None) for name in ("cutoff", "sign_gain"))
+        scores["cutoff x root of sign_gain"] = cutoff * np.sqrt(gain)
+    return scores
 
 
 def judge(values: dict[int, tuple[float, float, float]], found: dict[str, Any]) -> None:
     layers, truth_L = list(values), np.array([value[0] for value in values.values()])
-    print("  signal                  Pearson  Spearman  regret of its first layer")
+    print("  signal                     Pearson  Spearman  regret of its first layer")
     for name, scores_S_L in signals(found).items():
         scores_S_L = scores_S_L[:, layers].astype(float)
         columns = [np.array([f(s_L, truth_L) or 0 for s_L in scores_S_L]).mean() for f in (pearson, spearman)]
         regret = np.mean([truth_L.max() - truth_L[s_L >= s_L.max() - 1e-12].mean() for s_L in scores_S_L])
-        print(f"  {name:23s}  {columns[0]:6.2f}   {columns[1]:6.2f}   {regret:6.2f}")
+        print(f"  {name:26s}  {columns[0]:6.2f}   {columns[1]:6.2f}   {regret:6.2f}")
     picks = found["picks"]
     share, seconds = (np.mean([pick[what] for pick in picks]) for what in ("cost_share", "seconds"))
     print(f"  finding costs {share:.0%} of a full run in work, {seconds:.0f} s")
