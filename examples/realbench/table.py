@@ -79,6 +79,9 @@ def main() -> None:
             continue
         base, full = (rewards(digits).mean() for digits in (found["base"]["eval"], best_rates(found)["full"]["eval"]))
         print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
+        if full <= base:
+            print("  no contributions: all parameters gain nothing at the rates tried so far")
+            continue
         values = contributions(found)
         for layer, (value, low, high) in values.items():
             print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
