@@ -76,19 +76,30 @@ class StepResponses:
     def measure(self, layer: int, fold: int, direction: Direction, num_prompts: int) -> StepResponse:
         """Measures the response on the first prompts of a fold, whose number is doubled while the deviation is 0.
 
-        It is 0 if all completions are alike, or if its two estimates are uncorrelated, in bf16 because of rounding and
-        on few completions because of curvature. On the whole fold, a single estimate is taken in that case, so that a
-        layer that moves the policy does not count as one that moves nothing.
+        Where all prompts give 0, all completions of each are taken as well. It is 0 if all completions are alike, or if
+        its two estimates are uncorrelated, in bf16 because of rounding and on few completions because of curvature. On
+        the whole fold, a single estimate is taken in that case, so that a layer that moves the policy does not count as
+        one that moves nothing.
         """
+        group_size = RESPONSE_GROUP
         while True:
             is_whole = num_prompts >= self.folds[fold].num_prompts
-            response = self._measure(layer, fold, direction, num_prompts, accept_one_estimate=is_whole)
-            if response.deviation > 0 or is_whole:
+            response = self._measure(layer, fold, direction, num_prompts, group_size, accept_one_estimate=is_whole)
+            if response.deviation > 0 or (is_whole and group_size > RESPONSE_GROUP):
                 return response
+            if is_whole:
+                group_size = max(self.folds[fold].rollouts.group_size, RESPONSE_GROUP + 1)
             num_prompts *= 2
 
     def _measure(
-        self, layer: int, fold: int, direction: Direction, num_prompts: int, accept_one_estimate: bool
+        self,
+        layer: int,
+        fold: int,
+        direction: Direction,
+        num_prompts: int,
+        group_size: int,
+        *,
+        accept_one_estimate: bool,
     ) -> StepResponse:
         model = self.bench.model
         with ExitStack() as inside:
@@ -96,7 +107,7 @@ class StepResponses:
             first_step = FIRST_STEP * rms(model.get_parameter(name) for name in direction)
             inside.enter_context(scoring(model, self.bench.engine.temperature))
             inside.enter_context(torch.no_grad())
-            subset, forward = self.subset(layer, fold, num_prompts, RESPONSE_GROUP)
+            subset, forward = self.subset(layer, fold, num_prompts, group_size)
             inside.enter_context(fp32_layers(model, (layer,)))
             states = inside.enter_context(final_states(model, subset.batch))
             base_B, base_state_B_D = self.log_probs(forward), torch.cat(states)

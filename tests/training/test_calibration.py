@@ -36,7 +36,7 @@ def _scripted(script: dict[str, str]) -> Any:
         }
         for token in range(VOCABULARY):
             for after in followers.get(token, [ids["<eos>"]]):
-                model.lm_head.weight[after] += embedding[token]  # times sqrt(128), by the final norm
+                model.lm_head.weight[after] += 2 * embedding[token]  # times sqrt(128), by the final norm
     return model
 
 
