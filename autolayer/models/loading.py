@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autolayer.core.errors import ModelError
 from autolayer.models.base_check import check_base, check_weights, has_weights
 from autolayer.models.device import find_device
-from autolayer.models.names import model_path
+from autolayer.models.names import gguf_file, model_path
 from autolayer.models.quiet import quiet_transformers
 from autolayer.models.validation import (
     check_causal,
@@ -23,6 +23,8 @@ from autolayer.models.validation import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,8 +82,10 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     )
 
 
-def meta_model(name: str) -> PreTrainedModel:
+def meta_model(name: str, *, only_header: bool = False) -> PreTrainedModel:
     """Builds a model without weights on the meta device, which has all names, shapes and dtypes.
+
+    With `only_header`, a GGUF file is not converted; then the dtypes are not those that it is trained in.
 
     Raises:
         ModelError: The configuration cannot be read, or describes no causal language model.
@@ -90,8 +94,9 @@ def meta_model(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers(), reading(name):
-        config = read_config(name)
-        if has_weights(name):
+        file = gguf_file(name) if only_header else None
+        config = read_config(name) if file is None else _read_header(file)
+        if file is None and has_weights(name):
             model = _read_weights(name, device_map="meta")
         else:  # of the Hub, and not fetched yet
             with torch.device("meta"):
@@ -167,6 +172,12 @@ def read_config(name: str) -> Any:
         config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
         check_kind(name, config)
         return config
+
+
+def _read_header(file: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
 
 
 def _read_model(name: str) -> Any:

@@ -112,9 +112,16 @@ def full_name(name: str) -> str:
 
 def titled(name: str) -> str:
     """Returns a model name as results show it; that of a GGUF file tells how its weights were quantized."""
+    file = gguf_file(name)
+    return name if file is None else title(name, file)
+
+
+def gguf_file(name: str) -> Path | None:
+    """Returns the GGUF file that a model name stands for, or None if it is another kind of model."""
+    if name == SMOLLM2:
+        return None if smollm2_on_hub() else smollm2_file()
     path = Path(name).expanduser()
-    file = (None if smollm2_on_hub() else smollm2_file()) if name == SMOLLM2 else path if is_gguf(path) else None
-    return name if file is None or name in EMBEDDED else title(name, file)
+    return path if name not in EMBEDDED and is_gguf(path) else None
 
 
 def model_path(name: str) -> str:

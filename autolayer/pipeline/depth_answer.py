@@ -14,6 +14,7 @@ from autolayer.core.layer_set import parse_layers
 from autolayer.core.run_folder import REPORT, RESULT, open_run
 from autolayer.models.layers import find_layers
 from autolayer.models.loading import meta_model
+from autolayer.models.names import titled
 from autolayer.pipeline.defaults import check_names
 from autolayer.reporting.html import html_page
 from autolayer.reporting.results import Baseline, PickResult, RankingRow, versions
@@ -32,7 +33,7 @@ def answer_from_depth(config: Config, until: str | None = None) -> PickResult:
             "nothing: leave it out, or give --budget 0.1."
         )
     check_names(config)
-    model = meta_model(config.model)
+    model = meta_model(config.model, only_header=True)
     num_layers = len(find_layers(model))
     candidates = parse_layers(config.layers, num_layers, config.model)
     assert candidates != "full"
@@ -56,7 +57,7 @@ def answer_from_depth(config: Config, until: str | None = None) -> PickResult:
     def result(signature: str) -> PickResult:
         return PickResult(
             status="prior",
-            model=config.model,
+            model=titled(config.model),
             task=config.task_name,
             algorithm=config.algorithm,
             num_layers=num_layers,

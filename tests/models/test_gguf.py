@@ -39,6 +39,15 @@ def test_a_file_loads_as_the_model_that_it_was_made_from(tmp_path, cache):
     assert sum(p.numel() for p in meta_model(str(file)).parameters()) == sum(p.numel() for p in plain.parameters())
 
 
+def test_a_header_tells_the_shapes_without_a_conversion(tmp_path, cache):
+    file = write_gguf(tmp_path / "small.gguf")
+    shape = meta_model(str(file), only_header=True)
+    assert {name: p.shape for name, p in shape.named_parameters()} == {
+        name: p.shape for name, p in build_llama().named_parameters()
+    }
+    assert not cache.exists()
+
+
 def test_its_tokenizer_is_what_the_file_says(tmp_path):
     tokenizer = load_model(str(write_gguf(tmp_path / "small.gguf")), device="cpu").tokenizer
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)

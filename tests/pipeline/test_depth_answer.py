@@ -76,7 +76,7 @@ def test_no_weights_are_read(big: str, tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*arguments: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(loading, "_read_model", refuse)
+    monkeypatch.setattr(loading, "_read_weights", refuse)
     assert answer_from_depth(Config(model=big, budget=0, out=str(tmp_path / "run"))).status == "prior"
 
 
