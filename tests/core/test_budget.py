@@ -24,7 +24,7 @@ from autolayer.core.budget import (
 from autolayer.core.config import Config, ProbeConfig, SearchConfig
 from autolayer.core.costs import Cost, CostModel
 from autolayer.core.layer_set import Layers
-from autolayer.core.probe_plan import largest, plan_probes, probe_budget, probe_cost
+from autolayer.core.probe_plan import largest, plan_probes, probe_budget, probe_cost, response_layers
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.train_only import train_only
 from autolayer.probes.run_probes import run_probes
@@ -122,12 +122,13 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         tokens = group * (units.prompt_tokens + units.completion_tokens)
         depth, head = units.costs.num_layers, units.costs.head_ratio
         # Each layer's passes begin at that layer; what enters it is made once, by going up to the highest.
-        above = sum(depth - layer + head for layer in candidates)
+        measured = response_layers(candidates, plan.response_layers)
+        above = sum(depth - layer + head for layer in measured)
         generated = Cost(generated_tokens=group * units.completion_tokens)
         generate = units.costs.forward(tokens) + generated
         shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
         judged = plan.response_folds * plan.response_prompts * min(2, group) / group
-        responses = Cost(layer_tokens=tokens * judged * (8 * above + max(candidates)))
+        responses = Cost(layer_tokens=tokens * judged * (10 * above + max(measured)))
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
             burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
