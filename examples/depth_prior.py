@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Fits the depth prior to every curve of a pretrained language model trained by RL, and prints what it is worth.
 
     python examples/depth_prior.py           # half a minute on one core; nothing is downloaded

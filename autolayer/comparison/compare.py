@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """`compare`: predicted against measured contribution, judged against the noise ceiling and every baseline. No torch."""
 
 from collections.abc import Sequence

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """The figure of a comparison: contribution by depth, measured and predicted, and the baselines' choices.
 
 matplotlib is an extra (`autolayer[figures]`), imported only when a figure is drawn. The same numbers give the same

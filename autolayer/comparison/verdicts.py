@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Verdicts: the outcome of a comparison in plain words, no stronger than the numbers are.
 
 A sentence never says more than "on this file": which layer contributes depends on the model and the task. No torch.

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """The dtype that a model computes in: its checkpoint's own, or float32 on a CPU without fast bfloat16.
 
 Weights keep values that the checkpoint's dtype can hold. So what is sampled, measured and written is the same model in

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """GGUF files as base models: each is converted once to a Hugging Face folder, which then loads like any other.
 
 transformers reads the file and dequantizes it. A quantized file becomes a folder in bfloat16, kept in the Hub's home

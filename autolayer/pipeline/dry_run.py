@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Plans a run from the model's configuration and the task's data, for `--dry-run` and `doctor`. No weights are loaded.
 
 Lengths are not known before calibration, so completions are assumed to use all of `max_new_tokens`: shares of the cost

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Speed on a real pretrained model: generation against `generate`, and a training step against its floor.
 
     python examples/benchmarks/real_speed.py FOLDER_OR_NAME       # SmolLM2-135M: 5 minutes on 2 cores

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Asks the tool about RealBench's environments: what `pick` predicts before any short run, for three seeds.
 
 python examples/realbench/ask.py smollm2.sums.grpo             # a minute a seed on two cores

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Measures RealBench: trains arm after arm and keeps each learning curve in results/. Ends any time, and resumes.
 
     python examples/realbench/run.py smollm2.sums.grpo              # every arm: 3 to 20 minutes each on one core

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Prints RealBench: the contribution of every measured layer, and how well each signal predicts it.
 
     python examples/realbench/table.py                              # seconds

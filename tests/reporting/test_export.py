@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """What `export` prints is read as each trainer reads it, and trains exactly the chosen layers.
 
 TRL and PEFT are the real ones. The other rules are those of the cited versions, rewritten in two lines.
