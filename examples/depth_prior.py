@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Fits the depth prior to every curve of a pretrained language model trained by RL, and prints what it is worth.
 
     python examples/depth_prior.py           # half a minute on one core; nothing is downloaded
@@ -27,7 +25,7 @@ RL = [name for name, curve in CURVES.items() if curve.algorithm != "sft"]
 WHOLE = [name for name in RL if len(CURVES[name].values()) >= MIN_KNOWN]
 FITTED = [name for name in RL if name in WHOLE or len(CURVES[name].best) >= MIN_KNOWN]
 
-Shape = Callable[[np.ndarray, Sequence[float]], np.ndarray]
+Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 FORMS: dict[str, tuple[Shape, tuple[float, ...]]] = {
     "closeness to .40 (before)": (lambda d, p: -np.abs(d - 0.40), ()),
     "closeness to .45": (lambda d, p: -np.abs(d - 0.45), ()),

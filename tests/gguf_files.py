@@ -55,7 +55,7 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    for key, value in {"tokenizer.ggml.pre": "smollm", **metadata}.items():
+    for key, value in {"tokenizer__ggml__pre": "smollm", **metadata}.items():
         writer.add_string(key.replace("__", "."), value)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():

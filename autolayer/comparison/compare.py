@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """`compare`: predicted against measured contribution, judged against the noise ceiling and every baseline. No torch."""
 
 from collections.abc import Sequence
@@ -165,11 +163,13 @@ def _row(
     name: str, scores_L: np.ndarray, band: Sequence[np.ndarray] | None, measured: Curve, layers: list[int]
 ) -> JudgedRanking:
     """Judges one ranking; for `random`, by expected values over all rankings."""
+    auc_best, auc_worst = _aucs(scores_L, measured, layers)
     row = JudgedRanking(
         name=name,
         kind="prediction" if name == "prediction" else "baseline" if name in BASELINES else "probe",
         picks=() if name == "random" else tuple(layers[place] for place in metrics.picks(scores_L)),
-        **_aucs(scores_L, measured, layers),
+        auc_best=auc_best,
+        auc_worst=auc_worst,
     )
     if measured.only_ends:
         return row
@@ -191,10 +191,10 @@ def _row(
     )
 
 
-def _aucs(scores_L: np.ndarray, measured: Curve, layers: list[int]) -> dict[str, float | None]:
-    """Judges how a ranking places the best and the worst layers."""
+def _aucs(scores_L: np.ndarray, measured: Curve, layers: list[int]) -> tuple[float | None, float | None]:
+    """Judges how a ranking places the best and the worst layers, as two areas under the ROC curve."""
     rising = sorted(layers, key=lambda layer: measured.values.get(layer, 0.0))
     count = min(NUM_ENDS, len(layers) // 2)
     ends = (measured.best, measured.worst) if measured.only_ends else (rising[::-1], rising)
     best_L, worst_L = (np.isin(layers, end[:count]) for end in ends)
-    return {"auc_best": metrics.auc(scores_L, best_L), "auc_worst": metrics.auc(-scores_L, worst_L)}
+    return metrics.auc(scores_L, best_L), metrics.auc(-scores_L, worst_L)

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """The figure of a comparison: contribution by depth, measured and predicted, and the baselines' choices.
 
 matplotlib is an extra (`autolayer[figures]`), imported only when a figure is drawn. The same numbers give the same
@@ -115,8 +113,11 @@ def _baselines(axes: Axes, judged: Judgement) -> None:
 
 def _bars(points: Sequence[LayerPoint]) -> list[list[float]] | None:
     """Returns distances to both ends; 0 on the side where a value is outside of its own interval."""
-    ends = [(point.measured, point.measured_low, point.measured_high) for point in points]
-    known = [(value - low, high - value) for value, low, high in ends if None not in (value, low, high)]
+    known = [
+        (point.measured - point.measured_low, point.measured_high - point.measured)
+        for point in points
+        if point.measured is not None and point.measured_low is not None and point.measured_high is not None
+    ]
     if len(known) < len(points):
         return None
     return [[max(0.0, pair[side]) for pair in known] for side in (0, 1)]

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Verdicts: the outcome of a comparison in plain words, no stronger than the numbers are.
 
 A sentence never says more than "on this file": which layer contributes depends on the model and the task. No torch.
@@ -126,7 +124,7 @@ def _ceiling(judged: Judgement, spearman: float) -> str:
 
 
 def _regret(judged: Judgement, prediction: JudgedRanking) -> str:
-    lost = {row.name: f"{round(row.regret, 2) + 0.0:.2f}" for row in judged.rows}  # + 0.0: no -0.00
+    lost = {row.name: f"{round(row.regret, 2) + 0.0:.2f}" for row in judged.rows if row.regret is not None}  # no -0.00
     single, picked = len(prediction.picks) == 1, name_layers(prediction.picks)
     return (
         f"Its pick{'' if single else 's'}, {picked}, {'loses' if single else 'lose on average'} {lost['prediction']} "

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """The dtype that a model computes in: its checkpoint's own, or float32 on a CPU without fast bfloat16.
 
 Weights keep values that the checkpoint's dtype can hold. So what is sampled, measured and written is the same model in
@@ -64,5 +62,5 @@ def widen(loaded: LoadedModel, dtype: torch.dtype) -> None:
         return
     loaded.weight_hash  # noqa: B018  (computed from the weights as they are stored)
     loaded.stored_dtypes = {name: parameter.dtype for name, parameter in loaded.model.named_parameters()}
-    loaded.model.to(dtype)
+    torch.nn.Module.to(loaded.model, dtype)
     loaded.model.config.dtype = dtype

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """GGUF files as base models: each is converted once to a Hugging Face folder, which then loads like any other.
 
 transformers reads the file and dequantizes it. A quantized file becomes a folder in bfloat16, kept in the Hub's home
@@ -95,10 +93,12 @@ def smollm2_file() -> Path | None:
 def title(name: str, file: Path) -> str:
     """Returns the name of a converted model as results show it, with the form that its weights had."""
     from gguf import LlamaFileType
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     kind = read_gguf_metadata(str(file))[0].get("general.file_type")
-    known = {each.value: each.name.removeprefix("MOSTLY_").removeprefix("ALL_") for each in LlamaFileType}
+    known: dict[Any, str] = {
+        each.value: each.name.removeprefix("MOSTLY_").removeprefix("ALL_") for each in LlamaFileType
+    }
     origin = f" of {SMOLLM2_PACKAGE} {importlib.metadata.version(SMOLLM2_PACKAGE)}" if name == SMOLLM2 else ""
     return f"{name} (GGUF {known.get(kind, 'of unknown type')}{origin}, dequantized)"
 
@@ -156,7 +156,7 @@ def _write(file: Path, source: Path, place: Path) -> None:
     import torch
     from gguf import GGUFReader
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     from autolayer.models.disk_space import check_disk_space
 
@@ -174,10 +174,11 @@ def _write(file: Path, source: Path, place: Path) -> None:
     if wanted != found:  # transformers drops tensors that it has no place for, such as biases and RoPE factors
         raise _refused(file, f"it holds {found:,} weights, and {config.model_type} as transformers reads it {wanted:,}")
     check_disk_space(place, 4 * found)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source, config=config, dtype=dtype or torch.bfloat16, quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True, **given,
     )  # fmt: skip
+    model, report = loaded
     if report["missing_keys"]:
         raise _refused(file, f"it lacks {', '.join(sorted(report['missing_keys'])[:3])}")
     _as_unquantized(model).save_pretrained(place)
@@ -185,7 +186,7 @@ def _write(file: Path, source: Path, place: Path) -> None:
 
 
 def _check_metadata(file: Path, metadata: Mapping[str, Any]) -> None:
-    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+    from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 

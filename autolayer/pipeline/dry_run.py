@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Plans a run from the model's configuration and the task's data, for `--dry-run` and `doctor`. No weights are loaded.
 
 Lengths are not known before calibration, so completions are assumed to use all of `max_new_tokens`: shares of the cost
@@ -8,6 +6,8 @@ stay about right, absolute numbers are upper bounds.
 
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from autolayer.core.budget import (
     UnitCosts,
@@ -58,7 +58,7 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
     open_run(config).check()
     task = check_before_loading(config, "pick")
     model, tokenizer, device = meta_model(config.model), read_tokenizer(config.model), find_device(config.device)
-    model = model.to(dtype_of_run(config, "pick", model, device))
+    model = nn.Module.to(model, dtype_of_run(config, "pick", model, device))
     task = apply_length_limits(config, task, tokenizer, max_positions(model.config))
     config = resolve(config, task)
     assert config.prompts_per_step is not None

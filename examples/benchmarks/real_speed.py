@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Speed on a real pretrained model: generation against `generate`, and a training step against its floor.
 
     python examples/benchmarks/real_speed.py FOLDER_OR_NAME       # SmolLM2-135M: 5 minutes on 2 cores
@@ -122,14 +120,14 @@ def floor(bench: Workbench, rollouts: Rollouts, layer: int) -> Callable[[], floa
     return once
 
 
-def our_step(bench: Workbench, layer: int) -> Callable[[], float]:
+def our_step(bench: Workbench, engine: TimedEngine, layer: int) -> Callable[[], float]:
     """Seconds of a training step without its sampling; the first step, which also sets TRL up, is left out."""
 
     def once() -> float:
         marks: list[tuple[float, float]] = []
         train_arm(
             bench, Arm(layers=(layer,), learning_rate=1e-6, seed=0), STEPS + 1,
-            on_step=lambda _: marks.append((time.process_time(), bench.engine.cpu_seconds)),
+            on_step=lambda _: marks.append((time.process_time(), engine.cpu_seconds)),
         )  # fmt: skip
         return min(now - then - (sampled - before) for (then, before), (now, sampled) in itertools.pairwise(marks))
 
@@ -151,10 +149,12 @@ def main() -> None:
         rows = train_rows(bench, 0, 1, 1, PROMPTS)
         encoded = encode_prompts(bench.tokenizer, rows, {})
         prompt_ids = [ids for ids in encoded for _ in range(GROUP)]
+        engine = bench.engine
+        assert isinstance(engine, TimedEngine)
         rollouts = bench.sample(rows, [request_seed("speed", i) for i in range(PROMPTS * GROUP)], GROUP)
         cases = {"generation, ms per token": (plain_generation(bench, prompt_ids), our_generation(bench, prompt_ids))}
         for layer in layers:
-            cases[f"training step, layer {layer}, s"] = floor(bench, rollouts, layer), our_step(bench, layer)
+            cases[f"training step, layer {layer}, s"] = floor(bench, rollouts, layer), our_step(bench, engine, layer)
         best = {name: [float("inf")] * 2 for name in cases}
         for _ in range(options.rounds):
             for name, pair in cases.items():

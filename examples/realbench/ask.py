@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Asks the tool about RealBench's environments: what `pick` predicts before any short run, for three seeds.
 
 python examples/realbench/ask.py smollm2.sums.grpo             # a minute a seed on two cores
@@ -10,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from environments import ENVIRONMENTS, keep
+from real_environments import ENVIRONMENTS, keep
 
 import autolayer
 from autolayer.core.config import Config
@@ -29,8 +27,8 @@ def main() -> None:
         picks = []
         for seed in SEEDS:
             with tempfile.TemporaryDirectory() as scratch:
-                settings = environment.options(options.model, seed) | {"out": str(Path(scratch) / "run")}
-                result = autolayer.pick(Config(**settings), until="probe")
+                config = Config(**environment.options(options.model, seed), out=str(Path(scratch) / "run"))
+                result = autolayer.pick(config, until="probe")
             rows = sorted(result.ranking or (), key=lambda row: row.layer)
             picks.append({
                 "seed": seed,

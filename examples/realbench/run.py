@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Measures RealBench: trains arm after arm and keeps each learning curve in results/. Ends any time, and resumes.
 
     python examples/realbench/run.py smollm2.sums.grpo              # every arm: 3 to 20 minutes each on one core
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environments import ENVIRONMENTS, Environment, keep, load, rewards
+from real_environments import ENVIRONMENTS, Environment, keep, load, rewards
 
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
@@ -32,8 +30,8 @@ NUM_SELECT = 128
 def measure(environment: Environment, model: str | None, num_arms: int | None, seed: int, scratch: Path) -> None:
     """Trains the arms of one seed that are not in the results yet."""
     wanted = [Arm(layers=layers, learning_rate=rate, seed=seed) for layers, rate in environment.arms()[:num_arms]]
-    options = environment.options(model) | {"out": str(scratch / "run"), "learning_rate": 1e-4}
-    with setup(Config(**options)) as run:
+    config = Config(**environment.options(model), out=str(scratch / "run"), learning_rate=1e-4)
+    with setup(config) as run:
         bench = run.bench
         keep(environment, {"base": {split: digits(bench, split, None) for split in ("select", "eval")}})
         for arm in wanted:

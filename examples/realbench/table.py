@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """Prints RealBench: the contribution of every measured layer, and how well each signal predicts it.
 
     python examples/realbench/table.py                              # seconds
@@ -13,7 +11,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from environments import ENVIRONMENTS, load, rewards
+from real_environments import ENVIRONMENTS, load, rewards
 
 from autolayer.comparison.metrics import pearson, spearman
 

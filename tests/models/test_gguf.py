@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 import importlib.metadata
 import json
 from pathlib import Path
@@ -101,7 +99,7 @@ def holding(path: Path, content: bytes) -> Path:
 CASES = {
     "architecture": (lambda path: write_gguf(path, architecture="llada"), "not read the architecture llada"),
     "scaling": (lambda path: write_gguf(path, llama__rope__scaling__type="yarn"), r"RoPE scaling \(yarn\)"),
-    "split": (lambda path: write_gguf(path, **{"tokenizer.ggml.pre": "viking"}), r"tokenizer does \(viking\)"),
+    "split": (lambda path: write_gguf(path, tokenizer__ggml__pre="viking"), r"tokenizer does \(viking\)"),
     "more": (
         lambda path: write_gguf(path, extra={"rope_freqs.weight": numpy.ones(4, numpy.float32)}),
         "holds 35,236 weights, and llama as transformers reads it 35,232",

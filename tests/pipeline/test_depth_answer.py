@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """`pick --budget 0`: an answer from depth alone, without weights, which says that nothing was measured."""
 
 import json
@@ -114,7 +112,7 @@ def test_what_needs_a_budget_is_refused(big: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--budget 0 belongs to `pick`"):
         check_options(Config(**given, layers="1"), "train", (1,), loading.meta_model("tiny"))
     with pytest.raises(AutolayerError, match="--budget -0.1 cannot work"):
-        Config(**given | {"budget": -0.1})
+        Config(model=big, budget=-0.1)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """What `export` prints is read as each trainer reads it, and trains exactly the chosen layers.
 
 TRL and PEFT are the real ones. The other rules are those of the cited versions, rewritten in two lines.
@@ -96,10 +94,13 @@ def by_ms_swift(text: str, model: nn.Module, _: Any) -> None:
 
 
 def by_verl(text: str, model: nn.Module, pretend: Any) -> None:
-    engine = type("FSDPEngine", (), {"_build_module": lambda self: model})
-    pretend("verl.workers.engine.fsdp.transformer_impl", FSDPEngine=engine)
+    class Engine:
+        def _build_module(self) -> nn.Module:
+            return model
+
+    pretend("verl.workers.engine.fsdp.transformer_impl", FSDPEngine=Engine)
     exec(code_of(text, "train_layers.py"), {})
-    assert engine()._build_module() is model
+    assert Engine()._build_module() is model
     assert "actor_rollout_ref.model.external_lib=train_layers" in shlex.split(code_of(text, "the command"), True)
 
 

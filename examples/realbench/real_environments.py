@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
-# pyright: reportPrivateImportUsage=false, reportAssignmentType=false, reportOptionalOperand=false
 """RealBench: which pretrained model is trained on what, by which algorithm."""
 
 import json
@@ -33,7 +31,7 @@ class Environment:
     def name(self) -> str:
         return f"{self.model}.{self.task.rpartition(':')[2]}.{self.algorithm}"
 
-    def options(self, model: str | None, seed: int = 0) -> dict:
+    def options(self, model: str | None, seed: int = 0) -> dict[str, Any]:
         """Returns the settings of a run, as keywords of `autolayer.pick`; `model` is a folder that holds the model."""
         return {
             "model": model or self.model,
@@ -55,9 +53,11 @@ class Environment:
         first = dict.fromkeys([0, round(last / 2), last, round(last * 0.7), round(last * 0.85)])
         others = [layer for layer in dict.fromkeys([*range(0, last, 3), *range(self.num_layers)]) if layer not in first]
         usual, lower, *more = self.rates
-        order: list[tuple[Layers, float]] = [("full", lower), *(((layer,), usual) for layer in first)]
-        order += [("full", rate) for rate in (*more, usual)] + [((layer,), usual) for layer in others]
-        return order + [((layer,), rate) for rate in (lower, *more) for layer in (*first, *others)]
+        full: Layers = "full"
+        alone: list[Layers] = [(layer,) for layer in (*first, *others)]
+        order = [(full, lower), *((layers, usual) for layers in alone[: len(first)])]
+        order += [(full, rate) for rate in (*more, usual)] + [(layers, usual) for layers in alone[len(first) :]]
+        return order + [(layers, rate) for rate in (lower, *more) for layers in alone]
 
 
 ENVIRONMENTS: dict[str, Environment] = {
