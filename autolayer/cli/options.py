@@ -31,7 +31,7 @@ GROUPS = {
         "rollouts", "temperature", "max_new_tokens", "max_prompt_tokens", "thinking", "num_eval",
     ),
     "Devices and machines": ("device", "dtype", "shard", "storage"),
-    "Other": ("reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
+    "Other": ("reward_weights", "reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip
 """Headings of `--help` and their options. All other options come first, under "Options"."""
 
@@ -41,7 +41,7 @@ COMMON = ("model", "task", "data", "reward", "layers", "steps", "budget", "seed"
 METAVARS = {
     "model": "NAME", "task": "NAME", "data": "PATH", "reward": "FILE.py:FUNCTION", "layers": "LAYERS",
     "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "auto|cpu|cuda[:N]",
-    "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
+    "reward_weights": "A,B,...", "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
 }  # fmt: skip
 
 
@@ -114,15 +114,15 @@ def _option(name: str, field: FieldInfo, text: str | None = None) -> click.Optio
     type_, metavar = {int: (click.INT, "N"), float: (click.FLOAT, "NUMBER")}.get(kind, (click.STRING, choices))
     if name == "learning_rate":  # may be 'auto'
         type_ = click.STRING
-    if name in ("data", "reward"):  # a second one would replace the first without a word
-        return ConfigOption([flag], metavar=METAVARS[name], help=text, multiple=True, callback=_only_one)
+    if name in ("data", "reward"):
+        callback = _only_one if name == "data" else None  # a second one would replace the first without a word
+        return ConfigOption([flag], metavar=METAVARS[name], help=text, multiple=True, callback=callback)
     return ConfigOption([flag], type=type_, metavar=METAVARS.get(name, metavar), help=text)
 
 
 def _only_one(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str | None:
     if len(values) > 1:
-        several = "one function that adds up the rewards" if option.name == "reward" else "one file with all rows"
-        raise click.UsageError(f"--{option.name} is given {len(values)} times: give {several}.", ctx)
+        raise click.UsageError(f"--{option.name} is given {len(values)} times: give one file with all rows.", ctx)
     return values[0] if values else None
 
 

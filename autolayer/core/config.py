@@ -31,6 +31,9 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 TABLES = ("probe", "search", "measure", "gigpo", "vllm")
 """The fields of `Config` that are tables in a --config file."""
 
+LARGEST_WEIGHT = 1000
+"""Largest absolute weight of a reward, so that the squares of weighted rewards fit into float32."""
+
 NOT_SIGNED = (
     "out", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
     "accept_changes", "reward_retries",
@@ -62,6 +65,27 @@ def _rate(value: Any) -> Any:
         raise ConfigError(f"--learning-rate {value!r} cannot work: give a number such as 1e-5, or auto.") from None
 
 
+def _rewards(value: Any) -> Any:
+    """Returns one --reward as a text, and several as a tuple of texts."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value or not all(isinstance(text, str) and text for text in value):
+        raise ConfigError(f"--reward {value!r} cannot work: give FILE.py:function, or a list of them.")
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+def _weights(value: Any) -> Any:
+    try:
+        numbers = value.split(",") if isinstance(value, str) else value
+        weights = None if value is None else tuple(map(float, numbers))
+        if weights is not None and not all(abs(weight) <= LARGEST_WEIGHT for weight in weights):  # NaN is not either
+            raise ValueError
+    except (TypeError, ValueError):
+        at_most = f"numbers such as 1,0.2, of at most {LARGEST_WEIGHT}"
+        raise ConfigError(f"--reward-weights {value!r} cannot work: give {at_most}.") from None
+    return weights
+
+
 def _path(value: Any) -> Any:
     if "\0" in str(value):
         raise ConfigError(f"{str(value)!r} cannot be a path: it has a null character.")
@@ -89,8 +113,10 @@ class Config(Settings):
     data: PathText | None = None
     """Your own prompts: a .jsonl file with a 'prompt' column; needs --reward. Or a folder with copies of the public
     data sets that --task reads (FOLDER/openai/gsm8k)."""
-    reward: str | None = None
-    """Your own reward: FILE.py:function with TRL's signature."""
+    reward: Annotated[str | tuple[str, ...] | None, BeforeValidator(_rewards)] = None
+    """Your own reward: FILE.py:function with TRL's signature. Give it several times to add up several rewards."""
+    reward_weights: Annotated[tuple[float, ...] | None, BeforeValidator(_weights)] = None
+    """Weight of each --reward, such as 1,0.2. Default: all weigh 1."""
     reward_retries: Annotated[int, annotated_types.Ge(0), AtMost] = 0
     """Call a reward that has failed again up to N times, after growing pauses, before it ends the run."""
     algorithm: Algorithm = "grpo"
@@ -172,8 +198,10 @@ class Config(Settings):
             "URL of a vLLM server.": self.shard and self.rollouts == "vllm",
             "--shard does not go with --adapter: leave one out.": self.shard and self.adapter is not None,
             "--shard does not go with --dtype float32: leave one out.": self.shard and self.dtype == "float32",
-            f"--data and --reward belong together (got --data {self.data}, --reward {self.reward}): give both, or a "
-            "--task.": has_data != (self.reward is not None),
+            f"--data and --reward belong together (got --data {self.data}, --reward {' '.join(self.rewards) or None}): "
+            "give both, or a --task.": has_data != (self.reward is not None),
+            f"--reward-weights has {len(self.reward_weights or ())} numbers for {len(self.rewards)} --reward: give one "
+            "for each.": self.reward_weights is not None and len(self.reward_weights) != len(self.rewards),
             f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.":
                 self.reward is not None and self.task != DEFAULT_TASK,
             f"--learning-rate {self.learning_rate} and --rates {self.measure.rates} exclude each other: give one.":
@@ -182,6 +210,11 @@ class Config(Settings):
         if problems := [sentence for sentence, is_refused in refused.items() if is_refused]:
             raise ConfigError(" ".join(problems))
         return self
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Every --reward."""
+        return (self.reward,) if isinstance(self.reward, str) else self.reward or ()
 
     @property
     def task_name(self) -> str:
@@ -200,7 +233,8 @@ class Config(Settings):
         """Returns the settings that decide what a run does, as plain values."""
         # What "auto" has come to is signed by `setup`.
         open_fields = (["dtype"] if self.dtype == "auto" else []) + (["gigpo"] if self.algorithm != "gigpo" else [])
-        left_out = (*NOT_SIGNED, *open_fields)
+        unset = [name for name in ("reward_weights",) if getattr(self, name) is None]  # older runs have none of them
+        left_out = (*NOT_SIGNED, *open_fields, *unset)
         rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # a server's address changes no result
         return {name: v for name, v in (self.model_dump() | rollouts).items() if name not in left_out}
 
@@ -211,7 +245,8 @@ class Options(TypedDict, total=False):
     model: str | Path
     task: str
     data: str | Path | None
-    reward: str | None
+    reward: str | tuple[str, ...] | list[str] | None
+    reward_weights: tuple[float, ...] | list[float] | str | None
     reward_retries: int
     algorithm: Algorithm
     layers: LayersLike | None

@@ -150,13 +150,13 @@ def _signed(config: Config, verb: str, loaded: LoadedModel) -> dict[str, object]
     if verb != "measure":
         del signed["measure"]
     files = {
-        "data": config.data if config.reward else None,  # public data sets are not edited
-        "reward": config.reward and config.reward.rsplit(":", 1)[0],
-        "task": config.task.rsplit(":", 1)[0] if ".py:" in config.task else None,
+        "data": [config.data] if config.data and config.reward else [],  # public data sets are not edited
+        "reward": [reward.rsplit(":", 1)[0] for reward in config.rewards],
+        "task": [config.task.rsplit(":", 1)[0]] if ".py:" in config.task else [],
     }
-    for name, path in files.items():
-        if path is not None:
-            signed[f"{name}_hash"] = _hash(Path(path).expanduser().read_bytes())
+    for name, paths in files.items():
+        if contents := [Path(path).expanduser().read_bytes() for path in paths]:
+            signed[f"{name}_hash"] = _hash(b"\0".join(contents))
     if config.history is not None:
         contents = [file.read_bytes() for file in known.files(config.history)]
         signed["history_hash"] = _hash(b"\0".join(contents))

@@ -112,7 +112,7 @@ def average_by_item(task: Task, requests: EvaluationRequests, rollouts: Rollouts
         truncated_I=by_item([not finished for finished in rollouts.finished]),
         well_formed_I=None if formed is None else by_item(rollouts.well_formed(formed)),
         suites_I=requests.suites_I,
-        metrics=dict(rollouts.metrics),
+        metrics=rollouts.logged,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -52,6 +53,12 @@ class Rollouts:
     group_size: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics that the reward logged (TRL's `log_metric`), averaged over the batch."""
+    judgements: list[Mapping[str, float | None]] = field(default_factory=list)
+    """What each reward function returned for each completion; nothing where an environment gives the rewards."""
+
+    def __post_init__(self) -> None:
+        if not self.judgements:
+            object.__setattr__(self, "judgements", [{} for _ in self.rewards])
 
     @classmethod
     def of_one_turn(
@@ -64,6 +71,7 @@ class Rollouts:
         group_size: int,
         log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
+        judgements: Sequence[Mapping[str, float | None]] = (),
     ) -> Rollouts:
         """Builds the rollouts of a task without an environment; every list has one entry per completion."""
         return cls(
@@ -77,7 +85,16 @@ class Rollouts:
             log_probs=log_probs or [None] * len(prompt_ids),
             group_size=group_size,
             metrics=dict(metrics),
+            judgements=list(judgements),
         )
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The metrics and, with several reward functions, the mean of each over what it judged, as TRL names it."""
+        names = list(self.judgements[0]) if self.judgements else []
+        known = {name: [value for each in self.judgements if (value := each[name]) is not None] for name in names}
+        means = {f"rewards/{name}/mean": statistics.fmean(values) for name, values in known.items() if values}
+        return {**self.metrics, **(means if len(names) > 1 else {})}
 
     @property
     def texts(self) -> list[str]:
@@ -112,12 +129,12 @@ class Rollouts:
 
     @classmethod
     def joined(cls, parts: Sequence[Rollouts], group_size: int) -> Rollouts:
-        """Joins consecutive parts; metrics are averaged by number of completions."""
+        """Joins consecutive parts; a metric is averaged by number of completions over the parts that have it."""
         whole: dict[str, Any] = {name: [entry for part in parts for entry in getattr(part, name)] for name in LISTS}
         metrics: dict[str, float] = {}
-        for part in parts:
-            for name, value in part.metrics.items():  # each value is a mean over its part
-                metrics[name] = metrics.get(name, 0.0) + value * len(part.rewards) / len(whole["rewards"])
+        for name in dict.fromkeys(name for part in parts for name in part.metrics):
+            logged = [(part.metrics[name], len(part.rewards)) for part in parts if name in part.metrics]
+            metrics[name] = sum(value * count for value, count in logged) / sum(count for _, count in logged)
         return cls(**whole, group_size=group_size, metrics=metrics)
 
     def ungrouped(self, completions: slice) -> Rollouts:
@@ -139,5 +156,7 @@ class Rollouts:
         return Rollouts(**taken, group_size=group_size)
 
 
-LISTS = ("prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs")
+LISTS = (
+    "prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs", "judgements",
+)  # fmt: skip
 """The fields of Rollouts with one entry per completion."""

@@ -1,6 +1,10 @@
 """Samples completions or whole episodes for rows of a task, and scores them by the task's reward."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Any
 
 from autolayer.distributed.fsdp import is_sharded
 from autolayer.distributed.process_group import ProcessGroup, attempt
@@ -9,6 +13,7 @@ from autolayer.rollouts.multi_turn import play_episodes
 from autolayer.rollouts.prompts import encode_prompts
 from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks.base import Row, Task
+from autolayer.tasks.rewards import as_number
 
 
 def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
@@ -26,10 +31,13 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     completion_ids = [list(ids) for ids in kept]
     decoded = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, decoded, strict=True)]
-    metrics: dict[str, float] = {}
-    rewards = task.score(repeated, texts, completion_ids, log_metric=metrics.__setitem__)
+    logged: defaultdict[str, list[float]] = defaultdict(list)
+    rewards, judgements = task.judge(repeated, texts, completion_ids, log_metric=partial(_log, logged))
     log_probs = [completion.log_probs for completion in kept]
-    return Rollouts.of_one_turn(prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics)
+    metrics = {name: fmean(values) for name, values in logged.items()}
+    return Rollouts.of_one_turn(
+        prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics, judgements
+    )
 
 
 def sample_on_all_ranks(
@@ -62,3 +70,9 @@ def sample_on_all_ranks(
         return Rollouts.joined(parts, group_size)
     finally:
         engine.sleep()
+
+
+def _log(logged: defaultdict[str, list[float]], name: str, value: Any) -> None:
+    """Adds a value that a reward logs; one that is no finite number is left out, because nothing is decided by it."""
+    if (number := as_number(value)) is not None:
+        logged[name].append(number)

@@ -3,6 +3,7 @@
 Importing this loads neither torch nor datasets, so that a mistyped name is refused before anything heavy is imported.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -98,7 +99,8 @@ def check_task_name(config: Config, forms: Mapping[str, str] | None = None) -> N
     """
     if config.reward is not None:
         check_path(str(config.data))
-        parse_reference("--reward", config.reward)
+        for reference in config.rewards:
+            parse_reference("--reward", reference)
         return
     if config.data is not None and not Path(config.data).is_dir():
         raise ConfigError(
@@ -140,9 +142,9 @@ def load_task(config: Config, *, chat: bool) -> Task:
 def _read_task(config: Config, chat: bool) -> Task:
     """Returns the user's task, all rows of which are then checked, or a built-in one, which checks what it reads."""
     if config.reward is not None:
-        # The reward is loaded first, because its errors show at once and a large file takes a while to read.
-        reward = load_reward(config.reward)
-        return _with_checked_rows(load_jsonl(str(config.data), reward))
+        # The rewards are loaded first, because their errors show at once and a large file takes a while to read.
+        rewards = [load_reward(reference) for reference in config.rewards]
+        return _with_checked_rows(load_jsonl(str(config.data), rewards, config.reward_weights))
     with local_copies(config.data) as read:
         if is_reference(config.task):
             task = _with_checked_rows(load_custom_task(config, chat=chat))
@@ -158,11 +160,9 @@ def _read_task(config: Config, chat: bool) -> Task:
 
 
 def _with_checked_rows(task: Task) -> Task:
-    """Returns the task after its reward's `check_row`, if it has one, has accepted every row."""
-    check_row = getattr(task.reward, "check_row", None)
-    if check_row is None:
-        return task
-    for name, rows in task.splits.items():
+    """Returns the task after `check_row`, where a reward has one, has accepted every row."""
+    checks = [check for reward in task.rewards if (check := getattr(reward, "check_row", None)) is not None]
+    for (name, rows), check_row in itertools.product(task.splits.items(), checks):
         for index, row in enumerate(rows):
             try:
                 check_row(row)

@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
-from autolayer.tasks.rewards import PASSED_BY_TRL, as_completion, call_reward, check_signature, retried, show
+from autolayer.tasks.reward_functions import Judgement, checked_weights, judge_all, weighted_sums
+from autolayer.tasks.rewards import PASSED_BY_TRL, arguments, as_completion, check_signature, show
 from autolayer.tasks.suites import Decoding, check_suites
 
 SPLITS = ("train", "probe", "select", "eval")
@@ -48,9 +48,11 @@ class Task:
     name: str
     splits: Mapping[str, Sequence[Row]]
     """Rows of each of `SPLITS`, in an order that is kept: code that needs fewer rows takes the first ones."""
-    reward: Callable[..., Any] | None = None
-    """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion. None
-    if an environment gives the rewards."""
+    reward: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None
+    """TRL's signature: `reward(prompts=, completions=, completion_ids=, **columns)`, one number per completion, or
+    several such functions, whose rewards are added up. None if an environment gives the rewards."""
+    reward_weights: Sequence[float] | None = None
+    """Weight of each reward function. None: all weigh 1."""
     reward_retries: int = 0
     """Times that a reward which has failed is called again before it ends the run."""
     max_new_tokens: int
@@ -93,7 +95,16 @@ class Task:
         if self.reward is not None and self.environment is not None:
             raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")
         if self.environment is None:
-            check_signature(self.reward, [name for name in self.splits["train"][0] if name != "prompt"])
+            for function in self.rewards or (None,):
+                check_signature(function, [name for name in self.splits["train"][0] if name != "prompt"])
+        checked_weights(self.reward_weights, len(self.rewards))
+
+    @property
+    def rewards(self) -> tuple[Callable[..., Any], ...]:
+        """The reward functions; none if an environment gives the rewards."""
+        if isinstance(self.reward, list | tuple):
+            return tuple(self.reward)
+        return () if self.reward is None else (self.reward,)  # pyright: ignore[reportReturnType]
 
     @property
     def is_chat(self) -> bool:
@@ -113,7 +124,17 @@ class Task:
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[..., None] | None = None,
     ) -> list[float]:
-        """Returns the rewards of completions, called and checked as in training.
+        """Returns the rewards of completions, called and checked as in training; the arguments are those of `judge`."""
+        return self.judge(rows, texts, completion_ids, log_metric)[0]
+
+    def judge(
+        self,
+        rows: Sequence[Row],
+        texts: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        log_metric: Callable[..., None] | None = None,
+    ) -> tuple[list[float], list[Judgement]]:
+        """Returns the rewards of completions, and what each reward function returned for each of them.
 
         Args:
             rows: The row of each completion, so a row repeats for every completion of its group.
@@ -122,25 +143,24 @@ class Task:
             log_metric: Called with a name and a number for each metric that the reward logs.
 
         Raises:
-            RewardError: The reward raised, or returned something other than one finite number per completion.
+            RewardError: A reward raised, or returned something other than one finite number per completion, or no
+                reward judges a completion.
         """
         if len(rows) != len(texts):
             raise RewardError(f"{len(texts)} completions for {len(rows)} rows: pass one row per completion.")
         if not rows:
-            return []
-        assert self.reward is not None, "an environment gives its rewards itself"
+            return [], []
+        assert self.rewards, "an environment gives its rewards itself"
         columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        call = partial(
-            call_reward,
-            self.reward,
-            prompts=[row["prompt"] for row in rows],
-            completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
-            completion_ids=[[] for _ in rows] if completion_ids is None else list(completion_ids),
-            trainer_state=self.trainer_state,
-            log_metric=log_metric,
-            **columns,
-        )
-        return retried(call, self.reward_retries)
+        columns |= {
+            "prompts": [row["prompt"] for row in rows],
+            "completions": [as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
+            "completion_ids": [[] for _ in rows] if completion_ids is None else list(completion_ids),
+        }
+        given = arguments(columns, self.trainer_state, log_metric)
+        judgements = judge_all(self.rewards, given, self.reward_retries)
+        weights = checked_weights(self.reward_weights, len(self.rewards))
+        return weighted_sums(self.rewards, weights, given, judgements), judgements
 
 
 def as_prompt(text: str, chat: bool) -> Any:

@@ -6,7 +6,7 @@ optionally a `split`. Left out on purpose: other formats, each with its own rule
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def check_path(path: str) -> None:
         raise DataError(f"--data {path} does not exist (looked for {file.absolute()}): give the path of a .jsonl file.")
 
 
-def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
+def load_jsonl(path: str, rewards: Sequence[Callable[..., Any]], weights: Sequence[float] | None = None) -> Task:
     """Loads the task of `--data` and `--reward`.
 
     Rows go to the split that their `split` column names, which the reward does not see, or else to that of their
@@ -43,7 +43,13 @@ def load_jsonl(path: str, reward: Callable[..., Any]) -> Task:
     splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
     for row in sorted(_read_rows(path), key=lambda row: prompt_hash(row["prompt"])):
         splits[row.pop("split", None) or split_of(row["prompt"])].append(row)
-    return Task(name=Path(path).stem, splits=splits, reward=reward, max_new_tokens=MAX_NEW_TOKENS)
+    return Task(
+        name=Path(path).stem,
+        splits=splits,
+        reward=rewards,
+        reward_weights=weights,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
 
 
 def _read_rows(path: str) -> list[Row]:

@@ -1,7 +1,8 @@
 """Calls a reward function the way TRL does, and refuses what is not a reward.
 
-A reward that fails must never become a number: a None or NaN in a group shifts every advantage in it. This module does
-not know tasks, so that the user's own pipeline can use `call_reward` as well.
+A reward that fails must never become a number: a NaN in a group shifts every advantage in it. A None says that the
+function does not judge a completion, as in TRL. This module does not know tasks, so that the user's own pipeline can
+use `call_reward` as well.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ import numbers
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from autolayer.core.errors import OverdueError, RewardError
@@ -62,17 +64,44 @@ def call_reward(
     calls `log_metric` with a name and a number. The message of the `RewardError` shows the first sample that failed;
     it is an `OverdueError` if the reward was still running after the deadline of the run.
     """
-    check_signature(function, columns)
+    columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+    given = arguments(columns, trainer_state, log_metric)
+    return [judged_by_one([function], given, index, value) for index, value in enumerate(judge(function, given))]
 
-    def sample(index: int) -> str:
-        return f"sample {index}: prompt {show(prompts[index])}, completion {show(completions[index])}"
 
-    # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
-    given = copy.deepcopy({"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns})
+def arguments(
+    columns: Mapping[str, Sequence[Any]], trainer_state: Any = None, log_metric: Callable[..., None] | None = None
+) -> dict[str, Any]:
+    """Returns everything that TRL passes to a reward function by name; `columns` include prompts and completions."""
+    # TRL's log_extra adds columns to a table of completions, which there is not here.
+    return {**columns, "trainer_state": trainer_state, "log_extra": _ignore, "log_metric": log_metric or _ignore}
+
+
+def begin(function: Callable[..., Any], given: Mapping[str, Any]) -> Future[Any] | None:
+    """Starts a coroutine function, so that it runs beside others, and returns None for any other function."""
+    call = function if inspect.iscoroutinefunction(function) else getattr(function, "__call__", None)  # noqa: B004
+    if not inspect.iscoroutinefunction(call):
+        return None
+
+    async def run() -> Any:
+        return await _call(function, given)
+
+    return asyncio.run_coroutine_threadsafe(run(), _event_loop())
+
+
+def judge(
+    function: Callable[..., Any], given: Mapping[str, Any], begun: Future[Any] | None = None
+) -> list[float | None]:
+    """Calls a reward function with `arguments`, or awaits one that has `begun`, and checks what it returns.
+
+    Returns one finite number per completion, or None where the function does not judge it. Errors are those of
+    `call_reward`.
+    """
+    completions = given["completions"]
+    check_signature(function, [name for name in given if name not in PASSED_BY_TRL])
     try:
         with keeping_process_state(), interrupted_when_overdue(len(completions)):
-            logs = {"log_extra": _ignore, "log_metric": log_metric or _ignore}
-            result = wait_for(function(trainer_state=trainer_state, **logs, **given))
+            result = wait_for(_call(function, given)) if begun is None else begun.result()
             # Still inside the `try`, because a generator runs the user's code only here.
             is_list = isinstance(result, Iterable) and not isinstance(result, (str, bytes, dict))
             values = list(result) if is_list else None
@@ -86,7 +115,7 @@ def call_reward(
     except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
-            f"{sample(0)}. Mend the function; for a completion that it cannot read it should return 0.0. If it "
+            f"{sample(given, 0)}. Mend the function; for a completion that it cannot read it should return 0.0. If it "
             "fails only now and then, --reward-retries calls it again."
         ) from error
     if values is None:
@@ -97,19 +126,41 @@ def call_reward(
     if len(values) != len(completions):
         raise RewardError(
             f"reward function {describe(function)} returned {len(values)} numbers for {len(completions)} completions "
-            f"(prompts repeat, one for each completion). The batch began with {sample(0)}. Return one number per "
-            "completion, in their order."
+            f"(prompts repeat, one for each completion). The batch began with {sample(given, 0)}. Return one number "
+            "per completion, in their order."
         )
-    rewards = []
-    for index, value in enumerate(values):
-        reward = as_number(value)
-        if reward is None:
+    rewards = [None if value is None else as_number(value) for value in values]
+    for index, (value, reward) in enumerate(zip(values, rewards, strict=True)):
+        if reward is None and value is not None:
             raise RewardError(
-                f"reward function {describe(function)} returned {show(value)} for {sample(index)}. Return a finite "
-                f"number of at most {LARGEST:g} for every completion: 0.0 where it earns nothing."
+                f"reward function {describe(function)} returned {show(value)} for {sample(given, index)}. Return a "
+                f"finite number of at most {LARGEST:g} for every completion: 0.0 where it earns nothing."
             )
-        rewards.append(reward)
     return rewards
+
+
+def judged_by_one(
+    functions: Sequence[Callable[..., Any]], given: Mapping[str, Any], index: int, reward: float | None
+) -> float:
+    """Returns the reward of a completion, and refuses None: it is a completion that no function judges."""
+    if reward is None:
+        names = " and ".join(map(describe, functions))
+        raise RewardError(
+            f"reward function {names} returned None for {sample(given, index)}, so that nothing judges it. Return a "
+            "finite number for every completion, 0.0 where it earns nothing, or leave such rows out of the data."
+        )
+    return reward
+
+
+def sample(given: Mapping[str, Any], index: int) -> str:
+    """Returns the prompt and the completion of an index in words."""
+    return f"sample {index}: prompt {show(given['prompts'][index])}, completion {show(given['completions'][index])}"
+
+
+def _call(function: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    # A reward may write to what it is given: the task's rows and the rollouts must not change with it.
+    shared = {name: given[name] for name in ("trainer_state", "log_extra", "log_metric")}
+    return function(**copy.deepcopy({name: given[name] for name in given if name not in shared}), **shared)
 
 
 def retried(call: Callable[[], T], times: int) -> T:

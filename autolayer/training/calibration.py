@@ -104,7 +104,7 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
             "completion": rollouts.texts[0][:500],
             "reward": rollouts.rewards[0],
         },
-        reward_metrics=dict(rollouts.metrics),
+        reward_metrics=rollouts.logged,
     )
 
 

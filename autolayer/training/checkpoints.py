@@ -32,6 +32,9 @@ class History:
     """Mean reward of every group, by training step."""
     costs: Mapping[int, Cost]
     """Maps each checkpointed step to the cost of training up to it; step 0 has no entry."""
+    metrics: tuple[Mapping[str, float], ...] = ()
+    """Means that were logged in each training step: of every reward function, if there are several, and what they log
+    themselves. Older histories have none."""
 
 
 class Checkpoints:
@@ -49,15 +52,16 @@ class Checkpoints:
         *,
         rewards: Sequence[Sequence[float]],
         cost: Cost,
+        metrics: Sequence[Mapping[str, float]] = (),
     ) -> Arm:
         """Saves a checkpoint of an arm that has been trained up to `to_step`, completely or not at all.
 
-        `rewards` and `cost` are those of the steps since `arm.step`: the mean reward of every group by step. The
+        `rewards` (the mean of every group by step), `cost` and `metrics` are those of the steps since `arm.step`. The
         previous checkpoint stays, because an interrupted rung is repeated from it. Checkpoints of later steps are
         deleted, because they belong to an earlier training, whose rewards are overwritten.
         """
         saved = self._at_checkpoint(arm, to_step)
-        self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost))
+        self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost, metrics))
         return saved
 
     def read(self, arm: Arm) -> dict[str, torch.Tensor]:
@@ -97,7 +101,7 @@ class Checkpoints:
         final = Checkpoints(self.folder, self.process_group, FINAL)
         if arm.step and final.latest(arm) == arm:
             history = self._history(arm)
-            kept = {"rewards": history.rewards, "costs": {step: asdict(cost) for step, cost in history.costs.items()}}
+            kept = asdict(history)
             self.process_group.on_rank_0(lambda: self._run_folder.write(final._history_of(arm), kept, indent=None))
         return final
 
@@ -112,6 +116,7 @@ class Checkpoints:
         tensors: Mapping[str, torch.Tensor],
         rewards: Sequence[Sequence[float]],
         cost: Cost,
+        metrics: Sequence[Mapping[str, float]],
     ) -> None:
         history = self._history(arm)
         for path in self._files(arm):
@@ -119,7 +124,12 @@ class Checkpoints:
                 path.unlink()
         costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
         costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
-        kept = {"rewards": [*history.rewards[: arm.step], *rewards], "costs": costs}
+        before = [*history.metrics, *[{}] * arm.step][: arm.step]
+        kept = {
+            "rewards": [*history.rewards[: arm.step], *rewards],
+            "costs": costs,
+            "metrics": [*before, *(metrics or [{}] * len(rewards))],
+        }
         # The history is written first, because training cannot resume from a checkpoint without one.
         self._run_folder.write(self._history_of(arm), kept, indent=None)
         metadata = {"arm": json.dumps(asdict(saved)), RUN: self._run_folder.signature or ""}

@@ -138,7 +138,8 @@ def _train(
         bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)
         rewards = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in steps]
         reached = arm.step + len(steps)
-        saved = bench.checkpoints.save(arm, reached, optimizer.tensors(), rewards=rewards, cost=cost)
+        metrics = [rollouts.logged for rollouts in steps]
+        saved = bench.checkpoints.save(arm, reached, optimizer.tensors(), rewards=rewards, cost=cost, metrics=metrics)
     if failure is not None:
         raise failure
     return TrainedArm(
