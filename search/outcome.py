@@ -14,6 +14,9 @@ from autolayer.search.records import RaceConfig, RacedCandidate, RaceOutcome, Ra
 
 Z95 = 1.9600
 """Normal quantile of a two-sided 95% interval."""
+CLIFF = 0.15
+"""Fall of contribution from one candidate to the next above it that counts as a cliff. Of equals, a cheaper layer is
+chosen, but none beside a cliff, whose place is known to a layer or two only."""
 
 
 def settled_verdict(config: RaceConfig, posterior: Posterior, measured: bool) -> RaceVerdict | None:
@@ -34,6 +37,14 @@ def indistinguishable(config: RaceConfig, posterior: Posterior, index: int) -> l
     return [i for i in posterior.ranked if i == index or above_C[i] > 1 - config.confidence]
 
 
+def beside_cliff(posterior: Posterior, index: int) -> bool:
+    """Returns True if the next candidate above the one at `index` is expected to contribute `CLIFF` less."""
+    candidates = posterior.candidates
+    above = [i for i, candidate in enumerate(candidates) if candidate.layers > candidates[index].layers]
+    nearest = min(above, key=lambda i: candidates[i].layers, default=index)
+    return bool(posterior.expected_C[index] - posterior.expected_C[nearest] > CLIFF)
+
+
 def conclude(
     state: RaceState,
     posterior: Posterior,
@@ -51,7 +62,11 @@ def conclude(
         # The user accepts a loss of `regret`: of the measured layers within it, the highest is the cheapest to train.
         # If the budget ended the race, no layer is within it, and the leader stays the best choice.
         close = [
-            i for i in tied if posterior.regret_C[i] <= config.regret and state.slots(posterior.candidates[i].layers)
+            i
+            for i in tied
+            if posterior.regret_C[i] <= config.regret
+            and state.slots(posterior.candidates[i].layers)
+            and not beside_cliff(posterior, i)
         ]
         best = max(close, key=lambda i: posterior.candidates[i].layers, default=leader)
     name, regret = name_layers(posterior.candidates[best].layers), float(posterior.regret_C[best])
@@ -98,7 +113,7 @@ def _ranking(
     state: RaceState, posterior: Posterior, base_select_rewards_I: Sequence[float]
 ) -> tuple[RacedCandidate, ...]:
     """Returns every candidate once: by probability of being the best, then by posterior mean, failed ones last."""
-    probability_C = posterior.probability_best_C
+    probability_C, (low_C, high_C) = posterior.probability_best_C, posterior.interval_C
     rows = []
     for index, candidate in enumerate(posterior.candidates):
         rungs = [
@@ -118,6 +133,8 @@ def _ranking(
                 measured_high=shown.high if shown else None,
                 measured_steps=shown.steps if shown else None,
                 expected=float(posterior.expected_C[index]),
+                expected_low=float(low_C[index]) if posterior.eligible_C[index] else None,
+                expected_high=float(high_C[index]) if posterior.eligible_C[index] else None,
                 probability_best=float(probability_C[index]),
                 failed=next((why for run, why in state.failures.items() if run.slot.layers == candidate.layers), None),
                 rungs=tuple(rungs),

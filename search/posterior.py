@@ -54,6 +54,15 @@ class Posterior:
         """Expected loss of contribution by choosing each candidate, shape (C,); infinite for ineligible ones."""
         return np.mean(self.draws_D_C.max(axis=1, keepdims=True) - self.draws_D_C, axis=0)
 
+    @property
+    def interval_C(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end of each candidate's 80% interval, shape (C,) each; NaN for ineligible ones."""
+        low_C, high_C = np.full((2, len(self.candidates)), np.nan)
+        low_C[self.eligible_C], high_C[self.eligible_C] = np.quantile(
+            self.draws_D_C[:, self.eligible_C], [0.1, 0.9], axis=0
+        )
+        return low_C, high_C
+
     def probability_above(self, index: int) -> np.ndarray:
         """Returns the probability that each candidate is better than the one at `index`, shape (C,)."""
         return np.mean(self.draws_D_C > self.draws_D_C[:, [index]], axis=0)

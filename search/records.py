@@ -100,6 +100,9 @@ class RacedCandidate:
     measured_steps: int | None
     expected: float
     """Posterior mean of the contribution after a full run."""
+    expected_low: float | None
+    """Lower end of the posterior's 80% interval; None for a candidate that cannot be chosen."""
+    expected_high: float | None
     probability_best: float
     failed: str | None
     """Reason of the first failed run of these layers, or None."""

@@ -70,6 +70,10 @@ class UnitCosts:
         """Returns the cost of the rollouts of one prompt and of its part of one update of these layers."""
         return self.generate + self.costs.train(self.tokens, layers)
 
+    def relative_cost(self, layer: int) -> float:
+        """Returns the layer-tokens of a training step of one layer, divided by those of all parameters."""
+        return self.step((layer,)).layer_tokens / self.step("full").layer_tokens
+
 
 def default_budget(steps: int) -> float:
     """Returns the default budget as a share of a run of `steps` steps: a quarter up to 160 steps, a tenth at 400."""

@@ -1,6 +1,6 @@
 """Builds the PickResult of a run from what its stages found. Fields of stages that did not run are None."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from autolayer.pipeline.result_rows import predicted_baselines, predicted_rows, 
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.search_stage import SearchStage
 from autolayer.pipeline.train_stage import TrainStage
-from autolayer.reporting.results import Gain, PickResult, StageCost, versions
+from autolayer.reporting.results import Gain, PickResult, RankingRow, StageCost, versions
 from autolayer.rollouts.evaluation import suite_scores
 
 
@@ -40,9 +40,10 @@ def build_result(
         notes += finding_cost_note(config, share)
     fields: dict[str, Any] = {}
     if probes is not None:
-        fields |= _probe_fields(run, probes)
-    if probes is not None and search is not None:
-        fields |= _search_fields(run, probes, search)
+        rows = predicted_rows(probes.report, calibration.units.relative_cost)
+        fields |= _probe_fields(run, probes, rows)
+        if search is not None:
+            fields |= _search_fields(run, probes, rows, search)
     if training is not None and interval is not None:
         fields |= _training_fields(run, training, interval, chosen=search is not None)
     return PickResult(
@@ -81,8 +82,8 @@ def _interval(training: TrainStage) -> Interval:
     return paired_interval(training.trained.rewards_I, training.base.rewards_I, suites_I=training.base.suites_I)
 
 
-def _probe_fields(run: RunContext, probes: ProbeStage) -> Mapping[str, Any]:
-    report, rows = probes.report, predicted_rows(probes.report)
+def _probe_fields(run: RunContext, probes: ProbeStage, rows: Sequence[RankingRow]) -> Mapping[str, Any]:
+    report = probes.report
     layers = range(len(run.bench.layers))
     by_layer = {name: dict(zip(report.layers, scores, strict=True)) for name, scores in report.scores.items()}
     return {
@@ -93,10 +94,12 @@ def _probe_fields(run: RunContext, probes: ProbeStage) -> Mapping[str, Any]:
     }
 
 
-def _search_fields(run: RunContext, probes: ProbeStage, search: SearchStage) -> Mapping[str, Any]:
+def _search_fields(
+    run: RunContext, probes: ProbeStage, predicted: Sequence[RankingRow], search: SearchStage
+) -> Mapping[str, Any]:
     outcome, single = search.outcome, run.config.top_k == 1
     if single:
-        rows = raced_rows(outcome, predicted_rows(probes.report))
+        rows = raced_rows(outcome, predicted)
         fields: dict[str, Any] = {"ranking": rows, "baselines": predicted_baselines(probes.report, rows)}
     else:
         rows = raced_sets(outcome)

@@ -1,6 +1,6 @@
 """Builds the ranking of a result: predicted contributions, and gains of short runs as shares of the best gain."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -12,10 +12,16 @@ from autolayer.search import records
 RankedRow = TypeVar("RankedRow", RankingRow, SetRow)
 
 
-def predicted_rows(report: ProbeReport) -> tuple[RankingRow, ...]:
+def predicted_rows(report: ProbeReport, relative_cost: Callable[[int], float]) -> tuple[RankingRow, ...]:
     """Returns a row for every candidate, the best prediction first."""
     rows = [
-        RankingRow(layer=layer, predicted=predicted, predicted_low=low, predicted_high=high)
+        RankingRow(
+            layer=layer,
+            predicted=predicted,
+            predicted_low=low,
+            predicted_high=high,
+            relative_cost=relative_cost(layer),
+        )
         for layer, predicted, low, high in zip(report.layers, report.predicted, report.low, report.high, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: -(row.predicted or 0.0)))
@@ -24,7 +30,15 @@ def predicted_rows(report: ProbeReport) -> tuple[RankingRow, ...]:
 def raced_rows(outcome: records.RaceOutcome, predicted: Sequence[RankingRow]) -> tuple[RankingRow, ...]:
     """Returns the candidates in the order of the race, then those that did not race in the order predicted."""
     by_layer, best_at = {row.layer: row for row in predicted}, best_gains(outcome)
-    rows = [_measured(row, by_layer.pop(row.layers[0]), best_at) for row in outcome.ranking]
+    rows = [
+        replace(
+            _measured(row, by_layer.pop(row.layers[0]), best_at),
+            expected=None if row.expected_low is None else row.expected,
+            expected_low=row.expected_low,
+            expected_high=row.expected_high,
+        )
+        for row in outcome.ranking
+    ]
     return (*rows, *by_layer.values())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from autolayer.core.formatting import format_count, format_seconds
-from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_cells
+from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_columns
 from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.sentences import cost_line, detail_lines, headline, legend
 
@@ -28,7 +28,7 @@ def html_page(result: PickResult) -> str:
         marks=marks_by_layer(result),
         legend=legend(result),
         axes=axes_of(rows, result.num_layers),
-        value_cells=value_cells,
+        columns=value_columns(rows) if rows else {},
         format_count=format_count,
         format_seconds=format_seconds,
     )

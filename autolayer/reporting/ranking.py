@@ -33,19 +33,38 @@ def marks_by_layer(result: PickResult) -> dict[int, list[str]]:
     return marks
 
 
-def value_cells(row: RankingRow | SetRow, intervals: bool = True) -> list[str]:
-    """Returns the predicted and the measured contribution, the steps, and the probability of being the best."""
-    probability = row.probability_best
-    return [
-        _estimate(row.predicted, getattr(row, "predicted_low", None), getattr(row, "predicted_high", None), intervals),
-        _estimate(row.measured, row.measured_low, row.measured_high, intervals),
-        "-" if row.measured_steps is None else str(row.measured_steps),
-        "-" if probability is None else "<1%" if 0 < probability < 0.005 else f"{probability:.0%}",
-    ]
+ESTIMATES = ("predicted", "measured", "expected")
+"""Columns of `value_columns` whose cells may have an interval."""
 
 
-def _estimate(value: float | None, low: float | None, high: float | None, interval: bool) -> str:
+def value_columns(rows: Sequence[RankingRow | SetRow], intervals: Sequence[str] = ESTIMATES) -> dict[str, list[str]]:
+    """Returns the cells of the rows by the heading of their column, without columns that say nothing.
+
+    `intervals` names the columns whose estimates are shown with an interval.
+    """
+
+    def estimates(name: str) -> list[str]:
+        ends = ("", "_low", "_high")
+        values = [[getattr(row, name + end, None) for end in ends] for row in rows]
+        return [_estimate(*each) if name in intervals else _estimate(each[0]) for each in values]
+
+    columns = {
+        "predicted": estimates("predicted"),
+        "measured": estimates("measured"),
+        "steps": ["-" if row.measured_steps is None else str(row.measured_steps) for row in rows],
+        "expected": estimates("expected"),
+        "P(best)": [_percent(row.probability_best) for row in rows],
+        "cost": [_percent(getattr(row, "relative_cost", None)) for row in rows],
+    }
+    return {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _estimate(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """Formats a value with its interval: '0.90 [0.50, 1.30]'."""
     if value is None:
         return "-"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if interval and None not in (low, high) else f"{value:.2f}"
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"

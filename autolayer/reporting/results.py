@@ -71,8 +71,16 @@ class RankingRow:
     """Upper end of the measured contribution's 95% interval."""
     measured_steps: NonNegativeInt | None = None
     """Optimizer steps after which it was measured."""
+    expected: float | None = None
+    """Contribution to expect of a full run, from prediction and short runs together; null before the search."""
+    expected_low: float | None = None
+    """Lower end of its 80% interval."""
+    expected_high: float | None = None
+    """Upper end of its 80% interval."""
     probability_best: Proportion | None = None
     """Probability that this layer is the best candidate; null before the search, and where it was not raced."""
+    relative_cost: float | None = None
+    """Layer-tokens of a training step of this layer, rollouts included, divided by those of all parameters."""
     rungs: Several[Rung] = ()
     """Every short run of the layer, in the order they were done; empty where it was never run."""
 

@@ -48,10 +48,18 @@ def _confidence(result: PickResult) -> str:
             return "No other choice could gain enough more to matter."
         return f"No clear winner when the search ended{chance}."
     named, verb = name_layers(others), "is" if len(others) == 1 else "are"
-    # Backward stops at the lowest trained layer, so the highest of equals trains fastest.
-    highest = result.verdict == "tied" and list(result.best_layers or ()) == [max(result.tied_layers or ())]
-    why = f"; layer {max(result.tied_layers or ())} trains fastest" if highest else ""
-    return f"No clear winner: {named} {verb} as good within what was measured{why}."
+    return f"No clear winner: {named} {verb} as good within what was measured{_cheaper(result)}."
+
+
+def _cheaper(result: PickResult) -> str:
+    """Says what training costs where the chosen layer is the cheapest of equals: backward stops at a trained layer."""
+    costs = {row.layer: row.relative_cost for row in result.ranking or () if row.relative_cost is not None}
+    tied = [layer for layer in result.tied_layers or () if layer in costs]
+    best = result.best_layers or ()
+    if result.verdict != "tied" or len(best) != 1 or best[0] not in tied or best[0] == min(tied):
+        return ""
+    share = (costs[best[0]] or 0.0) / (costs[min(tied)] or 1.0)
+    return f"; a training step of layer {best[0]} takes {share:.0%} of the work of one of layer {min(tied)}"
 
 
 def probability_best(result: PickResult) -> float | None:
@@ -115,7 +123,17 @@ def legend(result: PickResult) -> str:
     """Returns the line that explains the columns of the ranking."""
     measured = "1 is the gain of the best run of as many steps, taken as exact"
     reference = "no layer is measured yet" if result.contribution_reference is None else measured
-    return f"Contribution: predicted [80% interval], measured [95% interval]; {reference}."
+    expected = "; expected [80% interval] joins both, for the full run" if _has_expected(result) else ""
+    cost = ". Cost: a training step against one of all parameters" if _has_cost(result) else ""
+    return f"Contribution: predicted [80% interval], measured [95% interval]{expected}; {reference}{cost}."
+
+
+def _has_cost(result: PickResult) -> bool:
+    return any(row.relative_cost is not None for row in result.ranking or ())
+
+
+def _has_expected(result: PickResult) -> bool:
+    return any(row.expected is not None for row in result.ranking or ())
 
 
 def _of_all(result: PickResult, layers: Sequence[int]) -> str:

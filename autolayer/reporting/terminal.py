@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from autolayer.core.formatting import format_count, format_seconds
 from autolayer.core.run_folder import ADAPTER, PATCH, REPORT, RESULT
-from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_cells
+from autolayer.reporting.ranking import ESTIMATES, marks_by_layer, shown_rows, value_columns
 from autolayer.reporting.results import PickResult, RankingRow
 from autolayer.reporting.sentences import cost_line, detail_lines, headline, legend
 
@@ -24,7 +24,6 @@ FILES = {
     REPORT: "this report, with a figure",
     RESULT: "every number",
 }
-VALUES = ("predicted", "measured", "steps", "P(best)")
 
 
 @dataclass(frozen=True)
@@ -68,34 +67,38 @@ class Report:
 
 
 def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, block: str) -> Table:
-    """Returns the widest form that fits: bars are left out first, then the intervals."""
+    """Returns the widest form that fits: bars are left out first, then the intervals of short runs, then all."""
     from rich.console import Console
     from rich.measure import Measurement
 
     unbounded = Console(width=999)
-    for intervals, bar in ((True, 10), (True, 5), (True, 0), (False, 0)):
-        table = _table("layer", "", *VALUES, *(["contribution" if bar > 5 else "contr."] if bar else []))
+    for intervals, bar in ((ESTIMATES, 10), (ESTIMATES, 5), (ESTIMATES, 0), (("expected",), 0), ((), 0)):
+        columns = value_columns(rows, intervals)
+        table = _table("layer", "", *columns, *(["contribution" if bar > 5 else "contr."] if bar else []))
         table.columns[0].justify = "right"
         table.columns[1].no_wrap = False
         marks = marks_by_layer(result)
-        values = [(row.predicted if row.measured is None else row.measured) or 0.0 for row in rows]
+        known = [(row.expected, row.measured, row.predicted) for row in rows]
+        values = [next((value for value in each if value is not None), 0.0) for each in known]
         largest = max(values) if max(values) > 0 else 1.0
-        for row, value in zip(rows, values, strict=True):
+        for row, value, *cells in zip(rows, values, *columns.values(), strict=True):
             best = row.layer in (result.best_layers or ())
             bars = [block * round(bar * max(value, 0.0) / largest)] if bar else []
             named = f"{'>' if best else ' '}{row.layer}", ", ".join(marks.get(row.layer, ()))
-            table.add_row(*named, *value_cells(row, intervals), *bars, style="bold green" if best else None)
+            table.add_row(*named, *cells, *bars, style="bold green" if best else None)
         if Measurement.get(unbounded, unbounded.options, table).maximum <= width:
             break
     return table
 
 
 def _sets_table(result: PickResult) -> Table:
-    table = _table("layers", *VALUES)
-    for row in result.sets or ():
+    sets = result.sets or ()
+    columns = value_columns(sets)
+    table = _table("layers", *columns)
+    for row, *cells in zip(sets, *columns.values(), strict=True):
         best = row.layers == result.best_layers
         name = f"{'>' if best else ' '}{', '.join(map(str, row.layers))}"
-        table.add_row(name, *value_cells(row), style="bold green" if best else None)
+        table.add_row(name, *cells, style="bold green" if best else None)
     return table
 
 
@@ -114,7 +117,7 @@ def _table(*headings: str) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("steps", "P(best)") else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if heading in ("steps", "P(best)", "cost") else "left", no_wrap=True)
     return table
 
 

@@ -27,7 +27,8 @@ def result(num_layers: int = 6, **changes: Any) -> PickResult:
             layer=layer, predicted=1 - place / num_layers, predicted_low=-0.2, predicted_high=1.2,
             measured=0.9 if place < 4 else None, measured_low=0.5 if place < 4 else None,
             measured_high=1.3 if place < 4 else None, measured_steps=16 if place < 4 else None,
-            probability_best=0.9 / 2**place,
+            probability_best=0.9 / 2**place, expected=0.8, expected_low=0.6, expected_high=1.0,
+            relative_cost=1 - layer / (2 * num_layers),
         )
         for place, layer in enumerate(order)
     ]  # fmt: skip
@@ -54,7 +55,17 @@ AFTER_CALIBRATE = PickResult(
 
 def after_probe() -> PickResult:
     ranking = [
-        replace(row, measured=None, measured_low=None, measured_high=None, measured_steps=None, probability_best=None)
+        replace(
+            row,
+            measured=None,
+            measured_low=None,
+            measured_high=None,
+            measured_steps=None,
+            probability_best=None,
+            expected=None,
+            expected_low=None,
+            expected_high=None,
+        )
         for row in result().ranking or ()
     ]
     later = ("tied_layers", "trained_layers", "verdict", "stop_reason", "trained_score", "gain", "base_score",
@@ -79,7 +90,8 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
         (result(stop_reason="layer 3 is the only candidate"), f"{TRAINED} There was no other candidate."),
         (result(verdict="tied", best_layers=(4,), trained_layers=(4,), tied_layers=(2, 3, 4)),
          "Layer 4 of 6: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270). "
-         "No clear winner: layers 2 and 3 are as good within what was measured; layer 4 trains fastest."),
+         "No clear winner: layers 2 and 3 are as good within what was measured; a training step of layer 4 takes 80% "
+         "of the work of one of layer 2."),
         (result(verdict="tied", tied_layers=(3, 4)),
          f"{TRAINED} No clear winner: layer 4 is as good within what was measured."),
         (result(verdict="tied"), f"{TRAINED} No other choice could gain enough more to matter."),
@@ -151,7 +163,8 @@ def test_long_rankings_are_cut_but_not_their_baselines() -> None:
 def test_a_run_of_named_layers_has_no_ranking() -> None:
     told = shown(result(verdict=None, stop_reason=None, expected_regret=None))
     assert "P(best)" not in told and "0.410 -> 0.630" in told
-    assert "P(best)" in shown(result()) and "P(best)" in shown(after_probe())
+    assert "P(best)" in shown(result()) and "expected" in shown(result())
+    assert "P(best)" not in shown(after_probe()) and "predicted" in shown(after_probe())
 
 
 def test_baselines_outside_the_candidates_have_a_row() -> None:
@@ -164,8 +177,9 @@ def test_it_fits_the_terminal(width: int) -> None:
     lines = shown(result(36), width=width).splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines[:15]), "the ranking must not be cut off"
-    assert ("[-0.20, 1.20]" in "".join(lines)) == (width >= 80)
-    assert ("█" in "".join(lines)) == (width >= 80)
+    assert ("[0.60, 1.00]" in "".join(lines)) == (width >= 80)
+    assert ("[-0.20, 1.20]" in "".join(lines)) == (width >= 120)
+    assert ("█" in "".join(lines)) == (width >= 120)
 
 
 def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
