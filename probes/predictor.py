@@ -38,9 +38,8 @@ class Prediction:
     predicted: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    deviation: float
-    """Standard deviation of one layer's error relative to the model's mean, over all candidates: the error that counts
-    between layers."""
+    deviations: tuple[float, ...]
+    """Standard deviation of each layer's error relative to the model's mean: the error that counts between layers."""
     learned_from: int
     """Number of environments that the fit has seen; 0 if there were too few bases."""
 
@@ -92,7 +91,7 @@ def predict(scores: Scores, layers: Sequence[int], num_layers: int, *, model: Mo
         predicted=tuple(map(float, predicted_L)),
         low=tuple(map(float, predicted_L - half_width_L)),
         high=tuple(map(float, predicted_L + half_width_L)),
-        deviation=float(np.square(deviation_L).mean()) ** 0.5,
+        deviations=tuple(map(float, deviation_L)),
         learned_from=model.num_environments,
     )
 

@@ -31,7 +31,7 @@ def predict_pretrained(
     """
     predicted_L = depth_prior.predicted(layers, num_layers)
     if "cutoff" not in scores:
-        return predicted_L, np.full(len(layers), depth_prior.DEVIATION)
+        return predicted_L, depth_prior.error_deviation(layers, num_layers)
     read_L = np.clip(np.asarray(scores["cutoff"], dtype=float), 0, 1)
     predicted_L = (1 - CUTOFF_WEIGHT) * predicted_L + CUTOFF_WEIGHT * (UNREAD + READ * read_L)
     return predicted_L, UNCERTAIN + (CERTAIN - UNCERTAIN) * read_L

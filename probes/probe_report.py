@@ -18,7 +18,7 @@ class ProbeReport:
     predicted: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    deviation: float
+    deviations: tuple[float, ...]
     learned_from: int
     """Number of measured environments that the prediction has learned from."""
     learning_rates: tuple[float | None, ...]

@@ -19,6 +19,7 @@ Array suffixes: _C candidates, _R rows of evidence, _K grid over K and c.
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,19 +38,37 @@ loss of a rate at the end of the span; it falls with the square of the log-dista
 SEED_SD = 0.07
 """Standard deviation between training seeds of one arm, in contribution: .1 in the small environments, less with
 larger batches."""
-DEPTH_CORRELATION = 0.5
-"""Correlation of the prediction's errors in neighbouring layers: contributions are smooth in depth, but for drops."""
-DEPTH_LENGTH = 0.15
-"""Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
-TRUST = ((1.0, 0.35), (0.5, 0.3), (0.0, 0.35))
-"""Grid of trust in the prediction, as pairs of weight and prior probability. Every signal that was tried is useless
-somewhere. In race_simulation.py, more doubt costs little if the prediction is good and saves much if it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionError:
+    """How the errors of a prediction hang together."""
+
+    correlation: float
+    """Correlation of the errors in neighbouring layers: contributions are smooth in depth, but for drops."""
+    length: float
+    """Distance over which that correlation falls by a factor of e, as a share of the model's depth."""
+    trust: tuple[tuple[float, float], ...]
+    """Grid of trust in the prediction, as pairs of weight and prior probability."""
+
+
+SMALL_MODEL = PredictionError(correlation=0.5, length=0.15, trust=((1.0, 0.35), (0.5, 0.3), (0.0, 0.35)))
+"""On small models, every signal that was tried is useless somewhere. In race_simulation.py, more doubt costs little if
+the prediction is good and saves much if it is not."""
+PRETRAINED_MODEL = PredictionError(correlation=0.95, length=0.25, trust=((1.0, 0.9), (0.5, 0.08), (0.0, 0.02)))
+"""The most likely values on the curves of pretrained models, each predicted by a depth prior fitted without its family
+(`python examples/prior_errors.py`)."""
 TIME_CONSTANTS = (0.05, 0.15, 0.4, 1.5)
 """Grid of c, as shares of the full run. With the largest, g_c is nearly a straight line."""
 FULL_GAINS = tuple(float(x) for x in 0.4 * np.exp(np.linspace(-2.0, 2.0, 9)))
 """Grid of K, in standard deviations of a single reward: around .4 (10 to 20 points of accuracy near 50%)."""
 FULL_GAIN_SPREAD = 1.0
 """Prior standard deviation of the natural logarithm of K."""
+
+
+def prediction_error(config: RaceConfig) -> PredictionError:
+    """Returns how the errors of the prediction hang together for the race's model."""
+    return PRETRAINED_MODEL if config.is_pretrained else SMALL_MODEL
 
 
 def contribution_prior(
@@ -64,7 +83,8 @@ def contribution_prior(
     mean_C = predicted_C.mean() + trust * (predicted_C - predicted_C.mean())
     sd_C = np.sqrt(np.maximum(sd_C, 1e-3) ** 2 + (1 - trust**2) * predicted_C.var())
     depth_C = np.array([np.mean(candidate.layers) for candidate in candidates]) / max(1, config.num_layers)
-    correlation_C_C = DEPTH_CORRELATION * np.exp(-np.abs(depth_C[:, None] - depth_C) / DEPTH_LENGTH)
+    error = prediction_error(config)
+    correlation_C_C = error.correlation * np.exp(-np.abs(depth_C[:, None] - depth_C) / error.length)
     np.fill_diagonal(correlation_C_C, 1.0)
     return mean_C, sd_C[:, None] * correlation_C_C * sd_C
 

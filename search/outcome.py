@@ -97,7 +97,9 @@ def conclude(
 
 
 def _listed(layers: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join(name_layers(each) for each in layers) or "no other layer"
+    if all(len(each) == 1 for each in layers):
+        return name_layers([layer for each in layers for layer in each])
+    return ", ".join(name_layers(each) for each in layers)
 
 
 def _winner(state: RaceState, posterior: Posterior, index: int) -> Arm:

@@ -135,7 +135,7 @@ def _condition(
     deviation_R_R = curve_model.deviation_covariance(config, evidence.rows)
     slopes_K_R, log_prior_K = curve_model.score_slopes(config, evidence)
     points: list[_GridPoint] = []
-    for trust, probability in curve_model.TRUST:
+    for trust, probability in curve_model.prediction_error(config).trust:
         mean_C, covariance_C_C = curve_model.contribution_prior(config, candidates, trust)
         latent_R_R = covariance_C_C[np.ix_(of_R, of_R)] + deviation_R_R
         target_T_T = covariance_C_C[np.ix_(of_T, of_T)] + rate_T_T

@@ -38,6 +38,8 @@ class RaceConfig:
     seed: int
     num_layers: int
     """Number of blocks of the model."""
+    is_pretrained: bool = False
+    """True for a model to which the depth prior applies: predicted better, with errors that are smooth in depth."""
     total_steps: int
     """Optimizer steps of the full run; no short run is longer."""
     budget: Cost

@@ -22,6 +22,9 @@ DEVIATION, LEVEL_SD = 0.19, 0.10
 """Deviations on models that took no part in the fit: of one layer's error around the model's mean, and of that mean."""
 MIDDLE_WIDTH, END_WIDTH = 0.08, 0.70
 """Half width of the 80% interval at `RISE_END`, and what it grows by per unit of depth from there."""
+MIDDLE_SD, END_SD = 0.10, 0.35
+"""Deviation of a layer's error around its model's mean at `RISE_END`, and what it grows by per unit of depth from there
+(`python examples/prior_errors.py`)."""
 REGRET = (0.06, 0.01, 0.10)
 """Contribution that the prior's first choice lost on the curves of left-out models: mean, least and most."""
 SUPERVISED_REGRET = 0.97
@@ -65,6 +68,11 @@ def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:
 def predicted(layers: Sequence[int], num_layers: int) -> np.ndarray:
     """Returns the contribution that depth alone predicts, shape (layers,)."""
     return LEVEL + depth_curve(_depth(layers, num_layers))
+
+
+def error_deviation(layers: Sequence[int], num_layers: int) -> np.ndarray:
+    """Returns the deviation of the prediction's error around the model's mean, shape (layers,)."""
+    return MIDDLE_SD + END_SD * np.abs(_depth(layers, num_layers) - RISE_END)
 
 
 def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarray, np.ndarray]:

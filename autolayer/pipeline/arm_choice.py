@@ -27,10 +27,12 @@ def race_candidates(run: RunContext, report: ProbeReport) -> list[Candidate]:
         Candidate(
             layers=(layer,),
             predicted=predicted,
-            predicted_sd=report.deviation,
+            predicted_sd=deviation,
             learning_rate=fixed or rate * factor,
         )
-        for layer, predicted, rate in zip(report.layers, report.predicted, report.learning_rates, strict=True)
+        for layer, predicted, deviation, rate in zip(
+            report.layers, report.predicted, report.deviations, report.learning_rates, strict=True
+        )
         if rate is not None
     ]
     if not candidates:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from autolayer.core import depth_prior
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
 from autolayer.core.costs import Cost
@@ -38,6 +39,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
         signature=run.signature,
         seed=config.seed,
         num_layers=len(bench.layers),
+        is_pretrained=bench.model.num_parameters() >= depth_prior.SMALL,
         total_steps=config.steps,
         budget=replace(left - base.cost, seconds=0.0) if races else Cost(),
         step_cost=lambda layers: units.step(layers) * prompts_per_step,

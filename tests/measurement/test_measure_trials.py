@@ -192,8 +192,8 @@ def test_the_default_grid_reaches_from_end_to_end_with_a_handful_of_rates() -> N
 @pytest.mark.parametrize("num_layers", [4, 36])
 def test_the_default_grid_holds_the_starting_rates_of_everything_it_is_for(num_layers: int) -> None:
     rates = (3e-4, None, 1e-3, 6e-4)
-    blank: dict[str, Any] = {name: () for name in ("layers", "predicted", "low", "high")}
-    probed = ProbeReport(**blank, scores={}, reliability={}, deviation=0.1, learned_from=0, learning_rates=rates)
+    blank: dict[str, Any] = {name: () for name in ("layers", "predicted", "low", "high", "deviations")}
+    probed = ProbeReport(**blank, scores={}, reliability={}, learned_from=0, learning_rates=rates)
     grid = rate_grid(config.Config(model="tiny"), probed, num_layers)
     # All parameters together: three of the layers were probed, the others are taken for as sensitive.
     full = (num_layers / 3 * sum(rate**-2 for rate in rates if rate)) ** -0.5

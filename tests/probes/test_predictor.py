@@ -146,7 +146,7 @@ def test_the_deviation_is_the_error_against_the_models_mean() -> None:
         found = predict_for(new, world(8, first=first))
         predicted_L, truth_L = np.array(found.predicted), np.array(new.contribution_L)
         errors.append(np.mean(((predicted_L - predicted_L.mean()) - (truth_L - truth_L.mean())) ** 2))
-        deviations.append(found.deviation)
+        deviations.append(found.deviations[0])
     assert np.mean(deviations) == pytest.approx(np.mean(errors) ** 0.5, rel=0.2)
 
 
@@ -182,12 +182,12 @@ def test_large_models_have_the_depth_prior() -> None:
     for known in ([], world(10)):
         found = predict_for(new, known, scores=alike, num_parameters=SMALL)
         assert np.array(found.predicted) == pytest.approx(wanted_L)
-        assert found.deviation == pytest.approx(depth_prior.DEVIATION)
+        assert np.array(found.deviations) == pytest.approx(depth_prior.error_deviation(new.layers, new.num_layers))
     large = [_following_depth(replace(each, num_parameters=SMALL)) for each in world(10)]
     measured, learned = predict_for(new, large, scores=alike, num_parameters=SMALL), fit(large, is_small=False)
     assert np.array(measured.predicted) == pytest.approx(learned.level + learned.slope * standard(wanted_L))
     assert learned.slope == pytest.approx(0.4) and learned.level == pytest.approx(0.7)
-    assert measured.deviation == pytest.approx(learned.deviation) and measured.learned_from == 10
+    assert set(measured.deviations) == {learned.deviation} and measured.learned_from == 10
     flat = predict_for(new, [], scores=alike, num_parameters=SMALL - 1)
     assert set(flat.predicted) == {depth_prior.MEAN_CONTRIBUTION}
 
@@ -202,7 +202,7 @@ def test_with_few_bases_nothing_is_learned_and_it_says_so() -> None:
         same_size = [replace(task, num_parameters=num_parameters) for task in tasks]
         assert predict_for(new, same_size, num_parameters=num_parameters).learned_from == len(tasks)
         assert predict_for(new, same_size, num_parameters=10**15 // num_parameters).learned_from == 0
-        assert none.deviation == pytest.approx(depth_prior.DEVIATION)
+    assert set(predict_for(new, [], num_parameters=10**6).deviations) == {depth_prior.DEVIATION}
     few_small = predict_for(new, [], num_parameters=10**6)
     assert np.mean(few_small.predicted) == pytest.approx(depth_prior.MEAN_CONTRIBUTION)
 

@@ -55,7 +55,8 @@ def test_a_layer_that_the_base_does_not_read_is_not_written_off() -> None:
 def test_without_the_cutoff_depth_alone_predicts(scores: Any) -> None:
     predicted_L, deviation_L = predict_pretrained(scores, range(30), 30)
     assert predicted_L == pytest.approx(depth_prior.predicted(range(30), 30))
-    assert set(deviation_L) == {depth_prior.DEVIATION}
+    assert deviation_L.argmin() == 13 and deviation_L[13] == pytest.approx(0.10, abs=0.01)
+    assert deviation_L[29] == pytest.approx(0.10 + 0.35 * 0.55)
 
 
 def test_a_score_outside_its_range_counts_as_its_end() -> None:

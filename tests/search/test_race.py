@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from race_helpers import drive, make_candidates, make_config, make_runner, play
 
+from autolayer.core import depth_prior
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.errors import SearchError
 from autolayer.search.evidence import gather_evidence
 from autolayer.search.outcome import indistinguishable
 from autolayer.search.posterior import infer
 from autolayer.search.race import Race
-from autolayer.search.records import Candidate, Run, Slot
+from autolayer.search.records import Candidate, RaceOutcome, Run, Slot
 
 
 def test_same_records_same_decision():
@@ -65,6 +66,26 @@ def test_a_tie_goes_to_the_highest_layer_that_is_not_beside_a_cliff(above, chose
     assert outcome.verdict == "tied" and outcome.best == (chosen,)
     assert set(outcome.tied) <= {(2,), (3,), (4,)} - {(chosen,)} and outcome.tied
     assert outcome.expected_regret <= 0.1 and "cannot be told apart" in outcome.stop_reason
+
+
+def test_a_pretrained_models_prediction_is_trusted_and_its_cliff_seen():
+    """The published curves were predicted with such errors (examples/prior_errors.py)."""
+    layers = range(30)
+    values = zip(depth_prior.predicted(layers, 30), depth_prior.error_deviation(layers, 30), strict=True)
+    candidates = [
+        Candidate(layers=(layer,), predicted=float(predicted), predicted_sd=float(deviation), learning_rate=1e-4)
+        for layer, (predicted, deviation) in enumerate(values)
+    ]
+    doubted, trusted = (
+        Race(make_config(30, 0, is_pretrained=known), candidates, (0.2, 0.4)).due({}) for known in (False, True)
+    )
+    assert isinstance(doubted, RaceOutcome) and isinstance(trusted, RaceOutcome)
+    assert doubted.best == trusted.best == (13,)
+    assert trusted.expected_regret < 0.5 * doubted.expected_regret
+    last = [next(row for row in outcome.ranking if row.layers == (29,)) for outcome in (doubted, trusted)]
+    assert last[1].expected < 0.35 < 0.45 < last[0].expected
+    assert (29,) not in trusted.tied and (29,) in doubted.tied and (10,) in trusted.tied
+    assert "layers 0-" in trusted.stop_reason
 
 
 def test_where_nothing_was_run_what_the_prediction_cannot_tell_apart_is_tied():
