@@ -290,7 +290,7 @@ def tasks() -> None:
     width = max(map(len, TASKS))
     for name, task in TASKS.items():
         click.echo(f"{name:{width}}  {task.description}")
-    click.echo("\nYour own task: --data FILE.jsonl --reward FILE.py:function, or --task FILE.py:NAME.")
+    click.echo("\nYour own task: --data FILE --reward FILE.py:function, or --task FILE.py:NAME.")
 
 
 @cli.command(

@@ -31,7 +31,7 @@ GROUPS = {
         "rollouts", "temperature", "max_new_tokens", "max_prompt_tokens", "thinking", "num_eval",
     ),
     "Devices and machines": ("device", "dtype", "shard", "storage"),
-    "Other": ("reward_weights", "reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
+    "Other": ("split", "columns", "reward_weights", "reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip
 """Headings of `--help` and their options. All other options come first, under "Options"."""
 
@@ -41,7 +41,8 @@ COMMON = ("model", "task", "data", "reward", "layers", "steps", "budget", "seed"
 METAVARS = {
     "model": "NAME", "task": "NAME", "data": "PATH", "reward": "FILE.py:FUNCTION", "layers": "LAYERS",
     "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "auto|cpu|cuda[:N]",
-    "reward_weights": "A,B,...", "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
+    "split": "NAME", "columns": "NEW=COLUMN,...", "reward_weights": "A,B,...",
+    "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
 }  # fmt: skip
 
 

@@ -31,6 +31,8 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 TABLES = ("probe", "search", "measure", "gigpo", "vllm")
 """The fields of `Config` that are tables in a --config file."""
 
+DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
+"""Suffixes of the files that --data reads."""
 LARGEST_WEIGHT = 1000
 """Largest absolute weight of a reward, so that the squares of weighted rewards fit into float32."""
 
@@ -86,6 +88,20 @@ def _weights(value: Any) -> Any:
     return weights
 
 
+def _columns(value: Any) -> Any:
+    """Returns pairs of a new name and the column's own."""
+    if value is None:
+        return None
+    try:
+        named = [pair.split("=", 1) for pair in value.split(",")] if isinstance(value, str) else value
+        pairs = tuple((ours.strip(), theirs.strip()) for ours, theirs in dict(named).items())
+    except (AttributeError, TypeError, ValueError):
+        pairs = ()
+    if not pairs or not all(map(all, pairs)) or len(pairs) < len(named):
+        raise ConfigError(f"--columns {value!r} cannot work: give NEW=COLUMN pairs, prompt=question,answer=solution.")
+    return pairs
+
+
 def _path(value: Any) -> Any:
     if "\0" in str(value):
         raise ConfigError(f"{str(value)!r} cannot be a path: it has a null character.")
@@ -111,8 +127,12 @@ class Config(Settings):
     task: str = DEFAULT_TASK
     """Task: a built-in name (see `autolayer tasks`) or FILE.py:NAME."""
     data: PathText | None = None
-    """Your own prompts: a .jsonl file with a 'prompt' column; needs --reward. Or a folder with copies of the public
-    data sets that --task reads (FOLDER/openai/gsm8k)."""
+    """Your own prompts: a .jsonl, .json, .csv or .parquet file, a folder of save_to_disk, or OWNER/NAME[:SUBSET] on the
+    Hub; needs --reward. Or a folder with copies of the public data sets that --task reads (FOLDER/openai/gsm8k)."""
+    split: str | None = None
+    """Split of --data to read, if it has several."""
+    columns: Annotated[tuple[tuple[str, str], ...] | None, BeforeValidator(_columns)] = None
+    """Columns of --data to rename, such as prompt=question,answer=solution."""
     reward: Annotated[str | tuple[str, ...] | None, BeforeValidator(_rewards)] = None
     """Your own reward: FILE.py:function with TRL's signature. Give it several times to add up several rewards."""
     reward_weights: Annotated[tuple[float, ...] | None, BeforeValidator(_weights)] = None
@@ -192,7 +212,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fields_go_together(self) -> Config:
-        has_data = (self.data or "").endswith(".jsonl") if self.reward is None else self.data is not None
+        is_file = Path(self.data or "").suffix.lower() in DATA_FILES
+        has_data = is_file if self.reward is None else self.data is not None
         refused = {
             "--shard does not go with --rollouts vllm, which needs a whole copy of the model on each device: give the "
             "URL of a vLLM server.": self.shard and self.rollouts == "vllm",
@@ -200,6 +221,8 @@ class Config(Settings):
             "--shard does not go with --dtype float32: leave one out.": self.shard and self.dtype == "float32",
             f"--data and --reward belong together (got --data {self.data}, --reward {' '.join(self.rewards) or None}): "
             "give both, or a --task.": has_data != (self.reward is not None),
+            "--split and --columns belong to --data and --reward: give all, or leave them out.":
+                self.reward is None and (self.split, self.columns) != (None, None),
             f"--reward-weights has {len(self.reward_weights or ())} numbers for {len(self.rewards)} --reward: give one "
             "for each.": self.reward_weights is not None and len(self.reward_weights) != len(self.rewards),
             f"--task {self.task} would be ignored, because --data and --reward define the task: leave it out.":
@@ -219,7 +242,10 @@ class Config(Settings):
     @property
     def task_name(self) -> str:
         """Name of the task as far as it is known before the task is loaded."""
-        return Path(self.data).stem if self.data and self.reward else self.task
+        if not self.data or not self.reward:
+            return self.task
+        path = Path(self.data)
+        return path.stem if path.suffix.lower() in DATA_FILES else path.name
 
     @property
     def signature(self) -> str:
@@ -233,7 +259,9 @@ class Config(Settings):
         """Returns the settings that decide what a run does, as plain values."""
         # What "auto" has come to is signed by `setup`.
         open_fields = (["dtype"] if self.dtype == "auto" else []) + (["gigpo"] if self.algorithm != "gigpo" else [])
-        unset = [name for name in ("reward_weights",) if getattr(self, name) is None]  # older runs have none of them
+        unset = [
+            name for name in ("reward_weights", "split", "columns") if getattr(self, name) is None
+        ]  # older runs have none of them
         left_out = (*NOT_SIGNED, *open_fields, *unset)
         rollouts = {"rollouts": "vllm"} if self.rollouts not in ENGINES else {}  # a server's address changes no result
         return {name: v for name, v in (self.model_dump() | rollouts).items() if name not in left_out}
@@ -245,6 +273,8 @@ class Options(TypedDict, total=False):
     model: str | Path
     task: str
     data: str | Path | None
+    split: str | None
+    columns: Mapping[str, str] | tuple[tuple[str, str], ...] | str | None
     reward: str | tuple[str, ...] | list[str] | None
     reward_weights: tuple[float, ...] | list[float] | str | None
     reward_retries: int

@@ -32,6 +32,7 @@ from autolayer.pipeline.visible_device import only_visible
 from autolayer.probes import known
 from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.search.study import check_storage
+from autolayer.tasks.data_files import data_content
 from autolayer.tasks.deadline import rewards_end_by
 from autolayer.training.workbench import Workbench
 
@@ -150,13 +151,14 @@ def _signed(config: Config, verb: str, loaded: LoadedModel) -> dict[str, object]
     if verb != "measure":
         del signed["measure"]
     files = {
-        "data": [config.data] if config.data and config.reward else [],  # public data sets are not edited
         "reward": [reward.rsplit(":", 1)[0] for reward in config.rewards],
         "task": [config.task.rsplit(":", 1)[0]] if ".py:" in config.task else [],
     }
     for name, paths in files.items():
         if contents := [Path(path).expanduser().read_bytes() for path in paths]:
             signed[f"{name}_hash"] = _hash(b"\0".join(contents))
+    if config.data and config.reward:  # public data sets are not edited
+        signed["data_hash"] = _hash(data_content(config.data, config.split))
     if config.history is not None:
         contents = [file.read_bytes() for file in known.files(config.history)]
         signed["history_hash"] = _hash(b"\0".join(contents))

@@ -20,13 +20,14 @@ from autolayer.tasks.base import ADVISED_ROWS, SPLITS, Row, Task, split_of, spli
 from autolayer.tasks.code.code_task import load_code, load_humaneval, load_mbpp, load_small
 from autolayer.tasks.code.expr import load_expr
 from autolayer.tasks.custom import is_reference, load_custom_task, load_reward, parse_reference
+from autolayer.tasks.data_files import check_path
 from autolayer.tasks.environment import Environment, Step
 from autolayer.tasks.hub import local_copies
-from autolayer.tasks.jsonl import check_path, load_jsonl
 from autolayer.tasks.math.arith import load_arith
 from autolayer.tasks.math.datasets import TRAINING
 from autolayer.tasks.math.public import load_gsm8k, load_public
 from autolayer.tasks.math.small_numbers import load_format, load_larger, load_sums
+from autolayer.tasks.own_data import load_own_data
 from autolayer.tasks.words import load_copy, load_kinds, load_opposites, load_sequence
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ TASKS: dict[str, BuiltIn] = {
     "agent:alfworld": BuiltIn("household tasks of ALFWorld (an extra; its data in $ALFWORLD_DATA)", load_alfworld),
 }
 
-OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE.jsonl --reward FILE.py:function."
+OWN_TASK = "Your own: --task path/to/file.py:MyTask, or --data FILE --reward FILE.py:function."
 
 
 def check_task_name(config: Config, forms: Mapping[str, str] | None = None) -> None:
@@ -98,14 +99,14 @@ def check_task_name(config: Config, forms: Mapping[str, str] | None = None) -> N
     `forms` has the variant of each kind of task that a packaged model is large enough for: `{"math": "math:arith"}`.
     """
     if config.reward is not None:
-        check_path(str(config.data))
+        check_path(str(config.data), config.split)
         for reference in config.rewards:
             parse_reference("--reward", reference)
         return
     if config.data is not None and not Path(config.data).is_dir():
         raise ConfigError(
             f"--data {config.data} is not a folder. Without --reward it must be a folder with copies of the public "
-            "data sets that --task reads: give one (FOLDER/openai/gsm8k/...), or a .jsonl file and a --reward."
+            "data sets that --task reads: give one (FOLDER/openai/gsm8k/...), or your own prompts and a --reward."
         )
     if is_reference(config.task):
         parse_reference("--task", config.task)
@@ -144,7 +145,7 @@ def _read_task(config: Config, chat: bool) -> Task:
     if config.reward is not None:
         # The rewards are loaded first, because their errors show at once and a large file takes a while to read.
         rewards = [load_reward(reference) for reference in config.rewards]
-        return _with_checked_rows(load_jsonl(str(config.data), rewards, config.reward_weights))
+        return _with_checked_rows(load_own_data(config, rewards))
     with local_copies(config.data) as read:
         if is_reference(config.task):
             task = _with_checked_rows(load_custom_task(config, chat=chat))

@@ -38,7 +38,7 @@ def read_hub(
     `splits` maps the splits that are needed to the columns that each must have.
     """
     if (copies := _copies.get()) is None:
-        public, where = _from_hub(repository, configuration), _caches()
+        public, where = load_hub(repository, configuration), _caches()
     else:
         folder, names = copies
         names.append(repository)
@@ -60,7 +60,8 @@ def read_hub(
     return {split: public[split] for split in splits}
 
 
-def _from_hub(repository: str, configuration: str | None) -> Any:
+def load_hub(repository: str, configuration: str | None) -> Any:
+    """Returns all splits of a data set of the Hub, or of its caches, as a `datasets.DatasetDict`."""
     import datasets
     from huggingface_hub import snapshot_download
 
@@ -78,7 +79,7 @@ def _from_hub(repository: str, configuration: str | None) -> Any:
                 f"Hugging Face Hub, and the caches {_caches()}. Where there is a network: `{_download(repository)}`, "
                 "then copy the cache here and point HF_HOME at its folder; or "
                 f"`{_download(repository)} --local-dir FOLDER/{repository}` and give --data FOLDER. Or bring prompts "
-                "and a reward of your own: --data FILE.jsonl --reward FILE.py:function."
+                "and a reward of your own: --data FILE --reward FILE.py:function."
             ) from error
         return _read_folder(Path(folder), repository, configuration)
 

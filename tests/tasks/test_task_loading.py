@@ -192,8 +192,9 @@ def test_data_that_is_not_utf8_names_the_line(files: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("none.jsonl", "does not exist"), ("folder.jsonl", "is a folder"), ("a.csv", "only .jsonl.*read_csv"),
-     ("a.parquet", "read_parquet"), ("a.json", "read_json"), ("plain", "only .jsonl")],
+    [("none.jsonl", "does not exist"), ("folder.jsonl", "is a folder that save_to_disk has not written"),
+     ("none.CSV", "does not exist"), ("a.xlsx", "give a .jsonl, .json, .csv, .parquet file"),
+     ("plain", "cannot be read: give a .jsonl.* or OWNER/NAME of a data set on the Hub")],
 )  # fmt: skip
 def test_a_data_file_is_checked_at_once(files: Path, path: str, words: str) -> None:
     (files / "folder.jsonl").mkdir()
