@@ -114,8 +114,15 @@ def _suite_lines(result: PickResult) -> list[str]:
         lines.append(f"  {name} ({suite.num_items} items{samples}): {scores}; {rates}")
     if (logged := result.reward_metrics) is not None:
         names = sorted({name for metrics in logged.values() for name, value in metrics.items() if value})
-        counts = [f"{name} {logged['base'].get(name, 0):.2g} -> {logged['trained'].get(name, 0):.2g}" for name in names]
-        lines += [f"Logged by the reward, base -> trained: {', '.join(counts)}"] if counts else []
+        of_functions = [name for name in names if name.startswith("rewards/") and name.endswith("/mean")]
+        others = [name for name in names if name not in of_functions]
+        for what, kind in (("Mean of each reward", of_functions), ("Logged by the reward", others)):
+            counts = [
+                f"{name.removeprefix('rewards/').removesuffix('/mean') if kind is of_functions else name} "
+                f"{logged['base'].get(name, 0):.2g} -> {logged['trained'].get(name, 0):.2g}"
+                for name in kind
+            ]
+            lines += [f"{what}, base -> trained: {', '.join(counts)}"] if counts else []
     return lines
 
 

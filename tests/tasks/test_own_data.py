@@ -103,7 +103,7 @@ def test_altered_rows_are_seen(place: Path) -> None:
 
 
 def test_one_of_several_splits_is_named(place: Path) -> None:
-    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:3])).save_to_disk(place / "both")
+    DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:3])}).save_to_disk(place / "both")
     assert sum(map(len, load("both", split="train", columns="prompt=question").splits.values())) == 60
     with pytest.raises(DataError, match="several splits"):
         load("both")
