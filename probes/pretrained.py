@@ -1,7 +1,8 @@
-"""The prediction for pretrained language models: depth and what the base reads, with fixed weights.
+"""The prediction for pretrained language models: depth, what the base reads, and the gain of a small step.
 
-Measured curves of such models are too few to learn weights from, and nothing that holds for models of a million
-parameters is known to hold for them. The constants are those that the curves in examples/RESULTS.md support.
+The three have fixed and equal weights. Measured curves of such models are too few to learn weights from, and nothing
+that holds for models of a million parameters is known to hold for them. The constants are those that the curves in
+examples/RESULTS.md support.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,16 @@ from autolayer.core import depth_prior
 UNREAD, READ = 0.40, 0.55
 """Mean contribution of a layer behind the cutoff, and what a layer has more that the base reads wholly. A layer behind
 the cutoff contributed between .05 and .84: it can sharpen an answer that is there already."""
-CUTOFF_WEIGHT = 0.5
-"""Weight of the cutoff; the depth prior has the rest."""
+NO_GAIN, GAIN = 0.15, 0.85
+"""Mean contribution of a layer without `sign_gain`, and what a layer has more whose score is among the highest."""
+NUM_TOP = 3
+"""Number of the highest scores whose mean is the unit of `sign_gain`."""
+MIN_LAYERS = 6
+"""With fewer candidates the highest scores say nothing of the model, and `sign_gain` is not used."""
 CERTAIN, UNCERTAIN = 0.13, 0.30
 """Deviation of contribution from the prediction where the base reads a layer wholly, and behind the cutoff."""
+SHARPER = 0.8
+"""Deviation of the prediction's error with `sign_gain` against that of depth alone."""
 
 
 def predict_pretrained(
@@ -26,12 +33,18 @@ def predict_pretrained(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the predicted contribution and the deviation of its error, each of shape (layers,).
 
-    `scores` are the probes' by name. Where `cutoff` is not among them, depth alone predicts. No layer is predicted at 0
-    because the base does not read it, for that does not keep it from learning.
+    `scores` are the probes' by name; `cutoff` and `sign_gain` count where they are among them, and depth always. No
+    layer is predicted at 0 because the base does not read it, for that does not keep it from learning.
     """
-    predicted_L = depth_prior.predicted(layers, num_layers)
-    if "cutoff" not in scores:
-        return predicted_L, depth_prior.error_deviation(layers, num_layers)
-    read_L = np.clip(np.asarray(scores["cutoff"], dtype=float), 0, 1)
-    predicted_L = (1 - CUTOFF_WEIGHT) * predicted_L + CUTOFF_WEIGHT * (UNREAD + READ * read_L)
-    return predicted_L, UNCERTAIN + (CERTAIN - UNCERTAIN) * read_L
+    opinions = [depth_prior.predicted(layers, num_layers)]
+    deviation_L = depth_prior.error_deviation(layers, num_layers)
+    if "sign_gain" in scores and len(layers) >= MIN_LAYERS:
+        gain_L = np.clip(np.asarray(scores["sign_gain"], dtype=float), 0, None)
+        if (top := float(np.sort(gain_L)[-NUM_TOP:].mean())) > 0:
+            opinions.append(NO_GAIN + GAIN * np.minimum(gain_L / top, 1.2))
+            deviation_L = SHARPER * deviation_L
+    if "cutoff" in scores:
+        read_L = np.clip(np.asarray(scores["cutoff"], dtype=float), 0, 1)
+        opinions.append(UNREAD + READ * read_L)
+        deviation_L = UNCERTAIN + (CERTAIN - UNCERTAIN) * read_L
+    return np.mean(opinions, axis=0), deviation_L

@@ -59,6 +59,99 @@ def test_without_the_cutoff_depth_alone_predicts(scores: Any) -> None:
     assert deviation_L[29] == pytest.approx(0.10 + 0.35 * 0.55)
 
 
+SUMS, LARGER = (
+    ((0, 3, 6, 9, 12, 14, 20, 25, 29), (0.85, 0.85, 0.90, 1.02, 1.07, 0.99, 0.79, 0.33, 0.36)),
+    ((0, 3, 14, 20, 25, 29), (0.42, 0.41, 0.75, 0.88, 0.28, 0.44)),
+)
+"""Contributions on two tasks of RealBench: `python examples/realbench/table.py`."""
+SIGN_GAIN = (
+    [
+        0.51,
+        0.44,
+        0.43,
+        0.40,
+        0.40,
+        0.45,
+        0.42,
+        0.45,
+        0.52,
+        0.65,
+        0.74,
+        1.01,
+        0.97,
+        1.02,
+        0.94,
+        0.61,
+        0.56,
+        0.62,
+        0.64,
+        0.58,
+        0.39,
+        0.27,
+        0.21,
+        0.14,
+        0.11,
+        0.08,
+        0.08,
+        0.09,
+        0.08,
+        0.22,
+    ],
+    [
+        0.42,
+        0.37,
+        0.38,
+        0.34,
+        0.38,
+        0.42,
+        0.42,
+        0.41,
+        0.56,
+        0.66,
+        0.64,
+        0.79,
+        0.76,
+        0.74,
+        0.92,
+        0.84,
+        0.94,
+        0.97,
+        0.89,
+        1.08,
+        0.86,
+        0.45,
+        0.52,
+        0.31,
+        0.13,
+        0.07,
+        0.08,
+        0.09,
+        0.09,
+        0.26,
+    ],
+)
+"""The scores of one pick on each, in units of the mean of the three highest."""
+
+
+@pytest.mark.parametrize(("measured", "gains"), zip((SUMS, LARGER), SIGN_GAIN, strict=True))
+def test_the_gain_of_a_small_step_moves_the_best_layer_and_sees_the_cliff(measured: Any, gains: list[float]) -> None:
+    layers, contribution = measured
+    predicted_L, deviation_L = predict_pretrained({"sign_gain": gains}, range(30), 30)
+    assert np.corrcoef(predicted_L[list(layers)], contribution)[0, 1] > 0.75
+    truth_L = np.interp(range(30), layers, contribution)
+    assert truth_L.max() - truth_L[predicted_L.argmax()] < 0.15
+    assert (predicted_L[truth_L < 0.35] < 0.5).all()
+    assert (deviation_L < depth_prior.error_deviation(range(30), 30)).all()
+
+
+@pytest.mark.parametrize("gains", [[0.0] * 30, [-1.0] * 30])
+def test_gains_that_say_nothing_leave_depth_alone(gains: list[float]) -> None:
+    predicted_L, _ = predict_pretrained({"sign_gain": gains}, range(30), 30)
+    assert predicted_L == pytest.approx(depth_prior.predicted(range(30), 30))
+    few, _ = predict_pretrained({"sign_gain": [5.0, 0.0]}, (3, 20), 30)
+    assert few == pytest.approx(depth_prior.predicted((3, 20), 30))
+
+
 def test_a_score_outside_its_range_counts_as_its_end() -> None:
     wild, tame = (predict_pretrained({"cutoff": ends}, (3, 20), 30) for ends in ([1.4, -0.2], [1.0, 0.0]))
     assert wild[0].tolist() == tame[0].tolist() and wild[1].tolist() == tame[1].tolist()
