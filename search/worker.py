@@ -85,7 +85,11 @@ class _Worker:
         self.outcome: RaceOutcome | None = None
 
     def advance(self) -> bool:
-        """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over."""
+        """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over.
+
+        Two workers may enqueue a run at the same time. What is left of that when the race is over is taken, too, so
+        that no trial of the study waits for ever.
+        """
         wait = Wait(self.race_study.study)
         while True:
             trials = self.race_study.trials()
@@ -93,19 +97,19 @@ class _Worker:
             due = self._due(answers)
             if isinstance(due, RaceOutcome):
                 self.outcome = due
-                return False
+                return due.stop_reason != TIME_IS_UP and self._is_any_waiting()
             taken = {run_of(trial) for trial in trials if not trial.state.is_finished()}
             for run in due:
                 if run not in taken:
                     self._enqueue(run, answers)
-            if self.race_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self._is_any_waiting():
                 return True
             wait.poll(POLL_SECONDS)
 
     def run_trial(self, trial: optuna.Trial) -> float:
         """Carries out the trial's run. The trial ends as PRUNED, or as FAIL if the run raised a `TrainingError`."""
         race_study = self.race_study
-        if "run" not in trial.user_attrs or race_study.is_duplicate(trial.number):
+        if self.outcome is not None or "run" not in trial.user_attrs or race_study.is_duplicate(trial.number):
             trial.set_user_attr("idle", "another worker had taken this run")
             raise optuna.TrialPruned
         mark_worker(trial)
@@ -125,6 +129,9 @@ class _Worker:
         trial.report(paired_gain(result, race_study.base_I).mean, run.to_step)
         trial.set_user_attr("result", sealed_result(run, result))
         raise optuna.TrialPruned
+
+    def _is_any_waiting(self) -> bool:
+        return bool(self.race_study.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _due(self, answers: Mapping[Run, Answer]) -> tuple[Run, ...] | RaceOutcome:
         try:

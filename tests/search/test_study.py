@@ -261,6 +261,24 @@ def test_workers_share_the_runs_and_agree(whole, folder):
     assert sum(bool(run.made) for run in workers) > 1
 
 
+def test_a_run_that_two_workers_have_enqueued_does_not_wait_for_ever(whole, folder):
+    shutil.copy(whole[0] / "study.db", folder)
+    storage = f"sqlite:///{folder}/study.db"
+    study = open_study(storage, "autolayer")
+    first = study.get_trials()[0]
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=optuna.trial.TrialState.WAITING,
+            params=first.params,
+            distributions=first.distributions,
+            user_attrs={"run": first.user_attrs["run"]},
+        )
+    )
+    runner = Runner()
+    assert search(folder, runner) == whole[2] and not runner.made
+    assert all(trial.state.is_finished() for trial in study.get_trials())
+
+
 def test_at_the_deadline_it_ends_with_what_it_has(whole, folder):
     outcome = search(folder, Runner(), deadline=time.monotonic())
     assert outcome.verdict == "budget_spent" and "time is up" in outcome.stop_reason
