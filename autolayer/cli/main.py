@@ -14,17 +14,16 @@ import traceback
 import click
 
 from autolayer.cli.commands import cli
-from autolayer.core.errors import AutolayerError, LoneRankError, OverdueError, is_out_of_memory
+from autolayer.core.errors import AutolayerError, LoneRankError, OverdueError, is_disk_full, is_out_of_memory
 from autolayer.core.launch import is_first_process, num_processes
 from autolayer.core.shown_text import hide_secrets, visible
 
 EXIT_DELAY = 5.0
 """Seconds that the other ranks wait before they exit, so that rank 0 can print its message."""
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EIO, *DISK_FULL,
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
 )  # fmt: skip
 """Error numbers of the disk that the user can correct."""
 
@@ -64,8 +63,9 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"error: {error.format_message() if isinstance(error, click.ClickException) else error}"
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         cure = (
-            "Free some space and repeat the command, which resumes; or give another --out"
-            if error.errno in DISK_FULL
+            "Free some space, or raise the limit of your quota or of the size of files (ulimit -f), and repeat the "
+            "command, which resumes; or give another --out"
+            if is_disk_full(error)
             else "Give another path"
         )
         return 2, f"error: {error.filename or 'a file'}: {error.strerror}. {cure}."

@@ -45,6 +45,9 @@ def _load(source: str | Path) -> PickResult | Contribution | Curve:
                 "`autolayer pick` (--until probe is enough) or `autolayer measure`."
             )
         path = inside[0]
+    for record in (Contribution, PickResult):
+        if path.name == record.FILE:  # also when it is so damaged that it does not look like JSON
+            return record.read(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

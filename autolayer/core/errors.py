@@ -5,6 +5,7 @@ All errors are picklable, because processes send them to each other.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -85,6 +86,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "os error 12")
     kinds = (type(error).__name__ == "OutOfMemoryError", isinstance(error, MemoryError))  # the first is torch's
     return any(kinds) or (isinstance(error, Exception) and any(word in str(error) for word in words))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns True if a file cannot grow: the disk is full, or a quota or a limit on the size of files is reached."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # safetensors has a type of its own, and the number in its text.
+    return getattr(error, "errno", None) in numbers or any(f"os error {number})" in str(error) for number in numbers)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownNameError:

@@ -1,6 +1,5 @@
 """Disk space and permissions of the files that a run leaves behind."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from autolayer.core.errors import PatchError
+from autolayer.core.errors import PatchError, is_disk_full
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -32,7 +31,7 @@ def check_disk_space(path: Path, size: int) -> None:
 
 def write_error(path: Path, size: int, error: Exception) -> PatchError:
     """Builds the error to raise when writing `size` bytes to `path` failed with `error`."""
-    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):  # safetensors raises its own type
+    if is_disk_full(error):
         return PatchError(f"{path} needs {size:,} bytes and the disk ran full: make some space or write elsewhere.")
     return PatchError(f"{path} cannot be written ({error}): choose a folder that can be written to.")
 
