@@ -126,18 +126,41 @@ def open_study(storage: Storage, name: str) -> optuna.Study:
     return study
 
 
+def check_storage_opens(storage: str) -> None:
+    """Refuses the URL of a storage that cannot be opened. Nothing is written, and no file is made."""
+    with storage_errors(storage):
+        url, arguments = _engine_options(storage)
+        try:
+            engine = sqlalchemy.create_engine(url, **arguments)
+        except ImportError as error:
+            raise _DriverMissing(str(error)) from error
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        if file and not Path(file).exists():
+            if not os.access(Path(file).absolute().parent, os.W_OK):
+                raise StorageInternalError("its folder does not exist or cannot be written to")
+            return
+        with engine.connect() as connection:
+            sqlalchemy.inspect(connection).has_table("studies")
+        engine.dispose()
+
+
+def _engine_options(storage: str) -> tuple[str, dict[str, Any]]:
+    """Returns the URL and the arguments for SQLAlchemy. The error of a URL that is none leaves out its text."""
+    try:
+        sqlalchemy.make_url(storage)
+    except ValueError:
+        raise ArgumentError("its port is no number") from None  # the text may be a password
+    return storage, {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
+
+
 def open_storage(storage: Storage) -> optuna.storages.RDBStorage:
     """Opens a storage and creates its tables if needed."""
     if isinstance(storage, Path):  # connected without a URL, in which some characters of a path have a meaning
         connect = partial(sqlite3.connect, storage, timeout=BUSY_SECONDS, check_same_thread=False)
         url, arguments = "sqlite:///study.db", {"creator": connect}
     else:
-        url = storage.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for a template
-        arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else None
-        try:
-            sqlalchemy.make_url(storage)
-        except ValueError:
-            raise ArgumentError("its port is no number") from None  # without the text, which may be a password
+        url, arguments = _engine_options(storage)
+        url = url.replace("{", "{{").replace("}", "}}")  # Optuna takes braces for a template
     for attempt in range(MAX_TABLE_ATTEMPTS):
         try:
             return _Storage(

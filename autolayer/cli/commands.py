@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,7 +22,9 @@ from autolayer.core.shown_text import visible
 from autolayer.reporting.export import TRAINERS
 
 if TYPE_CHECKING:
+    from autolayer.core.config import Config
     from autolayer.pipeline.pick import Until
+    from autolayer.pipeline.run_plan import RunPlan
     from autolayer.reporting.results import PickResult
 
 HELP = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
@@ -89,11 +91,7 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
     """
     config = read_config(ctx)
     if dry_run:
-        with only_stderr(), TerminalProgress().stage("plan", None):
-            from autolayer.pipeline.dry_run import plan_run
-
-            plan = plan_run(config)
-        return print_found(plan, as_json)
+        return print_found(_plan(config, "pick"), as_json)
     with only_stderr():
         if config.budget == 0:  # at once: without the libraries that train
             from autolayer.pipeline.depth_answer import answer_from_depth
@@ -118,15 +116,19 @@ def pick(ctx: click.Context, until: Until | None, dry_run: bool, as_json: bool, 
     Examples:
       autolayer train --model tiny --task math:arith --layers 2
       autolayer train --model Qwen/Qwen3-8B --task math --layers 16-18 --learning-rate 3e-6
+      autolayer train --model Qwen/Qwen3-8B --task math --layers 16 --dry-run
     """,
 )
+@DRY_RUN
 @JSON
 @click.pass_context
-def train(ctx: click.Context, as_json: bool, **_: Any) -> None:
+def train(ctx: click.Context, dry_run: bool, as_json: bool, **_: Any) -> None:
     """Train the layers you name, without searching."""
     config = read_config(ctx)
     if config.layers is None:
         raise ConfigError("--layers is missing: name the layers to train (16, 10-14 or 8,16), or let `pick` find one.")
+    if dry_run:
+        return print_found(_plan(config, "train"), as_json)
     with only_stderr():
         from autolayer.pipeline.pick import train_layer
 
@@ -318,6 +320,13 @@ def doctor(ctx: click.Context, as_json: bool, **_: Any) -> None:
     print_found(found, as_json)
     if not found.is_well:
         ctx.exit(2)
+
+
+def _plan(config: Config, verb: Literal["pick", "train"]) -> RunPlan:
+    with only_stderr(), TerminalProgress().stage("plan", None):
+        from autolayer.pipeline.dry_run import plan_run
+
+        return plan_run(config, verb)
 
 
 def _print_result(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:

@@ -6,12 +6,14 @@ from transformers import PreTrainedModel
 from autolayer import tasks
 from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError, ConfigError, ModelError
+from autolayer.core.launch import is_first_process
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
 from autolayer.models.loading import meta_model, read_tokenizer
 from autolayer.models.validation import first_line
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.probes import known
+from autolayer.search.optuna_storage import check_storage_opens
 from autolayer.tasks.base import Task
 from autolayer.training.workbench import Workbench
 
@@ -24,6 +26,8 @@ def check_before_loading(config: Config, verb: str) -> Task:
     shape = meta_model(config.model)
     candidates = parse_layers(config.layers, len(find_layers(shape)), config.model, allow_full=verb == "train")
     check_options(config, verb, candidates, shape)
+    if config.storage is not None and is_first_process():
+        check_storage_opens(config.storage)
     task = tasks.load_task(config, chat=read_tokenizer(config.model).chat_template is not None)
     if config.algorithm == "gigpo" and task.environment is None:
         raise ConfigError(

@@ -1,11 +1,11 @@
-"""Plans a run from the model's configuration and the task's data, for `--dry-run` and `doctor`. No weights are loaded.
+"""Plans a run of `pick` or `train` from the model's configuration and the task's data. No weights are loaded.
 
 Lengths are not known before calibration, so completions are assumed to use all of `max_new_tokens`: shares of the cost
 stay about right, absolute numbers are upper bounds.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -44,8 +44,8 @@ SAMPLED_PROMPTS = 64
 """Prompts from which the length of prompts is estimated."""
 
 
-def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
-    """Plans a run of `pick`; with `timed`, a few blocks are timed, which gives an estimate of the run's duration.
+def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: bool = True) -> RunPlan:
+    """Plans a run; with `timed`, a few blocks are timed, which gives an estimate of the run's duration.
 
     It raises what the run itself would raise at the start.
     """
@@ -55,15 +55,15 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
             "--budget 0 answers from depth alone and runs nothing, so there is nothing to plan: give a budget such as "
             "0.1."
         )
-    open_run(config).check()
-    task = check_before_loading(config, "pick")
+    open_run(config, verb).check()
+    task = check_before_loading(config, verb)
     model, tokenizer, device = meta_model(config.model), read_tokenizer(config.model), find_device(config.device)
-    model = nn.Module.to(model, dtype_of_run(config, "pick", model, device))
+    model = nn.Module.to(model, dtype_of_run(config, verb, model, device))
     task = apply_length_limits(config, task, tokenizer, max_positions(model.config))
-    config = resolve(config, task)
+    config = resolve(config, task, verb)
     assert config.prompts_per_step is not None
-    candidates = parse_layers(config.layers, len(find_layers(model)), config.model)
-    assert candidates != "full"
+    named = parse_layers(config.layers, len(find_layers(model)), config.model, allow_full=verb == "train")
+    candidates = tuple(range(len(find_layers(model)))) if named == "full" else named
     lengths = _lengths(config, task, tokenizer)
     units = UnitCosts(
         costs=CostModel(num_layers=len(find_layers(model)), head_ratio=head_ratio(model)),
@@ -74,15 +74,19 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
         prefill_tokens=lengths.prefill_tokens,
     )
     budget = finding_budget(config, units, candidates)
-    prompts, probes = calibration_prompts(config), plan_probes(config, units, candidates, budget)
-    stages = {
-        "calibrate": calibration_cost(config, units),
-        "probe": probe_cost(config, units, candidates, probes, sampled=prompts),
-    }
+    prompts, probes = (
+        calibration_prompts(config),
+        plan_probes(config, units, candidates, budget, searches=verb == "pick"),
+    )
+    stages = {"calibrate": calibration_cost(config, units)}
+    does_probe = verb == "pick" or config.learning_rate is None
+    if does_probe:
+        stages["probe"] = probe_cost(config, units, candidates, probes, sampled=prompts)
     left = budget - sum(stages.values(), Cost())
-    races = pays_for_race(config, units, candidates, left)
-    stages["search"] = left if races else Cost()
-    training = full_run(config, units, final_layers(config, candidates))
+    races = verb == "pick" and pays_for_race(config, units, candidates, left)
+    if verb == "pick":
+        stages["search"] = left if races else Cost()
+    training = full_run(config, units, named if verb == "train" else final_layers(config, candidates))
 
     sampled = evaluation_requests(task, "eval", config.num_eval or 0, config.seed)
     max_new_tokens = (sampled.decoding or task).max_new_tokens
@@ -96,11 +100,12 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
         )
     work = {**stages, "train": training, "evaluate": evaluation}
     return RunPlan(
+        verb=verb,
         config=config,
         num_layers=units.costs.num_layers,
         candidates=candidates,
         calibration_prompts=prompts,
-        probes=probes,
+        probes=probes if does_probe else None,
         eval_items=len(sampled.counts_I),
         eval_completions=len(sampled.rows),
         eval_max_new_tokens=max_new_tokens,
@@ -112,8 +117,17 @@ def plan_run(config: Config, *, timed: bool = True) -> RunPlan:
         seconds=None
         if throughput is None
         else {name: throughput.seconds(cost, units.costs) for name, cost in work.items()},
-        memory=fit_memory(config, model, candidates, lengths.longest),
-        host_bytes={"gradients of the shared batch": gradient_bytes(model, candidates, config.probe.num_folds)},
+        memory=fit_memory(
+            config,
+            model,
+            candidates,
+            lengths.longest,
+            trained=named if verb == "train" else None,
+            probes=does_probe,
+        ),
+        host_bytes={"gradients of the shared batch": gradient_bytes(model, candidates, config.probe.num_folds)}
+        if does_probe
+        else {},
     )
 
 

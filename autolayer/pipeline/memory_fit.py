@@ -13,9 +13,10 @@ import torch
 
 from autolayer.core.config import Config
 from autolayer.core.launch import num_processes
+from autolayer.core.layer_set import Layers
 from autolayer.models import lora
 from autolayer.models.device import find_device
-from autolayer.models.layers import layer_parameters, linear_module_names
+from autolayer.models.layers import find_layers, layer_parameters, linear_module_names
 from autolayer.models.memory_estimate import MicroBatchShape, probing_bytes, training_bytes
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.training.out_of_memory import TOKENS, MicroBatchSize
@@ -64,23 +65,37 @@ class MemoryFit:
         return f"fits{where}, with micro-batches of {shape.tokens} tokens{how}"
 
 
-def fit_memory(config: Config, model: Any, candidates: tuple[int, ...], width: int) -> MemoryFit:
+def fit_memory(
+    config: Config,
+    model: Any,
+    candidates: tuple[int, ...],
+    width: int,
+    *,
+    trained: Layers | None = None,
+    probes: bool = True,
+) -> MemoryFit:
     """Finds the largest micro-batches with which both the shared backward pass and the final training fit.
 
-    The model is on the meta device. The lowest candidates need most memory. The longest sequence has `width` tokens.
+    Args:
+        config: The settings of the run.
+        model: The model on the meta device.
+        candidates: The layers that are probed.
+        width: Tokens of the longest sequence.
+        trained: The layers that are trained; None for the lowest candidates, which need most memory.
+        probes: False if the run has no probes.
     """
     device = find_device(config.device)
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
     engine_bytes = int(total * config.vllm.memory_share) if engine_name(config, device.type) == "vllm" else 0
-    lowest = candidates[: config.top_k]
+    lowest = candidates[: config.top_k] if trained is None else trained
     num_trained, reference = _num_trained(config, model, lowest), config.beta > 0
     fits = (
         MemoryFit(
             device=torch.cuda.get_device_name(device) if gpu else "CPU",
             total=total if config.vllm.sleep else total - engine_bytes,
             micro_batches=micro_batches,
-            probing=probing_bytes(model, candidates, micro_batches),
+            probing=probing_bytes(model, candidates, micro_batches) if probes else {},
             training=training_bytes(model, lowest, micro_batches, num_trained=num_trained, reference=reference),
             engine_awake=engine_bytes if config.vllm.sleep else 0,
         )
@@ -114,8 +129,9 @@ def _choices(config: Config, width: int, device: str) -> Iterator[MicroBatchShap
         shards *= 2
 
 
-def _num_trained(config: Config, model: Any, layers: tuple[int, ...]) -> int:
+def _num_trained(config: Config, model: Any, layers: Layers) -> int:
     if config.adapter is None:
         return sum(p.numel() for p in layer_parameters(model, layers).values())
-    maps = [model.get_submodule(name) for name in linear_module_names(model, layers)]
+    adapted = range(len(find_layers(model))) if layers == "full" else layers
+    maps = [model.get_submodule(name) for name in linear_module_names(model, adapted)]
     return sum(lora.RANK * (module.in_features + module.out_features) for module in maps)

@@ -24,11 +24,14 @@ BUDGETED = {"generated_tokens": "generated tokens", "layer_tokens": "layer-token
 class RunPlan:
     """The work and the cost of a planned run; `config` has every open field filled."""
 
+    verb: Literal["pick", "train"] = "pick"
     config: Config
     num_layers: int
     candidates: tuple[int, ...]
+    """Layers that are probed; those that are trained where the verb is train."""
     calibration_prompts: int
-    probes: ProbePlan
+    probes: ProbePlan | None
+    """None for `train` with a learning rate, which needs no probes."""
     eval_items: int
     eval_completions: int
     """Number of completions of each of the two models, base and trained."""
@@ -55,10 +58,30 @@ class RunPlan:
         return plan_table([*self._work(), *self._needs()])
 
     def _work(self) -> Iterator[tuple[str, str]]:
-        config, probes, budget = self.config, self.probes, self.finding_budget
-        yield "model", f"{config.model}: {self.num_layers} layers, candidates: {len(self.candidates)}"
+        config, budget, finds = self.config, self.finding_budget, self.verb == "pick"
+        layers = f"candidates: {len(self.candidates)}" if finds else f"trained: {config.layers}"
+        yield "model", f"{config.model}: {self.num_layers} layers, {layers}"
+        rate = "from the probes" if config.learning_rate is None else f"{config.learning_rate:g}"
         tokens = format_count(self.full_run.generated_tokens)
-        yield "final run", f"{batches(config)}, at most {tokens} tokens"
+        yield "final run", f"{batches(config)}, at most {tokens} tokens" + ("" if finds else f"; learning rate {rate}")
+        if finds:
+            yield from self._shares(budget)
+        yield "calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"
+        if self.probes is not None:
+            yield from self._probing(self.probes)
+        if finds:
+            search = "the rest of the budget, by successive halving of short runs"
+            if not self.races:
+                search = "none: the budget pays for no short runs, the probes decide"
+            yield "search", "none: there is one candidate" if len(self.candidates) == 1 else search
+        yield (
+            "evaluate",
+            f"{self.eval_items} items of the eval split, {self.eval_completions} completions of at most "
+            f"{self.eval_max_new_tokens} tokens, by base and trained",
+        )
+
+    def _shares(self, budget: Cost) -> Iterator[tuple[str, str]]:
+        config = self.config
         work = f"{format_count(budget.generated_tokens)} generated tokens and {format_count(budget.layer_tokens)}"
         yield "finding", f"at most {config.budget:.0%} of one full run: {work} layer-tokens in all"
         worst = 0.0
@@ -69,20 +92,12 @@ class RunPlan:
             worst = max(worst, sum(shares.values()))
         if config.budget is not None and worst > config.budget:
             yield "note", f"finding costs {worst:.0%} of one full run, not the {config.budget:.0%} of --budget"
-        yield "calibrate", f"{self.calibration_prompts} prompts x {config.group_size} completions"
+
+    def _probing(self, probes: ProbePlan) -> Iterator[tuple[str, str]]:
         bursts = f"; bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts"
-        folds = f"{config.probe.num_folds} folds of {probes.fold_prompts} prompts"
+        folds = f"{self.config.probe.num_folds} folds of {probes.fold_prompts} prompts"
         yield "probe", folds + (bursts if probes.burst_steps else "")
         yield from (("note", note) for note in probes.notes)
-        search = "the rest of the budget, by successive halving of short runs"
-        if not self.races:
-            search = "none: the budget pays for no short runs, the probes decide"
-        yield "search", "none: there is one candidate" if len(self.candidates) == 1 else search
-        yield (
-            "evaluate",
-            f"{self.eval_items} items of the eval split, {self.eval_completions} completions of at most "
-            f"{self.eval_max_new_tokens} tokens, by base and trained",
-        )
 
     def _needs(self) -> Iterator[tuple[str, str]]:
         if self.seconds is not None:
@@ -94,6 +109,8 @@ class RunPlan:
         memory = self.memory
         sizes = {"memory, probing": memory.probing, "memory, training": memory.training, "host memory": self.host_bytes}
         for name, parts in sizes.items():
+            if not parts:
+                continue
             purposes = ", ".join(f"{purpose} {format_bytes(size)}" for purpose, size in parts.items())
             yield name, f"{format_bytes(sum(parts.values()))}: {purposes}"
         yield memory.device, f"{format_bytes(memory.total)}: {memory.sentence}"

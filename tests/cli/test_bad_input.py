@@ -386,17 +386,30 @@ def test_a_damaged_file_of_a_run_is_named(
     assert [again[name] for name in SAME] == [before[name] for name in SAME]
 
 
-def test_a_storage_that_cannot_be_opened_is_refused(refused: Refused, run_folder: Path, qwen: str) -> None:
-    for storage, shown, cure in [
-        ("nowhere", "nowhere", "give a --storage that Optuna can open"),
-        ("postgresql://me:secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
-        ("postgresql://me:a/secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
-        ("postgresql://localhost:1/x?password=secret", "1/x?password=***", "--storage postgresql+pg8000://..."),
-        ("postgresql://localhost:secret/x", "//localhost:***/x", "give a --storage that Optuna can open"),
-        ("sqlite:///{lr}/x.db", "{lr}/x.db", "give a --storage that Optuna can open"),
-    ]:
-        parts = (f"{shown} cannot be used", cure)
-        assert "secret" not in refused("pick", "--model", qwen, *OWN, *PICK, "--storage", storage, parts=parts)
+STORAGES = [
+    ("nowhere", "nowhere", "give a --storage that Optuna can open"),
+    ("postgresql://me:secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
+    ("postgresql://me:a/secret@localhost:1/x", "//***@localhost:1/x", "--storage postgresql+pg8000://..."),
+    ("postgresql://localhost:1/x?password=secret", "1/x?password=***", "--storage postgresql+pg8000://..."),
+    ("postgresql://localhost:secret/x", "//localhost:***/x", "give a --storage that Optuna can open"),
+    ("sqlite:///{lr}/x.db", "{lr}/x.db", "give a --storage that Optuna can open"),
+    ("sqlite:///sums.jsonl", "sums.jsonl", "file is not a database"),
+]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+@pytest.mark.parametrize(("storage", "shown", "cure"), STORAGES)
+def test_a_storage_that_cannot_be_opened_is_refused(
+    refused: Refused, qwen: str, storage: str, shown: str, cure: str, dry: Words
+) -> None:
+    command = ("pick", "--model", qwen, *OWN, *PICK, "--storage", storage, *dry)
+    assert "secret" not in refused(*command, parts=(f"{shown} cannot be used", cure))
+
+
+def test_the_dry_run_makes_no_storage(refused: Refused, qwen: str, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    works("pick", "--model", qwen, *OWN, "--storage", "sqlite:///study.db", "--dry-run")
+    assert contents(tmp_path) == before
 
 
 # Patches and disks

@@ -317,12 +317,14 @@ def test_the_next_command_can_be_copied_whatever_the_name_of_the_folder(call: An
 
 def test_dry_run_prints_the_plan_and_runs_nothing(call: Any, pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = types.SimpleNamespace(render=lambda: "the plan", to_dict=lambda: {"steps": 3})
+    verbs = []
     fake: Any = types.ModuleType("autolayer.pipeline.dry_run")
-    fake.plan_run = lambda settings: plan if settings.model == "tiny" else None
+    fake.plan_run = lambda settings, verb: verbs.append(verb) or (plan if settings.model == "tiny" else None)
     monkeypatch.setitem(sys.modules, "autolayer.pipeline.dry_run", fake)
     assert call("pick", *TINY, "--dry-run")[:2] == (0, "the plan\n")
     assert json.loads(call("pick", *TINY, "--dry-run", "--json")[1]) == {"steps": 3}
-    assert pipeline.calls == []
+    assert call("train", *TINY, "--layers", "1", "--dry-run")[:2] == (0, "the plan\n")
+    assert verbs == ["pick", "pick", "train"] and pipeline.calls == []
 
 
 def test_report_shows_a_run_again(call: Any, tmp_path: Path) -> None:
