@@ -100,14 +100,19 @@ class RaceStudy:
         if stored["identity"] != json.loads(json.dumps(wanted["identity"])):
             names = [name for name, value in stored["identity"].items() if value != wanted["identity"][name]]
             raise _other_race(storage, names)
-        opened = cls(
-            study=study,
-            config=_with_stored_costs(config, stored),
-            candidates=_CANDIDATES.validate_python(stored["candidates"]),
-            base_I=tuple(stored["base_select_rewards_I"]),
-        )
+        opened = cls.of(study, config, stored)
         opened.answers(opened.trials())  # damage is found before anything is trained
         return opened
+
+    @classmethod
+    def of(cls, study: optuna.Study, config: RaceConfig, inputs: dict[str, Any]) -> RaceStudy:
+        """Returns a study with the candidates, base rewards and costs of its `inputs`."""
+        return cls(
+            study=study,
+            config=_with_stored_costs(config, inputs),
+            candidates=_CANDIDATES.validate_python(inputs["candidates"]),
+            base_I=tuple(inputs["base_select_rewards_I"]),
+        )
 
     def trials(self) -> list[FrozenTrial]:
         """Returns all trials that carry a run, oldest first."""
@@ -160,6 +165,7 @@ def _study_inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: S
         | {"candidates": [list(candidate.layers) for candidate in candidates], "num_select": len(base_I)},
         "candidates": [asdict(candidate) for candidate in candidates],
         "base_select_rewards_I": [float(reward) for reward in base_I],
+        "is_pretrained": config.is_pretrained,
         "budget": asdict(config.budget),
         "eval_cost": asdict(config.eval_cost),
         "step_costs": [asdict(config.step_cost(candidate.layers)) for candidate in candidates],

@@ -210,18 +210,30 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
     print_found(found, as_json, ComparisonReport(found, folder=out))
 
 
-@cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all")
+@cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all\n"
+             "  autolayer report runs/demo-seed-0 --regret 0.1 --top-k 3")  # fmt: skip
 @click.argument("run_folder", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the one-file report here.")
+@click.option("--regret", metavar="NUMBER", type=click.FLOAT,
+              help="Decide again from what was measured: contribution that you are ready to lose.")  # fmt: skip
+@click.option("--top-k", metavar="N", type=click.INT, help="Decide again: layers to train together.")
 @JSON
-def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -> None:
-    """Show the result of a run again."""
+def report(
+    run_folder: Path, show_all: bool, html: Path | None, regret: float | None, top_k: int | None, as_json: bool
+) -> None:
+    """Show the result of a run again, or decide again from what it measured. The run stays as it is."""
     from autolayer.reporting.html import html_page
     from autolayer.reporting.results import PickResult
 
     _check_result(run_folder)
     result = PickResult.read(run_folder)
+    decides = (regret, top_k) != (None, None)
+    if decides:
+        with only_stderr():
+            from autolayer.pipeline.decide_again import decide_run_again
+
+            result = decide_run_again(run_folder, regret=regret, top_k=top_k)
     if html is not None:
         try:
             html.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +241,7 @@ def report(run_folder: Path, show_all: bool, html: Path | None, as_json: bool) -
         except OSError as error:
             raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give the path of a file.") from None
         click.echo(visible(f"wrote {html}"), err=True)
-    _print_result(result, run_folder, as_json, show_all)
+    _print_result(result, None if decides else run_folder, as_json, show_all)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer export runs/demo-seed-0 --to trl\n"
@@ -329,7 +341,7 @@ def _plan(config: Config, verb: Literal["pick", "train"]) -> RunPlan:
         return plan_run(config, verb)
 
 
-def _print_result(result: PickResult, folder: Path, as_json: bool, show_all: bool = False) -> None:
+def _print_result(result: PickResult, folder: Path | None, as_json: bool, show_all: bool = False) -> None:
     from autolayer.reporting.terminal import Report
 
     print_found(result, as_json, Report(result, folder=folder, show_all=show_all))
