@@ -12,6 +12,7 @@ import torch
 
 from autolayer.models.layers import layer_parameters, pass_parameters
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+from autolayer.training.scored_passes import computed
 from autolayer.training.workbench import Workbench
 
 Gradient = dict[int, dict[str, torch.Tensor]]
@@ -32,8 +33,8 @@ def streamed_gradient(
     2402.03300): its inner product with a step is the reward gained to first order. The batch has B sequences sampled
     from the base weights, which are loaded. `max_sequences` is the size of a micro-batch; default: as in training.
     """
-    started = time.perf_counter()
-    model, tokens = bench.model, int(batch.attention_mask.sum())
+    started, model = time.perf_counter(), bench.model
+    before = computed(model)
     owner = {name: layer for layer in layers for name in layer_parameters(model, (layer,))}
     flagged = [model.get_parameter(name) for name in owner]
     parameters = pass_parameters(model, layers)
@@ -54,7 +55,7 @@ def streamed_gradient(
         for parameter in (*flagged, *parameters.values()):
             parameter.requires_grad_(False)
             parameter.grad = None
-    bench.account.charge(bench.costs.train(tokens, layers), time.perf_counter() - started)
+    bench.account.charge(bench.costs.train(computed(model) - before, layers), time.perf_counter() - started)
     gradient: Gradient = {layer: {} for layer in layers}
     for name, layer in owner.items():
         found = gradients.pop(name, None)

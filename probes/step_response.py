@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from autolayer.core.probe_plan import RESPONSE_GROUP
+from autolayer.core.budget import RESPONSE_GROUP
 from autolayer.distributed.fsdp import unsharded
 from autolayer.models.fp32 import fp32_layers
 from autolayer.probes.policy_distance import TARGET_DISTANCE, find_distance_steps

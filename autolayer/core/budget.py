@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from autolayer.core.config import Config
-from autolayer.core.costs import Cost, CostModel
+from autolayer.core.costs import Cost, CostModel, PassSize
 from autolayer.core.layer_set import Layers
 
 MARGIN = 0.95
@@ -18,6 +18,8 @@ BUDGET, BUDGET_STEPS, BUDGET_ROOTS = 0.25, 40, 2
 """Default cost of finding the layer: the cost of max(40, 2·√steps) training steps, because the cost of a race grows
 with the root (`SCOUT`), and at most a quarter of the full run."""
 
+RESPONSE_GROUP = 2
+"""Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
 CALIBRATION_SCORED = 64
 """Number of completions from which the entropy of the base model is estimated."""
 SCOUT, MIN_SCOUT = 0.25, 2
@@ -42,33 +44,48 @@ class UnitCosts:
     multiple: int = 1
     """Prompts of a training step come in multiples of this, so that several processes can share them."""
     prefill_tokens: float | None = None
-    """Mean tokens that the engine reads; over several turns, the sequence so far is read at every turn. None:
-    `prompt_tokens`."""
+    """Mean tokens that the engine reads for a completion of a group; over several turns, the sequence so far is read at
+    every turn. None: the prompt once for the whole group."""
+    group_pass: PassSize | None = None
+    """Measured size of the passes over a group; None: estimated from the lengths."""
+    few_pass: PassSize | None = None
+    """Measured size of the passes over `RESPONSE_GROUP` completions of a prompt; None: estimated from the lengths."""
 
     @property
-    def tokens(self) -> float:
-        """Tokens of one group."""
-        return self.group_size * (self.prompt_tokens + self.completion_tokens)
+    def size(self) -> PassSize:
+        """Size of the passes over one group."""
+        return self.group_pass or self._estimated(self.group_size)
+
+    @property
+    def few_size(self) -> PassSize:
+        """Size of the passes over `RESPONSE_GROUP` completions of a prompt."""
+        return self.few_pass or self._estimated(min(RESPONSE_GROUP, self.group_size))
+
+    def _estimated(self, num_completions: int) -> PassSize:
+        return PassSize.estimated(self.prompt_tokens, self.completion_tokens, num_completions)
 
     @property
     def generate(self) -> Cost:
         """Cost of sampling one group."""
-        read = self.prompt_tokens if self.prefill_tokens is None else self.prefill_tokens
-        return self.costs.generate(self.group_size * read, self.group_size * self.completion_tokens)
+        read = self.prompt_tokens if self.prefill_tokens is None else self.group_size * self.prefill_tokens
+        return self.costs.generate(read, self.group_size * self.completion_tokens)
 
     @property
     def generate_one(self) -> Cost:
         """Cost of sampling one completion, which is an evaluation item."""
-        return self.generate * (1 / self.group_size)
+        return self.costs.generate(max(self.prompt_tokens, self.prefill_tokens or 0.0), self.completion_tokens)
 
     def walk(self, layers: tuple[int, ...], tries: int) -> Cost:
-        """Returns the cost of scoring a group `tries` times with each layer changed, by passes from that layer up."""
-        passes = sum((self.costs.forward(self.tokens, layer) for layer in layers), Cost()) * tries
-        return passes + Cost(layer_tokens=self.tokens * max(layers))  # computes the layers' inputs
+        """Returns the cost of scoring `RESPONSE_GROUP` completions `tries` times with each of some layers changed.
+
+        Passes start at the changed layer.
+        """
+        passes = sum((self.costs.forward(self.few_size, layer) for layer in layers), Cost()) * tries
+        return passes + Cost(layer_tokens=self.few_size.tokens * max(layers))  # computes the layers' inputs
 
     def step(self, layers: Layers) -> Cost:
         """Returns the cost of the rollouts of one prompt and of its part of one update of these layers."""
-        return self.generate + self.costs.train(self.tokens, layers)
+        return self.generate + self.costs.train(self.size, layers)
 
     def relative_cost(self, layer: int) -> float:
         """Returns the layer-tokens of a training step of one layer, divided by those of all parameters."""
@@ -110,7 +127,7 @@ def calibration_prompts(config: Config) -> int:
 
 def calibration_cost(config: Config, units: UnitCosts) -> Cost:
     """Returns the cost of sampling the prompts of calibration and of scoring some of the completions."""
-    scored = units.costs.forward(units.tokens * calibration_scored(config))
+    scored = units.costs.forward(units.size * calibration_scored(config))
     return units.generate * calibration_prompts(config) + scored
 
 

@@ -2,9 +2,11 @@
 
 A *layer-token* is the forward pass of one token through one block. The gradient of its activations costs another
 layer-token, and the gradient of the block's weights a third. The output head counts as a fraction of a block, by its
-number of parameters. A token that several completions share counts for each of them, although one pass may serve all
-(training/prefix_trees.py). Generated tokens are also counted by themselves, because generating one takes longer than
-reading one, by a factor that has to be measured (`CostModel.total`).
+number of parameters, and only at the positions that predict a scored token. What is counted is what is computed: a
+token that one pass computes for several completions counts once (training/prefix_trees.py), and padding counts as well.
+Otherwise work and time would differ, since probes and training share unequally much. Generated tokens are also counted
+by themselves, because generating one takes longer than reading one, by a factor that has to be measured
+(`CostModel.total`).
 """
 
 from dataclasses import dataclass
@@ -45,6 +47,35 @@ class Cost:
         return self.generated_tokens <= budget.generated_tokens and self.layer_tokens <= budget.layer_tokens
 
 
+MAX_TREE, TREE_PAYS = 1024, 0.75
+"""Tokens of a prompt and its completions up to which they share prefixes, because the mask of a tree has the square of
+that many entries; and the share of the separate sequences' tokens that the trees may have at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSize:
+    """The size of forward passes: tokens that go through the blocks, and positions at which the head predicts one."""
+
+    tokens: float = 0.0
+    scored: float = 0.0
+
+    @classmethod
+    def estimated(cls, prompt: float, completion: float, num_completions: int) -> Self:
+        """Returns the size for one prompt and some completions that share nothing else, by their mean lengths."""
+        tree, rows = prompt + num_completions * completion, num_completions * (prompt + completion)
+        shares = tree <= MAX_TREE and tree <= TREE_PAYS * rows
+        return cls(tokens=tree if shares else rows, scored=num_completions * completion)
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(tokens=self.tokens + other.tokens, scored=self.scored + other.scored)
+
+    def __sub__(self, other: Self) -> Self:
+        return self + other * -1.0
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(tokens=self.tokens * factor, scored=self.scored * factor)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
     """Layer-tokens of forward and backward passes for one model."""
@@ -53,21 +84,20 @@ class CostModel:
     head_ratio: float
     """Parameters of the output head divided by those of one block."""
 
-    def forward(self, tokens: float, start: int = 0) -> Cost:
-        """Returns the cost of a forward pass over `tokens` tokens without gradients, from block `start` up."""
-        return Cost(layer_tokens=tokens * (self.num_layers - start + self.head_ratio))
+    def forward(self, size: PassSize, start: int = 0) -> Cost:
+        """Returns the cost of a forward pass without gradients, from block `start` up."""
+        return Cost(layer_tokens=size.tokens * (self.num_layers - start) + size.scored * self.head_ratio)
 
     def generate(self, read: float, written: float) -> Cost:
         """Returns the cost of generating `written` tokens after reading `read` tokens."""
-        return self.forward(read + written) + Cost(generated_tokens=written)
+        return self.forward(PassSize(tokens=read + written, scored=written)) + Cost(generated_tokens=written)
 
-    def train(self, tokens: float, layers: Layers) -> Cost:
+    def train(self, size: PassSize, layers: Layers) -> Cost:
         """Returns the cost of a forward pass and of a backward pass that stops at the lowest trained layer."""
         if layers == "full":
-            backward = 2 * (self.num_layers + self.head_ratio)
-        else:
-            backward = (self.num_layers - min(layers)) + self.head_ratio + len(layers)
-        return self.forward(tokens) + Cost(layer_tokens=tokens * backward)
+            return self.forward(size) * 3
+        trained = Cost(layer_tokens=size.tokens * len(layers))
+        return self.forward(size) + self.forward(size, min(layers)) + trained
 
     def total(self, cost: Cost, exchange_rate: float) -> float:
         """Returns layer-tokens; a generated token counts `exchange_rate` (at least 1) times the time of a read one."""

@@ -6,7 +6,7 @@ from functools import partial
 
 from autolayer.core.budget import UnitCosts, calibration_scored, pays_for_race
 from autolayer.core.config import Config
-from autolayer.core.costs import Cost
+from autolayer.core.costs import Cost, PassSize
 
 SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
 """Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
@@ -18,8 +18,6 @@ MAX_RESPONSE_PROMPTS = 8
 RESPONSE_LAYERS = (10, 6, 4)
 """Candidates whose step response is measured, evenly spaced: the most that the budget pays for. It changes slowly with
 depth, and costs more than all other probes."""
-RESPONSE_GROUP = 2
-"""Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
 ANSWER_TOKENS = 16
 """Tokens of a completion that `cutoff` reads; of a longer one, as many from a random place on."""
 DEFAULT_BURST = 2  # steps
@@ -68,7 +66,7 @@ def plan_probes(
     `searches` is True if a race follows when the budget pays for one.
     """
     assert config.prompts_per_step is not None
-    budget -= units.costs.forward(calibration_scored(config) * units.tokens)  # calibration's own; its samples are used
+    budget -= units.costs.forward(units.size * calibration_scored(config))  # calibration's own; its samples are used
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
     cutoff_pairs = largest(partial(_cutoff_cost, units), spend * CUTOFF_SHARE, MAX_CUTOFF_PAIRS)
@@ -132,17 +130,17 @@ def response_layers(candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
     all_layers = tuple(range(units.costs.num_layers))
-    return (units.generate + units.costs.train(units.tokens, all_layers)) * (num_folds * prompts)
+    return (units.generate + units.costs.train(units.size, all_layers)) * (num_folds * prompts)
 
 
 def _response_cost(units: UnitCosts, layers: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
-    share = min(RESPONSE_GROUP, units.group_size) / units.group_size
-    return units.walk(layers, 1 + RESPONSE_SIZES) * (num_folds * share * prompts)
+    return units.walk(layers, 1 + RESPONSE_SIZES) * (num_folds * prompts)
 
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:
     # Both answers after both prompts, once without an exchange and once for every depth.
-    return units.costs.forward(units.tokens / units.group_size) * (4 * pairs * (1 + CUTOFF_DEPTHS))
+    one = PassSize(tokens=units.prompt_tokens + units.completion_tokens, scored=units.completion_tokens)
+    return units.costs.forward(one) * (4 * pairs * (1 + CUTOFF_DEPTHS))
 
 
 def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:

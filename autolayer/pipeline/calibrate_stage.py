@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from autolayer.core.budget import UnitCosts, calibration_prompts
-from autolayer.core.costs import Cost
+from autolayer.core.costs import Cost, PassSize
 from autolayer.core.errors import AutolayerError
 from autolayer.core.run_folder import CALIBRATION, PROBE, ROLLOUTS
 from autolayer.pipeline.run_context import RunContext
@@ -38,6 +38,8 @@ def calibrate_stage(run: RunContext) -> CalibrationStage:
         prompt_tokens=calibration.mean_prompt_tokens,
         completion_tokens=calibration.mean_completion_tokens,
         prefill_tokens=calibration.mean_prefill_tokens,
+        group_pass=None if calibration.group_pass is None else PassSize(**calibration.group_pass),
+        few_pass=None if calibration.few_pass is None else PassSize(**calibration.few_pass),
         multiple=num_processes // math.gcd(num_processes, group_size),
     )
     return CalibrationStage(calibration=calibration, units=units, cost=cost)

@@ -151,7 +151,7 @@ def _lengths(config: Config, task: Task, tokenizer: Any) -> Lengths:
     tokens: dict[str, float] = {  # observations are assumed to be as long as actions
         "prompt_tokens": prompt + action * (turns - 1),
         "completion_tokens": action * turns,
-        "prefill_tokens": prompt * turns + action * turns * (turns - 1),
+        "prefill_tokens": prompt * turns + action * turns * (turns - 1) if turns > 1 else prompt / config.group_size,
     }
     found = RunFolder(config.out).read(CALIBRATION) if config.out else None
     measured = {name: float(v) for name in tokens if isinstance(v := (found or {}).get(f"mean_{name}"), int | float)}

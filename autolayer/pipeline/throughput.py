@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from autolayer.core.costs import Cost, CostModel
 from autolayer.models.layers import find_layers
 from autolayer.rollouts.engines.base import MAX_SEQUENCES
-from autolayer.rollouts.engines.hf import TransformersEngine, cache_bytes_per_token
+from autolayer.rollouts.engines.hf import TransformersEngine, cache_bytes_per_token, contiguous_head
 
 SHALLOW, DEEP = 1, 3
 """Numbers of blocks of the two timed models; the difference of their times is the time of the additional blocks."""
@@ -42,7 +42,7 @@ class Throughput:
 
     def seconds(self, cost: Cost, costs: CostModel) -> float:
         """Returns the seconds that some work takes when all batches are full."""
-        passes = cost.layer_tokens - costs.forward(cost.generated_tokens).layer_tokens
+        passes = cost.layer_tokens - costs.generate(0, cost.generated_tokens).layer_tokens
         return max(0.0, passes) * self.layer_token + cost.generated_tokens * self.decode_step / self.batch
 
 
@@ -97,7 +97,8 @@ def _pass_seconds(model: Any, width: int) -> float:
     ids = torch.ones(max(1, PASS_TOKENS // width), width, dtype=torch.long, device=model.device)
 
     def forward_and_backward() -> None:
-        model(input_ids=ids, logits_to_keep=1).logits.float().sum().backward()
+        with contiguous_head(model):
+            model(input_ids=ids, logits_to_keep=1).logits.float().sum().backward()
         model.zero_grad()
 
     return _fastest(forward_and_backward, model.device) / ids.numel()

@@ -115,6 +115,13 @@ class Rollouts:
         """Number of tokens of all sequences, prompts included, as training reads them."""
         return sum(map(len, self.completion_ids)) + sum(map(len, self.prompt_ids))
 
+    @property
+    def num_read(self) -> int:
+        """Number of tokens that the engine reads: once for all completions of a prompt, at every turn of an episode."""
+        alone = [count for turns, count in zip(self.turns, self.prefilled, strict=True) if len(turns) > 1]
+        shared = {tuple(ids) for turns, ids in zip(self.turns, self.prompt_ids, strict=True) if len(turns) <= 1}
+        return sum(alone) + sum(map(len, shared))
+
     def own_masks(self) -> list[list[int]]:
         """Returns one mask per completion: 1 for generated tokens, 0 for observations."""
         masks = [[0] * len(ids) for ids in self.completion_ids]

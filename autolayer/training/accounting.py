@@ -27,7 +27,7 @@ class Account:
 
     def generation(self, rollouts: Rollouts) -> Cost:
         """Returns the cost of sampling some rollouts."""
-        return self.costs.generate(sum(rollouts.prefilled), rollouts.num_generated)
+        return self.costs.generate(rollouts.num_read, rollouts.num_generated)
 
     def exchange_rate(self, engine: Engine) -> float:
         """Returns the measured time of generating a token divided by that of a forward pass over one; at least 1.

@@ -5,12 +5,12 @@ task already), truncated (completions end before the answer), badly formatted (t
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from autolayer.core.budget import CALIBRATION_SCORED
+from autolayer.core.budget import CALIBRATION_SCORED, RESPONSE_GROUP
 from autolayer.core.errors import NoSignalError
 from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Task
@@ -44,8 +44,13 @@ class Calibration:
     """Tokens of a sequence that the model did not generate: the prompt and the observations of all turns."""
     mean_completion_tokens: float
     mean_prefill_tokens: float
-    """Tokens that the engine reads for a completion; over several turns, each turn reads the sequence so far again."""
+    """Tokens that the engine reads for a completion, with a part of a prompt that it reads for several; over several
+    turns, each turn reads the sequence so far again."""
     example: dict[str, Any]
+    group_pass: dict[str, float] | None = None
+    """Size of the passes that score one prompt's completions (`PassSize`); None in runs of older versions."""
+    few_pass: dict[str, float] | None = None
+    """The same for the first `RESPONSE_GROUP` completions of a prompt."""
     reward_metrics: dict[str, float] = field(default_factory=dict)
 
     def sentence(self) -> str:
@@ -85,7 +90,9 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
     truncated = 1 - sum(rollouts.finished) / count
     is_well_formed = bench.task.is_well_formed
     well_formed = None if is_well_formed is None else sum(rollouts.well_formed(is_well_formed)) / count
-    entropy = _entropy(bench, rollouts)
+    num_prompts = min(len(rewards_P_G), max(1, CALIBRATION_SCORED // rollouts.group_size))
+    few = rollouts[:num_prompts]
+    entropy = _entropy(bench, few)
     reason = "" if spread >= MIN_SPREAD else _reason(mean_reward, truncated, well_formed, entropy)
     return Calibration(
         status="no_signal" if reason else "ok",
@@ -98,7 +105,9 @@ def judge(bench: Workbench, rollouts: Rollouts) -> Calibration:
         entropy=entropy,
         mean_prompt_tokens=(rollouts.num_tokens - rollouts.num_generated) / count,
         mean_completion_tokens=rollouts.num_generated / count,
-        mean_prefill_tokens=sum(rollouts.prefilled) / count,
+        mean_prefill_tokens=rollouts.num_read / count,
+        group_pass=asdict(bench.scorer.pass_size(few) * (1 / num_prompts)),
+        few_pass=asdict(bench.scorer.pass_size(few.thinned(RESPONSE_GROUP)) * (1 / num_prompts)),
         example={
             "prompt": bench.tokenizer.decode(rollouts.prompt_ids[0])[:500],
             "completion": rollouts.texts[0][:500],
@@ -137,8 +146,7 @@ def _reason(mean_reward: float, truncated: float, well_formed: float | None, ent
 
 
 def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
-    few = rollouts[: max(1, CALIBRATION_SCORED // rollouts.group_size)]
-    batch = bench.scorer.batch(few)
+    batch = bench.scorer.batch(rollouts)
     with scoring(bench.model, bench.engine.temperature), torch.no_grad():
-        surprise = -float(bench.scorer.log_probs(batch).sum()) / max(1, few.num_generated)
+        surprise = -float(bench.scorer.log_probs(batch).sum()) / max(1, rollouts.num_generated)
     return surprise / math.log(bench.model.config.get_text_config().vocab_size)

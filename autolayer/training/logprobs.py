@@ -43,6 +43,11 @@ class ScoreBatch:
             completion_mask=padded([[0] * len(prompt) + mask for prompt, mask in masks]),
         )
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """(B, T): the tokens that the model generated, and -100 elsewhere."""
+        return self.input_ids.masked_fill(self.completion_mask == 0, -100)
+
     def split(self, max_sequences: int) -> Iterator[tuple[slice, Self]]:
         """Yields micro-batches of at most `max_sequences` sequences, each with its slice of rows."""
         for start in range(0, len(self.input_ids), max_sequences):
@@ -61,7 +66,7 @@ def scoring(model: PreTrainedModel, temperature: float, *, shares_prefixes: bool
     try:
         add_fused_lm_head(model, temperature=temperature)
         model.eval()
-        with shared_prefixes(model) if shares_prefixes else contextlib.nullcontext():
+        with shared_prefixes(model, shares=shares_prefixes):
             yield
     finally:
         model.train(training)
@@ -70,6 +75,5 @@ def scoring(model: PreTrainedModel, temperature: float, *, shares_prefixes: bool
 
 def log_probs(model: PreTrainedModel, batch: ScoreBatch) -> torch.Tensor:
     """Returns the log-probability of each completion token, (B, T - 1), and 0 elsewhere. Use it inside `scoring`."""
-    labels = batch.input_ids.masked_fill(batch.completion_mask == 0, -100)
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels, fused_lm_head=True)
-    return output.log_probs
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+    return model(**inputs, fused_lm_head=True).log_probs

@@ -31,8 +31,6 @@ class PartialForward:
         self.model, self.parts, self.fixed = model, tuple(parts), fixed
         self.blocks = find_layers(model)
         self.layer = 0
-        self.num_tokens = sum(int(part.attention_mask.sum()) for part in self.parts)
-        """Number of tokens of all parts, without padding."""
         self._states: Sequence[torch.Tensor | None] = [None] * len(self.parts)
 
     def move_to(self, layer: int) -> int:

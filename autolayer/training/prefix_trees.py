@@ -1,8 +1,8 @@
 """Scores the completions of a prompt in one tree of shared prefixes, so that tokens which they share are computed once.
 
 A group of completions shares its prompt, and short ones share tokens of their own. Each prompt becomes one row, whose
-tokens see only their ancestors and count positions along their own path. Padding and tokens that nothing is read from
-are not scored at all. Prefix grouping (arXiv 2506.05433) shares the prompt alone.
+tokens see only their ancestors and count positions along their own path. Prefix grouping (arXiv 2506.05433) shares the
+prompt alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,20 +15,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from autolayer.core.costs import MAX_TREE, TREE_PAYS, PassSize
 from autolayer.models.fp32 import restore_forward
+from autolayer.training.scored_passes import PER_TOKEN, count, score_at, score_rows
 
 # B sequences of T tokens, R trees of N nodes (a token each), M scored nodes.
 
-PAYS = 0.75
-"""Share of the batch's tokens, padding included, that the trees may have at most."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 """Largest difference of log-probabilities, in nats, that rounding explains."""
-MAX_NODES = 1024
-"""Largest tree. Its mask has the square of that many entries, and long completions share little."""
 ROUNDING = 0.2
 """Largest error in bfloat16, as a share of the error that reading the siblings of a token as well makes."""
-PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-"""Fields of the fused head's output that have one value for each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,7 @@ class PrefixTrees:
             tree = trees.setdefault(tuple(row_ids[column] for column in columns[:first]), _Tree())
             places.append((tree, dict(zip(columns, tree.add(row_ids[c] for c in columns), strict=True))))
         longest = max(len(tree.tokens) for tree in trees.values())
-        if longest > MAX_NODES or longest * len(trees) > PAYS * input_ids.numel():
+        if longest > MAX_TREE or longest * len(trees) > TREE_PAYS * input_ids.numel():
             return None
         offsets = {id(tree): row * longest for row, tree in enumerate(trees.values())}
         scored: dict[int, tuple[int, int, int]] = {}
@@ -131,19 +127,23 @@ class _Tree:
 
 
 @contextmanager
-def shared_prefixes(model: PreTrainedModel) -> Iterator[None]:
-    """Makes the fused head's forward pass score trees while the block runs, where that saves work.
+def shared_prefixes(model: PreTrainedModel, *, shares: bool = True) -> Iterator[None]:
+    """Makes the fused head's passes score only tokens with a label, and share prefixes where that saves work.
 
     Use it where TRL's fused head is on the model. Models whose blocks do more than attend (recurrent ones), and
-    attention that takes no mask of this kind, are found by a test and score their batches as they are.
+    attention that takes no mask of this kind, are found by a test and score their batches as they are; all do unless
+    `shares`.
     """
     fused = model.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if args or not kwargs.get("fused_lm_head") or kwargs.get("labels") is None or not _can_share(model, fused):
+        if args or not kwargs.get("fused_lm_head") or kwargs.get("labels") is None:
             return fused(*args, **kwargs)
-        trees = PrefixTrees.of(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], model.dtype)
-        return fused(**kwargs) if trees is None else _score(model, fused, trees, kwargs)
+        labels, trees = kwargs.pop("labels"), None
+        if shares and _can_share(model, fused):
+            trees = PrefixTrees.of(kwargs["input_ids"], kwargs["attention_mask"], labels, model.dtype)
+        count(model, _size(trees, labels))
+        return score_rows(model, fused, kwargs, labels) if trees is None else _score(model, fused, trees, kwargs)
 
     before = model.__dict__.get("forward")
     try:
@@ -151,6 +151,17 @@ def shared_prefixes(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         restore_forward(model, before)
+
+
+def pass_size(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> PassSize:
+    """Returns the size of the pass that scores a batch, for a model that has scored one before."""
+    return _size(PrefixTrees.of(ids, mask, labels, model.dtype) if _tested.get(model) else None, labels)
+
+
+def _size(trees: PrefixTrees | None, labels: torch.Tensor) -> PassSize:
+    if trees is None:
+        return PassSize(tokens=labels.numel(), scored=int((labels[:, 1:] != -100).sum()))
+    return PassSize(tokens=trees.input_ids.numel(), scored=len(trees.tokens_M))
 
 
 current: list[PrefixTrees] = []
@@ -163,25 +174,12 @@ def by_sequence(states: torch.Tensor) -> torch.Tensor:
 
 
 def _score(model: PreTrainedModel, fused: Any, trees: PrefixTrees, kwargs: dict[str, Any]) -> Any:
-    def keep_scored(module: torch.nn.Module, args: Any, output: Any) -> Any:
-        states = output.last_hidden_state
-        output.last_hidden_state = states.flatten(0, 1)[trees.parents_M.to(states.device)][None]
-        return output
-
-    others = {name: value for name, value in kwargs.items() if name not in ("labels", "position_ids")}
-    packed = {
-        "input_ids": trees.input_ids,
-        "attention_mask": trees.mask,
-        "position_ids": trees.positions,
-        "shift_labels": trees.tokens_M[None],
-    }
-    handle = model.base_model.register_forward_hook(keep_scored)
+    packed = {"input_ids": trees.input_ids, "attention_mask": trees.mask, "position_ids": trees.positions}
     current.append(trees)
     try:
-        output = fused(**others | packed)
+        output = score_at(model, fused, kwargs | packed, trees.parents_M, trees.tokens_M)
     finally:
         current.pop()
-        handle.remove()
     for name in PER_TOKEN:
         if (values := getattr(output, name)) is not None:
             setattr(output, name, trees.unpack(values[0]))
@@ -209,14 +207,14 @@ def _agrees(model: PreTrainedModel, fused: Any) -> bool:
     ids, mask = (ids % len(embedding.weight)).to(model.device), mask.to(model.device)
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :8] = -100
-    kwargs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "fused_lm_head": True}
+    kwargs = {"input_ids": ids, "attention_mask": mask, "fused_lm_head": True}
     trees = PrefixTrees.of(ids, mask, labels, model.dtype)
     assert trees is not None
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            plain = fused(**kwargs).log_probs
+            plain = fused(**kwargs, labels=labels).log_probs
             found = _score(model, fused, trees, kwargs).log_probs
             causal = torch.full_like(trees.mask, torch.finfo(model.dtype).min).triu(1)
             blind = _score(model, fused, replace(trees, mask=causal), kwargs).log_probs

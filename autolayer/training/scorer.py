@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from autolayer.core.costs import Cost
+from autolayer.core.costs import Cost, PassSize
 from autolayer.core.layer_set import Layers
 from autolayer.distributed.process_group import ProcessGroup
 from autolayer.rollouts.engines.base import Engine
@@ -14,6 +14,8 @@ from autolayer.training.accounting import Account
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.out_of_memory import MicroBatching
 from autolayer.training.partial_forward import PartialForward, can_start_midway
+from autolayer.training.prefix_trees import pass_size
+from autolayer.training.scored_passes import computed
 
 
 class Scorer:
@@ -51,19 +53,28 @@ class Scorer:
 
     def log_probs(self, batch: ScoreBatch | PartialForward) -> torch.Tensor:
         """Returns the log-probabilities of the completions, (B, T - 1). Use it inside `logprobs.scoring`."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), computed(self.model)
         passes = batch if isinstance(batch, PartialForward) else PartialForward(self.model, self._micro_batches(batch))
         result = torch.cat(list(passes.log_probs()))
         if self.process_group.world_size > 1:  # ranks decide by these numbers, which may differ in rounding
             result = self.process_group.broadcast(result.cpu()).to(result.device)
-        self.account.charge(self.account.costs.forward(passes.num_tokens, passes.layer), time.perf_counter() - started)
+        size = computed(self.model) - before
+        self.account.charge(self.account.costs.forward(size, passes.layer), time.perf_counter() - started)
         return result
 
     def move_to(self, passes: PartialForward, layer: int) -> None:
         """Makes partial passes start at a layer, whose input is computed with the weights now in the model."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), computed(self.model)
         num_blocks = passes.move_to(layer)
-        self.account.charge(Cost(layer_tokens=passes.num_tokens * num_blocks), time.perf_counter() - started)
+        tokens = (computed(self.model) - before).tokens  # the head is not reached
+        self.account.charge(Cost(layer_tokens=tokens * num_blocks), time.perf_counter() - started)
+
+    def pass_size(self, rollouts: Rollouts) -> PassSize:
+        """Returns the size of the passes that score some rollouts. Others have been scored before."""
+        parts = self._micro_batches(self.batch(rollouts))
+        return sum(
+            (pass_size(self.model, each.input_ids, each.attention_mask, each.labels) for each in parts), PassSize()
+        )
 
     def _micro_batches(self, batch: ScoreBatch) -> list[ScoreBatch]:
         return [part for _, part in batch.split(self.micro_batching.sequences(batch.input_ids.shape[1]))]

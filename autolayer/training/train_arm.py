@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -12,7 +12,7 @@ from functools import cache
 import torch
 
 from autolayer.core.arms import Arm
-from autolayer.core.costs import Cost
+from autolayer.core.costs import Cost, PassSize
 from autolayer.core.errors import AutolayerError, EpisodeError, RewardError
 from autolayer.core.layer_set import Layers
 from autolayer.models.train_only import train_only
@@ -20,6 +20,7 @@ from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row
 from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer
 from autolayer.training.optimizer import MasterAdamW
+from autolayer.training.scored_passes import computed
 from autolayer.training.trainer_side_effects import trainer_side_effects_undone
 from autolayer.training.workbench import Workbench
 
@@ -79,12 +80,12 @@ def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, pro
     return [rows[order(position // len(rows))[position % len(rows)]] for position in positions]
 
 
-def update_cost(bench: Workbench, rollouts: Rollouts, layers: Layers) -> Cost:
-    """Returns the cost of the forward and backward passes of one training step, the KL reference's included."""
-    cost = bench.costs.train(rollouts.num_tokens, layers)
-    if bench.config.beta:
-        cost += bench.costs.forward(rollouts.num_tokens, start=bench.scorer.shared_below(layers))
-    return cost
+def update_cost(bench: Workbench, size: PassSize, layers: Layers) -> Cost:
+    """Returns the cost of the training passes of all ranks, which have this size, the KL reference's included."""
+    if not bench.config.beta:
+        return bench.costs.train(size, layers)
+    each = size * 0.5  # the policy's passes and the reference's
+    return bench.costs.train(each, layers) + bench.costs.forward(each, start=bench.scorer.shared_below(layers))
 
 
 def _train(
@@ -119,10 +120,13 @@ def _train(
             return bench.process_group.on_rank_0(lambda: time.perf_counter() - started > seconds)
 
         trainer.add_callback(EachStep(each_step))
+        before = computed(bench.model)
         try:
             trainer.train()
         except torch.OutOfMemoryError:  # these steps are lost, but they have cost something
-            bench.account.charge(_cost(bench, steps, arm.layers), time.perf_counter() - started)
+            size = (computed(bench.model) - before) * bench.process_group.world_size
+            sampled = sum(map(bench.account.generation, steps), Cost())
+            bench.account.charge(sampled + update_cost(bench, size, arm.layers), time.perf_counter() - started)
             raise
         except (RewardError, EpisodeError) as error:
             if not steps:
@@ -132,8 +136,9 @@ def _train(
         trainable.expect_gradient = trainer.had_advantage
         bench.effective += trainer.effective
         taken = time.perf_counter() - started
-        cost = replace(_cost(bench, steps, arm.layers), seconds=taken)
-        passes = sum((update_cost(bench, rollouts, arm.layers) for rollouts in steps), Cost())
+        size = sum(bench.process_group.gather(computed(bench.model) - before), PassSize())
+        passes = update_cost(bench, size, arm.layers)
+        cost = replace(sum(map(bench.account.generation, steps), passes), seconds=taken)
         bench.account.charge(cost, taken)
         bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)
         rewards = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in steps]
@@ -160,7 +165,3 @@ def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:
     if arm.checkpoint is not None:
         optimizer.load_tensors(bench.checkpoints.read(arm))
     return optimizer
-
-
-def _cost(bench: Workbench, steps: Sequence[Rollouts], layers: Layers) -> Cost:
-    return sum((bench.account.generation(each) + update_cost(bench, each, layers) for each in steps), Cost())

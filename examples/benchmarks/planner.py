@@ -34,7 +34,7 @@ from autolayer.core.budget import (
     pays_for_race,
 )
 from autolayer.core.config import Config
-from autolayer.core.costs import Cost, CostModel
+from autolayer.core.costs import Cost, CostModel, PassSize
 from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.pipeline.dry_run import plan_run
@@ -128,7 +128,8 @@ def unit_costs(out: Path, num_layers: int, model: str) -> UnitCosts:
     return UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=head_ratio(meta_model(model))), group_size=8,
         prompt_tokens=found["mean_prompt_tokens"], completion_tokens=found["mean_completion_tokens"],
-        prefill_tokens=found["mean_prefill_tokens"],
+        prefill_tokens=found["mean_prefill_tokens"], group_pass=PassSize(**found["group_pass"]),
+        few_pass=PassSize(**found["few_pass"]),
     )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def models(decode: float, latency: float) -> tuple[Model, ...]:
 def hours(model: Model, cost: Cost, gpus: int, busy: float, steps: float) -> float:
     """Returns the hours of work that all GPUs share; a step ends with its longest completion."""
     generation = cost.generated_tokens / (gpus * model.decode)
-    read = cost.layer_tokens - model.units.costs.forward(cost.generated_tokens).layer_tokens
+    read = cost.layer_tokens - model.units.costs.generate(0, cost.generated_tokens).layer_tokens
     passes = read * 2 * model.per_layer / (gpus * PEAK * busy)
     return (max(generation, steps * COMPLETION * model.latency) + passes) / 3600
 

@@ -14,6 +14,7 @@ from autolayer.core.budget import (
     UnitCosts,
     calibration_cost,
     calibration_prompts,
+    calibration_scored,
     default_budget,
     finding_budget,
     full_run,
@@ -22,13 +23,14 @@ from autolayer.core.budget import (
     smallest_race,
 )
 from autolayer.core.config import Config, ProbeConfig, SearchConfig
-from autolayer.core.costs import Cost, CostModel
+from autolayer.core.costs import Cost, CostModel, PassSize
 from autolayer.core.layer_set import Layers
 from autolayer.core.probe_plan import largest, plan_probes, probe_budget, probe_cost, response_layers
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.train_only import train_only
 from autolayer.probes.run_probes import run_probes
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
+from autolayer.training.scored_passes import computed
 
 # Costs
 
@@ -47,6 +49,7 @@ def test_layer_tokens_are_what_hooks_count_in_a_real_pass(architecture: str, lay
     model = build_model(architecture)
     blocks, head = find_layers(model), model.get_output_embeddings()
     counts = {"forward": 0, "activation": 0, "weight": 0, "head": 0}
+    size, scored = PassSize(tokens=21, scored=18), 18  # nothing predicts the first token of a sequence
 
     def forward(module: Any, arguments: Any, output: torch.Tensor) -> None:
         counts["forward"] += output.shape[0] * output.shape[1]
@@ -54,8 +57,7 @@ def test_layer_tokens_are_what_hooks_count_in_a_real_pass(architecture: str, lay
             output.register_hook(lambda g: counts.__setitem__("activation", counts["activation"] + g[..., 0].numel()))
 
     def final(module: Any, arguments: Any, output: Any) -> None:
-        counts["head"] += output[0][..., 0].numel()  # the head's forward
-        output[0].register_hook(lambda g: counts.__setitem__("head", counts["head"] + g[..., 0].numel()))
+        output[0].register_hook(lambda g: counts.__setitem__("head", counts["head"] + int(g.any(-1).sum())))
 
     for block in blocks:
         block.register_forward_hook(forward)
@@ -65,16 +67,18 @@ def test_layer_tokens_are_what_hooks_count_in_a_real_pass(architecture: str, lay
     batch = ScoreBatch(
         input_ids=ids, attention_mask=mask, completion_mask=mask.clone().index_fill_(1, torch.tensor(0), 0)
     )
+    before = computed(model)
     with train_only(model, layers, quiet=True), scoring(model, 1.0, shares_prefixes=False):  # pyright: ignore
         log_probs(model, batch).sum().backward()
         counts["weight"] = 21 * sum(any(p.grad is not None for p in block.parameters()) for block in blocks)
-        counts["head"] += 21 * (head.weight.grad is not None)
+        counts["head"] += scored + scored * (head.weight.grad is not None)  # its forward pass, and its weights
     costs = CostModel(num_layers=4, head_ratio=head_ratio(model))
     in_blocks = counts["forward"] + counts["activation"] + counts["weight"]
     expected = in_blocks + counts["head"] * costs.head_ratio
-    assert costs.train(21, layers).layer_tokens == pytest.approx(expected)
-    assert costs.forward(21).layer_tokens == pytest.approx(counts["forward"] + 21 * costs.head_ratio)
-    assert costs.train(21, layers).generated_tokens == 0
+    assert computed(model) - before == size
+    assert costs.train(size, layers).layer_tokens == pytest.approx(expected)
+    assert costs.forward(size).layer_tokens == pytest.approx(counts["forward"] + scored * costs.head_ratio)
+    assert costs.train(size, layers).generated_tokens == 0
 
 
 def test_the_heads_share_is_its_parameters_over_those_of_one_block() -> None:
@@ -84,7 +88,12 @@ def test_the_heads_share_is_its_parameters_over_those_of_one_block() -> None:
     costs = CostModel(num_layers=3, head_ratio=0.5)
     total = costs.total(Cost(generated_tokens=10, layer_tokens=100), exchange_rate=2.0)
     assert total == pytest.approx(100 + 10 * (2 - 1) * 3.5), "a token's own forward pass is among the 100"
-    assert costs.generate(4, 10) == Cost(generated_tokens=10, layer_tokens=14 * 3.5)
+    assert costs.generate(4, 10) == Cost(generated_tokens=10, layer_tokens=4 * 3 + 10 * 3.5), "reading needs no head"
+
+
+@pytest.mark.parametrize(("prompt", "completion", "tokens"), [(16, 4, 16 + 8 * 4), (2, 90, 8 * 92), (100, 900, 8000)])
+def test_completions_share_their_prompt_where_that_saves_enough(prompt: int, completion: int, tokens: int) -> None:
+    assert PassSize.estimated(prompt, completion, 8) == PassSize(tokens=tokens, scored=8 * completion)
 
 
 # Plans
@@ -119,25 +128,27 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         plan = plan_probes(config, units, candidates, budget)
         folds, layers, group = config.probe.num_folds, len(candidates), config.group_size
         # Counted over again: what each probe does with these sizes.
-        tokens = group * (units.prompt_tokens + units.completion_tokens)
+        whole, few = units.size, PassSize.estimated(units.prompt_tokens, units.completion_tokens, min(2, group))
         depth, head = units.costs.num_layers, units.costs.head_ratio
         # Each layer's passes begin at that layer; what enters it is made once, by going up to the highest.
         measured = response_layers(candidates, plan.response_layers)
-        above = sum(depth - layer + head for layer in measured)
-        generated = Cost(generated_tokens=group * units.completion_tokens)
-        generate = units.costs.forward(tokens) + generated
-        shared = (generate + units.costs.train(tokens, candidates)) * (folds * plan.fold_prompts)
-        judged = plan.response_folds * plan.response_prompts * min(2, group) / group
-        responses = Cost(layer_tokens=tokens * judged * (10 * above + max(measured)))
+        above = sum(few.tokens * (depth - layer) + few.scored * head for layer in measured)
+        generate = units.costs.generate(units.prompt_tokens, group * units.completion_tokens)
+        shared = (generate + units.costs.train(whole, candidates)) * (folds * plan.fold_prompts)
+        judged = plan.response_folds * plan.response_prompts
+        responses = Cost(layer_tokens=judged * (10 * above + few.tokens * max(measured)))
         burst = Cost()
         for layer in candidates if plan.burst_steps else ():
-            burst += (generate + units.costs.train(tokens, (layer,))) * (plan.burst_steps * plan.burst_prompts)
-        burst += generate * (1 / group) * (plan.burst_items * (layers + 1) if plan.burst_steps else 0)
+            burst += (generate + units.costs.train(whole, (layer,))) * (plan.burst_steps * plan.burst_prompts)
+        evaluated = plan.burst_items * (layers + 1) if plan.burst_steps else 0
+        burst += units.costs.generate(units.prompt_tokens, units.completion_tokens) * evaluated
         # Four sequences for each pair, once as they are and at eight depths.
-        exchanges = units.costs.forward(tokens / group) * (4 * plan.cutoff_pairs * 9)
+        one = PassSize(tokens=units.prompt_tokens + units.completion_tokens, scored=units.completion_tokens)
+        exchanges = units.costs.forward(one) * (4 * plan.cutoff_pairs * 9)
         total = shared + responses + burst + exchanges
         too_small = any("it uses the minimum" in note for note in plan.notes)
-        assert too_small or total.fits(probe_budget(config, units, candidates, budget)), (
+        left = budget - units.costs.forward(whole * calibration_scored(config))
+        assert too_small or total.fits(probe_budget(config, units, candidates, left)), (
             config,
             units,
             candidates,
@@ -161,6 +172,8 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
     for _ in range(300):
         config, units, candidates = _random_case(generator)
         budgets = [finding_budget(config, units, candidates) * factor for factor in (0.3, 1.0, 3.0)]
+        scored = units.costs.forward(units.size * calibration_scored(config))
+        budgets, whole = [budget - scored for budget in budgets], budgets
         spends = [probe_budget(config, units, candidates, budget) for budget in budgets]
         race = smallest_race(config, units, candidates)
         races = [(race + spend).fits(budget) for spend, budget in zip(spends, budgets, strict=True)]
@@ -168,7 +181,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
             assert spend == (budget * config.probe.share if has_race else budget)
         assert races == sorted(races)  # what pays for a race goes on paying for it
         with_race += races == [True] * 3
-        plans = [plan_probes(config, units, candidates, budget) for budget in budgets]
+        plans = [plan_probes(config, units, candidates, budget) for budget in whole]
         for name in ("fold_prompts", "response_folds", "burst_prompts"):
             sizes = [getattr(plan, name) for plan, has_race in zip(plans, races, strict=True) if has_race == races[-1]]
             assert sizes == sorted(sizes)
@@ -185,8 +198,10 @@ def test_the_smallest_race_costs_what_its_runs_do() -> None:
     assert race.generated_tokens == pytest.approx(5 * (2 * 32 + 20 + 20))  # one candidate: a race of one arm
     race = smallest_race(config, units, (5, 5, 5, 5, 5))
     assert race.generated_tokens == pytest.approx(5 * (4 * 2 * 32 + 5 * 20))
-    # A sequence of 8 tokens is sampled by 7 layer-tokens each, and trained on by 7 forward and 1 + 1 + 1 backward.
-    assert race.layer_tokens == pytest.approx(8 * ((8 * 32) * (7 + 7 + 3) + 5 * 20 * 7))
+    # A group reads its prompt of 3 tokens in 6 blocks and writes 40 in 7; a pass over its tree of 43 tokens scores 40,
+    # forward in 6 blocks and the head, backward in 1 + 1 and the head. An item reads 3 and writes 5.
+    group = (3 * 6 + 40 * 7) + (43 * 6 + 40) + (43 * (1 + 1) + 40)
+    assert race.layer_tokens == pytest.approx(4 * 2 * 4 * group + 5 * 20 * (3 * 6 + 5 * 7))
 
 
 def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> None:
@@ -196,8 +211,8 @@ def test_the_budget_is_the_share_of_the_cheapest_full_run_less_a_margin() -> Non
     runs = [full_run(config, units, (layer,)) for layer in (1, 4)]
     assert runs[0].layer_tokens > runs[1].layer_tokens
     assert finding_budget(config, units, (1, 4)) == runs[1] * (0.5 * MARGIN)
-    # By hand: 40 groups of 8 sequences of 3 + 5 tokens; sampled 7, forward 7, backward 2 + 1 for layer 4, head 1.
-    assert runs[1].layer_tokens == pytest.approx(40 * 8 * (8 * 7 + 8 * 7 + 8 * (2 + 1 + 1)))
+    # By hand: 40 groups of 8 completions, 3 tokens read and 40 written; forward 6 and the head, backward 2 + 1 and it.
+    assert runs[1].layer_tokens == pytest.approx(40 * ((3 * 6 + 40 * 7) + (43 * 6 + 40) + (43 * (2 + 1) + 40)))
     assert runs[1].generated_tokens == 40 * 8 * 5
 
 

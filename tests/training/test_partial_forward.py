@@ -18,6 +18,7 @@ from autolayer.models.fp32 import fp32_layers
 from autolayer.models.layers import find_layers
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 from autolayer.training.partial_forward import PartialForward, can_start_midway
+from autolayer.training.prefix_trees import pass_size
 
 TEMPERATURE = 0.7
 
@@ -96,11 +97,13 @@ def test_a_walk_up_the_stack_runs_each_block_as_often_as_the_plan_says(tmp_path:
                 for _ in range(tries):
                     bench.scorer.log_probs(boundary)
     assert ran == {0: 1, 1: 1 + 3, 2: 1 + 6, 3: 1 + 6, 4: 9}
-    tokens = int(batch.attention_mask.sum())
-    units = UnitCosts(costs=bench.costs, group_size=1, prompt_tokens=tokens, completion_tokens=0)
+    size = pass_size(model, batch.input_ids, batch.attention_mask, batch.labels)
+    units = UnitCosts(costs=bench.costs, group_size=1, prompt_tokens=1, completion_tokens=1, few_pass=size)
     spent, planned = bench.spent - before, units.walk(layers, tries)
     assert spent.layer_tokens == pytest.approx(planned.layer_tokens)
-    assert spent.layer_tokens == pytest.approx(tokens * (sum(ran.values()) + 9 * bench.costs.head_ratio))
+    assert spent.layer_tokens == pytest.approx(
+        size.tokens * sum(ran.values()) + size.scored * 9 * bench.costs.head_ratio
+    )
 
 
 def test_probes_walk_up_instead_of_running_every_pass_whole(tmp_path: Path) -> None:

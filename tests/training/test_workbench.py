@@ -15,6 +15,7 @@ from autolayer.core.layer_set import Layers
 from autolayer.rollouts.rollouts import request_seed
 from autolayer.tasks.base import SPLITS
 from autolayer.training import out_of_memory
+from autolayer.training.scored_passes import computed
 from autolayer.training.train_arm import TrainedArm, train_arm, train_rows
 from autolayer.training.workbench import Workbench
 
@@ -238,16 +239,23 @@ def test_training_moves_the_reward_up(tmp_path: Path) -> None:
 
 def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3"), tmp_path, beta=0.1)
+    assert bench.scorer.starts_midway, "tested once, and not charged"
+    before = computed(bench.model)
     trained = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 3)
     rows = train_rows(bench, 0, 0, 3, 4)
-    prompt_tokens = 4 * sum(len(row["prompt"]) for row in rows)  # one token for each character
+    read = sum(len(row["prompt"]) for row in rows)  # one token for each character, once for a prompt's completions
     generated = trained.cost.generated_tokens
     assert generated == bench.engine.tokens
-    one = bench.costs.forward(1).layer_tokens
+    size = (computed(bench.model) - before) * 0.5  # the policy's passes and the reference's
+    assert read <= size.tokens < 4 * read + generated and 0 < size.scored <= generated
+    depth, head = bench.costs.num_layers, bench.costs.head_ratio
     expected = (
-        (prompt_tokens + generated) * one  # sampled
-        + bench.costs.train(prompt_tokens + generated, (2,)).layer_tokens
-        + (prompt_tokens + generated) * (one - 2)  # the reference, and no second pass through the two layers below
+        read * depth
+        + generated * (depth + head)
+        + size.tokens * (depth + (depth - 2) + 1)
+        + size.scored * 2 * head
+        + size.tokens * (depth - 2)  # the reference, and no second pass through the two layers below
+        + size.scored * head
     )
     assert trained.cost.layer_tokens == pytest.approx(expected)
     assert bench.spent == trained.cost == bench.checkpoints.cost(trained.arm)
@@ -256,10 +264,10 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     before = bench.spent
     bench.evaluate("eval", 6, seed=0)
     assert (bench.spent - before).generated_tokens == bench.engine.tokens - before.generated_tokens > 0
-    timed = bench.costs.train(prompt_tokens + generated, (2,)) + bench.costs.forward(prompt_tokens + generated)
-    more = bench.costs.train(sum(len(row["prompt"]) for row in train_rows(bench, 0, 3, 1, 4)), (2,))
-    assert bench.account.training_layer_tokens > timed.layer_tokens + more.layer_tokens, "sampling is timed apart"
-    assert bench.account.training_layer_tokens < bench.checkpoints.cost(further.arm).layer_tokens
+    all_passes = size.tokens * (depth * 3 - 3) + size.scored * 3 * head
+    assert bench.account.training_layer_tokens > all_passes, "the further step"
+    assert bench.account.training_layer_tokens < bench.checkpoints.cost(further.arm).layer_tokens, "without sampling"
+    one = depth + head
     bench.engine.seconds = 0.0
     assert bench.account.exchange_rate(bench.engine) == 1.0, "a generated token is a forward pass at the least"
     bench.engine.seconds = 4.0 * bench.engine.tokens
