@@ -54,6 +54,9 @@ class Probe(ABC):
     is_baseline: ClassVar[bool] = False
     """True if the probe ignores the task. It is reported but never used for the prediction."""
 
+    needs_gradients: ClassVar[bool] = True
+    """False if the probe works where the plan has no gradients (`ProbePlan.fold_prompts` is 0)."""
+
     @abstractmethod
     def score(self, context: ProbeContext) -> Scores | None:
         """Scores the candidates.

@@ -18,7 +18,7 @@ class DepthBaseline(Probe):
     Cost: nothing. Known to fail: whenever the best depth depends on the task.
     """
 
-    is_baseline = True
+    is_baseline, needs_gradients = True, False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -31,7 +31,7 @@ class DepthBaseline(Probe):
 class Random(Probe):
     """Scores every layer with a uniform random number of the run's seed, to show what no knowledge at all gives."""
 
-    is_baseline = True
+    is_baseline, needs_gradients = True, False
 
     def score(self, context: ProbeContext) -> Scores:
         """Returns the scores by the class's formula."""

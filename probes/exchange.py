@@ -1,6 +1,7 @@
 """Exchanges the hidden states of two prompts at one block, which shows what the blocks above still read of a prompt."""
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,13 @@ from autolayer.core.probe_plan import ANSWER_TOKENS
 from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.training.logprobs import ScoreBatch, scoring
 from autolayer.training.partial_forward import PartialForward
+from autolayer.training.prefix_trees import current
 from autolayer.training.workbench import Workbench
 
-# N pairs, B = 4 N sequences, T tokens, D hidden width.
+# N pairs, B = 4 N sequences of T tokens, D hidden width.
+
+KEPT_BYTES = 1 << 30
+"""Largest size of the states of the pass without exchange that are kept, from which the other passes start."""
 
 
 class NoSingleState(Exception):
@@ -35,11 +40,12 @@ def make_pairs(rollouts: Rollouts, num_pairs: int, seed: int) -> list[tuple[Exce
     Each prompt gives one excerpt, of its completion with the highest reward: those of a right answer differ between
     problems more than others do.
     """
-    group_size, excerpts = rollouts.group_size, []
+    group_size, excerpts = rollouts.group_size, dict[tuple[int, ...], Excerpt]()
     for first in range(0, len(rollouts.rewards), group_size):
         row = max(range(first, first + group_size), key=lambda index: rollouts.rewards[index])
-        excerpts.append(_excerpt(rollouts, row, random.Random(request_seed(seed, "cutoff", first))))
-    waiting = sorted(excerpts, key=lambda excerpt: len(excerpt.context))
+        found = _excerpt(rollouts, row, random.Random(request_seed(seed, "cutoff", first)))
+        excerpts.setdefault(tuple(found.context), found)
+    waiting = sorted(excerpts.values(), key=lambda excerpt: len(excerpt.context))
     pairs: list[tuple[Excerpt, Excerpt]] = []
     while waiting:
         one = waiting.pop(0)
@@ -60,13 +66,21 @@ def _excerpt(rollouts: Rollouts, row: int, generator: random.Random) -> Excerpt:
 
 
 class Exchange:
-    """Scores both answers of every pair after both contexts, with states exchanged between the two at one block."""
+    """Scores both answers of every pair after both contexts, with states exchanged between the two at one block.
+
+    Passes with an exchange start below it, at the states of the pass without one, and two answers share their context.
+    """
 
     def __init__(self, bench: Workbench, pairs: Sequence[tuple[Excerpt, Excerpt]]) -> None:
         self.bench = bench
         longest = max(len(each.context) for pair in pairs for each in pair) + ANSWER_TOKENS
         size = max(1, bench.micro_batching.sequences(longest) // 4)  # the sequences of a pair stay together
         self.parts = [self._part(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+        states = sum(part.input_ids.numel() for part, _, _ in self.parts) * len(bench.layers)
+        width = bench.model.config.get_text_config(decoder=True).hidden_size
+        self.every = max(1, math.ceil(states * width * bench.model.dtype.itemsize / KEPT_BYTES))
+        """Each of so many blocks has the states that enter it kept."""
+        self._entering: list[dict[int, torch.Tensor]] = [{} for _ in self.parts]
 
     def margins(self, block: int | None) -> torch.Tensor:
         """Returns D(A) - D(B) of each pair, (N,) in nats, with D(X) = log p(a | X) - log p(b | X).
@@ -77,16 +91,39 @@ class Exchange:
         Raises:
             NoSingleState: The block takes something else than one hidden state for each position.
         """
-        found = []
-        alone = scoring(self.bench.model, self.bench.engine.temperature, shares_prefixes=False)
-        with alone, torch.no_grad():
-            for batch, rows_B_T, columns_B_T in self.parts:
-                entering = self.bench.layers[block] if block is not None else None
-                with _taken_from(entering, rows_B_T, columns_B_T):
-                    passes = PartialForward(self.bench.model, [batch])
-                    log_probs_B = self.bench.scorer.log_probs(passes).double().sum(1)
+        found, bench = [], self.bench
+        with scoring(bench.model, bench.engine.temperature), torch.no_grad():
+            for part, kept in zip(self.parts, self._entering, strict=True):
+                passes = PartialForward(bench.model, [part[0]])
+                if block is None:
+                    hooks = self._keeping(kept) if bench.scorer.starts_midway else contextlib.nullcontext()
+                else:
+                    hooks = _taken_from(bench.layers[block], *part)
+                    start = max((each for each in kept if each <= block), default=0)
+                    if start:
+                        passes.start_at(start, [kept[start]])
+                with hooks:
+                    log_probs_B = bench.scorer.log_probs(passes).double().sum(1)
                 found.append((log_probs_B.view(-1, 4) * log_probs_B.new_tensor([1, -1, -1, 1])).sum(1).cpu())
         return torch.cat(found)
+
+    @contextlib.contextmanager
+    def _keeping(self, kept: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Keeps the states that enter every so many blocks."""
+
+        def keep(index: int) -> Any:
+            def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                kept[index] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        blocks = range(self.every, len(self.bench.layers), self.every)
+        handles = [self.bench.layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _part(self, pairs: Sequence[tuple[Excerpt, Excerpt]]) -> tuple[ScoreBatch, torch.Tensor, torch.Tensor]:
         """Returns four sequences for each pair: a after A, b after A, a after B, b after B.
@@ -114,19 +151,28 @@ class Exchange:
 
 
 @contextlib.contextmanager
-def _taken_from(block: torch.nn.Module | None, rows_B_T: torch.Tensor, columns_B_T: torch.Tensor) -> Iterator[None]:
-    """Makes the state that enters a block at each position be the one at a given row and column."""
+def _taken_from(
+    block: torch.nn.Module, batch: ScoreBatch, rows_B_T: torch.Tensor, columns_B_T: torch.Tensor
+) -> Iterator[None]:
+    """Makes the state that enters a block at each position of a batch be the one at a given row and column."""
+    real_B_T = batch.attention_mask.bool()
 
     def exchange(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         state = args[0] if args else kwargs["hidden_states"]
-        if state.ndim != 3 or state.shape[:2] != rows_B_T.shape:
+        shape = current[-1].input_ids.shape if current else rows_B_T.shape
+        if state.ndim != 3 or state.shape[:2] != shape:
             raise NoSingleState
-        state = state[rows_B_T, columns_B_T]
+        if current:  # sequences of one context have the same nodes for it, and the same donors
+            nodes_B_T = current[-1].nodes_B_T
+        else:
+            nodes_B_T = torch.arange(rows_B_T.numel(), device=rows_B_T.device).view_as(rows_B_T)
+        source = torch.arange(shape.numel(), device=nodes_B_T.device)
+        source[nodes_B_T[real_B_T]] = nodes_B_T[rows_B_T, columns_B_T][real_B_T]
+        state = state.flatten(0, 1)[source.to(state.device)].view_as(state)
         return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
 
-    handle = block.register_forward_pre_hook(exchange, with_kwargs=True) if block is not None else None
+    handle = block.register_forward_pre_hook(exchange, with_kwargs=True)
     try:
         yield
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()

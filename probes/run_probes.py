@@ -36,11 +36,13 @@ def run_probes(
     here. The longer the final run (`total_steps`), the lower the starting rates. `on_probe` is called with a probe's
     name when it has finished.
     """
-    folds = make_folds(bench, rollouts, plan.fold_prompts, num_folds, seed)
+    sampled = len(rollouts.rewards) // rollouts.group_size
+    folds = make_folds(bench, rollouts, plan.fold_prompts or max(1, sampled // num_folds), num_folds, seed)
     context = ProbeContext(bench=bench, layers=layers, folds=folds, plan=plan, seed=seed)
     scores: dict[str, Scores] = {}
     for name, probe in PROBES.items():
-        if (found := probe.score(context)) is not None:
+        is_planned = bool(plan.fold_prompts) or not probe.needs_gradients
+        if is_planned and (found := probe.score(context)) is not None:
             assert found.scores_L.shape == (len(layers),) and np.isfinite(found.scores_L).all(), f"{name}: {found}"
             scores[name] = found
         on_probe(name)

@@ -12,6 +12,9 @@ one lets the first steps of a race tell most about the layers' contributions (ex
 RANDOM_WALK_FACTOR = 1.4
 """A long run is planned to be `TARGET_DISTANCE` from the base after this many times the square root of its steps, as a
 random walk would be. So longer runs start at lower rates."""
+TYPICAL_RATE = 0.6
+"""Product of rate, steps and hidden width where no gradient is measured: 1e-4 for ten steps of SmolLM2-135M, whose best
+rates on a grid are that for nearly every layer. A sign step moves a layer's output in proportion to the width."""
 MAX_RATIO = 3.0
 """Rates are lowered to at most this many times the median layer's. A higher one is taken for a measurement error, which
 few prompts can cause: too high a rate destroys the policy, too low a one only learns less. True ratios reach 2.8."""
@@ -25,6 +28,9 @@ def starting_rates(context: ProbeContext, steps: float) -> dict[int, float | Non
     high for early layers and too low for late ones, since they differ in how the policy's movement grows with the step
     (probe `reach`); short runs at such rates tell less (examples/RESULTS.md).
     """
+    if not context.plan.fold_prompts:
+        width = context.bench.model.config.get_text_config(decoder=True).hidden_size
+        return dict.fromkeys(context.layers, TYPICAL_RATE / width / steps)
     rates = {layer: context.distance_step(layer) / steps for layer in context.layers}
     most = MAX_RATIO * statistics.median([rate for rate in rates.values() if rate] or [0.0])
     return {layer: min(rate, most) if rate else None for layer, rate in rates.items()}

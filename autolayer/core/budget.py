@@ -20,7 +20,9 @@ with the root (`SCOUT`), and at most a quarter of the full run."""
 
 RESPONSE_GROUP = 2
 """Completions of each prompt in the step response. More prompts tell more than more completions of one prompt."""
-CALIBRATION_SCORED = 64
+MIN_CALIBRATION = 12
+"""Fewest prompts of calibration: as many as the smallest shared batch has, or six pairs of `cutoff`."""
+CALIBRATION_SCORED = 32
 """Number of completions from which the entropy of the base model is estimated."""
 SCOUT, MIN_SCOUT = 0.25, 2
 """Steps of the shortest run that tells layers apart: a quarter of the root of the full run's steps, and at least two,
@@ -119,10 +121,10 @@ def finding_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...]
 
 
 def calibration_prompts(config: Config) -> int:
-    """Returns the prompts of calibration: a tenth of the budget's rollouts, between 16 and the whole shared batch."""
+    """Returns the prompts of calibration: a tenth of the budget's rollouts, at most the whole shared batch."""
     assert config.budget is not None
     affordable = int(0.1 * config.budget * _training_prompts(config))
-    return max(16, min(affordable, config.probe.num_folds * config.probe.num_prompts))
+    return max(MIN_CALIBRATION, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
 def calibration_cost(config: Config, units: UnitCosts) -> Cost:

@@ -52,6 +52,11 @@ MAX_TREE, TREE_PAYS = 1024, 0.75
 that many entries; and the share of the separate sequences' tokens that the trees may have at most."""
 
 
+GRADIENT_TOKENS = 200
+"""Tokens of a forward pass through a block that take as long as writing the gradient of its weights once. It counts in
+small passes with gradients of all layers (measured on a CPU; a GPU's copies to host memory take longer)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassSize:
     """The size of forward passes: tokens that go through the blocks, and positions at which the head predicts one."""
@@ -98,6 +103,10 @@ class CostModel:
             return self.forward(size) * 3
         trained = Cost(layer_tokens=size.tokens * len(layers))
         return self.forward(size) + self.forward(size, min(layers)) + trained
+
+    def keep_gradients(self, num_layers: int) -> Cost:
+        """Returns the cost of writing the gradients of some layers' weights, whatever the size of the pass."""
+        return Cost(layer_tokens=GRADIENT_TOKENS * num_layers)
 
     def total(self, cost: Cost, exchange_rate: float) -> float:
         """Returns layer-tokens; a generated token counts `exchange_rate` (at least 1) times the time of a read one."""

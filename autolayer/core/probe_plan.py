@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from autolayer.core.budget import UnitCosts, calibration_scored, pays_for_race
+from autolayer.core.budget import RESPONSE_GROUP, UnitCosts, calibration_cost, calibration_scored, pays_for_race
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, PassSize
 
@@ -15,14 +15,14 @@ RESPONSE_SIZES = 9
 """Most step sizes that the step response tries, seven in float32; it scores the unmoved layer as well."""
 MAX_RESPONSE_PROMPTS = 8
 """Prompts of a fold beyond which the step response hardly improves. Their cost is left to the search."""
-RESPONSE_LAYERS = (10, 6, 4)
+RESPONSE_LAYERS = (10, 6, 4, 3)
 """Candidates whose step response is measured, evenly spaced: the most that the budget pays for. It changes slowly with
 depth, and costs more than all other probes."""
 ANSWER_TOKENS = 16
 """Tokens of a completion that `cutoff` reads; of a longer one, as many from a random place on."""
 DEFAULT_BURST = 2  # steps
 CUTOFF_SHARE = 0.1
-"""Largest share of the probes' budget that `cutoff` may take; the others have what it leaves."""
+"""Largest share of the probes' budget that `cutoff` may take where others predict; they have what it leaves."""
 CUTOFF_DEPTHS, MIN_CUTOFF_PAIRS, MAX_CUTOFF_PAIRS = 8, 6, 16
 """Blocks at which `cutoff` exchanges states, and pairs of prompts: fewer say nothing, more give the same curve."""
 MIN_BURST_PROMPTS = 4
@@ -39,6 +39,7 @@ class ProbePlan:
     """Sizes of the probes in prompts of `group_size` completions (step response: `RESPONSE_GROUP`); 0: left out."""
 
     fold_prompts: int
+    """Prompts of a fold of the shared batch; 0: no gradients, and none of the probes that need them."""
     response_folds: int
     """Number of folds on which the step response is measured: all, or one if the budget does not allow more."""
     response_prompts: int
@@ -59,18 +60,32 @@ def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], 
 
 
 def plan_probes(
-    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, searches: bool = True
+    config: Config,
+    units: UnitCosts,
+    candidates: tuple[int, ...],
+    budget: Cost,
+    *,
+    searches: bool = True,
+    is_small: bool = True,
 ) -> ProbePlan:
     """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
-    `searches` is True if a race follows when the budget pays for one.
+    `searches` is True if a race follows when the budget pays for one. Unless the model `is_small`, the prediction is
+    made from `cutoff`: it comes before the smallest other probes, which set the learning rates, leave their place.
     """
     assert config.prompts_per_step is not None
+    num_folds, whole = config.probe.num_folds, budget
     budget -= units.costs.forward(units.size * calibration_scored(config))  # calibration's own; its samples are used
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
-    cutoff_pairs = largest(partial(_cutoff_cost, units), spend * CUTOFF_SHARE, MAX_CUTOFF_PAIRS)
-    cutoff_pairs = cutoff_pairs if cutoff_pairs >= MIN_CUTOFF_PAIRS else 0
+    pairs_within = partial(_cutoff_pairs, units)
+    cutoff_pairs = pairs_within(spend * CUTOFF_SHARE)
+    if not is_small:
+        others = _shared_cost(units, num_folds, MIN_PROMPTS)
+        others += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
+        cutoff_pairs = max(cutoff_pairs, pairs_within(spend - others))
+        if not cutoff_pairs:
+            return _without_gradients(pairs_within(whole - calibration_cost(config, units)))
     spend -= _cutoff_cost(units, cutoff_pairs)
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST
@@ -80,7 +95,6 @@ def plan_probes(
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         spend *= 1 / (1 - BURST_SHARE)
-    num_folds = config.probe.num_folds
     fold_prompts = largest(partial(_shared_cost, units, num_folds), spend * SHARED_SHARE, config.probe.num_prompts)
     response, most = spend * RESPONSE_SHARE, min(fold_prompts, MAX_RESPONSE_PROMPTS)
     sizes = [(RESPONSE_LAYERS[0], num_folds), *((count, 1) for count in RESPONSE_LAYERS)]
@@ -130,7 +144,10 @@ def response_layers(candidates: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
     all_layers = tuple(range(units.costs.num_layers))
-    return (units.generate + units.costs.train(units.size, all_layers)) * (num_folds * prompts)
+    per_prompt = units.generate + units.costs.train(units.size, all_layers)
+    return per_prompt * (num_folds * prompts) + units.costs.keep_gradients(len(all_layers)) * (
+        num_folds * bool(prompts)
+    )
 
 
 def _response_cost(units: UnitCosts, layers: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
@@ -139,8 +156,36 @@ def _response_cost(units: UnitCosts, layers: tuple[int, ...], num_folds: int, pr
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:
     # Both answers after both prompts, once without an exchange and once for every depth.
-    one = PassSize(tokens=units.prompt_tokens + units.completion_tokens, scored=units.completion_tokens)
-    return units.costs.forward(one) * (4 * pairs * (1 + CUTOFF_DEPTHS))
+    answer = min(units.completion_tokens, ANSWER_TOKENS)
+    size = PassSize.estimated(units.prompt_tokens + (units.completion_tokens - answer) / 2, answer, 2) * (2 * pairs)
+    if units.completion_tokens <= ANSWER_TOKENS and units.group_size >= RESPONSE_GROUP:
+        size = units.few_size * (2 * pairs)
+    # Both answers after both prompts: whole without an exchange and at the first block, and from some depths on.
+    depth = units.costs.num_layers
+    partial_passes = units.costs.forward(size, depth // 2) * (CUTOFF_DEPTHS - 2)
+    return units.costs.forward(size) * 2 + units.costs.forward(size, depth - 1) + partial_passes
+
+
+def _cutoff_pairs(units: UnitCosts, budget: Cost) -> int:
+    pairs = largest(partial(_cutoff_cost, units), budget, MAX_CUTOFF_PAIRS)
+    return pairs if pairs >= MIN_CUTOFF_PAIRS else 0
+
+
+def _without_gradients(cutoff_pairs: int) -> ProbePlan:
+    reads = "by depth and cutoff" if cutoff_pairs else "by depth alone"
+    return ProbePlan(
+        fold_prompts=0,
+        response_folds=0,
+        response_prompts=0,
+        cutoff_pairs=cutoff_pairs,
+        burst_steps=0,
+        burst_prompts=0,
+        burst_items=0,
+        notes=(
+            f"the budget pays for no gradients: layers are predicted {reads}, and learning rates start at a value that "
+            "is typical of the model's width",
+        ),
+    )
 
 
 def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from autolayer.core import depth_prior
 from autolayer.core.budget import (
     UnitCosts,
     calibration_cost,
@@ -74,10 +75,9 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
         prefill_tokens=lengths.prefill_tokens,
     )
     budget = finding_budget(config, units, candidates)
-    prompts, probes = (
-        calibration_prompts(config),
-        plan_probes(config, units, candidates, budget, searches=verb == "pick"),
-    )
+    prompts = calibration_prompts(config)
+    is_small = sum(each.numel() for each in model.parameters()) < depth_prior.SMALL
+    probes = plan_probes(config, units, candidates, budget, searches=verb == "pick", is_small=is_small)
     stages = {"calibrate": calibration_cost(config, units)}
     does_probe = verb == "pick" or config.learning_rate is None
     if does_probe:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 from pydantic import TypeAdapter
 
+from autolayer.core import depth_prior
 from autolayer.core.budget import finding_budget
 from autolayer.core.costs import Cost
 from autolayer.core.probe_plan import plan_probes
@@ -41,7 +42,8 @@ def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: 
 def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) -> None:
     config, bench, units = run.config, run.bench, calibration.units
     budget = finding_budget(config, units, run.candidates)
-    sizes = plan_probes(config, units, run.candidates, budget, searches=before_race)
+    is_small = bench.model.num_parameters() < depth_prior.SMALL
+    sizes = plan_probes(config, units, run.candidates, budget, searches=before_race, is_small=is_small)
     with run.reading(ROLLOUTS):
         rollouts = TypeAdapter(Rollouts).validate_python(run.folder.read(ROLLOUTS) or {})
     # The prediction does not learn from the packaged measurement of the same base model, only from the user's own.

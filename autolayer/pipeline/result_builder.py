@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autolayer.core.budget import final_layers, full_run
+from autolayer.core.budget import final_layers
+from autolayer.core.budget import full_run as planned_full_run
 from autolayer.core.costs import Cost
 from autolayer.core.statistics import Interval, paired_interval
 from autolayer.models.names import titled
@@ -31,7 +32,8 @@ def build_result(
     stages = {"calibrate": calibration, "probe": probes, "search": search, "train": training}
     costs: dict[str, Cost] = {name: stage.cost for name, stage in stages.items() if stage is not None}
     exchange_rate = bench.account.exchange_rate(bench.engine)
-    full_cost = bench.costs.total(_full_run_cost(run, calibration, training), exchange_rate)
+    full_run = _full_run_cost(run, calibration, training)
+    full_cost = bench.costs.total(full_run, exchange_rate)
     finding = sum((cost for name, cost in costs.items() if name != "train"), Cost())
     share = bench.costs.total(finding, exchange_rate) / full_cost if full_cost else None
     interval = None if training is None else _interval(training)
@@ -62,6 +64,7 @@ def build_result(
             for name, cost in costs.items()
         },
         cost_share_of_full_run=share,
+        seconds_share_of_full_run=finding.seconds / full_run.seconds if full_run.seconds else None,
         seed=config.seed,
         signature=run.signature,
         versions=versions(),
@@ -73,7 +76,7 @@ def build_result(
 def _full_run_cost(run: RunContext, calibration: CalibrationStage, training: TrainStage | None) -> Cost:
     """Returns the planned cost of one full run, or the measured one once the training has run."""
     if training is None:
-        return full_run(run.config, calibration.units, final_layers(run.config, run.candidates))
+        return planned_full_run(run.config, calibration.units, final_layers(run.config, run.candidates))
     cost, steps = run.bench.checkpoints.cost(training.arm), run.config.steps or 0
     return cost if training.arm.step >= steps else cost * (steps / max(1, training.arm.step))
 

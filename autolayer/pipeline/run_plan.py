@@ -94,9 +94,11 @@ class RunPlan:
             yield "note", f"finding costs {worst:.0%} of one full run, not the {config.budget:.0%} of --budget"
 
     def _probing(self, probes: ProbePlan) -> Iterator[tuple[str, str]]:
-        bursts = f"; bursts of {probes.burst_steps} steps x {probes.burst_prompts} prompts"
-        folds = f"{self.config.probe.num_folds} folds of {probes.fold_prompts} prompts"
-        yield "probe", folds + (bursts if probes.burst_steps else "")
+        folds, bursts = f"{self.config.probe.num_folds} folds of {probes.fold_prompts} prompts", probes.burst_prompts
+        parts = [folds] if probes.fold_prompts else []
+        parts += [f"{probes.cutoff_pairs} pairs of prompts for cutoff"] if probes.cutoff_pairs else []
+        parts += [f"bursts of {probes.burst_steps} steps x {bursts} prompts"] if probes.burst_steps else []
+        yield "probe", "; ".join(parts) or "none: the budget pays for no probe"
         yield from (("note", note) for note in probes.notes)
 
     def _needs(self) -> Iterator[tuple[str, str]]:

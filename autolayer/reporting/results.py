@@ -242,6 +242,8 @@ class PickResult(FileRecord):
     """Cost of every stage that ran."""
     cost_share_of_full_run: NonNegative | None = None
     """Cost of finding the layer (calibrate, probe and search) over the cost of one full run of the final training."""
+    seconds_share_of_full_run: NonNegative | None = None
+    """The same in seconds, once the final training has run; left out by older versions."""
     seed: int
     """Seed of the run."""
     signature: str

@@ -96,7 +96,9 @@ def cost_line(result: PickResult) -> str | None:
     if not result.cost_share_of_full_run:
         return None
     what = "Finding the layer" if found_by_search(result) else "The stages before training"
-    return f"{what} cost {result.cost_share_of_full_run:.0%} of one full training run."
+    share = result.seconds_share_of_full_run
+    seconds = "" if share is None else f" ({share:.0%} in seconds)"
+    return f"{what} cost {result.cost_share_of_full_run:.0%} of one full training run{seconds}."
 
 
 def _suite_lines(result: PickResult) -> list[str]:

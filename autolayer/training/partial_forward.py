@@ -46,6 +46,11 @@ class PartialForward:
         run, self.layer, self._states = layer - self.layer, layer, states
         return run
 
+    def start_at(self, layer: int, states: Sequence[torch.Tensor]) -> None:
+        """Makes passes start at a block with these states, one for each micro-batch, which an earlier pass computed."""
+        assert not self.fixed and len(states) == len(self.parts)
+        self.layer, self._states = layer, states
+
     def log_probs(self) -> Iterator[torch.Tensor]:
         """Yields the log-probabilities of each micro-batch, (B, T - 1); see `logprobs.log_probs`."""
         for index, part in enumerate(self.parts):

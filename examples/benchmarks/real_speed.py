@@ -1,30 +1,36 @@
-"""Speed on a real pretrained model: generation against `generate`, and a training step against its floor.
+"""Speed on a real pretrained model: generation against `generate`, a training step against its floor, pick by stages.
 
-    python examples/benchmarks/real_speed.py FOLDER_OR_NAME       # SmolLM2-135M: 5 minutes on 2 cores
+    python examples/benchmarks/real_speed.py FOLDER_OR_NAME       # SmolLM2-135M: 7 minutes on one core
 
-Small sums with one worked example, 8 prompts with 8 completions of at most 4 tokens. All cases run by turns in one
-process with one thread, in CPU seconds, and the best of some rounds counts. Plain `generate` samples the same batch in
-one call, with contiguous states for the output head. The floor of a training step, from the end of sampling to the end
-of the optimizer's step, is one forward pass over the same sequences and `torch.autograd.grad` for the layer's
-parameters, with the output head at the completions' tokens alone.
+Small sums with one worked example, 8 prompts with 8 completions of at most 4 tokens, in the dtype that a run would
+compute in. All cases run by turns in one process with one thread, in CPU seconds, and the best of some rounds counts.
+Plain `generate` samples the same batch in one call, with contiguous states for the output head. The floor of a training
+step, from the end of sampling to the end of the optimizer's step, is one forward pass over the same sequences and
+`torch.autograd.grad` for the layer's parameters, with the output head at the completions' tokens alone. The stages are
+those of a whole `pick` of `math:sums`, whose share of the full run is printed in work and in seconds.
 """
 
 import argparse
 import itertools
+import json
 import random
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
+import autolayer
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
 from autolayer.core.run_folder import RunFolder
+from autolayer.models.computing_dtype import computing_dtype, widen
 from autolayer.models.layers import layer_parameters
 from autolayer.models.loading import load_model
 from autolayer.rollouts.engines.base import Completion
@@ -134,14 +140,41 @@ def our_step(bench: Workbench, engine: TimedEngine, layer: int) -> Callable[[], 
     return once
 
 
+def stages(model: str, steps: int, budget: float) -> Table:
+    """Wall-clock seconds and work of each stage of a pick, as shares of the training of its layer."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = autolayer.pick(
+            model=model, task="math:sums", steps=steps, prompts_per_step=PROMPTS, group_size=GROUP, budget=budget,
+            num_eval=64, out=scratch,
+        )  # fmt: skip
+        last = max(Path(scratch).glob(f"arms/**/step-{steps:06d}.safetensors"), key=lambda path: path.stat().st_mtime)
+        with safe_open(last, framework="pt") as file:
+            full: dict[str, float] = json.loads(file.metadata()["cost"])
+    title = f"pick of {steps} steps, budget {budget:g}: a full run takes {full['seconds']:.0f} s"
+    table = Table(box=MARKDOWN, title=f"{title}; finding is {result.cost_share_of_full_run or 0:.3f} of its work")
+    for head in ("stage", "seconds", "share of the full run's seconds", "of its generated tokens"):
+        table.add_column(head)
+    rows = [(name, cost.seconds, cost.generated_tokens) for name, cost in result.cost.items() if name != "train"]
+    rows.append(("finding", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    for name, seconds, tokens in rows:
+        table.add_row(
+            name, f"{seconds:.1f}", f"{seconds / full['seconds']:.3f}", f"{tokens / full['generated_tokens']:.3f}"
+        )
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a local folder, or a Hugging Face name")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=["auto", "float32", "checkpoint"], default="auto")
+    parser.add_argument("--steps", type=int, default=32, help="steps of the pick; 0 leaves it out")
+    parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--layers", type=int, nargs="+", help="layers to train (default: first, middle, last)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load_model(options.model, "cpu")
+    widen(loaded, computing_dtype(loaded.model, torch.device("cpu"), options.dtype))
     layers = options.layers or [0, loaded.num_layers // 2, loaded.num_layers - 1]
     with tempfile.TemporaryDirectory() as scratch:
         config = Config(model=options.model, prompts_per_step=PROMPTS, group_size=GROUP, steps=STEPS + 1)
@@ -166,7 +199,10 @@ def main() -> None:
     for name, (least, own) in best.items():
         scale = 1000 if "ms" in name else 1
         table.add_row(name, f"{least * scale:.3f}", f"{own * scale:.3f}", f"{own / least:.2f}")
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    if options.steps:
+        console.print(stages(options.model, options.steps, options.budget))
 
 
 if __name__ == "__main__":

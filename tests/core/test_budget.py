@@ -135,6 +135,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         above = sum(few.tokens * (depth - layer) + few.scored * head for layer in measured)
         generate = units.costs.generate(units.prompt_tokens, group * units.completion_tokens)
         shared = (generate + units.costs.train(whole, candidates)) * (folds * plan.fold_prompts)
+        shared += Cost(layer_tokens=200 * layers * folds)
         judged = plan.response_folds * plan.response_prompts
         responses = Cost(layer_tokens=judged * (10 * above + few.tokens * max(measured)))
         burst = Cost()
@@ -142,9 +143,11 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
             burst += (generate + units.costs.train(whole, (layer,))) * (plan.burst_steps * plan.burst_prompts)
         evaluated = plan.burst_items * (layers + 1) if plan.burst_steps else 0
         burst += units.costs.generate(units.prompt_tokens, units.completion_tokens) * evaluated
-        # Four sequences for each pair, once as they are and at eight depths.
-        one = PassSize(tokens=units.prompt_tokens + units.completion_tokens, scored=units.completion_tokens)
-        exchanges = units.costs.forward(one) * (4 * plan.cutoff_pairs * 9)
+        # Two answers after both prompts of a pair: as they are, at the first and last block, six times half-way.
+        answer = min(16, units.completion_tokens)
+        two = PassSize.estimated(units.prompt_tokens + (units.completion_tokens - answer) / 2, answer, 2)
+        blocks = 2 * depth + 1 + 6 * (depth - depth // 2)
+        exchanges = Cost(layer_tokens=2 * plan.cutoff_pairs * (two.tokens * blocks + two.scored * 9 * head))
         total = shared + responses + burst + exchanges
         too_small = any("it uses the minimum" in note for note in plan.notes)
         left = budget - units.costs.forward(whole * calibration_scored(config))
@@ -230,11 +233,36 @@ def test_finding_is_a_small_part_of_a_long_run_by_default() -> None:
         assert pays_for_race(config, units, candidates, budget - spent), steps
 
 
+def test_the_prediction_of_pretrained_models_comes_before_other_probes_and_nothing_exceeds_the_budget() -> None:
+    """32 steps of 8 prompts with 16 + 4 tokens, on a model with the shape of SmolLM2-135M."""
+    units = UnitCosts(
+        costs=CostModel(num_layers=30, head_ratio=8.0),
+        group_size=8,
+        prompt_tokens=16,
+        completion_tokens=4,
+        prefill_tokens=2,
+        group_pass=PassSize(tokens=35, scored=14),
+        few_pass=PassSize(tokens=23, scored=5.25),
+    )
+    found = {}
+    for budget in (0.02, 0.1, 0.25, 1.0):
+        config = Config(model="tiny", steps=32, prompts_per_step=8, budget=budget)
+        allowed = finding_budget(config, units, tuple(range(30)))
+        plan = found[budget] = plan_probes(config, units, tuple(range(30)), allowed, is_small=False)
+        sampled = calibration_prompts(config)
+        spent = calibration_cost(config, units) + probe_cost(config, units, tuple(range(30)), plan, sampled=sampled)
+        assert spent.fits(allowed) or budget == 0.02, "calibration alone costs more"
+    assert [plan.cutoff_pairs >= 6 for plan in found.values()] == [False, True, True, True]
+    assert [plan.fold_prompts > 0 for plan in found.values()] == [False, False, True, True]
+    assert all(plan.response_prompts == 0 for plan in found.values() if not plan.fold_prompts)
+    assert "no gradients" in found[0.1].notes[0] and "depth alone" in found[0.02].notes[0]
+
+
 def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> None:
     def prompts(budget: float, steps: int) -> int:
         return calibration_prompts(Config(model="tiny", steps=steps, prompts_per_step=16, budget=budget))
 
-    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 16 and prompts(1.0, 10_000) == 3 * 64
+    assert prompts(0.25, 300) == 120 and prompts(0.01, 10) == 12 and prompts(1.0, 10_000) == 3 * 64
 
 
 def test_largest() -> None:

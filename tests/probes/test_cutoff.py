@@ -1,5 +1,7 @@
 """The probe `cutoff` against patched passes of single sequences, and on models whose cutoff is known."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from autolayer.probes.context import ProbeContext
 from autolayer.probes.cutoff import FLAT, bisect, ratio
 from autolayer.probes.exchange import Excerpt, Exchange, make_pairs
 from autolayer.rollouts.rollouts import Rollouts, Turn
-from autolayer.training.logprobs import scoring
 
 
 def _score(context: ProbeContext) -> Scores | None:
@@ -84,6 +85,24 @@ def test_the_margin_is_that_of_passes_patched_by_hand(architecture: str, tmp_pat
     assert float(exchanged.margins(0)[0]) == pytest.approx(-float(exchanged.margins(None)[0]), abs=1e-4)
 
 
+def test_passes_start_at_kept_states_and_are_charged_from_there(tmp_path: Path) -> None:
+    context = _context(_reading(6), tmp_path)
+    bench, pairs = context.bench, make_pairs(context.folds[0].rollouts, 3, seed=0)
+    assert bench.scorer.starts_midway
+    every, some, none = (Exchange(bench, pairs) for _ in range(3))
+    some.every = 4
+    every.margins(None)
+    some.margins(None)
+    found, costs = [], []
+    for exchanged in (every, some, none):
+        before = bench.spent
+        found.append(exchanged.margins(5))
+        costs.append((bench.spent - before).layer_tokens)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], found[2], rtol=1e-4, atol=1e-4)
+    assert costs[0] < costs[1] < costs[2] and costs[2] - costs[1] == pytest.approx(4 * (costs[1] - costs[0]))
+
+
 def test_small_micro_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = _context(_reading(), tmp_path)
     whole = _score(context)
@@ -115,10 +134,20 @@ def test_where_completions_do_not_depend_on_the_prompt_it_is_left_out_and_says_s
 
 
 def test_blocks_that_take_several_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Gemma 3n's, whose hidden state has the streams in front: here, trees of shared prefixes stand for them."""
-    monkeypatch.setattr(exchange, "scoring", lambda model, temperature, **_: scoring(model, temperature))
-    long = {name: [f"{i}{j:040d}=" for j in range(18)] for i, name in enumerate(("train", "probe", "select", "eval"))}
-    context = _context(_reading(), tmp_path, task=make_task(prompts=long))
+    """As Gemma 3n's, whose hidden state has the streams in front."""
+    context = _context(_reading(), tmp_path)
+    taken_from = exchange._taken_from
+
+    @contextmanager
+    def from_streams(block: Any, *part: Any) -> Iterator[None]:
+        streams = block.register_forward_pre_hook(lambda module, args: (args[0][None], *args[1:]))
+        try:
+            with taken_from(block, *part):
+                yield
+        finally:
+            streams.remove()
+
+    monkeypatch.setattr(exchange, "_taken_from", from_streams)
     assert _score(context) is None
     reason = "the blocks of this model take more than one hidden state for each position"
     assert context.notes == [f"cutoff left out: {reason}"]

@@ -1,13 +1,20 @@
 """The prediction for pretrained models, against what was measured on two of them."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_models import build_model
+from workbench_helpers import PLAN, make_bench, sample_folds
 
 from autolayer.core import depth_prior
+from autolayer.probes import PROBES
 from autolayer.probes.predictor import PUBLISHED, predict
 from autolayer.probes.pretrained import predict_pretrained
+from autolayer.probes.run_probes import run_probes
+from autolayer.rollouts.rollouts import Rollouts
 
 MEASURED = {
     "SmolLM2-135M, sums": (
@@ -155,3 +162,15 @@ def test_gains_that_say_nothing_leave_depth_alone(gains: list[float]) -> None:
 def test_a_score_outside_its_range_counts_as_its_end() -> None:
     wild, tame = (predict_pretrained({"cutoff": ends}, (3, 20), 30) for ends in ([1.4, -0.2], [1.0, 0.0]))
     assert wild[0].tolist() == tame[0].tolist() and wild[1].tolist() == tame[1].tolist()
+
+
+def test_where_the_budget_pays_for_no_gradients_rates_are_typical_and_no_weight_needs_one(tmp_path: Path) -> None:
+    bench = make_bench(build_model("qwen3", initializer_range=0.3), tmp_path)
+    plan = replace(PLAN, fold_prompts=0, response_folds=0, response_prompts=0, cutoff_pairs=6)
+    rollouts = Rollouts.joined(sample_folds(bench), 4)
+    start = bench.spent
+    report = run_probes(bench, (0, 2, 3), rollouts, plan, num_folds=3, total_steps=30, seed=0)
+    assert set(report.scores) == {"cutoff", *(name for name, probe in PROBES.items() if probe.is_baseline)}
+    assert (bench.spent - start).generated_tokens == 0, "calibration's completions are enough"
+    hidden = bench.model.config.get_text_config().hidden_size
+    assert report.learning_rates == pytest.approx([0.6 / hidden / 10] * 3)
