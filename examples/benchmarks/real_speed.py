@@ -12,19 +12,16 @@ those of a whole `pick` of `math:sums`, whose share of the full run is printed i
 
 import argparse
 import itertools
-import json
 import random
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 
 import autolayer
 from autolayer.core.arms import Arm
@@ -141,25 +138,22 @@ def our_step(bench: Workbench, engine: TimedEngine, layer: int) -> Callable[[], 
 
 
 def stages(model: str, steps: int, budget: float) -> Table:
-    """Wall-clock seconds and work of each stage of a pick, as shares of the training of its layer."""
+    """Wall-clock seconds of each stage of a pick, and as shares of the full run of its layer."""
     with tempfile.TemporaryDirectory() as scratch:
         result = autolayer.pick(
             model=model, task="math:sums", steps=steps, prompts_per_step=PROMPTS, group_size=GROUP, budget=budget,
             num_eval=64, out=scratch,
         )  # fmt: skip
-        last = max(Path(scratch).glob(f"arms/**/step-{steps:06d}.safetensors"), key=lambda path: path.stat().st_mtime)
-        with safe_open(last, framework="pt") as file:
-            full: dict[str, float] = json.loads(file.metadata()["cost"])
-    title = f"pick of {steps} steps, budget {budget:g}: a full run takes {full['seconds']:.0f} s"
-    table = Table(box=MARKDOWN, title=f"{title}; finding is {result.cost_share_of_full_run or 0:.3f} of its work")
-    for head in ("stage", "seconds", "share of the full run's seconds", "of its generated tokens"):
+    assert result.cost_share_of_full_run is not None and result.seconds_share_of_full_run is not None
+    seconds = {name: cost.seconds for name, cost in result.cost.items() if name != "train"}
+    seconds["finding"] = sum(seconds.values())
+    full = seconds["finding"] / result.seconds_share_of_full_run
+    title = f"pick of {steps} steps, budget {budget:g}: a full run takes {full:.0f} s"
+    table = Table(box=MARKDOWN, title=f"{title}; finding is {result.cost_share_of_full_run:.3f} of its work")
+    for head in ("stage", "seconds", "share of the full run's"):
         table.add_column(head)
-    rows = [(name, cost.seconds, cost.generated_tokens) for name, cost in result.cost.items() if name != "train"]
-    rows.append(("finding", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    for name, seconds, tokens in rows:
-        table.add_row(
-            name, f"{seconds:.1f}", f"{seconds / full['seconds']:.3f}", f"{tokens / full['generated_tokens']:.3f}"
-        )
+    for name, taken in seconds.items():
+        table.add_row(name, f"{taken:.1f}", f"{taken / full:.3f}")
     return table
 
 

@@ -250,7 +250,7 @@ def test_at_its_rate_so_many_steps_in_one_direction_take_every_layer_equally_far
 
 def test_no_rate_is_far_above_the_other_layers() -> None:
     steps = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
-    context: Any = SimpleNamespace(layers=tuple(steps), distance_step=steps.__getitem__)
+    context: Any = SimpleNamespace(plan=PLAN, layers=tuple(steps), distance_step=steps.__getitem__)
     assert starting_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
     dead: Any = SimpleNamespace(layers=(0,), distance_step=lambda layer: 0.0)
     assert starting_rates(dead, 10) == {0: None}
