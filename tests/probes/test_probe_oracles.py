@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import build_model
-from workbench_helpers import Untouched, make_bench, make_context, plain_log_probs, sample_folds
+from workbench_helpers import PLAN, Untouched, make_bench, make_context, plain_log_probs, sample_folds
 
 from autolayer.models.layers import layer_parameters
 from autolayer.models.memory_estimate import gradient_bytes
@@ -252,7 +252,7 @@ def test_no_rate_is_far_above_the_other_layers() -> None:
     steps = {0: 1.0, 1: 2.0, 2: 50.0, 3: 0.0, 4: 3.0}
     context: Any = SimpleNamespace(plan=PLAN, layers=tuple(steps), distance_step=steps.__getitem__)
     assert starting_rates(context, 10) == {0: 0.1, 1: 0.2, 2: pytest.approx(MAX_RATIO * 0.25), 3: None, 4: 0.3}
-    dead: Any = SimpleNamespace(layers=(0,), distance_step=lambda layer: 0.0)
+    dead: Any = SimpleNamespace(plan=PLAN, layers=(0,), distance_step=lambda layer: 0.0)
     assert starting_rates(dead, 10) == {0: None}
 
 
