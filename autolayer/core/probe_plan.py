@@ -70,8 +70,8 @@ def plan_probes(
 ) -> ProbePlan:
     """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
-    `searches` is True if a race follows when the budget pays for one. Unless the model `is_small`, the prediction is
-    made from `cutoff`: it comes before the smallest other probes, which set the learning rates, leave their place.
+    `searches` is True if a race follows when the budget pays for one. Unless the model `is_small`, `cutoff` is part of
+    the prediction and comes first: it has what the smallest other probes leave, or is measured without gradients.
     """
     assert config.prompts_per_step is not None
     num_folds, whole = config.probe.num_folds, budget
