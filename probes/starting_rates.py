@@ -12,9 +12,10 @@ one lets the first steps of a race tell most about the layers' contributions (ex
 RANDOM_WALK_FACTOR = 1.4
 """A long run is planned to be `TARGET_DISTANCE` from the base after this many times the square root of its steps, as a
 random walk would be. So longer runs start at lower rates."""
-TYPICAL_RATE = 0.6
-"""Product of rate, steps and hidden width where no gradient is measured: 1e-4 for ten steps of SmolLM2-135M, whose best
-rates on a grid are that for nearly every layer. A sign step moves a layer's output in proportion to the width."""
+TYPICAL_RATE = 0.3
+"""Product of rate, steps and hidden width where no gradient is measured: 5e-5 for ten steps of SmolLM2-135M. At twice
+that rate its layers learn well and those of Gemma 3 270M break (examples/RESULTS.md). A sign step moves a layer's
+output in proportion to the width."""
 MAX_RATIO = 3.0
 """Rates are lowered to at most this many times the median layer's. A higher one is taken for a measurement error, which
 few prompts can cause: too high a rate destroys the policy, too low a one only learns less. True ratios reach 2.8."""

@@ -71,7 +71,8 @@ def plan_probes(
     """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
     `searches` is True if a race follows when the budget pays for one. Unless the model `is_small`, `cutoff` is part of
-    the prediction and comes first: it has what the smallest other probes leave, or is measured without gradients.
+    the prediction: it has what the smallest other probes leave, or all where these do not fit. They come first because
+    they find the learning rates, and a rate that is too high destroys a policy.
     """
     assert config.prompts_per_step is not None
     num_folds, whole = config.probe.num_folds, budget
@@ -83,9 +84,9 @@ def plan_probes(
     if not is_small:
         others = _shared_cost(units, num_folds, MIN_PROMPTS)
         others += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
-        cutoff_pairs = max(cutoff_pairs, pairs_within(spend - others))
-        if not cutoff_pairs:
+        if not others.fits(spend):
             return _without_gradients(pairs_within(whole - calibration_cost(config, units)))
+        cutoff_pairs = max(cutoff_pairs, pairs_within(spend - others))
     spend -= _cutoff_cost(units, cutoff_pairs)
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST

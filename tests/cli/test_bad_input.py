@@ -98,7 +98,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     ("arguments", "parts"),
     [
         (("--model", "tinny"), ("unknown model 'tinny'", "Did you mean 'tiny'?", "Qwen/Qwen3-8B")),
-        (("--model", "tiny", "--task", "maths"), ("unknown task 'maths'", "Did you mean 'math'?", "--data FILE.jsonl")),
+        (("--model", "tiny", "--task", "maths"), ("unknown task 'maths'", "Did you mean 'math'?", "--data FILE")),
         (
             ("--model", "tiny", "--algorithm", "ppo"),
             ("--algorithm 'ppo' cannot work", "it should be 'grpo', 'dr_grpo' or 'gigpo'"),
@@ -244,8 +244,8 @@ def test_a_damaged_model_is_refused(refused: Refused, qwen: str, tmp_path: Path,
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (None, ("--data sums.jsonl does not exist", "give the path of a .jsonl file")),
-        ("\n\n", ("--data sums.jsonl is empty", "one JSON object with a 'prompt' a line")),
+        (None, ("--data sums.jsonl does not exist", "give the path of a file")),
+        ("\n\n", ("--data sums.jsonl is empty", "give rows with a 'prompt'")),
         (SUMS + '{"question": "1+1="}\n', ("line 241: it has no 'prompt' (its columns: question)",)),
         (SUMS[:40] + "{\n" + SUMS, ("line 3: not valid JSON", "at character 2")),
         (SUMS + '"1+1="\n', ("line 241: '1+1=' is not a JSON object",)),

@@ -7,7 +7,7 @@ import torch
 from tiny_models import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
-from autolayer.core.costs import CostModel
+from autolayer.core.costs import CostModel, PassSize
 from autolayer.pipeline.throughput import Throughput, measure_throughput
 
 COSTS = CostModel(num_layers=4, head_ratio=0.5)
@@ -16,9 +16,9 @@ COSTS = CostModel(num_layers=4, head_ratio=0.5)
 def test_time_is_that_of_the_passes_and_of_the_generated_tokens() -> None:
     throughput = Throughput(layer_token=2.0, decode_step=6.0, batch=3)
     sampled = COSTS.generate(10, 5)
-    assert throughput.seconds(sampled, COSTS) == pytest.approx(10 * 4.5 * 2 + 5 * 6 / 3)
-    assert throughput.seconds(sampled + COSTS.train(15, (3,)), COSTS) == pytest.approx(
-        throughput.seconds(sampled, COSTS) + COSTS.train(15, (3,)).layer_tokens * 2
+    assert throughput.seconds(sampled, COSTS) == pytest.approx(10 * 4 * 2 + 5 * 6 / 3)
+    assert throughput.seconds(sampled + COSTS.train(PassSize(tokens=15, scored=5), (3,)), COSTS) == pytest.approx(
+        throughput.seconds(sampled, COSTS) + COSTS.train(PassSize(tokens=15, scored=5), (3,)).layer_tokens * 2
     )
 
 

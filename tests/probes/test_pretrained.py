@@ -173,4 +173,4 @@ def test_where_the_budget_pays_for_no_gradients_rates_are_typical_and_no_weight_
     assert set(report.scores) == {"cutoff", *(name for name, probe in PROBES.items() if probe.is_baseline)}
     assert (bench.spent - start).generated_tokens == 0, "calibration's completions are enough"
     hidden = bench.model.config.get_text_config().hidden_size
-    assert report.learning_rates == pytest.approx([0.6 / hidden / 10] * 3)
+    assert report.learning_rates == pytest.approx([0.3 / hidden / 10] * 3)

@@ -77,7 +77,7 @@ def test_a_question_in_both_public_splits_stays_in_eval(tmp_path: Path) -> None:
 
 def test_without_a_cache_the_error_says_what_to_do(tmp_path: Path) -> None:
     message = offline(tmp_path, LOAD_MATH, "text")
-    for words in ("openai/gsm8k", "HF_HUB_OFFLINE", str(tmp_path), "hf download", "HF_HOME", "--data FILE.jsonl"):
+    for words in ("openai/gsm8k", "HF_HUB_OFFLINE", str(tmp_path), "hf download", "HF_HOME", "--data FILE"):
         assert words in message
 
 
