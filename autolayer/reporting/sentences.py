@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from autolayer.core.layer_set import name_layers
 from autolayer.reporting.results import PickResult
 
+AS_GOOD = 0.05
+"""Contribution by which the expectation for a layer may be lower than for the chosen one that it is as good as."""
+
 
 def headline(result: PickResult) -> str:
     """Returns the answer in one or two sentences: the layer, what training it gained, and how sure the choice is."""
@@ -47,6 +50,14 @@ def _confidence(result: PickResult) -> str:
         if result.verdict == "tied":
             return "No other choice could gain enough more to matter."
         return f"No clear winner when the search ended{chance}."
+    expected = {row.layer: row.expected for row in result.ranking or () if row.expected is not None}
+    best = (result.best_layers or (-1,))[0]
+    if len(result.best_layers or ()) == 1 and {best, *others} <= set(expected):
+        band = [layer for layer in others if expected[layer] >= expected[best] - AS_GOOD]
+        rest = [layer for layer in others if layer not in band]
+        near = f"{name_layers(band)} {'is' if len(band) == 1 else 'are'} expected to do as well" if band else ""
+        far = f"{name_layers(rest)} {'is' if len(rest) == 1 else 'are'} not ruled out" if rest else ""
+        return f"No clear winner: {', and '.join(filter(None, (near, far)))}{_cheaper(result)}."
     named, verb = name_layers(others), "is" if len(others) == 1 else "are"
     return f"No clear winner: {named} {verb} as good within what was measured{_cheaper(result)}."
 

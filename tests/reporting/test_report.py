@@ -90,13 +90,17 @@ def shown(value: PickResult, width: int = 80, **options: Any) -> str:
         (result(stop_reason="layer 3 is the only candidate"), f"{TRAINED} There was no other candidate."),
         (result(verdict="tied", best_layers=(4,), trained_layers=(4,), tied_layers=(2, 3, 4)),
          "Layer 4 of 6: score 0.410 -> 0.630 (+0.220, 95% interval +0.170 to +0.270). "
-         "No clear winner: layers 2 and 3 are as good within what was measured; a training step of layer 4 takes 80% "
-         "of the work of one of layer 2."),
+         "No clear winner: layers 2 and 3 are expected to do as well; a training step of layer 4 takes 80% of the work "
+         "of one of layer 2."),
         (result(verdict="tied", tied_layers=(3, 4)),
-         f"{TRAINED} No clear winner: layer 4 is as good within what was measured."),
+         f"{TRAINED} No clear winner: layer 4 is expected to do as well."),
         (result(verdict="tied"), f"{TRAINED} No other choice could gain enough more to matter."),
         (result(verdict="budget_spent", tied_layers=(0, 1, 2, 3, 5)),
-         f"{TRAINED} No clear winner: layers 0-2 and 5 are as good within what was measured."),
+         f"{TRAINED} No clear winner: layers 0-2 and 5 are expected to do as well."),
+        (result(verdict="budget_spent", tied_layers=(0, 2, 3), candidates=(0, 2, 3), ranking=[
+            RankingRow(layer=layer, expected=expected) for layer, expected in ((3, 0.9), (2, 0.86), (0, 0.7))
+         ]),
+         f"{TRAINED} No clear winner: layer 2 is expected to do as well, and layer 0 is not ruled out."),
         (result(verdict="budget_spent"),
          f"{TRAINED} No clear winner when the search ended: the best with probability 0.90."),
         (result(trained_layers=None, gain=None, trained_score=None),
