@@ -60,11 +60,11 @@ def build_result(
                 generated_tokens=cost.generated_tokens,
                 layer_tokens=bench.costs.total(cost, exchange_rate),
                 seconds=cost.seconds,
+                seconds_share=cost.seconds / full_run.seconds if full_run.seconds else None,
             )
             for name, cost in costs.items()
         },
         cost_share_of_full_run=share,
-        seconds_share_of_full_run=finding.seconds / full_run.seconds if full_run.seconds else None,
         seed=config.seed,
         signature=run.signature,
         versions=versions(),

@@ -170,6 +170,8 @@ class StageCost:
     weight gradient 1; generated tokens are included at the exchange rate measured on this machine."""
     seconds: NonNegative
     """Wall-clock seconds."""
+    seconds_share: NonNegative | None = None
+    """The same as a share of those of one full run of the final training; null before it has run."""
 
 
 @dataclass(frozen=True, kw_only=True, config=RECORD)
@@ -242,8 +244,6 @@ class PickResult(FileRecord):
     """Cost of every stage that ran."""
     cost_share_of_full_run: NonNegative | None = None
     """Cost of finding the layer (calibrate, probe and search) over the cost of one full run of the final training."""
-    seconds_share_of_full_run: NonNegative | None = None
-    """The same in seconds, once the final training has run; left out by older versions."""
     seed: int
     """Seed of the run."""
     signature: str

@@ -107,8 +107,9 @@ def cost_line(result: PickResult) -> str | None:
     if not result.cost_share_of_full_run:
         return None
     what = "Finding the layer" if found_by_search(result) else "The stages before training"
-    share = result.seconds_share_of_full_run
-    seconds = "" if share is None else f" ({share:.0%} in seconds)"
+    shares = [cost.seconds_share for name, cost in result.cost.items() if name != "train"]
+    known = [share for share in shares if share is not None]
+    seconds = f" ({sum(known):.0%} in seconds)" if known else ""
     return f"{what} cost {result.cost_share_of_full_run:.0%} of one full training run{seconds}."
 
 

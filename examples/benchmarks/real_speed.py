@@ -144,10 +144,11 @@ def stages(model: str, steps: int, budget: float) -> Table:
             model=model, task="math:sums", steps=steps, prompts_per_step=PROMPTS, group_size=GROUP, budget=budget,
             num_eval=64, out=scratch,
         )  # fmt: skip
-    assert result.cost_share_of_full_run is not None and result.seconds_share_of_full_run is not None
+    assert result.cost_share_of_full_run is not None
     seconds = {name: cost.seconds for name, cost in result.cost.items() if name != "train"}
     seconds["finding"] = sum(seconds.values())
-    full = seconds["finding"] / result.seconds_share_of_full_run
+    calibrate = result.cost["calibrate"]
+    full = calibrate.seconds / (calibrate.seconds_share or 1.0)
     title = f"pick of {steps} steps, budget {budget:g}: a full run takes {full:.0f} s"
     table = Table(box=MARKDOWN, title=f"{title}; finding is {result.cost_share_of_full_run:.3f} of its work")
     for head in ("stage", "seconds", "share of the full run's"):
