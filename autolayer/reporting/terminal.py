@@ -104,6 +104,7 @@ def _sets_table(result: PickResult) -> Table:
 
 def _cost_table(result: PickResult) -> Table:
     table = _table("cost", "tokens generated", "layer-tokens, all", "time")
+    table.columns[0].justify = "left"
     for column in table.columns[1:]:
         column.justify = "right"
     for name, cost in result.cost.items():
