@@ -170,18 +170,20 @@ def test_a_deadline_ends_the_training_and_says_so(tmp_path: Path, monkeypatch: p
 def test_a_race_that_hours_ended_goes_on_after_a_part_of_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"steps": 40, "prompts_per_step": 4, "num_eval": 16, "max_new_tokens": 4}
-    whole = short_pick(tmp_path / "whole", **options)
+    options = {"steps": 40, "prompts_per_step": 4, "num_eval": 16, "max_new_tokens": 4, "seed": 1}
     rungs, train, race = [], train_stage.train_to_step, search_stage._run_rung
 
     def run_rung(*arguments: Any) -> Any:
         rungs.append(race(*arguments))
         return rungs[-1]
 
+    monkeypatch.setattr(search_stage, "_run_rung", run_rung)
+    whole = short_pick(tmp_path / "whole", **options)
+    before_finals = len(rungs) - 2
+    rungs.clear()
     with monkeypatch.context() as patch:
-        clock = SimpleNamespace(monotonic=lambda: 1e12 if len(rungs) >= 8 else 0.0)
+        clock = SimpleNamespace(monotonic=lambda: 1e12 if len(rungs) >= before_finals else 0.0)
         patch.setattr("autolayer.search.worker.time", clock)
-        patch.setattr(search_stage, "_run_rung", run_rung)
         patch.setattr("autolayer.pipeline.train_to_step.CHECKPOINT_STEPS", 3)
         patch.setattr(train_stage, "train_to_step", lambda *args, **kwargs: islice(train(*args, **kwargs), 8))
         part = short_pick(tmp_path / "run", **options, hours=1000.0)
