@@ -121,12 +121,12 @@ def advantages(folder, algorithm, inputs):
     from autolayer.training.train_arm import train_rows
     from autolayer.training.grpo_trainer import LayerGRPOTrainer
     bench = make_bench(often_ending(), folder, task=make_task(), algorithm=algorithm, prompts_per_step=3, group_size=2)
-    arm = Arm(layers=(1,), learning_rate=1e-3, seed=0)
+    arm = Arm(layers=(1,), learning_rate=1e-3, seed=9)
     for parameter in bench.parameters(arm.layers).values():
         parameter.requires_grad_(True)
     optimizer = MasterAdamW(bench.parameters((1,)), lr=1e-3)
     bench.process_group = join_process_group()
-    rows = train_rows(bench, 0, 0, 1, 3)
+    rows = train_rows(bench, 9, 0, 1, 3)
     trainer = LayerGRPOTrainer(
         bench=bench, arm=arm, rows=rows, num_steps=1, optimizer=optimizer, on_rollouts=lambda rollouts: None
     )
