@@ -81,8 +81,8 @@ def test_ranks_exchange_values_and_exceptions(tmp_path: Path) -> None:
 def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
     """Probes, a race, the final training and the evaluation. An evaluation lies across the three processes.
 
-    Each has whole groups: a group that lies across two costs more, since its prefix is computed twice, and a race that costs
-    more may end a run earlier.
+    Each has whole groups: a group that lies across two costs more, since its prefix is computed twice, and a race that
+    costs more may end a run earlier.
     """
     for count, out in ((1, "one"), (3, "many")):
         command = ("pick", *SHORT, "--prompts-per-step", "3", "--group-size", "6", "--budget", "4", "--json")
