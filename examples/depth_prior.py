@@ -133,17 +133,6 @@ def mean(rows: Mapping[str, Mapping[str, float]], names: Sequence[str], metric: 
     return f"{sum(weight[n] * rows[n][metric] for n in having) / sum(weight.values()):.2f} ({sum(weight.values()):.0f})"
 
 
-def half_widths(depth: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Half width at RISE_END and its growth, which have the least Winkler score over the layers of left-out models."""
-    away = np.abs(depth - depth_prior.RISE_END)
-
-    def score(width: np.ndarray) -> float:
-        half = np.abs(width[0]) + np.abs(width[1]) * away
-        return float(np.sum(2 * half + 10 * np.maximum(0, np.abs(error) - half)))
-
-    return np.abs(minimize(score, [0.2, 0.5], method="Nelder-Mead").x)
-
-
 def table(*columns: str) -> None:
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
 
@@ -190,8 +179,8 @@ def judge_prior() -> None:
     variance = np.average([errors[name][1].var() for name in WHOLE], weights=[weight[name] for name in WHOLE])
     level_sd = np.sqrt(np.mean([errors[name][1].mean() ** 2 for name in WHOLE]))
     depth, error = np.hstack(list(errors.values()))
-    middle, end = half_widths(depth, error)
-    held = np.mean(np.abs(error) <= middle + end * np.abs(depth - depth_prior.RISE_END))
+    deviation = depth_prior.MIDDLE_SD + depth_prior.END_SD * np.abs(depth - depth_prior.RISE_END)
+    held = np.mean(np.abs(error) <= depth_prior.NORMAL_80 * np.hypot(deviation, depth_prior.LEVEL_SD))
     regrets = [rows[name]["regret"] for name in WHOLE]
     parameters = fit(FITTED)
     level = np.mean(levels(WHOLE, parameters))
@@ -200,7 +189,7 @@ def judge_prior() -> None:
     print(f"RISE, FALL, FALL_DEPTH = {', '.join(f'{value:.2f}' for value in parameters[:3])}")
     print(f"LEVEL = {level:.2f}; MEAN_CONTRIBUTION = {mean_contribution:.2f}")
     print(f"DEVIATION, LEVEL_SD = {variance**0.5:.2f}, {level_sd:.2f}")
-    print(f"MIDDLE_WIDTH, END_WIDTH = {middle:.2f}, {end:.2f} (hold {held:.0%} of {len(error)} layers left out)")
+    print(f"80% intervals hold {held:.0%} of {len(error)} layers left out")
     print(f"REGRET = {mean(rows, WHOLE, 'regret').split()[0]}, {min(regrets):.2f}, {max(regrets):.2f}")
 
 

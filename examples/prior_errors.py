@@ -1,6 +1,6 @@
 """Fits the depth prior's errors: `MIDDLE_SD` and `END_SD` of core/depth_prior.py, `PRETRAINED_MODEL` of curve_model.py.
 
-    python examples/prior_errors.py          # half a minute on one core; nothing is downloaded
+    python examples/prior_errors.py          # seconds; nothing is downloaded
 
 Every whole published curve is predicted by a prior that was fitted without its family. Its errors around their mean are
 Gaussian: with deviations `middle + end · |depth - RISE_END|`, the correlation `correlation · exp(-distance / length)`

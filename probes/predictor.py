@@ -79,8 +79,8 @@ def predict(scores: Scores, layers: Sequence[int], num_layers: int, *, model: Mo
     `model` is fit to measured environments, none of them of this base unless the user measured it. Of a pretrained
     model it is used only if it was fit to such models.
     """
-    is_small = num_parameters < depth_prior.SMALL
-    if is_small or model.num_parameters >= depth_prior.SMALL:
+    is_small = not depth_prior.applies(num_parameters)
+    if is_small or depth_prior.applies(model.num_parameters):
         predicted_L = model.level + model.slope * _signal(scores, layers, num_layers, is_small)
         deviation_L, level_sd = np.full(len(layers), model.deviation), model.level_sd
     else:
@@ -103,7 +103,7 @@ def fit(known: Sequence[KnownEnvironment], *, is_small: bool = True) -> Model:
     many layers it has and however often it was probed. One that was not probed by `SIGNAL` tells only about level and
     error. With fewer than `MIN_BASES` bases, `PUBLISHED` is returned.
     """
-    known = [each for each in known if (each.num_parameters < depth_prior.SMALL) == is_small]
+    known = [each for each in known if depth_prior.applies(each.num_parameters) != is_small]
     if len({environment.base for environment in known}) < MIN_BASES:
         return PUBLISHED
     scores = [

@@ -48,7 +48,7 @@ def run_probes(
         on_probe(name)
     by_probe = {name: tuple(map(float, found.scores_L)) for name, found in scores.items()}
     num_parameters = bench.model.num_parameters()
-    model = fit(known, is_small=num_parameters < depth_prior.SMALL)
+    model = fit(known, is_small=not depth_prior.applies(num_parameters))
     prediction = predict(by_probe, layers, len(bench.layers), model=model, num_parameters=num_parameters)
     rates = starting_rates(context, steps_to_distance(total_steps))
     return ProbeReport(

@@ -1,4 +1,4 @@
-"""What depth alone says about contribution: a prior fitted to published models, and baselines that need no model.
+"""The contribution that depth alone predicts: a prior fitted to published models, and baselines that need no model.
 
 `examples/depth_prior.py` fits the prior to the curves of pretrained language models trained by RL, and prints its worth
 with each family of models left out, and the constants below. The baselines of the same names (probes/baselines.py) and
@@ -20,8 +20,6 @@ MEAN_CONTRIBUTION, CONTRIBUTION_SD = 0.80, 0.3
 """Mean of the prior over all depths, and deviation of contribution over the layers of a published model."""
 DEVIATION, LEVEL_SD = 0.19, 0.10
 """Deviations on models that took no part in the fit: of one layer's error around the model's mean, and of that mean."""
-MIDDLE_WIDTH, END_WIDTH = 0.08, 0.70
-"""Half width of the 80% interval at `RISE_END`, and what it grows by per unit of depth from there."""
 MIDDLE_SD, END_SD = 0.10, 0.35
 """Deviation of a layer's error around its model's mean at `RISE_END`, and what it grows by per unit of depth from there
 (`python examples/prior_errors.py`)."""
@@ -33,8 +31,8 @@ NUM_CURVES = 4
 """Number of these curves; they are of three models."""
 SMALL = 100_000_000
 """Parameters below which the prior says nothing: its models have 135 million to 8 billion."""
-HALF_WIDTH = 1.2816 * CONTRIBUTION_SD
-"""Half width of the 80% interval of a normal distribution with deviation `CONTRIBUTION_SD`."""
+NORMAL_80 = 1.2816
+"""Half width of the 80% interval of a normal distribution with deviation 1."""
 
 
 def depth_curve(depth: ArrayLike, rise: float = RISE, fall: float = FALL, fall_depth: float = FALL_DEPTH) -> np.ndarray:
@@ -70,6 +68,11 @@ def predicted(layers: Sequence[int], num_layers: int) -> np.ndarray:
     return LEVEL + depth_curve(_depth(layers, num_layers))
 
 
+def applies(num_parameters: int) -> bool:
+    """Returns True for a model of the size of those that the prior was fitted to."""
+    return num_parameters >= SMALL
+
+
 def error_deviation(layers: Sequence[int], num_layers: int) -> np.ndarray:
     """Returns the deviation of the prediction's error around the model's mean, shape (layers,)."""
     return MIDDLE_SD + END_SD * np.abs(_depth(layers, num_layers) - RISE_END)
@@ -81,11 +84,11 @@ def position_interval(layers: Sequence[int], num_layers: int) -> tuple[np.ndarra
     They are narrow in the middle and wide at both ends, where models differ.
     """
     predicted_L = predicted(layers, num_layers)
-    half_L = MIDDLE_WIDTH + END_WIDTH * np.abs(_depth(layers, num_layers) - RISE_END)
+    half_L = NORMAL_80 * np.hypot(error_deviation(layers, num_layers), LEVEL_SD)
     return predicted_L - half_L, predicted_L + half_L
 
 
 def level_interval(layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Returns low and high of the 80% interval of layers about which nothing is known, each of shape (layers,)."""
     level_L = np.full(len(layers), MEAN_CONTRIBUTION)
-    return level_L - HALF_WIDTH, level_L + HALF_WIDTH
+    return level_L - NORMAL_80 * CONTRIBUTION_SD, level_L + NORMAL_80 * CONTRIBUTION_SD

@@ -14,7 +14,7 @@ PARTS = ("routers", "embeddings", "head", "norms", "other")
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How much of a part of a model is trained."""
+    """The trained share of a part of a model."""
 
     trainable: int
     """Number of parameters that require gradients; tied ones count once."""
@@ -29,7 +29,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeReport:
-    """Which parameters of a model require gradients. `print(report)` shows it as a small table."""
+    """The parameters of a model that require gradients. `print(report)` shows it as a small table."""
 
     name: str
     """Class of the model."""

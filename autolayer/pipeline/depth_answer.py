@@ -94,7 +94,7 @@ def _notes(num_parameters: int) -> Iterator[str]:
         f"{most:.2f} of the full gain, {mean:.2f} in the mean: little evidence, and under supervised LoRA the same "
         f"rule lost up to {depth_prior.SUPERVISED_REGRET:.2f}"
     )
-    if num_parameters < depth_prior.SMALL:
+    if not depth_prior.applies(num_parameters):
         yield (
             f"this model has {format_count(num_parameters)} parameters: below {format_count(depth_prior.SMALL)} depth "
             "tells nothing (LayerBench: its choice loses 0.20 of the full gain, a random layer 0.23)"

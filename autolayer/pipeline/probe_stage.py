@@ -42,7 +42,7 @@ def probe_stage(run: RunContext, calibration: CalibrationStage, *, before_race: 
 def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) -> None:
     config, bench, units = run.config, run.bench, calibration.units
     budget = finding_budget(config, units, run.candidates)
-    is_small = bench.model.num_parameters() < depth_prior.SMALL
+    is_small = not depth_prior.applies(bench.model.num_parameters())
     sizes = plan_probes(config, units, run.candidates, budget, searches=before_race, is_small=is_small)
     with run.reading(ROLLOUTS):
         rollouts = TypeAdapter(Rollouts).validate_python(run.folder.read(ROLLOUTS) or {})

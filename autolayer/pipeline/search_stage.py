@@ -39,7 +39,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
         signature=run.signature,
         seed=config.seed,
         num_layers=len(bench.layers),
-        is_pretrained=bench.model.num_parameters() >= depth_prior.SMALL,
+        is_pretrained=depth_prior.applies(bench.model.num_parameters()),
         total_steps=config.steps,
         budget=replace(left - base.cost, seconds=0.0) if races else Cost(),
         step_cost=lambda layers: units.step(layers) * prompts_per_step,

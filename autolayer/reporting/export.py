@@ -35,7 +35,7 @@ class LayerNames:
 
 @dataclass(frozen=True, kw_only=True)
 class Handover:
-    """What a run hands over to another trainer."""
+    """The parts of a run that another trainer needs."""
 
     names: LayerNames
     model: str
@@ -50,7 +50,7 @@ class Handover:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the run, as config.json has them; empty without a run."""
     notes: tuple[str, ...] = ()
-    """What else the reader has to know."""
+    """Sentences that the reader has to know besides."""
 
 
 def export_text(trainer: str, run: Handover) -> str:

@@ -51,15 +51,15 @@ def _confidence(result: PickResult) -> str:
             return "No other choice could gain enough more to matter."
         return f"No clear winner when the search ended{chance}."
     expected = {row.layer: row.expected for row in result.ranking or () if row.expected is not None}
-    best = (result.best_layers or (-1,))[0]
-    if len(result.best_layers or ()) == 1 and {best, *others} <= set(expected):
-        band = [layer for layer in others if expected[layer] >= expected[best] - AS_GOOD]
-        rest = [layer for layer in others if layer not in band]
-        near = f"{name_layers(band)} {'is' if len(band) == 1 else 'are'} expected to do as well" if band else ""
-        far = f"{name_layers(rest)} {'is' if len(rest) == 1 else 'are'} not ruled out" if rest else ""
-        return f"No clear winner: {', and '.join(filter(None, (near, far)))}{_cheaper(result)}."
-    named, verb = name_layers(others), "is" if len(others) == 1 else "are"
-    return f"No clear winner: {named} {verb} as good within what was measured{_cheaper(result)}."
+    least = max((expected[layer] for layer in result.best_layers or () if layer in expected), default=0.0) - AS_GOOD
+    band = [layer for layer in others if layer in expected and expected[layer] >= least]
+    rest = [layer for layer in others if layer not in band]
+    parts = [
+        f"{name_layers(layers)} {'is' if len(layers) == 1 else 'are'} {what}"
+        for layers, what in ((band, "expected to do as well"), (rest, "not ruled out"))
+        if layers
+    ]
+    return f"No clear winner: {', and '.join(parts)}{_cheaper(result)}."
 
 
 def _cheaper(result: PickResult) -> str:
@@ -144,17 +144,13 @@ def legend(result: PickResult) -> str:
     """Returns the line that explains the columns of the ranking."""
     measured = "1 is the gain of the best run of as many steps, taken as exact"
     reference = "no layer is measured yet" if result.contribution_reference is None else measured
-    expected = "; expected [80% interval] joins both, for the full run" if _has_expected(result) else ""
-    cost = ". Cost: a training step against one of all parameters" if _has_cost(result) else ""
+    expected = "; expected [80% interval] joins both, for the full run" if _has(result, "expected") else ""
+    cost = ". Cost: a training step against one of all parameters" if _has(result, "relative_cost") else ""
     return f"Contribution: predicted [80% interval], measured [95% interval]{expected}; {reference}{cost}."
 
 
-def _has_cost(result: PickResult) -> bool:
-    return any(row.relative_cost is not None for row in result.ranking or ())
-
-
-def _has_expected(result: PickResult) -> bool:
-    return any(row.expected is not None for row in result.ranking or ())
+def _has(result: PickResult, name: str) -> bool:
+    return any(getattr(row, name) is not None for row in result.ranking or ())
 
 
 def _of_all(result: PickResult, layers: Sequence[int]) -> str:

@@ -54,7 +54,7 @@ class Rollouts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metrics that the reward logged (TRL's `log_metric`), averaged over the batch."""
     judgements: list[Mapping[str, float | None]] = field(default_factory=list)
-    """What each reward function returned for each completion; nothing where an environment gives the rewards."""
+    """The values of the reward functions for each completion; nothing where an environment gives the rewards."""
 
     def __post_init__(self) -> None:
         if not self.judgements:

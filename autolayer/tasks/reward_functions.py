@@ -13,7 +13,7 @@ from autolayer.core.errors import RewardError
 from autolayer.tasks.rewards import begin, judge, judged_by_one, retried
 
 Judgement = Mapping[str, float | None]
-"""What each reward function returned for one completion, by the function's name; None where it does not judge it."""
+"""The values that the reward functions returned for one completion, by name; None where one does not judge it."""
 
 
 def reward_names(functions: Iterable[Callable[..., Any]]) -> list[str]:

@@ -148,7 +148,8 @@ def stages(model: str, steps: int, budget: float) -> Table:
     seconds = {name: cost.seconds for name, cost in result.cost.items() if name != "train"}
     seconds["finding"] = sum(seconds.values())
     calibrate = result.cost["calibrate"]
-    full = calibrate.seconds / (calibrate.seconds_share or 1.0)
+    assert calibrate.seconds_share is not None
+    full = calibrate.seconds / calibrate.seconds_share
     title = f"pick of {steps} steps, budget {budget:g}: a full run takes {full:.0f} s"
     table = Table(box=MARKDOWN, title=f"{title}; finding is {result.cost_share_of_full_run:.3f} of its work")
     for head in ("stage", "seconds", "share of the full run's"):
