@@ -76,7 +76,7 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
     )
     budget = finding_budget(config, units, candidates)
     prompts = calibration_prompts(config)
-    is_small = not depth_prior.applies(model.num_parameters())
+    is_small = not depth_prior.applies(sum(each.numel() for each in model.parameters()))
     probes = plan_probes(config, units, candidates, budget, searches=verb == "pick", is_small=is_small)
     stages = {"calibrate": calibration_cost(config, units)}
     does_probe = verb == "pick" or config.learning_rate is None
