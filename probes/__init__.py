@@ -2,8 +2,8 @@
 
 `PROBES` is the whole registry; base.py says how to add a probe. Files by what they hold:
 
-* signals: gradient_norm, representation_change, sign_gain, gradient_agreement, cutoff, trusted_gain (with
-  gain_per_kl and reach), rl_burst, and the baselines
+* signals: gradient_norm, representation_change, sign_gain, cutoff, trusted_gain (with gain_per_kl and reach), rl_burst,
+  and the baselines
 * what the signals share: context, shared_batch, gradient, step_response, policy_distance, exchange
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
@@ -11,7 +11,6 @@
 from autolayer.probes.base import Probe
 from autolayer.probes.baselines import DepthBaseline, Random
 from autolayer.probes.cutoff import Cutoff
-from autolayer.probes.gradient_agreement import GradientAgreement
 from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
@@ -22,7 +21,6 @@ PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
     "representation_change": RepresentationChange(),
     "sign_gain": SignGain(),
-    "gradient_agreement": GradientAgreement(),
     "cutoff": Cutoff(),
     "gain_per_kl": GainPerKL(),
     "reach": Reach(),

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from autolayer.core.errors import ConfigError
+from autolayer.probes.predictor import Prediction
 from autolayer.probes.starting_rates import combined_rate
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeReport:
+class ProbeReport(Prediction):
     """The probes' scores and the prediction; every tuple over layers is in the order of `layers`."""
 
     layers: tuple[int, ...]
@@ -15,12 +16,6 @@ class ProbeReport:
     """Probe name -> score per candidate; probes that the plan left out are missing."""
     reliability: dict[str, float]
     """Probe name -> share of its variance over layers that is not noise."""
-    predicted: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    deviations: tuple[float, ...]
-    learned_from: int
-    """Number of measured environments that the prediction has learned from."""
     learning_rates: tuple[float | None, ...]
     """Starting learning rate of each candidate; None for a layer that moves nothing."""
     notes: tuple[str, ...] = ()

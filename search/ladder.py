@@ -5,6 +5,7 @@ of its layers, and an arm that is promoted continues from its checkpoint. A pred
 (examples/RESULTS.md), so a larger budget first adds layers and then steps.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,8 +41,6 @@ class Ladder:
     """Shortest first; empty if the budget does not pay for comparing two layers."""
     first: tuple[Candidate, ...]
     """The candidates of the first rung, best prediction first."""
-    planned_cost: Cost
-    """Cost of all rungs for average candidates."""
     is_long: bool = False
     """True if a part of the budget is reserved for fresh seeds of the finalists."""
 
@@ -49,17 +48,16 @@ class Ladder:
 def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
     """Chooses the widest ladder of which enough rungs fit the budget, and then the longest of this width."""
     if len(candidates) < 2:
-        return Ladder(rungs=(), first=tuple(candidates), planned_cost=Cost())
-    step_cost = _average_step_cost(config, candidates)
+        return Ladder(rungs=(), first=tuple(candidates))
+    step_cost = average_step_cost(config, candidates)
     for width in range(len(candidates), 1, -1):
         if rungs := _rungs_of_width(config, step_cost, width):
             return Ladder(
                 rungs=rungs,
                 first=_first_candidates(config, candidates, width),
-                planned_cost=ladder_cost(config, rungs, 0, step_cost),
                 is_long=rungs[-1].step >= LONG_FROM * config.total_steps,
             )
-    return Ladder(rungs=(), first=(), planned_cost=Cost())
+    return Ladder(rungs=(), first=())
 
 
 def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[PlannedRung, ...]:
@@ -76,7 +74,8 @@ def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Pl
     # With the fewest arms, one rung may use the whole budget; wider ladders need two rungs.
     share, ladder = 1.0 if is_smallest else LADDER_SHARE, _halving_rungs(config, width, scout)
     parts = [ladder[:count] for count in range(1 if is_smallest else 2, len(ladder) + 1)]
-    scouting = max((part for part in parts if _fits(config, part, step_cost, share)), key=len, default=())
+    affordable = [part for part in parts if ladder_cost(config, part, 0, step_cost).fits(config.budget * share)]
+    scouting = max(affordable, key=len, default=())
     return scouting or (_longest_rungs(config, step_cost, config.budget, width) if width < MIN_WIDTH else ())
 
 
@@ -94,12 +93,9 @@ def middle_candidate(config: RaceConfig, candidates: Sequence[Candidate]) -> Can
     return min(candidates, key=lambda c: (abs(np.mean(c.layers) - config.num_layers // 2), -np.mean(c.layers)))
 
 
-def _average_step_cost(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
+def average_step_cost(config: RaceConfig, candidates: Sequence[Candidate]) -> Cost:
+    """Returns the mean cost of a training step over the candidates."""
     return sum((config.step_cost(candidate.layers) for candidate in candidates), Cost()) * (1 / len(candidates))
-
-
-def _fits(config: RaceConfig, rungs: Sequence[PlannedRung], step_cost: Cost, share: float) -> bool:
-    return ladder_cost(config, rungs, 0, step_cost).fits(config.budget * share)
 
 
 def _halving_rungs(config: RaceConfig, width: int, steps: int) -> tuple[PlannedRung, ...]:
@@ -113,15 +109,11 @@ def _halving_rungs(config: RaceConfig, width: int, steps: int) -> tuple[PlannedR
 def _longest_rungs(config: RaceConfig, step_cost: Cost, budget: Cost, width: int) -> tuple[PlannedRung, ...]:
     """Returns the complete ladder with the longest first rung that fits; empty if none does."""
 
-    def fits(steps: int) -> bool:
-        rungs = _halving_rungs(config, width, steps)
-        return ladder_cost(config, rungs, 0, step_cost).fits(budget)
+    def is_too_long(steps: int) -> bool:
+        return not ladder_cost(config, _halving_rungs(config, width, steps), 0, step_cost).fits(budget)
 
-    low, high = 0, config.total_steps
-    while low < high:  # bisection: the cost grows with the first rung's steps
-        half = (low + high + 1) // 2
-        low, high = (half, high) if fits(half) else (low, half - 1)
-    return _halving_rungs(config, width, low) if low else ()
+    steps = bisect.bisect_left(range(1, config.total_steps + 1), True, key=is_too_long)
+    return _halving_rungs(config, width, steps) if steps else ()
 
 
 def _first_candidates(config: RaceConfig, candidates: Sequence[Candidate], width: int) -> tuple[Candidate, ...]:

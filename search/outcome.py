@@ -125,15 +125,11 @@ def _ranking(
         ]
         arm = _winner(state, posterior, index)
         key = arm.step, arm.learning_rate, arm.seed
-        shown = next((rung for rung in rungs if (rung.steps, rung.learning_rate, rung.seed) == key), None)
         rows.append(
             RacedCandidate(
                 layers=candidate.layers,
                 predicted=candidate.predicted,
-                measured=shown.gain if shown else None,
-                measured_low=shown.low if shown else None,
-                measured_high=shown.high if shown else None,
-                measured_steps=shown.steps if shown else None,
+                measured=next((r for r in rungs if (r.steps, r.learning_rate, r.seed) == key), None),
                 expected=float(posterior.expected_C[index]),
                 expected_low=float(low_C[index]) if posterior.eligible_C[index] else None,
                 expected_high=float(high_C[index]) if posterior.eligible_C[index] else None,

@@ -95,11 +95,8 @@ class RacedCandidate:
 
     layers: tuple[int, ...]
     predicted: float
-    measured: float | None
-    """Gain in reward of the candidate's best arm at its last step; None if none of its runs finished."""
-    measured_low: float | None
-    measured_high: float | None
-    measured_steps: int | None
+    measured: Rung | None
+    """The last run of the candidate's best arm; None if none of its runs finished."""
     expected: float
     """Posterior mean of the contribution after a full run."""
     expected_low: float | None

@@ -65,6 +65,7 @@ class RaceStudy:
     base_I: tuple[float, ...]
 
     @classmethod
+    @reading_study()
     def open(
         cls,
         storage: Storage,
@@ -79,18 +80,6 @@ class RaceStudy:
         Predictions measured on another machine differ in the last digits, and all workers must decide the same.
         With `resumes`, a study that is not there is refused.
         """
-        with reading_study():
-            return cls._open(storage, config, candidates, base_I, resumes)
-
-    @classmethod
-    def _open(
-        cls,
-        storage: Storage,
-        config: RaceConfig,
-        candidates: Sequence[Candidate],
-        base_I: Sequence[float],
-        resumes: bool,
-    ) -> RaceStudy:
         study, wanted = open_study(storage, RACE_STUDY), _study_inputs(config, candidates, base_I)
         if "inputs" not in study.user_attrs:
             if resumes:

@@ -15,31 +15,27 @@ from typing import Self
 from autolayer.core.layer_set import Layers
 
 
+class _Amounts:
+    """Base of records whose fields are all amounts, which add up and scale together."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, other: Self) -> Self:
+        return self + other * -1.0
+
+    def __mul__(self, factor: float) -> Self:
+        return type(self)(**{name: value * factor for name, value in vars(self).items()})
+
+
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(_Amounts):
     """An amount of work. The measured seconds are only reported, because no decision may depend on the machine."""
 
     generated_tokens: float = 0.0
     layer_tokens: float = 0.0
     """Layer-tokens of all forward and backward passes, including one forward pass per generated token."""
     seconds: float = 0.0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(
-            generated_tokens=self.generated_tokens + other.generated_tokens,
-            layer_tokens=self.layer_tokens + other.layer_tokens,
-            seconds=self.seconds + other.seconds,
-        )
-
-    def __sub__(self, other: Self) -> Self:
-        return self + other * -1.0
-
-    def __mul__(self, factor: float) -> Self:
-        return type(self)(
-            generated_tokens=self.generated_tokens * factor,
-            layer_tokens=self.layer_tokens * factor,
-            seconds=self.seconds * factor,
-        )
 
     def fits(self, budget: Self) -> bool:
         """Returns True if neither the generated tokens nor the layer-tokens exceed the budget."""
@@ -58,7 +54,7 @@ small passes with gradients of all layers (measured on a CPU; a GPU's copies to 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassSize:
+class PassSize(_Amounts):
     """The size of forward passes: tokens that go through the blocks, and positions at which the head predicts one."""
 
     tokens: float = 0.0
@@ -70,15 +66,6 @@ class PassSize:
         tree, rows = prompt + num_completions * completion, num_completions * (prompt + completion)
         shares = tree <= MAX_TREE and tree <= TREE_PAYS * rows
         return cls(tokens=tree if shares else rows, scored=num_completions * completion)
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(tokens=self.tokens + other.tokens, scored=self.scored + other.scored)
-
-    def __sub__(self, other: Self) -> Self:
-        return self + other * -1.0
-
-    def __mul__(self, factor: float) -> Self:
-        return type(self)(tokens=self.tokens * factor, scored=self.scored * factor)
 
 
 @dataclass(frozen=True, kw_only=True)

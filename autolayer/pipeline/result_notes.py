@@ -76,7 +76,7 @@ def _search_notes(run: RunContext, search: SearchStage) -> Iterator[str]:
         if row.failed:
             yield f"{name_layers(row.layers)}: a short run failed ({row.failed})"
     best_at = best_gains(outcome)
-    shown = {row.measured_steps for row in outcome.ranking if row.measured_steps}
+    shown = {row.measured.steps for row in outcome.ranking if row.measured is not None}
     if flat := sorted(steps for steps in shown if best_at[steps] <= 0):
         steps = " and ".join(map(str, flat))
         yield f"no layer had gained by step {steps}, so these short runs say nothing about contribution"

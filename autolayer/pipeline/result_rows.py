@@ -70,17 +70,11 @@ def best_gains(outcome: records.RaceOutcome) -> dict[int, float]:
 
 def _measured(row: records.RacedCandidate, predicted: RankedRow, best_at: dict[int, float]) -> RankedRow:
     """Adds what the race measured, relative to the best gain after equally many steps."""
-    unit = best_at.get(row.measured_steps or 0, 0.0)
-
-    def share(gain: float | None) -> float | None:
-        return gain / unit if gain is not None and unit > 0 else None
-
-    return replace(
-        predicted,
-        measured=share(row.measured),
-        measured_low=share(row.measured_low),
-        measured_high=share(row.measured_high),
-        measured_steps=row.measured_steps,
-        probability_best=row.probability_best,
-        rungs=row.rungs,
-    )
+    found = replace(predicted, probability_best=row.probability_best, rungs=row.rungs)
+    if (rung := row.measured) is None:
+        return found
+    found = replace(found, measured_steps=rung.steps)
+    if (unit := best_at[rung.steps]) <= 0:
+        return found
+    low, high = rung.low / unit, rung.high / unit
+    return replace(found, measured=rung.gain / unit, measured_low=low, measured_high=high)

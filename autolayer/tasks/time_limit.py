@@ -3,28 +3,13 @@
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-
-class _Caller:
-    """A thread that makes all calls, one after the other, for libraries whose objects belong to a thread."""
-
-    def __init__(self) -> None:
-        self.calls: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue]] = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="autolayer-environments", daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            call, answers = self.calls.get()
-            try:
-                answers.put((call(), None))
-            except BaseException as error:  # raised again where the call was asked for
-                answers.put((None, error))
-
-
-_caller: _Caller | None = None
+_calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]] | None = None
+"""The calls of one thread, which makes all of them, for libraries whose objects belong to a thread."""
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -33,18 +18,27 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     All calls run one after the other in one thread, which is not the main one. A call that takes longer continues in
     its thread, which ends with the process.
     """
-    global _caller
-    caller = _caller = _caller or _Caller()
-    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    caller.calls.put((call, answers))
+    global _calls
+    if _calls is None:
+        _calls = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(_calls,), name="autolayer-environments", daemon=True).start()
+    future: Future[T] = Future()
+    _calls.put((call, future))
     try:
-        value, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        _caller = None  # the next call gets a new thread
-        raise TimeoutError(f"not back after {seconds:g} seconds") from None
-    except BaseException:  # Ctrl-C
-        _caller = None
-        raise
-    if error is not None:
-        raise error
-    return value
+        return future.result(seconds)
+    except BaseException as error:
+        if future.done():  # the call itself has raised it
+            raise
+        _calls = None  # the next call gets a new thread
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"not back after {seconds:g} seconds") from None
+        raise  # Ctrl-C
+
+
+def _serve(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future]]) -> None:
+    while True:
+        call, future = calls.get()
+        try:
+            future.set_result(call())
+        except BaseException as error:  # raised again where the call was asked for
+            future.set_exception(error)

@@ -8,7 +8,6 @@ thing is of a kind, yes or no. `words:sequence` gives four equally spaced number
 import random
 import string
 from collections.abc import Sequence
-from typing import Any
 
 from autolayer.tasks.base import Task
 from autolayer.tasks.few_tokens import Problem, few_token_task, lines, turns
@@ -54,7 +53,12 @@ def load_opposites(*, chat: bool) -> Task:
     words = _PAIRS.split()
     pairs = list(zip(words[::2], words[1::2], strict=True))
     problems = [Problem(f"{a} {b}", *pair) for a, b in pairs for pair in ((a, b), (b, a))]
-    return few_token_task("words:opposites", problems, _opposite, examples=2, max_new_tokens=4, stop="\n")
+
+    def write(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
+        prompt, answer = lines(problem, examples, rng.choice((" and", " vs")))
+        return f"Opposites:\n{prompt}", answer
+
+    return few_token_task("words:opposites", problems, write, examples=2, max_new_tokens=4, stop="\n")
 
 
 def load_kinds(*, chat: bool) -> Task:
@@ -72,7 +76,11 @@ def load_kinds(*, chat: bool) -> Task:
         for _ in range(len(_KINDS) - 1 if asked == kind else 1)
     ]
     return few_token_task(
-        "words:kinds", problems, _yes_or_no, examples=1, max_new_tokens=2, is_well_formed=is_yes_or_no
+        "words:kinds",
+        problems,
+        lambda problem, examples, rng: turns("Answer yes or no.", problem, examples),
+        max_new_tokens=2,
+        is_well_formed=is_yes_or_no,
     )
 
 
@@ -82,42 +90,30 @@ def load_sequence(*, chat: bool) -> Task:
     found = [terms for terms in found if not terms[-1].startswith("-")]
     found += [[_LETTERS[a + i * d] for i in range(5)] for d in (1, 2) for a in range(26 - 4 * d)]
     problems = [Problem(" ".join(terms), ", ".join(terms[:4]), terms[4]) for terms in found]
-    return few_token_task("words:sequence", problems, _next, examples=0, max_new_tokens=5, stop=",")
+    return few_token_task(
+        "words:sequence",
+        problems,
+        lambda problem, examples, rng: (f"{problem.question},", problem.answer),
+        examples=0,
+        max_new_tokens=5,
+        stop=",",
+    )
 
 
 def load_copy(*, chat: bool) -> Task:
     """Loads triples of words; every model reads them as plain text."""
     rng, words = random.Random("words:copy"), " ".join(_KINDS.values()).split()
     triples = [" ".join(rng.sample(words, 3)) for _ in range(4096)]
-    return few_token_task(
-        "words:copy",
-        [Problem(triple, triple, "") for triple in triples],
-        _copy,
-        examples=3,
-        max_new_tokens=5,
-        stop="\n",
-    )
+    problems = [Problem(triple, triple, "") for triple in triples]
+
+    def write(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
+        place = rng.choice((0, 2))
+        copied = [each._replace(answer=each.question.split()[place]) for each in (*examples, problem)]
+        return lines(copied[-1], copied[:-1], " ->")
+
+    return few_token_task("words:copy", problems, write, examples=3, max_new_tokens=5, stop="\n")
 
 
 def is_yes_or_no(completion: str) -> bool:
     """Returns True if the text is a wanted reply, right or wrong."""
     return without_special_tokens(completion) in ("yes", "no")
-
-
-def _opposite(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
-    prompt, answer = lines(problem, examples, rng.choice((" and", " vs")))
-    return f"Opposites:\n{prompt}", answer
-
-
-def _yes_or_no(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[Any, str]:
-    return turns("Answer yes or no.", problem, examples)
-
-
-def _next(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
-    return f"{problem.question},", problem.answer
-
-
-def _copy(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
-    place = rng.choice((0, 2))
-    copied = [each._replace(answer=each.question.split()[place]) for each in (*examples, problem)]
-    return lines(copied[-1], copied[:-1], " ->")

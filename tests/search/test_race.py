@@ -198,9 +198,9 @@ def test_measured_gain_is_the_paired_mean():
         key=lambda pair: pair[0].to_step,
     )
     gain_I = np.subtract(answer.select_rewards_I, base_I)
-    assert row.measured == pytest.approx(gain_I.mean()) and row.measured_steps == run.to_step
-    assert row.measured is not None and row.measured_high is not None
-    assert row.measured_high - row.measured == pytest.approx(1.96 * gain_I.std(ddof=1) / np.sqrt(len(gain_I)))
+    assert row.measured is not None and row.measured.steps == run.to_step
+    assert row.measured.gain == pytest.approx(gain_I.mean())
+    assert row.measured.high - row.measured.gain == pytest.approx(1.96 * gain_I.std(ddof=1) / np.sqrt(len(gain_I)))
 
 
 def test_without_evidence_the_posterior_is_the_prior():

@@ -10,7 +10,14 @@ from race_helpers import drive, make_candidates, make_config, make_runner, play
 from autolayer.core.arms import Arm
 from autolayer.core.budget import scout_steps
 from autolayer.core.costs import Cost
-from autolayer.search.ladder import LADDER_SHARE, PlannedRung, ladder_cost, middle_candidate, plan_ladder
+from autolayer.search.ladder import (
+    LADDER_SHARE,
+    PlannedRung,
+    average_step_cost,
+    ladder_cost,
+    middle_candidate,
+    plan_ladder,
+)
 from autolayer.search.race_state import RaceState
 
 
@@ -26,7 +33,9 @@ def test_never_exceeds_the_budget_in_either_component(case):
         contribution_L, predicted_L, 0, seed=case, total_steps=total, budget=budget, regret=0.005, confidence=0.999,
     )  # fmt: skip
     assert outcome.spent.fits(budget * (1 + 1e-9))
-    assert plan_ladder(config, candidates).planned_cost.fits(budget)
+    assert ladder_cost(config, plan_ladder(config, candidates).rungs, 0, average_step_cost(config, candidates)).fits(
+        budget
+    )
     actual = sum((answer.cost for answer in answers.values()), Cost())
     assert actual.generated_tokens == pytest.approx(outcome.spent.generated_tokens)
     state = RaceState(config, candidates)
@@ -84,7 +93,7 @@ def test_no_money_no_run(num_layers):
     assert outcome.verdict == ("clear" if num_layers == 1 else "budget_spent")
     assert outcome.winner == Arm(layers=outcome.best, learning_rate=1e-4, seed=0)
     row = outcome.ranking[0]
-    assert row.measured is None and row.measured_steps is None and row.rungs == ()
+    assert row.measured is None and row.rungs == ()
 
 
 def test_a_first_rung_of_dear_layers_stays_within_the_budget():
@@ -102,7 +111,7 @@ def test_a_race_is_first_wide_and_never_shorter_than_a_scout(num_layers, budget_
     ladder = plan_ladder(config, candidates)
     first = ladder.rungs[0]
     assert first.step >= scout_steps(60) == 2
-    assert ladder.planned_cost.fits(config.budget)
+    assert ladder_cost(config, ladder.rungs, 0, average_step_cost(config, candidates)).fits(config.budget)
     if first.num_layers < num_layers:  # one more arm would not have fitted, whatever the ladder's length
         wider = [
             PlannedRung(step=2, num_layers=first.num_layers + 1),

@@ -191,7 +191,8 @@ def test_best_trial_is_the_winner_and_curves_are_whole(whole):
     assert best.params["layers"] == ",".join(map(str, outcome.best))
     assert best.params["learning_rate"] == pytest.approx(outcome.winner.learning_rate)
     row = next(row for row in outcome.ranking if row.layers == outcome.best)
-    assert best.value == pytest.approx(row.measured) and best.last_step == row.measured_steps
+    assert row.measured is not None
+    assert best.value == pytest.approx(row.measured.gain) and best.last_step == row.measured.steps
     assert len(best.intermediate_values) > 1
     assert study.user_attrs["verdict"] == outcome.verdict
 

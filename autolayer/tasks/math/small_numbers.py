@@ -4,10 +4,6 @@
 two numbers is wanted. In `math:format` a chat model gives a sum in the form of its earlier reply, such as `= 12`.
 """
 
-import random
-from collections.abc import Sequence
-from typing import Any
-
 from autolayer.core.errors import DataError
 from autolayer.tasks.base import Task
 from autolayer.tasks.few_tokens import Problem, few_token_task, lines, turns
@@ -19,7 +15,14 @@ FORMS = ("= {}", "x = {}", "-> {}")
 
 def load_sums(*, chat: bool) -> Task:
     """Loads sums, differences and products; every model reads them as plain text."""
-    return few_token_task("math:sums", _problems(), _sum, max_new_tokens=4, stop="\n", is_well_formed=is_number)
+    return few_token_task(
+        "math:sums",
+        _problems(),
+        lambda problem, examples, rng: lines(problem, examples, rng.choice(SIGNS)),
+        max_new_tokens=4,
+        stop="\n",
+        is_well_formed=is_number,
+    )
 
 
 def load_larger(*, chat: bool) -> Task:
@@ -27,7 +30,13 @@ def load_larger(*, chat: bool) -> Task:
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
     problems = [Problem(f"{min(pair)} {max(pair)}", f"{pair[0]}, {pair[1]}", str(max(pair))) for pair in pairs]
     return few_token_task(
-        "math:larger", problems, _larger, examples=3, max_new_tokens=4, stop="\n", is_well_formed=is_number
+        "math:larger",
+        problems,
+        lambda problem, examples, rng: lines(problem, examples, " ->"),
+        examples=3,
+        max_new_tokens=4,
+        stop="\n",
+        is_well_formed=is_number,
     )
 
 
@@ -39,7 +48,12 @@ def load_format(*, chat: bool) -> Task:
     """
     check_chat("math:format", chat)
     problems = [problem for problem in _problems() if "+" in problem.question and int(problem.answer) < 20]
-    return few_token_task("math:format", problems, _formatted, max_new_tokens=6)
+    return few_token_task(
+        "math:format",
+        problems,
+        lambda problem, examples, rng: turns("Answer with the number only.", problem, examples, rng.choice(FORMS)),
+        max_new_tokens=6,
+    )
 
 
 def is_number(completion: str) -> bool:
@@ -63,15 +77,3 @@ def _problems() -> list[Problem]:
     return found + [
         Problem(f"{min(a, b)} * {max(a, b)}", f"{a} * {b}", str(a * b)) for a, b in pairs if max(a, b) <= 12
     ]
-
-
-def _sum(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
-    return lines(problem, examples, rng.choice(SIGNS))
-
-
-def _larger(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[str, str]:
-    return lines(problem, examples, " ->")
-
-
-def _formatted(problem: Problem, examples: Sequence[Problem], rng: random.Random) -> tuple[Any, str]:
-    return turns("Answer with the number only.", problem, examples, rng.choice(FORMS))
