@@ -19,9 +19,14 @@ _METHODS = {
 """Quantization methods as users write them, by their name in config.json."""
 _QUANTIZED_TENSOR = re.compile(
     r"\.(qweight|qzeros|g_idx|scales|weight_packed|weight_scale(_inv|_2)?|weight\.(absmax|quant_map)|weight_shape)$|"
-    r"_(blocks|scales|scale_inv)$"
+    r"_(blocks|scales|scale_inv)$|\.(SCB|W_q|codes)$"
 )
 """Names of tensors that only quantized checkpoints have."""
+_INTEGERS = ("U8", "I8", "I16", "U16", "I32", "U32")
+_MARKS = {
+    "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes", "quant_algo": "ModelOpt", "group_size": "MLX",
+}  # fmt: skip
+"""Keys that tell the method of a configuration that does not name it."""
 
 
 def check_base(name: str) -> None:
@@ -77,7 +82,7 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
             method = "ModelOpt"
         read_json(place / "generation_config.json")  # transformers takes other end tokens if it is damaged
         for file in files:
-            if file.suffix == ".safetensors" and file.is_file():
+            if file.is_file():
                 method = method or _quantized_tensors(file)
     if method:
         raise ModelError(
@@ -98,7 +103,7 @@ def _quantization(config: dict[str, Any]) -> str:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config", "quantization"):
             if isinstance(about := part.get(key), dict) and about:
-                method = about.get("quant_method") or ("MLX" if "group_size" in about else key)
+                method = about.get("quant_method") or next((_MARKS[name] for name in _MARKS if name in about), key)
                 return _METHODS.get(str(method), str(method))
     return ""
 
@@ -107,13 +112,14 @@ def _quantized_tensors(file: Path) -> str:
     """Returns the format of a file's weights as its header shows it; '' if they are not quantized."""
     try:
         dtypes = tensor_dtypes(file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged: transformers says how
+    except Exception:  # damaged: transformers says how
         return ""
     found = set(dtypes.values())
     if narrow := sorted(dtype for dtype in found if dtype.startswith(("F8_", "F6_", "F4"))):
         return "FP8" if narrow[-1].startswith("F8") else narrow[0]
-    packed = (name for name in dtypes if _QUANTIZED_TENSOR.search(name))
-    return next(packed, "") if found & {"U8", "I8", "I32", "U32"} else ""
+    whole = {name for name, dtype in dtypes.items() if dtype in _INTEGERS}
+    packed = (n for n in dtypes if _QUANTIZED_TENSOR.search(n) or (n in whole and n.endswith(".weight")))
+    return next(packed, "") if whole else ""
 
 
 def _original(name: str, method: str, config: dict[str, Any]) -> str:

@@ -91,7 +91,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def tensor_dtypes(file: Path) -> dict[str, str]:
-    """Returns the names of the tensors in a safetensors file with their dtypes (such as BF16), from its header."""
+    """Returns the names of the tensors in a weight file with their dtypes (such as BF16), without reading the tensors.
+
+    Files in torch's oldest format would have to be read; for these it returns nothing.
+    """
+    if file.suffix != ".safetensors":
+        tensors = read_tensors(file) if zipfile.is_zipfile(file) else {}
+        return {name: _short(str(tensor.dtype)) for name, tensor in tensors.items()}
     with file.open("rb") as stream:
         header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), _LONGEST_HEADER)))
     return {name: about["dtype"] for name, about in header.items() if name != "__metadata__"}
@@ -123,6 +129,11 @@ def _entry(folder: Path) -> Path | None:
     """Returns the file that transformers opens first: the weights, or the index of their shards."""
     named = read_json(folder / "config.json").get("transformers_weights")
     return next((folder / name for name in ([named] if named else _PREFERRED) if (folder / name).is_file()), None)
+
+
+def _short(dtype: str) -> str:
+    """Returns the safetensors name of a dtype of torch: BF16 for torch.bfloat16."""
+    return dtype.removeprefix("torch.").upper().replace("LOAT", "").replace("UINT", "U").replace("INT", "I")
 
 
 def _is_left_behind(name: str) -> bool:

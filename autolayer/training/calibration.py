@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from autolayer.core.budget import CALIBRATION_SCORED, RESPONSE_GROUP
-from autolayer.core.errors import NoSignalError
+from autolayer.core.errors import ModelError, NoSignalError
 from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Task
 from autolayer.training.logprobs import scoring
@@ -149,4 +149,9 @@ def _entropy(bench: Workbench, rollouts: Rollouts) -> float:
     batch = bench.scorer.batch(rollouts)
     with scoring(bench.model, bench.engine.temperature), torch.no_grad():
         surprise = -float(bench.scorer.log_probs(batch).sum()) / max(1, rollouts.num_generated)
+    if not math.isfinite(surprise):
+        raise ModelError(
+            f"model '{bench.config.model}' computes probabilities that are not finite for the task's prompts: its "
+            "weights are damaged, or its float16 overflows; fetch it again, or give a bfloat16 or float32 copy."
+        )
     return surprise / math.log(bench.model.config.get_text_config().vocab_size)

@@ -50,6 +50,8 @@ def assert_refused(folder: Path, words: str) -> None:
         ({"compression_config": {"quant_method": "compressed-tensors"}}, r"\(compressed-tensors\)"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"\(bitsandbytes\)"),
         ({"quantization_config": {"quant_method": "new-method"}}, r"\(new-method\)"),
+        ({"quantization_config": {"load_in_8bit": True}}, r"\(bitsandbytes\)"),
+        ({"quantization_config": {"quant_algo": "NVFP4", "group_size": 16}}, r"\(ModelOpt\)"),
         ({"quantization": {"bits": 4, "group_size": 64}}, r"\(MLX\)"),
         ({"quantization_config": {"bits": 4, "group_size": 64, "mode": "affine"}}, r"\(MLX\)"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"\(FP8\)"),
@@ -84,6 +86,19 @@ def pack(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def to_integers(folder: Path) -> None:
+    """A weight in eight bits that transformers would read as if it were rounded."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(64, 32, dtype=torch.int8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def to_bin(folder: Path, change: Callable[[Path], Any]) -> None:
+    change(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def only_gguf(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-Q8_0.gguf")
 
@@ -93,6 +108,9 @@ def only_gguf(folder: Path) -> None:
     [
         (add_scales, r"\(FP8\)"),
         (pack, r"\(model.layers.1.mlp.up_proj.qweight\)"),
+        (to_integers, r"\(model.layers.1.mlp.up_proj.weight\)"),
+        (lambda folder: to_bin(folder, to_integers), r"\(model.layers.1.mlp.up_proj.weight\)"),
+        (lambda folder: to_bin(folder, add_scales), r"\(FP8\)"),
         (lambda folder: (folder / "hf_quant_config.json").write_text("{}"), r"\(ModelOpt\)"),
         (only_gguf, r"\(GGUF\)"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter of an earlier training.*: move"),

@@ -11,7 +11,7 @@ from tiny_models import VOCABULARY, build_model, build_tokenizer
 from torch import nn
 from workbench_helpers import Untouched, make_bench, make_task
 
-from autolayer.core.errors import NoSignalError
+from autolayer.core.errors import ModelError, NoSignalError
 from autolayer.training.calibration import CURES, Calibration, calibrate, judge, refuse
 from autolayer.training.workbench import Workbench
 
@@ -136,3 +136,10 @@ def test_the_same_seed_gives_the_same_verdict_and_completions(tmp_path: Path) ->
     first, second, other = (calibrate(bench, 6, seed) for seed in (0, 0, 1))
     assert first == second and first[1].completion_ids != other[1].completion_ids
     assert Calibration(**asdict(first[0])) == first[0]
+
+
+def test_a_weight_that_only_some_prompts_reach_is_damaged(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=2)
+    model.model.embed_tokens.weight.data[build_tokenizer().get_vocab()["="]] = float("inf")
+    with pytest.raises(ModelError, match="computes probabilities that are not finite for the task's prompts"):
+        _calibrate(model, lambda text: float(len(text)), tmp_path)
