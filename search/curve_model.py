@@ -95,9 +95,9 @@ def deviation_covariance(config: RaceConfig, rows: Sequence[EvidenceRow]) -> np.
     step_R = np.array([row.end for row in rows], dtype=float)
     later_R_R = np.minimum(np.maximum(step_R[:, None], step_R) / config.total_steps, 1.0)
     drift_R_R = (1 / later_R_R - 1) / (1 / EARLY - 1)
-    layers_R_R = equality_matrix([row.layers for row in rows], [row.layers for row in rows])
-    rate_R_R = equality_matrix([rate_key(row) for row in rows], [rate_key(row) for row in rows])
-    arm_R_R = rate_R_R * equality_matrix([row.seed for row in rows], [row.seed for row in rows])
+    layers_R_R = equality_matrix([row.slot.layers for row in rows])
+    rate_R_R = equality_matrix([rate_key(row) for row in rows])
+    arm_R_R = equality_matrix([row.slot for row in rows])
     return DRIFT**2 * layers_R_R * drift_R_R + RATE_SD**2 * rate_R_R * (1 + drift_R_R) + SEED_SD**2 * arm_R_R
 
 
@@ -121,11 +121,12 @@ def score_slopes(config: RaceConfig, evidence: Evidence) -> tuple[np.ndarray, np
 
 def rate_key(row: EvidenceRow) -> tuple[tuple[int, ...], int]:
     """Identifies a candidate at one learning rate."""
-    return row.layers, row.rate_index
+    return row.slot.layers, row.slot.rate_index
 
 
-def equality_matrix(left: Sequence[Hashable], right: Sequence[Hashable]) -> np.ndarray:
-    """Returns a matrix with ones where a key of `left` (rows) equals one of `right` (columns), else zeros."""
+def equality_matrix(left: Sequence[Hashable], right: Sequence[Hashable] | None = None) -> np.ndarray:
+    """Returns a matrix: 1 where a key of `left` (rows) equals one of `right` (columns; None: of `left`), else 0."""
+    right = left if right is None else right
     codes = {key: code for code, key in enumerate(dict.fromkeys([*left, *right]))}
     left_codes, right_codes = np.array([codes[k] for k in left]), np.array([codes[k] for k in right])
     return (left_codes[:, None] == right_codes).astype(float).reshape(len(left), len(right))

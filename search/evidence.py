@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from autolayer.core.arms import RungResult
-from autolayer.search.records import Run
+from autolayer.search.records import Run, Slot
 
 SHRINKAGE = 0.1
 """Share by which estimated correlations are shrunk. With 128 items and a dozen arms they are noisy themselves."""
@@ -28,10 +28,8 @@ It is so wide that only differences between the arms count."""
 class EvidenceRow:
     """Identifies a score: the arm, and the training steps that it covers."""
 
-    layers: tuple[int, ...]
-    rate_index: int
+    slot: Slot
     log_rate: float
-    seed: int
     start: int
     """First training step that the score averages over; `end` for a `select` score, taken after `end` steps."""
     end: int
@@ -110,7 +108,7 @@ class _Block:
 
 def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> _Block:
     gain_R_I = np.array([result.select_rewards_I for result in results.values()], dtype=float) - base_I
-    rows = [_row(run, result, run.to_step) for run, result in results.items()]
+    rows = [_row(run, result, start=run.to_step) for run, result in results.items()]
     return _Block(rows=rows, score_R=gain_R_I.mean(axis=1), noise_R_R=_noise_of_mean(gain_R_I, reward_sd))
 
 
@@ -138,14 +136,7 @@ def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> _Block 
 
 
 def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:
-    return EvidenceRow(
-        layers=run.slot.layers,
-        rate_index=run.slot.rate_index,
-        log_rate=math.log(result.arm.learning_rate),
-        seed=run.slot.seed,
-        start=start,
-        end=run.to_step,
-    )
+    return EvidenceRow(slot=run.slot, log_rate=math.log(result.arm.learning_rate), start=start, end=run.to_step)
 
 
 def _noise_of_mean(value_R_I: np.ndarray, reward_sd: float) -> np.ndarray:

@@ -81,7 +81,7 @@ def infer(
     of 1 / `num_draws`.
     """
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
-    targets = sorted({(place[row.layers], row.rate_index) for row in evidence.rows})
+    targets = sorted({(place[row.slot.layers], row.slot.rate_index) for row in evidence.rows})
     unmeasured = set(range(len(candidates))) - {index for index, _ in targets}
     targets += [(index, 0) for index in sorted(unmeasured)]
     weighted = _condition(config, candidates, evidence, targets)
@@ -124,13 +124,15 @@ def _condition(
 ) -> list[tuple[float, _GridPoint]]:
     """Returns the targets given the scores at every grid point that is not negligible, with weights that sum to 1."""
     place = {candidate.layers: index for index, candidate in enumerate(candidates)}
-    of_T, of_R = [index for index, _ in targets], [place[row.layers] for row in evidence.rows]
+    of_T, of_R = [index for index, _ in targets], [place[row.slot.layers] for row in evidence.rows]
     rate_T = [(candidates[index].layers, rate) for index, rate in targets]
     rate_R = [curve_model.rate_key(row) for row in evidence.rows]
-    shift_R = np.array([curve_model.rate_mean(config, candidates[place[r.layers]], r.log_rate) for r in evidence.rows])
+    shift_R = np.array(
+        [curve_model.rate_mean(config, candidates[i], row.log_rate) for i, row in zip(of_R, evidence.rows, strict=True)]
+    )
     shifts = dict(zip(rate_R, shift_R, strict=True))
     shift_T = np.array([shifts.get(key, 0.0) for key in rate_T])
-    rate_T_T = curve_model.RATE_SD**2 * equality_matrix(rate_T, rate_T)
+    rate_T_T = curve_model.RATE_SD**2 * equality_matrix(rate_T)
     rate_T_R = curve_model.RATE_SD**2 * equality_matrix(rate_T, rate_R)
     deviation_R_R = curve_model.deviation_covariance(config, evidence.rows)
     slopes_K_R, log_prior_K = curve_model.score_slopes(config, evidence)

@@ -15,6 +15,7 @@ a trial is running, so that two workers would choose the same layer.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -148,14 +149,31 @@ class _Worker:
         return due
 
     def _enqueue(self, run: Run, answers: Mapping[Run, Answer]) -> None:
-        results = {each: answer for each, answer in answers.items() if isinstance(answer, RungResult)}
-        candidate = next(c for c in self.race_study.candidates if c.layers == run.slot.layers)
+        attributes = {"run": seal("run", asdict(run)), "seed": run.slot.seed, "to_step": run.to_step}
+        self._add_trial(run, answers, attributes, state=TrialState.WAITING)
+
+    def _add_trial(self, run: Run, answers: Mapping[Run, Answer], attributes: dict[str, Any], **options: Any) -> None:
+        """Adds a trial of a run's arm to the study, with the mean gain at each of the arm's steps so far."""
+        base_I, candidates = self.race_study.base_I, self.race_study.candidates
+        curve = {
+            each.to_step: paired_gain(answer, base_I).mean
+            for each, answer in answers.items()
+            if each.slot == run.slot and isinstance(answer, RungResult)
+        }
+        candidate = next(each for each in candidates if each.layers == run.slot.layers)
+        # The factor keeps a rate at the end of the span inside after rounding.
+        span = self.race_study.config.rate_span * (1 + 1e-9)
+        low, high = candidate.learning_rate / span, candidate.learning_rate * span
+        distributions: dict[str, BaseDistribution] = {
+            "layers": CategoricalDistribution([_label(each.layers) for each in candidates]),
+            "learning_rate": FloatDistribution(low, high, log=True),
+        }
         trial = create_trial(
-            state=TrialState.WAITING,
             params={"layers": _label(run.slot.layers), "learning_rate": self._rate(run)},
-            distributions=self._distributions(candidate),
-            intermediate_values=self._curve(run, results),
-            user_attrs={"run": seal("run", asdict(run)), "seed": run.slot.seed, "to_step": run.to_step},
+            distributions=distributions,
+            intermediate_values=curve,
+            user_attrs=attributes,
+            **options,
         )
         self.race_study.study.add_trial(trial)
 
@@ -172,28 +190,9 @@ class _Worker:
         last = next((run for run, result in results.items() if result.arm == arm), None)
         if last is None or study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return
-        candidate = next(c for c in self.race_study.candidates if c.layers == arm.layers)
-        trial = create_trial(
-            state=TrialState.COMPLETE,
-            value=paired_gain(results[last], self.race_study.base_I).mean,
-            params={"layers": _label(last.slot.layers), "learning_rate": arm.learning_rate},
-            distributions=self._distributions(candidate),
-            intermediate_values=self._curve(last, results),
-            user_attrs={"winner": last.key, "checkpoint": arm.checkpoint, "seed": arm.seed},
-        )
-        study.add_trial(trial)
-
-    def _curve(self, run: Run, results: Mapping[Run, RungResult]) -> dict[int, float]:
-        """Returns the mean gain of the run's slot at each of its steps."""
-        base_I = self.race_study.base_I
-        return {each.to_step: paired_gain(r, base_I).mean for each, r in results.items() if each.slot == run.slot}
-
-    def _distributions(self, candidate: Candidate) -> dict[str, BaseDistribution]:
-        labels = [_label(each.layers) for each in self.race_study.candidates]
-        # The factor keeps a rate at the end of the span inside after rounding.
-        span = self.race_study.config.rate_span * (1 + 1e-9)
-        low, high = candidate.learning_rate / span, candidate.learning_rate * span
-        return {"layers": CategoricalDistribution(labels), "learning_rate": FloatDistribution(low, high, log=True)}
+        attributes = {"winner": last.key, "checkpoint": arm.checkpoint, "seed": arm.seed}
+        value = paired_gain(results[last], self.race_study.base_I).mean
+        self._add_trial(last, answers, attributes, state=TrialState.COMPLETE, value=value)
 
 
 def _label(layers: tuple[int, ...]) -> str:

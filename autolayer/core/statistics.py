@@ -1,7 +1,6 @@
 """Confidence intervals for the difference of two evaluations on the same items."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,9 +43,3 @@ def paired_interval(
         freedom = 1 / sum(share**2 / (len(part) - 1) for share, part in zip(shares_S, parts, strict=True))
         half_width = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(float((errors_S**2).sum()))
     return Interval(value=mean, low=mean - half_width, high=mean + half_width, level=level, num_items=len(difference_I))
-
-
-def item_weights(suites_I: Sequence[str]) -> np.ndarray:
-    """Returns each item's weight in the unweighted mean over suites: 1 / (number of suites * items of its suite)."""
-    count = Counter(suites_I)
-    return np.array([1 / (len(count) * count[suite]) for suite in suites_I])

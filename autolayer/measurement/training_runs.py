@@ -7,7 +7,6 @@ diverges is excluded with its reason and never becomes a number.
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from autolayer.core.costs import Cost
 from autolayer.core.errors import TrainingError
 from autolayer.core.layer_set import Layers
 from autolayer.core.progress import Stage
-from autolayer.core.run_folder import RunFolder
 from autolayer.measurement.schedule import FINALISTS, Schedule
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.train_to_step import train_to_step
@@ -30,7 +28,7 @@ class TrainingRuns:
     def __init__(self, run: RunContext, grid: tuple[float, ...], schedule: Schedule, bar: Stage) -> None:
         self.bench, self.config = run.bench, run.config
         self.grid, self.schedule, self.bar = grid, schedule, bar
-        self.records = RunRecords(run.folder)
+        self.records = RunRecords(run)
 
     @property
     def cost(self) -> dict[str, Cost]:
@@ -94,7 +92,7 @@ class TrainingRuns:
 
     def _trained(self, arm: Arm, start: int, stop: int, split: str) -> tuple[float, ...] | None:
         """Returns the arm's rewards after `stop` steps, or None if it diverges; progress counts from `start` on."""
-        key = _key(arm, stop, split)
+        key = f"{arm.key} step {stop} {split}"
         if key in self.records.rewards:
             self._advance(stop - start, arm)
         else:
@@ -144,19 +142,13 @@ def _smallest_good_rate(ranked: dict[float, tuple[float, ...]]) -> float:
 class RunRecords:
     """The file measured.json: rewards by training, failures with their reasons, and costs."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.rewards: dict[str, tuple[float, ...]] = {}
-        self.failed: dict[str, str] = {}
-        self.cost: dict[str, Cost] = {}
-        found: dict[str, Any] | None = folder.read(MEASURED_FILE)
-        if found is not None:
-            try:
-                self.rewards = {key: tuple(map(float, rewards)) for key, rewards in found["rewards"].items()}
-                self.failed = {name: str(reason) for name, reason in found["failed"].items()}
-                self.cost = {stage: Cost(**cost) for stage, cost in found["cost"].items()}
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise folder.damaged(MEASURED_FILE, f"{type(error).__name__}: {error}") from error
+    def __init__(self, run: RunContext) -> None:
+        self.folder = run.folder
+        found = self.folder.read(MEASURED_FILE) or {"rewards": {}, "failed": {}, "cost": {}}
+        with run.reading(MEASURED_FILE):
+            self.rewards = {key: tuple(map(float, rewards)) for key, rewards in found["rewards"].items()}
+            self.failed = {name: str(reason) for name, reason in found["failed"].items()}
+            self.cost = {stage: Cost(**cost) for stage, cost in found["cost"].items()}
 
     def add(self, key: str, rewards_I: Sequence[float], stage: str, cost: Cost) -> None:
         """Records the rewards of a finished evaluation."""
@@ -189,10 +181,6 @@ def name_of(layers: Layers) -> str:
 
 def _rate_name(layers: Layers, rate: float) -> str:
     return f"{name_of(layers)} at rate {rate:.9g}"
-
-
-def _key(arm: Arm, step: int, split: str) -> str:
-    return f"{arm.key} step {step} {split}"
 
 
 def _stage(split: str) -> str:

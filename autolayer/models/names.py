@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from autolayer.core.errors import ModelError, unknown
@@ -27,6 +26,9 @@ from autolayer.models.gguf import (
 class NamedModel:
     """A base model with a name of its own, and with defaults that fit it."""
 
+    folder: str | None = None
+    """Folder in `autolayer/data/`, if the model ships with the package. A new version of it gets a new folder, because
+    published numbers belong to one set of weights."""
     forms: Mapping[str, str] = field(default_factory=dict)
     """Maps the kind of a task (the first part of its name) to the one form of it that this model can learn."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -37,14 +39,6 @@ class NamedModel:
         return self.presets.get(task, self.presets.get("", {}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedModel(NamedModel):
-    """A very small base model that ships with the package."""
-
-    folder: str
-    """Folder of the model in `autolayer/data/`."""
-
-
 _FORMS = {"math": "math:arith", "code": "code:expr", "agent": "agent:house", "words": "math:arith"}
 _PRESETS = {
     "": {"steps": 400, "prompts_per_step": 32, "num_eval": 1024, "budget": 0.25},
@@ -52,17 +46,12 @@ _PRESETS = {
     "code:expr": {"steps": 120, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
     "agent:house": {"steps": 60, "prompts_per_step": 16, "num_eval": 512, "budget": 0.25},
 }
-
-EMBEDDED: Mapping[str, EmbeddedModel] = MappingProxyType(
-    {
-        "tiny": EmbeddedModel(folder="tiny-2", forms=_FORMS, presets=_PRESETS),
-        "tiny-qwen2": EmbeddedModel(folder="tiny-qwen2-2", forms=_FORMS, presets=_PRESETS),
-    }
-)
-"""A new version of a model gets a new folder, because published numbers belong to one set of weights."""
-
-_SMOLLM2_PRESETS = {"": {"steps": 32, "prompts_per_step": 8, "num_eval": 512}}
-NAMED: Mapping[str, NamedModel] = MappingProxyType({**EMBEDDED, SMOLLM2: NamedModel(presets=_SMOLLM2_PRESETS)})
+NAMED = {
+    "tiny": NamedModel(folder="tiny-2", forms=_FORMS, presets=_PRESETS),
+    "tiny-qwen2": NamedModel(folder="tiny-qwen2-2", forms=_FORMS, presets=_PRESETS),
+    SMOLLM2: NamedModel(presets={"": {"steps": 32, "prompts_per_step": 8, "num_eval": 512}}),
+}
+EMBEDDED = {name: model for name, model in NAMED.items() if model.folder}
 
 _HINT = "Or give your own model: a folder with config.json, a GGUF file, or a Hugging Face name such as Qwen/Qwen3-8B."
 
@@ -135,7 +124,7 @@ def model_path(name: str) -> str:
     """
     check_model_name(name)
     if name in EMBEDDED:
-        folder = Path(__file__).parent.parent / "data" / EMBEDDED[name].folder
+        folder = Path(__file__).parent.parent / "data" / str(EMBEDDED[name].folder)
         if not (folder / "config.json").is_file():
             raise ModelError(f"model '{name}' is missing from this installation ({folder}): reinstall autolayer.")
         return str(folder)

@@ -66,14 +66,8 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
     named = parse_layers(config.layers, len(find_layers(model)), config.model, allow_full=verb == "train")
     candidates = tuple(range(len(find_layers(model)))) if named == "full" else named
     lengths = _lengths(config, task, tokenizer)
-    units = UnitCosts(
-        costs=CostModel(num_layers=len(find_layers(model)), head_ratio=head_ratio(model)),
-        group_size=config.group_size,
-        multiple=1,
-        prompt_tokens=lengths.prompt_tokens,
-        completion_tokens=lengths.completion_tokens,
-        prefill_tokens=lengths.prefill_tokens,
-    )
+    costs = CostModel(num_layers=len(find_layers(model)), head_ratio=head_ratio(model))
+    units = UnitCosts(costs=costs, group_size=config.group_size, **lengths.means)
     budget = finding_budget(config, units, candidates)
     prompts = calibration_prompts(config)
     is_small = not depth_prior.applies(sum(each.numel() for each in model.parameters()))
@@ -90,19 +84,19 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
 
     sampled = evaluation_requests(task, "eval", config.num_eval or 0, config.seed)
     max_new_tokens = (sampled.decoding or task).max_new_tokens
-    evaluation = units.costs.generate(lengths.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
+    evaluation = costs.generate(units.prompt_tokens, max_new_tokens * task.max_turns) * (2 * len(sampled.rows))
     throughput = None
     engine = engine_name(config, device.type)
     if timed and engine != "server":
         batch = config.prompts_per_step * config.group_size
         throughput = measure_throughput(
-            model, tokenizer, units.costs, device, width=lengths.longest, batch=batch, vllm=engine == "vllm"
+            model, tokenizer, costs, device, width=lengths.longest, batch=batch, vllm=engine == "vllm"
         )
     work = {**stages, "train": training, "evaluate": evaluation}
     return RunPlan(
         verb=verb,
         config=config,
-        num_layers=units.costs.num_layers,
+        num_layers=costs.num_layers,
         candidates=candidates,
         calibration_prompts=prompts,
         probes=probes if does_probe else None,
@@ -114,9 +108,7 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
         stages=stages,
         lengths="calibrated" if lengths.calibrated else "allowed",
         races=races,
-        seconds=None
-        if throughput is None
-        else {name: throughput.seconds(cost, units.costs) for name, cost in work.items()},
+        seconds=None if throughput is None else {name: throughput.seconds(cost, costs) for name, cost in work.items()},
         memory=fit_memory(
             config,
             model,
@@ -133,12 +125,12 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Mean numbers of tokens of an episode (see `Calibration`), and the largest number of a sequence."""
+    """Numbers of tokens of an episode."""
 
-    prompt_tokens: float
-    completion_tokens: float
-    prefill_tokens: float
+    means: dict[str, Any]
+    """Mean numbers, by the name that they have in `UnitCosts`."""
     longest: int
+    """The largest number of a sequence."""
     calibrated: bool
     """True if the means come from an earlier calibration in the same run folder."""
 
@@ -157,7 +149,7 @@ def _lengths(config: Config, task: Task, tokenizer: Any) -> Lengths:
     measured = {name: float(v) for name in tokens if isinstance(v := (found or {}).get(f"mean_{name}"), int | float)}
     calibrated = len(measured) == len(tokens)
     return Lengths(
-        **(measured if calibrated else tokens),
+        means=measured if calibrated else tokens,
         longest=task.max_context or max(prompts) + action * turns,
         calibrated=calibrated,
     )

@@ -34,14 +34,14 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
     num_items = min(select_items(config), len(bench.task.splits["select"]))
     left = finding_budget(config, units, run.candidates) - (calibration.cost + probes.cost)
     races = len(candidates) > 1 and pays_for_race(config, units, run.candidates, left)
-    base = _base_score(run, num_items) if races else BaseScore(rewards_I=(), cost=Cost())
+    base_I, base_cost = _score_base(run, num_items) if races else ((), Cost())
     race = RaceConfig(
         signature=run.signature,
         seed=config.seed,
         num_layers=len(bench.layers),
         is_pretrained=depth_prior.applies(bench.model.num_parameters()),
         total_steps=config.steps,
-        budget=replace(left - base.cost, seconds=0.0) if races else Cost(),
+        budget=replace(left - base_cost, seconds=0.0) if races else Cost(),
         step_cost=lambda layers: units.step(layers) * prompts_per_step,
         eval_cost=units.generate_one * num_items,
         regret=config.regret,
@@ -67,7 +67,7 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
             lambda run_rung: run_search(
                 race,
                 candidates,
-                base.rewards_I,
+                base_I,
                 run_rung,
                 storage=storage,
                 deadline=deadline,
@@ -77,18 +77,12 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
             run_rung,
         )
         bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
-    return SearchStage(outcome=outcome, cost=outcome.spent + base.cost)
+    return SearchStage(outcome=outcome, cost=outcome.spent + base_cost)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseScore:
-    """The base model's rewards on the items of `select`, which decide everything in the search."""
+def _score_base(run: RunContext, num_items: int) -> tuple[tuple[float, ...], Cost]:
+    """Returns the base model's rewards on the items of `select`, which decide everything, and what they cost."""
 
-    rewards_I: tuple[float, ...]
-    cost: Cost
-
-
-def _base_score(run: RunContext, num_items: int) -> BaseScore:
     def score() -> None:
         before = run.bench.spent
         rewards = run.bench.evaluate("select", num_items, seed=run.config.seed).rewards_I
@@ -97,7 +91,7 @@ def _base_score(run: RunContext, num_items: int) -> BaseScore:
     run.run_once("score the base", score, lambda: run.folder.read(SEARCH) is not None)
     found = run.folder.read(SEARCH) or {}
     with run.reading(SEARCH):
-        return BaseScore(rewards_I=tuple(found["base_select_rewards"]), cost=Cost(**found["cost"]))
+        return tuple(found["base_select_rewards"]), Cost(**found["cost"])
 
 
 def _run_rung(run: RunContext, arm: Arm, to_step: int, num_items: int) -> RungResult:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autolayer.core.statistics import item_weights
 from autolayer.reporting.results import SuiteScore
 from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row, Task
@@ -135,10 +134,9 @@ def suite_scores(task: Task, base: Evaluation, trained: Evaluation) -> dict[str,
 
 def relative_weights(task: Task, num_items: int) -> np.ndarray:
     """Returns each item's weight in the score relative to a plain mean over `eval`, shape (items,)."""
-    chosen = item_indices(task, "eval", num_items)
-    if task.suites is None:
-        return np.ones(len(chosen))
-    return item_weights([task.suites[index] for index in chosen]) * len(chosen)
+    names = evaluation_requests(task, "eval", num_items, seed=0).suites_I
+    count = Counter(names)
+    return np.array([len(names) / (len(count) * count[name]) for name in names])
 
 
 def _mean(values: Sequence[float]) -> float:

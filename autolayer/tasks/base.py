@@ -14,8 +14,8 @@ from typing import Any
 
 from autolayer.core.errors import DataError, RewardError
 from autolayer.tasks.environment import MakeEnvironment
-from autolayer.tasks.reward_functions import Judgement, checked_weights, judge_all, weighted_sums
-from autolayer.tasks.rewards import PASSED_BY_TRL, arguments, as_completion, check_signature, show
+from autolayer.tasks.reward_functions import Judgement, call_rewards, checked_weights
+from autolayer.tasks.rewards import PASSED_BY_TRL, as_completion, check_signature, show
 from autolayer.tasks.suites import Decoding, check_suites
 
 SPLITS = ("train", "probe", "select", "eval")
@@ -157,10 +157,14 @@ class Task:
             "completions": [as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
             "completion_ids": [[] for _ in rows] if completion_ids is None else list(completion_ids),
         }
-        given = arguments(columns, self.trainer_state, log_metric)
-        judgements = judge_all(self.rewards, given, self.reward_retries)
-        weights = checked_weights(self.reward_weights, len(self.rewards))
-        return weighted_sums(self.rewards, weights, given, judgements), judgements
+        return call_rewards(
+            self.rewards,
+            columns,
+            weights=self.reward_weights,
+            retries=self.reward_retries,
+            trainer_state=self.trainer_state,
+            log_metric=log_metric,
+        )
 
 
 def as_prompt(text: str, chat: bool) -> Any:

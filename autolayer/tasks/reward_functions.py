@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from autolayer.core.errors import RewardError
-from autolayer.tasks.rewards import begin, judge, judged_by_one, retried
+from autolayer.tasks.rewards import begin, describe, judge, retried, sample
 
 Judgement = Mapping[str, float | None]
 """The values that the reward functions returned for one completion, by name; None where one does not judge it."""
@@ -28,41 +28,68 @@ def reward_names(functions: Iterable[Callable[..., Any]]) -> list[str]:
     return names
 
 
-def judge_all(functions: Sequence[Callable[..., Any]], given: Mapping[str, Any], retries: int) -> list[Judgement]:
-    """Returns the judgement of every completion; coroutine functions run at the same time, as in TRL.
+def call_rewards(
+    functions: Sequence[Callable[..., Any]],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    weights: Sequence[float] | None = None,
+    retries: int = 0,
+    trainer_state: Any = None,
+    log_metric: Callable[..., None] | None = None,
+) -> tuple[list[float], list[Judgement]]:
+    """Calls reward functions as TRL does; coroutine functions run at the same time.
 
-    A function that fails is called again, alone, up to `retries` times. Errors are those of `call_reward`.
+    Args:
+        functions: The functions.
+        columns: One value per completion of each argument: prompts (texts or message lists), completions in TRL's form
+            (`rewards.as_completion`), completion_ids, and the columns of the data.
+        weights: Weight of each function; None: all weigh 1.
+        retries: Times that a function which fails is called again, alone.
+        trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
+        log_metric: Called by the functions with a name and a number.
+
+    Returns:
+        The reward of every completion, which is the sum of what its judges returned, each times its weight; and what
+        each function returned for it.
+
+    Raises:
+        RewardError: As `rewards.judge`, or no function judges one of the completions.
     """
+    # TRL's log_extra adds columns to a table of completions, which there is not here.
+    given = {**columns, "trainer_state": trainer_state, "log_extra": _ignore, "log_metric": log_metric or _ignore}
+    names, values = reward_names(functions), _judge_all(functions, given, retries)
+    judgements: list[Judgement] = [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
+    rewards = []
+    for index, judgement in enumerate(judgements):
+        weighted = zip(checked_weights(weights, len(functions)), judgement.values(), strict=True)
+        parts = [weight * value for weight, value in weighted if value is not None]
+        if not parts:
+            raise RewardError(
+                f"reward function {' and '.join(map(describe, functions))} returned None for {sample(given, index)}, "
+                "so that nothing judges it. Return a finite number for every completion, 0.0 where it earns nothing, "
+                "or leave such rows out of the data."
+            )
+        rewards.append(sum(parts))
+    return rewards, judgements
+
+
+def _judge_all(
+    functions: Sequence[Callable[..., Any]], given: Mapping[str, Any], retries: int
+) -> list[list[float | None]]:
     begun: dict[int, Future[Any]] = {}
     try:
         begun |= {i: future for i, function in enumerate(functions) if (future := begin(function, given)) is not None}
-        values = [
+        return [
             retried(lambda i=i, function=function: judge(function, given, begun.pop(i, None)), retries)
             for i, function in enumerate(functions)
         ]
     finally:
         for future in begun.values():  # those behind a function that failed
             future.cancel()
-    names = reward_names(functions)
-    return [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
 
 
-def weighted_sums(
-    functions: Sequence[Callable[..., Any]],
-    weights: Sequence[float],
-    given: Mapping[str, Any],
-    judgements: Sequence[Judgement],
-) -> list[float]:
-    """Returns the reward of every completion: the sum of what its judges returned, each times its weight.
-
-    Raises:
-        RewardError: No function judges one of the completions.
-    """
-    rewards = []
-    for index, judgement in enumerate(judgements):
-        parts = [w * value for w, value in zip(weights, judgement.values(), strict=True) if value is not None]
-        rewards.append(judged_by_one(functions, given, index, sum(parts) if parts else None))
-    return rewards
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands for TRL's log_extra and log_metric outside a training run."""
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -1,8 +1,7 @@
 """Calls a reward function the way TRL does, and refuses what is not a reward.
 
 A reward that fails must never become a number: a NaN in a group shifts every advantage in it. A None says that the
-function does not judge a completion, as in TRL. This module does not know tasks, so that the user's own pipeline can
-use `call_reward` as well.
+function does not judge a completion, as in TRL.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ import numbers
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -47,36 +46,6 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
 
 
-def call_reward(
-    function: Callable[..., Any],
-    *,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[Sequence[int]],
-    trainer_state: Any = None,
-    log_metric: Callable[..., None] | None = None,
-    **columns: Sequence[Any],
-) -> list[float]:
-    """Calls a reward function, or awaits a coroutine, as TRL does, and returns one finite number per completion.
-
-    There is one prompt (a text or a message list) and one value of each column per completion. Completions are in TRL's
-    form (`as_completion`), and `trainer_state` is TRL's `TrainerState`, with `global_step` and `max_steps`. The reward
-    calls `log_metric` with a name and a number. The message of the `RewardError` shows the first sample that failed;
-    it is an `OverdueError` if the reward was still running after the deadline of the run.
-    """
-    columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-    given = arguments(columns, trainer_state, log_metric)
-    return [judged_by_one([function], given, index, value) for index, value in enumerate(judge(function, given))]
-
-
-def arguments(
-    columns: Mapping[str, Sequence[Any]], trainer_state: Any = None, log_metric: Callable[..., None] | None = None
-) -> dict[str, Any]:
-    """Returns everything that TRL passes to a reward function by name; `columns` include prompts and completions."""
-    # TRL's log_extra adds columns to a table of completions, which there is not here.
-    return {**columns, "trainer_state": trainer_state, "log_extra": _ignore, "log_metric": log_metric or _ignore}
-
-
 def begin(function: Callable[..., Any], given: Mapping[str, Any]) -> Future[Any] | None:
     """Starts a coroutine function, so that it runs beside others, and returns None for any other function."""
     call = function if inspect.iscoroutinefunction(function) else getattr(function, "__call__", None)  # noqa: B004
@@ -92,10 +61,11 @@ def begin(function: Callable[..., Any], given: Mapping[str, Any]) -> Future[Any]
 def judge(
     function: Callable[..., Any], given: Mapping[str, Any], begun: Future[Any] | None = None
 ) -> list[float | None]:
-    """Calls a reward function with `arguments`, or awaits one that has `begun`, and checks what it returns.
+    """Calls a reward function with these arguments, or awaits one that has `begun`, and checks what it returns.
 
-    Returns one finite number per completion, or None where the function does not judge it. Errors are those of
-    `call_reward`.
+    Returns one finite number per completion, or None where the function does not judge it. The message of the
+    `RewardError` shows the first sample that failed; it is an `OverdueError` if the reward was still running after the
+    deadline of the run.
     """
     completions = given["completions"]
     check_signature(function, [name for name in given if name not in PASSED_BY_TRL])
@@ -137,19 +107,6 @@ def judge(
                 f"finite number of at most {LARGEST:g} for every completion: 0.0 where it earns nothing."
             )
     return rewards
-
-
-def judged_by_one(
-    functions: Sequence[Callable[..., Any]], given: Mapping[str, Any], index: int, reward: float | None
-) -> float:
-    """Returns the reward of a completion, and refuses None: it is a completion that no function judges."""
-    if reward is None:
-        names = " and ".join(map(describe, functions))
-        raise RewardError(
-            f"reward function {names} returned None for {sample(given, index)}, so that nothing judges it. Return a "
-            "finite number for every completion, 0.0 where it earns nothing, or leave such rows out of the data."
-        )
-    return reward
 
 
 def sample(given: Mapping[str, Any], index: int) -> str:
@@ -231,10 +188,6 @@ def as_number(value: Any) -> float | None:
     except (OverflowError, ValueError):
         return None
     return number if math.isfinite(number) and abs(number) <= LARGEST else None
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands for TRL's log_extra and log_metric outside a training run."""
 
 
 def wait_for(value: Any) -> Any:

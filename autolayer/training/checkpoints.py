@@ -61,7 +61,28 @@ class Checkpoints:
         deleted, because they belong to an earlier training, whose rewards are overwritten.
         """
         saved = self._at_checkpoint(arm, to_step)
-        self.process_group.on_rank_0(lambda: self._save(arm, saved, tensors, rewards, cost, metrics))
+
+        def write() -> None:
+            history = self._history(arm)
+            for path in self._files(arm):
+                if _step_of(path) > to_step:
+                    path.unlink()
+            costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
+            costs[to_step] = asdict(history.costs.get(arm.step, Cost()) + cost)
+            before = [*history.metrics, *[{}] * arm.step][: arm.step]
+            kept = {
+                "rewards": [*history.rewards[: arm.step], *rewards],
+                "costs": costs,
+                "metrics": [*before, *(metrics or [{}] * len(rewards))],
+            }
+            # The history is written first, because training cannot resume from a checkpoint without one.
+            self._run_folder.write(self._history_of(arm), kept, indent=None)
+            metadata = {"arm": json.dumps(asdict(saved)), RUN: self._run_folder.signature or ""}
+            save_sealed(self.folder / str(saved.checkpoint), tensors, metadata)
+            for path in [path for path in self._files(arm) if _step_of(path) < to_step][:-1]:
+                path.unlink()
+
+        self.process_group.on_rank_0(write)
         return saved
 
     def read(self, arm: Arm) -> dict[str, torch.Tensor]:
@@ -108,34 +129,6 @@ class Checkpoints:
     def delete(self, arm: Arm) -> None:
         """Removes all checkpoints of an arm."""
         self.process_group.on_rank_0(lambda: shutil.rmtree(self._arm_folder(arm), ignore_errors=True))
-
-    def _save(
-        self,
-        arm: Arm,
-        saved: Arm,
-        tensors: Mapping[str, torch.Tensor],
-        rewards: Sequence[Sequence[float]],
-        cost: Cost,
-        metrics: Sequence[Mapping[str, float]],
-    ) -> None:
-        history = self._history(arm)
-        for path in self._files(arm):
-            if _step_of(path) > saved.step:
-                path.unlink()
-        costs = {step: asdict(known) for step, known in history.costs.items() if step <= arm.step}
-        costs[saved.step] = asdict(history.costs.get(arm.step, Cost()) + cost)
-        before = [*history.metrics, *[{}] * arm.step][: arm.step]
-        kept = {
-            "rewards": [*history.rewards[: arm.step], *rewards],
-            "costs": costs,
-            "metrics": [*before, *(metrics or [{}] * len(rewards))],
-        }
-        # The history is written first, because training cannot resume from a checkpoint without one.
-        self._run_folder.write(self._history_of(arm), kept, indent=None)
-        metadata = {"arm": json.dumps(asdict(saved)), RUN: self._run_folder.signature or ""}
-        save_sealed(self.folder / str(saved.checkpoint), tensors, metadata)
-        for path in [path for path in self._files(arm) if _step_of(path) < saved.step][:-1]:
-            path.unlink()
 
     def _history(self, arm: Arm) -> History:
         """Returns the history of an arm, which must reach its step."""

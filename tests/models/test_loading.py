@@ -114,7 +114,7 @@ def test_a_damaged_index_is_refused(tmp_path, tiny_folder, text):
 
 
 def test_missing_embedded_folder(monkeypatch):
-    monkeypatch.setattr(names, "EMBEDDED", {"tiny": names.EmbeddedModel(folder="gone")})
+    monkeypatch.setattr(names, "EMBEDDED", {"tiny": names.NamedModel(folder="gone")})
     with pytest.raises(ModelError, match="missing from this installation"):
         load_model("tiny")
 

@@ -16,7 +16,7 @@ from workbench_helpers import Untouched, make_bench, make_task
 import autolayer
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, DataError
-from autolayer.core.statistics import item_weights, paired_interval
+from autolayer.core.statistics import paired_interval
 from autolayer.reporting.html import html_page
 from autolayer.reporting.results import PickResult
 from autolayer.reporting.terminal import Report
@@ -53,7 +53,6 @@ def test_every_suite_weighs_the_same() -> None:
         rewards_I=(1.0, 0.0, 0.5), truncated_I=(0.0, 1.0, 0.25), well_formed_I=None, suites_I=("a", "a", "b")
     )
     assert found.score == 0.5 * (0.5 + 0.5)
-    assert item_weights(found.suites_I).tolist() == [0.25, 0.25, 0.5]
     assert (found.mean(found.truncated_I, "a"), found.mean(found.truncated_I, "b")) == (0.5, 0.25)
 
 

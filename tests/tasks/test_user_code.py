@@ -16,12 +16,14 @@ from workbench_helpers import make_bench, make_task
 from autolayer.core.arms import Arm
 from autolayer.core.errors import RewardError
 from autolayer.tasks.custom import load_reward
-from autolayer.tasks.rewards import LARGEST, call_reward
+from autolayer.tasks.reward_functions import call_rewards
+from autolayer.tasks.rewards import LARGEST
 from autolayer.training.train_arm import train_arm
 
 
 def called(reward: Any, count: int = 2) -> list[float]:
-    return call_reward(reward, prompts=["1"] * count, completions=["2"] * count, completion_ids=[[2]] * count)
+    columns = {"prompts": ["1"] * count, "completions": ["2"] * count, "completion_ids": [[2]] * count}
+    return call_rewards([reward], columns)[0]
 
 
 def test_a_reward_cannot_move_the_process(tmp_path: Path) -> None:
@@ -67,11 +69,11 @@ def test_worker_processes_of_a_reward_find_its_file(tmp_path: Path) -> None:
     program = (
         "import json, sys\n"
         "from autolayer.tasks.custom import load_reward\n"
-        "from autolayer.tasks.rewards import call_reward\n"
+        "from autolayer.tasks.reward_functions import call_rewards\n"
         "if __name__ == '__main__':\n"
         "    reward = load_reward('my_reward.py:score')\n"
         "    given = dict(prompts=['', ''], completions=['a', 'bb'], completion_ids=[[], []])\n"
-        "    print(json.dumps(call_reward(reward, **given)))\n"
+        "    print(json.dumps(call_rewards([reward], given)[0]))\n"
     )
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -38,7 +38,8 @@ from autolayer.core.errors import DataError
 from autolayer.tasks.agent.tool_calls import BadCall, ToolCall, tool_calls
 from autolayer.tasks.base import Row, Task, split_rows
 from autolayer.tasks.environment import Step
-from autolayer.tasks.rewards import call_reward, check_signature, describe, wait_for
+from autolayer.tasks.reward_functions import call_rewards
+from autolayer.tasks.rewards import check_signature, describe, wait_for
 
 MAX_TURNS = 10
 MAX_NEW_TOKENS = 512
@@ -98,13 +99,9 @@ class ToolEnvironment:
             rewards.append(wait_for(self._object.get_reward()))
         if self._reward is not None:
             columns: dict[str, Any] = {name: [value] for name, value in self._row.items() if name != "prompt"}
-            rewards += call_reward(
-                functools.partial(self._reward, environments=[self._object]),  # bound, so that it is not copied
-                prompts=[self._row["prompt"]],
-                completions=[self._messages],
-                completion_ids=[[]],
-                **columns,
-            )
+            columns |= {"prompts": [self._row["prompt"]], "completions": [self._messages], "completion_ids": [[]]}
+            reward = functools.partial(self._reward, environments=[self._object])  # bound, so that it is not copied
+            rewards += call_rewards([reward], columns)[0]
         # A single reward is returned unchanged, so that `environment.act` can refuse one that is no number.
         return rewards[0] if len(rewards) == 1 else sum(rewards)
 

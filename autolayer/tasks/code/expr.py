@@ -16,10 +16,10 @@ from itertools import permutations
 from typing import Any
 
 from autolayer.tasks.base import Row, Task, as_prompt
+from autolayer.tasks.code.programs import is_program
 from autolayer.tasks.code.sandbox.jobs import Calls, Limits
 from autolayer.tasks.code.sandbox.open_sandbox import open_sandbox
 from autolayer.tasks.generated import first_rows, in_turn, split_of_line, without_special_tokens
-from autolayer.tasks.python_text import parse_python
 from autolayer.tasks.rewards import text_of
 
 SIZES = {"train": 2048, "probe": 256, "select": 256, "eval": 512}
@@ -110,7 +110,7 @@ def is_short_expression(completion: str) -> bool:
     text = without_special_tokens(completion)
     if not 0 < len(text) <= MAX_EXPRESSION or not text.isascii() or not text.isprintable():
         return False
-    return parse_python(text, "eval") is not None
+    return is_program(text, "eval")
 
 
 def line_start(word: str, then: str, a: str, b: str) -> str:

@@ -1,10 +1,11 @@
 """Finds the program in a completion: the last fenced block, or the continuation of a prompt that is code."""
 
+import ast
 import re
 import textwrap
-from typing import Any
+import warnings
+from typing import Any, Literal
 
-from autolayer.tasks.python_text import parse_python
 from autolayer.tasks.thinking import after_thinking
 
 FENCE = "```"
@@ -43,9 +44,14 @@ def is_answer(completion: str, *, chat: bool) -> bool:
     return is_program(program) or is_program(body)
 
 
-def is_program(text: str) -> bool:
-    """Returns True if Python can parse the text."""
-    return parse_python(text) is not None
+def is_program(text: str, mode: Literal["exec", "eval"] = "exec") -> bool:
+    """Returns True if Python can parse the text, with 'eval' as an expression. Warnings (`1if x`) are ignored."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            ast.parse(text, mode=mode)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 def _last_block(text: str) -> str | None:
