@@ -36,12 +36,21 @@ class EvidenceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All scores measured so far, shape (R,), and the covariance of their noise, shape (R, R), in units of reward."""
+class Scores:
+    """Scores, shape (R,), and the covariance of their noise, shape (R, R), in units of reward.
+
+    A part of the evidence holds all `select` scores, or the training scores of one rung and seed.
+    """
 
     rows: tuple[EvidenceRow, ...]
     score_R: np.ndarray
     noise_R_R: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(Scores):
+    """All scores measured so far."""
+
     reward_sd: float
     """Standard deviation of a single reward, the scale of the full gain's prior."""
 
@@ -55,17 +64,14 @@ def gather_evidence(results: Mapping[Run, RungResult], base_select_rewards_I: Se
     base_I = np.asarray(base_select_rewards_I, dtype=float)
     rewards = np.concatenate([base_I, *(r.select_rewards_I for r in results.values())])
     reward_sd = float(np.std(rewards)) if rewards.size and np.std(rewards) > 0 else 1.0
-    blocks = [_select_block(results, base_I, reward_sd)] if results else []
-    blocks += [
-        block
-        for step, seed in dict.fromkeys((run.to_step, run.slot.seed) for run in results)
-        if (block := _train_block(_runs_of_rung(results, step, seed), reward_sd))
-    ]
+    parts = [_select_scores(results, base_I, reward_sd)] if results else []
+    rungs = dict.fromkeys((run.to_step, run.slot.seed) for run in results)
+    parts += [part for rung in rungs if (part := _train_scores(results, rung, reward_sd))]
     return Evidence(
-        rows=tuple(row for block in blocks for row in block.rows),
-        score_R=np.concatenate([np.zeros(0), *(block.score_R for block in blocks)]),
-        # `select` and training prompts are disjoint: no covariance between blocks.
-        noise_R_R=np.asarray(scipy.linalg.block_diag(np.zeros((0, 0)), *(block.noise_R_R for block in blocks))),
+        rows=tuple(row for part in parts for row in part.rows),
+        score_R=np.concatenate([np.zeros(0), *(part.score_R for part in parts)]),
+        # `select` and training prompts are disjoint: no covariance between the parts.
+        noise_R_R=np.asarray(scipy.linalg.block_diag(np.zeros((0, 0)), *(part.noise_R_R for part in parts))),
         reward_sd=reward_sd,
     )
 
@@ -97,26 +103,15 @@ def paired_gain(result: RungResult, base_select_rewards_I: Sequence[float]) -> P
     return PairedGain(mean=float(gain_I.mean()), error=max(float(error), min_error))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Block:
-    """Scores whose noise is correlated: all `select` scores, or the training scores of one rung and seed."""
-
-    rows: list[EvidenceRow]
-    score_R: np.ndarray
-    noise_R_R: np.ndarray
-
-
-def _select_block(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> _Block:
+def _select_scores(results: Mapping[Run, RungResult], base_I: np.ndarray, reward_sd: float) -> Scores:
     gain_R_I = np.array([result.select_rewards_I for result in results.values()], dtype=float) - base_I
-    rows = [_row(run, result, start=run.to_step) for run, result in results.items()]
-    return _Block(rows=rows, score_R=gain_R_I.mean(axis=1), noise_R_R=_noise_of_mean(gain_R_I, reward_sd))
+    rows = tuple(_row(run, result, start=run.to_step) for run, result in results.items())
+    return Scores(rows=rows, score_R=gain_R_I.mean(axis=1), noise_R_R=_noise_of_mean(gain_R_I, reward_sd))
 
 
-def _runs_of_rung(results: Mapping[Run, RungResult], step: int, seed: int) -> dict[Run, RungResult]:
-    return {run: r for run, r in results.items() if (run.to_step, run.slot.seed) == (step, seed) and r.train_rewards_P}
-
-
-def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> _Block | None:
+def _train_scores(results: Mapping[Run, RungResult], rung: tuple[int, int], reward_sd: float) -> Scores | None:
+    """Returns the training scores of a rung (its last step and seed), or None if there is nothing to compare."""
+    results = {run: r for run, r in results.items() if (run.to_step, run.slot.seed) == rung and r.train_rewards_P}
     if len(results) < 2:
         return None
     # An arm that joined late started at step 0, so only the last steps are common to all arms.
@@ -131,8 +126,8 @@ def _train_block(results: Mapping[Run, RungResult], reward_sd: float) -> _Block 
     reward_R_P = np.array([result.train_rewards_P[-num_groups:] for result in results.values()], dtype=float)
     noise = _noise_of_mean(reward_R_P, reward_sd) + (GROUP_OFFSET * reward_sd) ** 2
     mean_R = reward_R_P.mean(axis=1)
-    rows = [_row(run, result, start) for run, result in results.items()]
-    return _Block(rows=rows, score_R=mean_R - mean_R.mean(), noise_R_R=noise)
+    rows = tuple(_row(run, result, start) for run, result in results.items())
+    return Scores(rows=rows, score_R=mean_R - mean_R.mean(), noise_R_R=noise)
 
 
 def _row(run: Run, result: RungResult, start: int) -> EvidenceRow:

@@ -17,30 +17,11 @@ from autolayer.models.layers import find_layers
 
 
 @contextmanager
-def fp32_block(block: nn.Module) -> Iterator[None]:
-    """Runs one block in float32; does nothing to a block that is float32 already.
-
-    Args:
-        block: The block. Its floating-point inputs, keyword arguments included, are cast up, its outputs back.
-    """
-    tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
-    narrow = [t for t in tensors if t.dtype != torch.float32]
-    with ExitStack() as undo:
-        if narrow:
-            undo.callback(restore_forward, block, block.__dict__.get("forward"))
-            block.forward = _in_float32(block.forward, narrow[0].dtype)
-        for tensor in narrow:
-            undo.callback(_restore_data, tensor, tensor.data, tensor.grad)
-            tensor.grad = None  # its dtype would no longer fit
-            tensor.data = tensor.data.float()
-        yield
-
-
-@contextmanager
 def fp32_layers(model: nn.Module, layers: Layers) -> Iterator[None]:
     """Runs some blocks in float32, without autocast, while the rest of the model keeps its dtype.
 
-    The weights become float32 copies that may be changed freely. On leaving, the original tensors are restored
+    Floating-point inputs of a block, keyword arguments included, are cast up, and its outputs back. The weights become
+    float32 copies that may be changed freely. On leaving, the original tensors are restored
     bit-identical, so changes are lost. Gradients computed inside are float32 and are dropped on
     leaving. Does nothing to blocks that are float32 already, where changes always stay.
 
@@ -50,8 +31,16 @@ def fp32_layers(model: nn.Module, layers: Layers) -> Iterator[None]:
     """
     blocks = find_layers(model)
     with ExitStack() as undo:
-        for index in range(len(blocks)) if layers == "full" else layers:
-            undo.enter_context(fp32_block(blocks[index]))
+        for block in blocks if layers == "full" else (blocks[index] for index in layers):
+            tensors = [t for t in (*block.parameters(), *block.buffers()) if t.is_floating_point()]
+            narrow = [t for t in tensors if t.dtype != torch.float32]
+            if narrow:
+                undo.callback(restore_forward, block, block.__dict__.get("forward"))
+                block.forward = _in_float32(block.forward, narrow[0].dtype)
+            for tensor in narrow:
+                undo.callback(_restore_data, tensor, tensor.data, tensor.grad)
+                tensor.grad = None  # its dtype would no longer fit
+                tensor.data = tensor.data.float()
         yield
 
 

@@ -11,8 +11,6 @@ from autolayer.models.names import model_path
 from autolayer.reporting.export import Handover, export_text
 from autolayer.reporting.results import PickResult
 
-LORA = (RANK, ALPHA)
-
 
 def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, model: str | None = None) -> str:
     """Returns the text to paste into another trainer.
@@ -28,36 +26,33 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
         RunFolderError: The run has chosen no layer.
         ModelError: The configuration of the model cannot be read.
     """
-    if run is None:
-        if layers is None or model is None:
-            raise ConfigError("nothing to export: give the folder of a run, or both --model and --layers.")
-        return export_text(
-            trainer, Handover(names=layer_names(model, layers), model=model, path=model_path(model), lora=LORA)
-        )
-    result = PickResult.read(run)
-    chosen = result.trained_layers or result.best_layers
+    result = None if run is None else PickResult.read(run)
+    if result is None and (layers is None or model is None):
+        raise ConfigError("nothing to export: give the folder of a run, or both --model and --layers.")
+    chosen = None if result is None else result.trained_layers or result.best_layers
     if layers is None and not chosen:
         raise RunFolderError(
             f"{run} has chosen no layer: it ended before anything was probed. Repeat its command without --until, or "
             "give --layers."
         )
-    model = model or result.model
-    names = layer_names(model, layers if layers is not None else list(chosen or ()))
-    settings = RunFolder(run).read(CONFIG) or {}
-    notes = []
-    is_chosen = names.layers == chosen
-    if is_chosen and result.status != "ok":
-        notes.append(f"The run was stopped before its training: {name_layers(names.layers)} is the choice so far.")
-    if is_chosen and result.tied_layers:
-        notes.append(f"The run could not tell these apart: {name_layers(result.tied_layers)}.")
+    name: str = model or (result.model if result else "")
+    names = layer_names(name, layers if layers is not None else list(chosen or ()))
+    settings = {} if run is None else RunFolder(run).read(CONFIG) or {}
+    notes, learning_rate = [], None
+    if result is not None and names.layers == chosen:
+        learning_rate = result.learning_rate
+        if result.status != "ok":
+            notes.append(f"The run was stopped before its training: {name_layers(names.layers)} is the choice so far.")
+        if result.tied_layers:
+            notes.append(f"The run could not tell these apart: {name_layers(result.tied_layers)}.")
     return export_text(
         trainer,
         Handover(
             names=names,
-            model=model,
-            path=model_path(model),
-            lora=LORA,
-            learning_rate=result.learning_rate if is_chosen else None,
+            model=name,
+            path=model_path(name),
+            lora=(RANK, ALPHA),
+            learning_rate=learning_rate,
             is_adapter=settings.get("adapter") == "lora",
             settings=settings,
             notes=tuple(notes),

@@ -75,7 +75,8 @@ def _row(found: Row, before: Sequence[Row], named: Mapping[str, str]) -> Row:
     if "prompt" not in row:
         source, columns = named.get("prompt", "prompt"), ", ".join(found) or "none"
         raise ValueError(f"it has no '{source}' (its columns: {columns}); --columns prompt=COLUMN names another")
-    row["prompt"] = _as_texts(row["prompt"])
+    if isinstance(messages := row["prompt"], list):
+        row["prompt"] = [_message(each) if isinstance(each, dict) else each for each in messages]
     if problem := prompt_problem(row["prompt"]):
         raise ValueError(problem)
     if "split" in row and row["split"] not in SPLITS:
@@ -88,14 +89,8 @@ def _row(found: Row, before: Sequence[Row], named: Mapping[str, str]) -> Row:
     return row
 
 
-def _as_texts(prompt: Any) -> Any:
-    """Returns messages without the nulls that tables fill in, and with a list of text parts as one text."""
-    if not isinstance(prompt, list):
-        return prompt
-    return [_message(each) if isinstance(each, dict) else each for each in prompt]
-
-
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a message without the nulls that tables fill in, and with a list of text parts as one text."""
     kept = {name: value for name, value in message.items() if value is not None}
     parts = kept.get("content")
     if isinstance(parts, list):
