@@ -2,8 +2,7 @@
 
 `PROBES` is the whole registry; base.py says how to add a probe. Files by what they hold:
 
-* signals: gradient_norm, representation_change, sign_gain, cutoff, trusted_gain (with gain_per_kl and reach), rl_burst,
-  and the baselines
+* signals: gradient_norm, representation_change, sign_gain, cutoff, trusted_gain (with reach), rl_burst, the baselines
 * what the signals share: context, shared_batch, gradient, step_response, policy_distance, exchange
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
@@ -15,14 +14,13 @@ from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.representation_change import RepresentationChange
 from autolayer.probes.rl_burst import RLBurst
 from autolayer.probes.sign_gain import SignGain
-from autolayer.probes.trusted_gain import GainPerKL, Reach, TrustedGain
+from autolayer.probes.trusted_gain import Reach, TrustedGain
 
 PROBES: dict[str, Probe] = {
     "gradient_norm": GradientNorm(),
     "representation_change": RepresentationChange(),
     "sign_gain": SignGain(),
     "cutoff": Cutoff(),
-    "gain_per_kl": GainPerKL(),
     "reach": Reach(),
     "trusted_gain": TrustedGain(),
     "rl_burst": RLBurst(),

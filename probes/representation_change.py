@@ -26,7 +26,7 @@ class RepresentationChange(Probe):
     Pairs within a prompt are left out, since centring ties them together: so pure noise averages to 0, and the score
     depends neither on the step's size nor on the layer's scale. Shape (candidates,), between about -1 and 1.
     Source: our own form; ||weight change|| is known not to predict contribution (arXiv 2607.01232).
-    Cost: nothing beyond the forward passes of `gain_per_kl`.
+    Cost: nothing beyond the forward passes of `reach`.
     Measured: mean Spearman .06 with contribution and regret .23 on 21 environments of LayerBench, where `position` has
     .20 and .18 (examples/RESULTS.md). It is reported, and has no part in the prediction.
     Known to fail: few sequences (noise of about 1/sqrt(n), and the step response has at most 16 a fold), and layers

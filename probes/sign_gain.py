@@ -12,9 +12,8 @@ class SignGain(Probe):
     (candidates,), in reward per unit of weight.
     Source: Adam's first step is its learning rate times the gradient's sign (arXiv 1412.6980).
     Cost: nothing beyond the shared backward pass.
-    Measured: Pearson .92 and .95 with contribution on two tasks of SmolLM2-135M, where `gain_per_kl`, the same divided
-    by the policy's movement, has .89 and .85: that division hides layers whose steps hardly move the policy
-    (examples/RESULTS.md).
+    Measured: Pearson .92 and .95 with contribution on two tasks of SmolLM2-135M, where the same divided by the policy's
+    movement has .89 and .85: that division hides layers whose steps hardly move the policy (examples/RESULTS.md).
     Known to fail: where a task is soon solved every layer reaches the ceiling, and this falls far too fast with depth.
     It compares layers at one learning rate, so it overrates layers that need a lower one.
     """

@@ -1,4 +1,4 @@
-"""Probes `gain_per_kl`, `reach` and their product `trusted_gain`: the gain of a small step, and how far one can go."""
+"""Probes `reach` and `trusted_gain`: how far a layer can go, and the gain that a small step promises until there."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,6 @@ import numpy as np
 
 from autolayer.probes.base import Probe, Scores
 from autolayer.probes.context import ProbeContext
-
-
-class GainPerKL(Probe):
-    """Scores a layer by the first-order gain of a sign step, per square root of the KL divergence that it causes.
-
-    Formula: d = sign(sum of g over the other folds), score_l = mean_k <d, g_k> / [sd_i(log pi(y_i; w + e d) -
-    log pi(y_i; w)) / e], with g_k the gradient on fold k and e a small step. Shape (candidates,), in reward per nat of
-    deviation.
-    Source: natural-gradient reasoning (arXiv 1503.05671).
-    Cost: a few forward passes of some prompts per layer and fold, from the layer up.
-    Measured: mean Spearman .16 with contribution and regret .15 on 23 environments of LayerBench, where `position` has
-    .20 and .18 (examples/RESULTS.md).
-    Known to fail: it sees only the first step, so it is weak where the gain comes late, and it picks better than it
-    ranks.
-    """
-
-    def score(self, context: ProbeContext) -> Scores:
-        """Returns the scores by the class's formula."""
-        return Scores.of_samples([context.gains_per_kl[layer] for layer in context.layers])
 
 
 class Reach(Probe):
@@ -35,7 +16,7 @@ class Reach(Probe):
     linear in the layer. Later layers amplify what an early layer changes, so it is below 1 there; the effect of a late
     layer flattens out. Shape (candidates,), between 1/10 and 10.
     Source: our own; trust regions as in arXiv 1502.05477.
-    Cost: three forward passes of some prompts per layer and fold beyond those of `gain_per_kl`.
+    Cost: some forward passes of some prompts per layer and fold, from the layer up.
     Measured: mean Spearman .35 with contribution and regret .15 on 23 environments of LayerBench, where `position` has
     .20 and .18; ten prompts rank layers as well as sixty (examples/RESULTS.md).
     Known to fail: it says how far a layer can go, not whether that is worth anything.
@@ -49,18 +30,21 @@ class Reach(Probe):
 class TrustedGain(Probe):
     """Scores a layer by the reward that the shared direction promises up to a fixed distance from the base.
 
-    `gain_per_kl` measures the policy's movement by the response to a very small step. Training goes much further, and
-    there layers differ by their `reach`. The gain is noisy where prompts are few, so it is shrunk towards the mean
-    (empirical Bayes); the reach hardly is. Where the gain is all noise, this ranks as the reach does.
+    The gain of a small step, per square root of the KL divergence that it causes, sees only the first step. Training
+    goes much further, and there layers differ by their `reach`. The gain is noisy where prompts are few, so it is
+    shrunk towards the mean (empirical Bayes); the reach hardly is. Where the gain is all noise, this ranks as the reach
+    does.
 
-    Formula: with a_l the score of `gain_per_kl`, r its reliability over the layers and reach_l the score of `reach`,
+    Formula: with d = sign(sum of g over the other folds), g_k the gradient on fold k and e a small step,
 
+        a_l = mean_k <d, g_k> / [sd_i(log pi(y_i; w + e d) - log pi(y_i; w)) / e],
         score_l = (m + r (a_l - mean a)) * reach_l,    m = max(mean a, error of a)
 
-    Shape (candidates,), in reward per nat of deviation.
-    Source: our own; trust regions as in arXiv 1502.05477. Distance is measured on the base's own completions, so no
-    importance weights come into it.
-    Cost: that of `gain_per_kl` and `reach`, measured once for all three.
+    where r is the reliability of a over the layers and reach_l the score of `reach`. Shape (candidates,), in reward per
+    nat of deviation.
+    Source: natural-gradient reasoning (arXiv 1503.05671) and trust regions (arXiv 1502.05477). Distance is measured on
+    the base's own completions, so no importance weights come into it.
+    Cost: that of `reach`.
     Measured: mean Spearman .36 with contribution and regret .13 on 23 environments of LayerBench, where `position` has
     .20 and .18; the best single probe (examples/RESULTS.md). The prediction is made from it.
     Known to fail: with few prompts it can rank a layer high that moves far without gaining.

@@ -19,6 +19,7 @@ from autolayer.distributed.process_group import ProcessGroup
 from autolayer.measurement.schedule import MAX_RATES, MIN_RATES, Schedule, rate_grid, spread
 from autolayer.measurement.training_runs import MEASURED_FILE, TrainingRuns
 from autolayer.pipeline import train_to_step
+from autolayer.pipeline.run_context import RunContext
 from autolayer.probes.probe_report import ProbeReport
 from autolayer.training import checkpoints
 
@@ -77,6 +78,7 @@ def trials(bench: Bench, *, grid: tuple[float, ...] = GRID, steps: int = 120) ->
     settings = config.Config(model="tiny", steps=steps, num_eval=64, seed=3, measure=measure)
     plan = Schedule.of(settings, num_arms=2, num_rates=len(grid))
     stages: Any = SimpleNamespace(bench=bench, config=settings, folder=bench.folder)
+    stages.reading = lambda name: RunContext.reading(stages, name)
     return TrainingRuns(stages, grid, plan, Stage("measure", plan.total))
 
 

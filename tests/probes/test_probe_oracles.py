@@ -16,6 +16,7 @@ from workbench_helpers import PLAN, Untouched, make_bench, make_context, plain_l
 from autolayer.models.layers import layer_parameters
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.probes import PROBES, step_response
+from autolayer.probes.base import Scores
 from autolayer.probes.gradient import streamed_gradient
 from autolayer.probes.policy_distance import TARGET_DISTANCE, DistanceSteps
 from autolayer.probes.representation_change import aligned_share
@@ -199,9 +200,9 @@ def test_both_gains_judge_the_other_folds_direction_on_each_fold(tmp_path: Path)
             one, two = (part for other, part in enumerate(parts) if other != index)
             gain = sum(float(((one[n] + two[n]).sign() * parts[index][n]).double().sum()) for n in one)
             expected.append({"sign_gain": gain, "gain_per_kl": gain / deviation})
-    for name in ("sign_gain", "gain_per_kl"):
-        found = PROBES[name].score(context)
-        assert found is not None and found.errors_L is not None
+    for name, gains in (("sign_gain", context.sign_gains), ("gain_per_kl", context.gains_per_kl)):
+        found = Scores.of_samples([gains[layer] for layer in (0, 1)])
+        assert found.errors_L is not None
         for index in (0, 1):
             samples = np.array([each[name] for each in expected[3 * index : 3 * index + 3]])
             assert found.scores_L[index] == pytest.approx(samples.mean(), rel=1e-5)
