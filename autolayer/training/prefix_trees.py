@@ -53,6 +53,8 @@ class PrefixTrees:
 
         Sequences with the same tokens before the first label share a tree. Tokens without a label (-100) are read only.
         """
+        if attention_mask.sum(1).max() > MAX_TREE:  # before the trees are built, which takes time
+            return None
         device = input_ids.device
         ids, real, wanted = input_ids.tolist(), attention_mask.tolist(), (labels != -100).tolist()
         trees: dict[tuple[int, ...], _Tree] = {}

@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +20,6 @@ from autolayer.rollouts.rollouts import Rollouts, request_seed
 from autolayer.tasks.base import Row
 from autolayer.training.grpo_trainer import EachStep, LayerGRPOTrainer
 from autolayer.training.optimizer import MasterAdamW
-from autolayer.training.scored_passes import computed
 from autolayer.training.trainer_side_effects import trainer_side_effects_undone
 from autolayer.training.workbench import Workbench
 
@@ -80,12 +79,15 @@ def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, pro
     return [rows[order(position // len(rows))[position % len(rows)]] for position in positions]
 
 
-def update_cost(bench: Workbench, size: PassSize, layers: Layers) -> Cost:
-    """Returns the cost of the training passes of all ranks, which have this size, the KL reference's included."""
-    if not bench.config.beta:
-        return bench.costs.train(size, layers)
-    each = size * 0.5  # the policy's passes and the reference's
-    return bench.costs.train(each, layers) + bench.costs.forward(each, start=bench.scorer.shared_below(layers))
+def update_cost(bench: Workbench, steps: Sequence[Rollouts], layers: Layers) -> Cost:
+    """Returns the cost of the training passes over the rollouts of some steps, the KL reference's included.
+
+    They are billed as one process packs them: a prompt that two ranks compute costs nothing extra, because what a run
+    may afford must not depend on the number of processes.
+    """
+    size = sum(map(bench.scorer.pass_size, steps), PassSize())
+    policy = bench.costs.train(size, layers)
+    return policy + bench.costs.forward(size, bench.scorer.shared_below(layers)) if bench.config.beta else policy
 
 
 def _train(
@@ -120,13 +122,11 @@ def _train(
             return bench.process_group.on_rank_0(lambda: time.perf_counter() - started > seconds)
 
         trainer.add_callback(EachStep(each_step))
-        before = computed(bench.model)
         try:
             trainer.train()
         except torch.OutOfMemoryError:  # these steps are lost, but they have cost something
-            size = (computed(bench.model) - before) * bench.process_group.world_size
             sampled = sum(map(bench.account.generation, steps), Cost())
-            bench.account.charge(sampled + update_cost(bench, size, arm.layers), time.perf_counter() - started)
+            bench.account.charge(sampled + update_cost(bench, steps, arm.layers), time.perf_counter() - started)
             raise
         except (RewardError, EpisodeError) as error:
             if not steps:
@@ -136,8 +136,7 @@ def _train(
         trainable.expect_gradient = trainer.had_advantage
         bench.effective += trainer.effective
         taken = time.perf_counter() - started
-        size = sum(bench.process_group.gather(computed(bench.model) - before), PassSize())
-        passes = update_cost(bench, size, arm.layers)
+        passes = update_cost(bench, steps, arm.layers)
         cost = replace(sum(map(bench.account.generation, steps), passes), seconds=taken)
         bench.account.charge(cost, taken)
         bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)

@@ -77,15 +77,20 @@ def test_ranks_exchange_values_and_exceptions(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == ["rank 0 is done", "rank 1 is done"]
 
 
+def bills(run: Path) -> dict[str, list[float]]:
+    """The layer-tokens of every stage, and of every arm up to its checkpoints."""
+    stages = {name: [json.loads((run / name).read_text())["cost"]] for name in ("calibration.json", "probe.json")}
+    arms = {
+        path.parent.name: json.loads(path.read_text())["costs"].values() for path in run.glob("arms/*/history.json")
+    }
+    return {name: [cost["layer_tokens"] for cost in costs] for name, costs in {**stages, **arms}.items()}
+
+
 @pytest.mark.slow
 def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
-    """Probes, a race, the final training and the evaluation. An evaluation lies across the three processes.
-
-    Each has whole groups: a group that lies across two costs more, since its prefix is computed twice, and a race that
-    costs more may end a run earlier.
-    """
+    """Probes, a race, the final training and the evaluation, at the same bill. Groups lie across the processes."""
     for count, out in ((1, "one"), (3, "many")):
-        command = ("pick", *SHORT, "--prompts-per-step", "3", "--group-size", "6", "--budget", "4", "--json")
+        command = ("pick", *SHORT, "--prompts-per-step", "4", "--group-size", "6", "--budget", "4", "--json")
         done = launch(count, *command, "--out", out, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads(done.stdout)["status"] == "ok", "the result is printed once"
@@ -97,6 +102,7 @@ def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
     assert any(row["measured"] is not None for row in one["ranking"]), "there was a race"
     assert one["base_score"] != one["trained_score"]
     close(many, one)
+    close(bills(tmp_path / "many"), bills(tmp_path / "one"))
     same_movement(*(load_file(tmp_path / out / "layer.safetensors") for out in ("many", "one")))
 
 
