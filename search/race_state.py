@@ -75,6 +75,14 @@ class RaceState:
     def _measured_cost(self) -> Cost:
         return sum((result.cost for result in self.results.values()), Cost())
 
+    @property
+    def _lost_time(self) -> Cost:
+        """Work that the race does in the time by which the stages before it were slower than the race."""
+        earlier, race = self.config.earlier, self._measured_cost
+        if not race.seconds:
+            return Cost()
+        return Cost(layer_tokens=max(0.0, earlier.seconds * race.layer_tokens / race.seconds - earlier.layer_tokens))
+
     def expected_cost(self, runs: Iterable[Run]) -> Cost:
         """Returns the planned cost of future runs, scaled up if finished runs cost more than planned."""
         # Completions get longer during RL, so a plan made on those of the base model can be too low.
@@ -86,7 +94,7 @@ class RaceState:
 
     def affords(self, runs: Sequence[Run], reserve: Cost | None = None) -> bool:
         """Returns True if the runs and `reserve` together fit the remaining budget in both components."""
-        wanted = self.spent + self.expected_cost(runs) + (reserve or Cost())
+        wanted = self.spent + self._lost_time + self.expected_cost(runs) + (reserve or Cost())
         # Sums of floats in another order differ in the last digits, so a billionth of the budget is tolerated.
         return wanted.fits(self.config.budget * (1 + 1e-9))
 

@@ -157,6 +157,7 @@ def _study_inputs(config: RaceConfig, candidates: Sequence[Candidate], base_I: S
         "is_pretrained": config.is_pretrained,
         "budget": asdict(config.budget),
         "eval_cost": asdict(config.eval_cost),
+        "earlier": asdict(config.earlier),
         "step_costs": [asdict(config.step_cost(candidate.layers)) for candidate in candidates],
     }
 
@@ -170,5 +171,6 @@ def _with_stored_costs(config: RaceConfig, inputs: dict[str, Any]) -> RaceConfig
         config,
         budget=Cost(**inputs["budget"]),
         eval_cost=Cost(**inputs["eval_cost"]),
+        earlier=Cost(**inputs.get("earlier", {})),
         step_cost=lambda layers: costs[layers] if layers != "full" else config.step_cost(layers),
     )

@@ -30,7 +30,7 @@ class _Amounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(_Amounts):
-    """An amount of work. The measured seconds are only reported, because no decision may depend on the machine."""
+    """An amount of work. The measured seconds only end the race of a large model earlier (`RaceConfig.earlier`)."""
 
     generated_tokens: float = 0.0
     layer_tokens: float = 0.0

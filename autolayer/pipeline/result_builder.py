@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from autolayer.core import depth_prior
 from autolayer.core.budget import final_layers
 from autolayer.core.budget import full_run as planned_full_run
 from autolayer.core.costs import Cost
@@ -11,7 +12,7 @@ from autolayer.core.statistics import Interval, paired_interval
 from autolayer.models.names import titled
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
-from autolayer.pipeline.result_notes import finding_cost_note, run_notes, stage_notes
+from autolayer.pipeline.result_notes import finding_cost_notes, run_notes, stage_notes
 from autolayer.pipeline.result_rows import predicted_baselines, predicted_rows, raced_rows, raced_sets
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.search_stage import SearchStage
@@ -36,10 +37,12 @@ def build_result(
     full_cost = bench.costs.total(full_run, exchange_rate)
     finding = sum((cost for name, cost in costs.items() if name != "train"), Cost())
     share = bench.costs.total(finding, exchange_rate) / full_cost if full_cost else None
+    judged = full_run.seconds and depth_prior.applies(bench.model.num_parameters())  # seconds of small models are noise
+    share_of_seconds = finding.seconds / full_run.seconds if judged else None
     interval = None if training is None else _interval(training)
     notes = [*run_notes(run), *stage_notes(run, calibration, probes, search, training, interval)]
     if search is not None or training is None:  # `train` finds nothing
-        notes += finding_cost_note(config, share)
+        notes += finding_cost_notes(config, share, share_of_seconds)
     fields: dict[str, Any] = {}
     if probes is not None:
         rows = predicted_rows(probes.report, calibration.units.relative_cost)

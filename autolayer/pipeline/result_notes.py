@@ -51,14 +51,19 @@ def stage_notes(
         yield from _training_notes(run, training, interval)
 
 
-def finding_cost_note(config: Config, share: float | None) -> Iterator[str]:
-    """Yields a note if finding the layer cost more than --budget."""
+def finding_cost_notes(config: Config, share: float | None, share_of_seconds: float | None) -> Iterator[str]:
+    """Yields a note if finding the layer cost more than --budget, in work or in seconds (None: not judged)."""
     budget = config.budget or 0.0
     if share is not None and share > budget:
         digits = 0 if f"{share:.0%}" != f"{budget:.0%}" else 2
         yield (
             f"finding cost {share:.{digits}%} of one full run, more than the {budget:.{digits}%} asked for: "
             f"{config.steps} steps of {config.prompts_per_step} prompts are too few to probe for less"
+        )
+    if share_of_seconds is not None and share_of_seconds > budget:
+        yield (
+            f"finding cost {share_of_seconds:.2%} of one full run in seconds, more than the {budget:.2%} asked for: it "
+            "was slower than training on this machine"
         )
 
 

@@ -32,18 +32,21 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
     insert_adapters(run)
     candidates = race_candidates(run, probes.report)
     num_items = min(select_items(config), len(bench.task.splits["select"]))
-    left = finding_budget(config, units, run.candidates) - (calibration.cost + probes.cost)
+    earlier = calibration.cost + probes.cost
+    left = finding_budget(config, units, run.candidates) - earlier
     races = len(candidates) > 1 and pays_for_race(config, units, run.candidates, left)
     base_I, base_cost = _score_base(run, num_items) if races else ((), Cost())
+    is_pretrained = depth_prior.applies(bench.model.num_parameters())
     race = RaceConfig(
         signature=run.signature,
         seed=config.seed,
         num_layers=len(bench.layers),
-        is_pretrained=depth_prior.applies(bench.model.num_parameters()),
+        is_pretrained=is_pretrained,
         total_steps=config.steps,
         budget=replace(left - base_cost, seconds=0.0) if races else Cost(),
         step_cost=lambda layers: units.step(layers) * prompts_per_step,
         eval_cost=units.generate_one * num_items,
+        earlier=earlier + base_cost if is_pretrained else Cost(),
         regret=config.regret,
         confidence=config.search.confidence,
         rate_span=config.search.rate_span,

@@ -64,6 +64,23 @@ def test_runs_that_cost_more_than_planned_shrink_the_rest():
     assert outcome.spent.fits(config.budget)
 
 
+def test_what_came_before_and_was_slower_than_the_race_shortens_it():
+    contribution_L = np.full(12, 0.7)
+    spent = []
+    for seconds in (0.0, 10.0, 40.0):  # for 10 s of work at the race's 1000 layer-tokens a second
+        earlier = Cost(layer_tokens=10_000.0, seconds=seconds)
+        config, candidates = make_config(12, 60, regret=0.0, earlier=earlier), make_candidates(contribution_L)
+        run, base_I = make_runner(contribution_L, config)
+
+        def timed(arm, to_step, run=run):
+            result = run(arm, to_step)
+            return replace(result, cost=replace(result.cost, seconds=result.cost.layer_tokens / 1000))
+
+        spent.append(drive(config, candidates, timed, base_I)[0].spent)
+        assert (spent[-1] + Cost(layer_tokens=max(0.0, 1000 * seconds - 10_000))).fits(config.budget)
+    assert spent[0] == spent[1] and spent[2].layer_tokens < spent[1].layer_tokens
+
+
 def test_middle_and_a_random_layer_race_whatever_is_predicted():
     predicted_L = np.r_[np.full(18, 0.2), np.linspace(0.8, 1.2, 18)]
     randoms = set()
