@@ -127,6 +127,11 @@ def calibration_prompts(config: Config) -> int:
     return max(MIN_CALIBRATION, min(affordable, config.probe.num_folds * config.probe.num_prompts))
 
 
+def calibration_share(config: Config) -> float:
+    """Returns the share of a full run's generated tokens that calibration generates, which is known at the start."""
+    return calibration_prompts(config) / _training_prompts(config)
+
+
 def calibration_cost(config: Config, units: UnitCosts) -> Cost:
     """Returns the cost of sampling the prompts of calibration and of scoring some of the completions."""
     scored = units.costs.forward(units.size * calibration_scored(config))

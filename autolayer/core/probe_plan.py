@@ -70,9 +70,10 @@ def plan_probes(
 ) -> ProbePlan:
     """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
-    `searches` is True if a race follows when the budget pays for one. Unless the model `is_small`, `cutoff` is part of
-    the prediction: it has what the smallest other probes leave, or all where these do not fit. They come first because
-    they find the learning rates, and a rate that is too high destroys a policy.
+    `searches` is True if a race follows when the budget pays for one, and False where somebody has chosen the layers:
+    only the learning rate is wanted then, whatever it costs. Unless the model `is_small`, `cutoff` is part of the
+    prediction: it has what the smallest other probes leave, or all where these do not fit. They come first because they
+    find the learning rates, and a rate that is too high destroys a policy.
     """
     assert config.prompts_per_step is not None
     num_folds, whole = config.probe.num_folds, budget
@@ -80,29 +81,38 @@ def plan_probes(
     spend = probe_budget(config, units, candidates, budget)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
     pairs_within = partial(_cutoff_pairs, units)
-    cutoff_pairs = pairs_within(spend * CUTOFF_SHARE)
-    if not is_small:
-        others = _shared_cost(units, num_folds, MIN_PROMPTS)
-        others += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
-        if not others.fits(spend):
+    least = _shared_cost(units, num_folds, MIN_PROMPTS)
+    least += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
+    if not least.fits(spend):
+        if not is_small:
             return _without_gradients(pairs_within(whole - calibration_cost(config, units)))
-        cutoff_pairs = max(cutoff_pairs, pairs_within(spend - others))
+        if searches and not least.fits(budget):
+            return _without_gradients(0, is_small=True)
+        spend = least
+    cutoff_pairs = pairs_within(spend - least)
+    if is_small:
+        cutoff_pairs = min(cutoff_pairs, pairs_within(spend * CUTOFF_SHARE))
     spend -= _cutoff_cost(units, cutoff_pairs)
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST
     burst = partial(_burst_cost, units, candidates, burst_steps)
-    burst_prompts = largest(burst, spend * BURST_SHARE, config.prompts_per_step) if burst_steps else 0
+    most = largest(burst, spend - least, config.prompts_per_step) if burst_steps else 0
+    burst_prompts = largest(burst, spend * BURST_SHARE, most)
     burst_prompts -= burst_prompts % units.multiple
     if burst_prompts < MIN_BURST_PROMPTS:
         burst_prompts = 0
         spend *= 1 / (1 - BURST_SHARE)
-    fold_prompts = largest(partial(_shared_cost, units, num_folds), spend * SHARED_SHARE, config.probe.num_prompts)
+    shared = partial(_shared_cost, units, num_folds)
+    fold_prompts = largest(shared, spend * SHARED_SHARE, config.probe.num_prompts)
     response, most = spend * RESPONSE_SHARE, min(fold_prompts, MAX_RESPONSE_PROMPTS)
     sizes = [(RESPONSE_LAYERS[0], num_folds), *((count, 1) for count in RESPONSE_LAYERS)]
     for num_layers, response_folds in sizes:  # one fold with less noise is better than several with more
         cost = partial(_response_cost, units, response_layers(candidates, num_layers), response_folds)
         if (response_prompts := largest(cost, response, most)) >= MIN_RESPONSE_PROMPTS:
             break
+    if response_prompts < MIN_RESPONSE_PROMPTS:  # the least step response takes more than its share
+        left = spend * (SHARED_SHARE + RESPONSE_SHARE) - cost(MIN_RESPONSE_PROMPTS)
+        fold_prompts = largest(shared, left, fold_prompts)
     said = {
         f"the budget is too small for probing: it uses the minimum of {MIN_PROMPTS} prompts per fold":
             fold_prompts < MIN_PROMPTS,
@@ -172,8 +182,10 @@ def _cutoff_pairs(units: UnitCosts, budget: Cost) -> int:
     return pairs if pairs >= MIN_CUTOFF_PAIRS else 0
 
 
-def _without_gradients(cutoff_pairs: int) -> ProbePlan:
-    reads = "by depth and cutoff" if cutoff_pairs else "by depth alone"
+def _without_gradients(cutoff_pairs: int, *, is_small: bool = False) -> ProbePlan:
+    by = "layers are predicted by depth and cutoff" if cutoff_pairs else "layers are predicted by depth alone"
+    if is_small:  # depth says nothing about them
+        by = "nothing tells the layers apart (a larger --budget or more --steps do)"
     return ProbePlan(
         fold_prompts=0,
         response_folds=0,
@@ -183,8 +195,8 @@ def _without_gradients(cutoff_pairs: int) -> ProbePlan:
         burst_prompts=0,
         burst_items=0,
         notes=(
-            f"the budget pays for no gradients: layers are predicted {reads}, and learning rates start at a value that "
-            "is typical of the model's width",
+            f"the budget pays for no gradients: {by}, and learning rates start at a value that is typical of the "
+            "model's width",
         ),
     )
 

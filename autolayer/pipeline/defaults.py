@@ -6,7 +6,7 @@ Values come from the named model's preset, then from the task or from defaults.
 import logging
 
 from autolayer import tasks
-from autolayer.core.budget import BUDGET, default_budget
+from autolayer.core.budget import BUDGET, calibration_prompts, calibration_share, default_budget
 from autolayer.core.config import Config
 from autolayer.models.names import NAMED, check_model_name
 from autolayer.tasks.base import Task
@@ -45,4 +45,12 @@ def resolve(config: Config, task: Task, verb: str = "pick") -> Config:
     assert config.steps is not None and config.num_eval is not None
     if config.budget is None:
         config = config.replace(budget=default_budget(config.steps) if verb == "pick" else BUDGET)
+    if verb == "pick" and (share := calibration_share(config)) > (config.budget or 0.0):
+        logger.warning(
+            "Calibration alone samples %d prompts, %.0f%% of a full run's, which is more than --budget %g: give more "
+            "--steps, a larger --budget, or --budget 0, which answers from depth alone.",
+            calibration_prompts(config),
+            100 * share,
+            config.budget,
+        )
     return config.replace(num_eval=min(config.num_eval or num_items, num_items))

@@ -114,9 +114,14 @@ def test_interrupted_and_resumed_is_the_same_run(
 
 @pytest.mark.slow
 def test_finding_costs_at_most_the_budget(run: tuple[PickResult, Path], tmp_path: Path):
-    small = short_pick(tmp_path / "b", budget=0.25, until="search")
-    for result, budget in ((run[0], 1.0), (small, 0.25)):
-        assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= budget
+    sizes = {"all probes": (40, 8), "the smallest": (100, 2), "no gradients": (40, 4)}
+    found = {
+        name: short_pick(tmp_path / name, steps=steps, prompts_per_step=prompts, budget=0.25, until="search")
+        for name, (steps, prompts) in sizes.items()
+    }
+    for result, budget in ((run[0], 1.0), *((small, 0.25) for small in found.values())):
+        assert result.cost_share_of_full_run is not None and 0 < result.cost_share_of_full_run <= budget, result.cost
+    assert [name for name, small in found.items() if "no gradients" in "".join(small.notes)] == ["no gradients"]
 
 
 def test_the_merged_checkpoint_scores_the_trained_score_and_keeps_the_rest(
@@ -219,7 +224,7 @@ def own_data(folder: Path, rows: int, reward: str) -> dict:
     (folder / "data.jsonl").write_text("\n".join(lines))
     (folder / "reward.py").write_text(f"def score(completions, answer, **_):\n    return [{reward}]\n")
     data = {"data": str(folder / "data.jsonl"), "reward": f"{folder / 'reward.py'}:score", "max_new_tokens": 8}
-    return {**data, "task": "math", "num_eval": None, "steps": 4, "prompts_per_step": 4}
+    return {**data, "task": "math", "num_eval": None, "steps": 4, "prompts_per_step": 4, "budget": 4.0}
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,18 @@ def text_of(found: RunPlan) -> str:
     return captured.get()
 
 
+def test_a_search_whose_calibration_exceeds_the_budget_says_so_before_it_spends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    few = Config(**TINY | {"steps": 4}, prompts_per_step=8)
+    plan_run(few.replace(layers="2"), "train", timed=False)
+    plan_run(few.replace(budget=0.4), "pick", timed=False)
+    assert not caplog.messages
+    plan_run(few, "pick", timed=False)
+    (said,) = caplog.messages
+    assert "12 prompts, 38% of a full run's, which is more than --budget 0.25" in said and "--budget 0," in said
+
+
 def test_with_a_rate_it_calibrates_trains_and_evaluates() -> None:
     found = plan(layers="2", learning_rate=1e-3)
     assert list(found.stages) == ["calibrate"] and found.probes is None and not found.memory.probing
