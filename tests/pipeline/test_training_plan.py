@@ -29,7 +29,7 @@ def text_of(found: RunPlan) -> str:
 def test_a_search_whose_calibration_exceeds_the_budget_says_so_before_it_spends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    few = Config(**TINY | {"steps": 4}, prompts_per_step=8)
+    few = Config(**TINY).replace(steps=4, prompts_per_step=8)
     plan_run(few.replace(layers="2"), "train", timed=False)
     plan_run(few.replace(budget=0.4), "pick", timed=False)
     assert not caplog.messages
