@@ -6,6 +6,7 @@ from pathlib import Path
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import STUDY, RunFolder
+from autolayer.pipeline.result_rows import outcome_fields
 from autolayer.reporting.results import PickResult
 from autolayer.search.decide_again import decide_again
 
@@ -39,7 +40,7 @@ def decide_run_again(folder: Path, *, regret: float | None = None, top_k: int | 
     size = raced if top_k is None else top_k
     rungs = sum(len(row.rungs) for row in outcome.ranking)
     notes = [f"decided again with --regret {allowed:g} and --top-k {size} from {rungs} short runs; nothing was trained"]
-    best, tied = outcome.best, outcome.tied if raced == size else ()
+    decided = outcome_fields(outcome, single=raced == 1)
     if size != raced:
         if raced > 1 or size > len(posterior.ranked):
             raise ConfigError(
@@ -47,18 +48,9 @@ def decide_run_again(folder: Path, *, regret: float | None = None, top_k: int | 
                 f"{raced} layer{'s' * (raced > 1)}. Give at most as many single layers, or start a new `pick`."
             )
         best = tuple(sorted(posterior.candidates[i].layers[0] for i in posterior.ranked[:size]))
+        decided = {**dict.fromkeys(decided), "best_layers": best, "tied_layers": (), "verdict": "budget_spent"}
         notes.append("sets were not raced: these layers have the highest expected contributions one by one")
-    trained = result.trained_layers == best
-    changes = {} if trained else dict.fromkeys(("trained_layers", "trained_score", "gain", "suites", "reward_metrics"))
-    return replace(
-        result,
-        **changes,
-        status=result.status if trained else "incomplete",
-        best_layers=best,
-        tied_layers=tuple(sorted({*(layers[0] for layers in tied), *best})) if tied and raced == 1 else (),
-        verdict=outcome.verdict if size == raced else "budget_spent",
-        stop_reason=outcome.stop_reason if size == raced else None,
-        expected_regret=outcome.expected_regret if size == raced else None,
-        learning_rate=outcome.winner.learning_rate if size == raced else None,
-        notes=(*notes, *result.notes),
-    )
+    if not (trained := result.trained_layers == decided["best_layers"]):
+        decided |= dict.fromkeys(("trained_layers", "trained_score", "gain", "suites", "reward_metrics"))
+    status = result.status if trained else "incomplete"
+    return replace(result, **decided, status=status, notes=(*notes, *result.notes))

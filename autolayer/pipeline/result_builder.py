@@ -13,7 +13,13 @@ from autolayer.models.names import titled
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.result_notes import finding_cost_notes, run_notes, stage_notes
-from autolayer.pipeline.result_rows import predicted_baselines, predicted_rows, raced_rows, raced_sets
+from autolayer.pipeline.result_rows import (
+    outcome_fields,
+    predicted_baselines,
+    predicted_rows,
+    raced_rows,
+    raced_sets,
+)
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.search_stage import SearchStage
 from autolayer.pipeline.train_stage import TrainStage
@@ -110,16 +116,8 @@ def _search_fields(
     else:
         rows = raced_sets(outcome)
         fields = {"sets": rows}
-    tied = sorted({*(layers[0] for layers in outcome.tied), *outcome.best}) if outcome.tied and single else ()
-    return fields | {
-        "best_layers": outcome.best,
-        "tied_layers": tuple(tied),
-        "verdict": outcome.verdict,
-        "stop_reason": outcome.stop_reason,
-        "expected_regret": outcome.expected_regret,
-        "learning_rate": outcome.winner.learning_rate,
-        "contribution_reference": "best" if any(row.measured is not None for row in rows) else None,
-    }
+    reference = "best" if any(row.measured is not None for row in rows) else None
+    return {**fields, **outcome_fields(outcome, single=single), "contribution_reference": reference}
 
 
 def _training_fields(run: RunContext, training: TrainStage, interval: Interval, *, chosen: bool) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autolayer.probes import PROBES
 from autolayer.probes.probe_report import ProbeReport
@@ -46,6 +46,19 @@ def raced_sets(outcome: records.RaceOutcome) -> tuple[SetRow, ...]:
     """Returns the sets of layers of --top-k in the order of the race."""
     best_at = best_gains(outcome)
     return tuple(_measured(row, SetRow(layers=row.layers, predicted=row.predicted), best_at) for row in outcome.ranking)
+
+
+def outcome_fields(outcome: records.RaceOutcome, *, single: bool) -> dict[str, Any]:
+    """Returns the fields of a result that say what the race has decided; `single`: single layers raced, no sets."""
+    tied = sorted({*(layers[0] for layers in outcome.tied), *outcome.best}) if outcome.tied and single else ()
+    return {
+        "best_layers": outcome.best,
+        "tied_layers": tuple(tied),
+        "verdict": outcome.verdict,
+        "stop_reason": outcome.stop_reason,
+        "expected_regret": outcome.expected_regret,
+        "learning_rate": outcome.winner.learning_rate,
+    }
 
 
 def predicted_baselines(report: ProbeReport, rows: Sequence[RankingRow]) -> dict[str, Baseline]:
