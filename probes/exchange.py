@@ -117,13 +117,11 @@ class Exchange:
 
             return hook
 
-        blocks = range(self.every, len(self.bench.layers), self.every)
-        handles = [self.bench.layers[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in blocks]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for index in range(self.every, len(self.bench.layers), self.every):
+                hook = self.bench.layers[index].register_forward_pre_hook(keep(index), with_kwargs=True)
+                hooks.enter_context(hook)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _part(self, pairs: Sequence[tuple[Excerpt, Excerpt]]) -> tuple[ScoreBatch, torch.Tensor, torch.Tensor]:
         """Returns four sequences for each pair: a after A, b after A, a after B, b after B.
@@ -171,8 +169,5 @@ def _taken_from(
         state = state.flatten(0, 1)[source.to(state.device)].view_as(state)
         return ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
 
-    handle = block.register_forward_pre_hook(exchange, with_kwargs=True)
-    try:
+    with block.register_forward_pre_hook(exchange, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

@@ -206,8 +206,5 @@ def final_states(model: PreTrainedModel, batch: ScoreBatch) -> Iterator[list[tor
         mask = batch.completion_mask[first : first + len(state), 1:].to(state.device, torch.float64).unsqueeze(-1)
         collected.append((state[:, :-1].double() * mask).sum(1) / mask.sum(1).clamp(min=1))
 
-    handle = model.get_decoder().register_forward_hook(keep)
-    try:
+    with model.get_decoder().register_forward_hook(keep):
         yield collected
-    finally:
-        handle.remove()

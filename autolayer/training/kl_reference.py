@@ -44,14 +44,12 @@ class KLReference:
             self._state = (args[0] if args else kwargs["hidden_states"]).detach()
 
         own = {name: parameter.data for name, parameter in self.parameters.items()}
-        handle = self.blocks[self.lowest].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             for name, parameter in self.parameters.items():  # swaps storages, copies nothing
                 parameter.data = self.base[name]
-            with torch.no_grad():
+            with self.blocks[self.lowest].register_forward_pre_hook(keep, with_kwargs=True), torch.no_grad():
                 yield
         finally:
-            handle.remove()
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
 

@@ -63,14 +63,12 @@ class PartialForward:
         def stop(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        handle = self.blocks[layer].register_forward_pre_hook(stop, with_kwargs=True)
+        hook = self.blocks[layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with self._skipping_below(index):
+            with hook, self._skipping_below(index):
                 log_probs(self.model, self.parts[index])
         except _Reached as reached:
             return reached.state
-        finally:
-            handle.remove()
         raise AssertionError(f"the forward pass did not call block {layer}")
 
     def _skipping_below(self, index: int) -> AbstractContextManager[None]:

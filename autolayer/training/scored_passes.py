@@ -43,11 +43,8 @@ def score_at(
         output.last_hidden_state = states.flatten(0, 1)[places_M.to(states.device)][None]
         return output
 
-    handle = model.base_model.register_forward_hook(keep_scored)
-    try:
+    with model.base_model.register_forward_hook(keep_scored):
         return fused(**inputs, shift_labels=tokens_M[None])
-    finally:
-        handle.remove()
 
 
 def score_rows(model: PreTrainedModel, fused: Any, inputs: dict[str, Any], labels: torch.Tensor) -> Any:

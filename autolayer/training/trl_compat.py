@@ -95,12 +95,8 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         # TRL pads prompts on the left and passes no positions. A model with learned positions (GPT-2) would count the
         # padding, and train at other positions than it generates at. Where the pad token's embedding is 0, some models
         # (Gemma 3n) have no finite gradient.
-        hook = model.register_forward_pre_hook(_hide_padding, with_kwargs=True)
-        try:
-            with shared_prefixes(model):
-                return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        finally:
-            hook.remove()
+        with model.register_forward_pre_hook(_hide_padding, with_kwargs=True), shared_prefixes(model):
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _move_model_to_device(self, *_: Any) -> None:
         """Does nothing, because a move would reshard the blocks that are held whole (`fsdp.whole`)."""
