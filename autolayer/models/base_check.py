@@ -72,6 +72,7 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
 
     Raises:
         ModelError: They are quantized.
+        ValueError: The files are damaged.
     """
     method, place = _quantization(config or {}), _local_folder(name)
     if not method and place is not None:
@@ -80,7 +81,10 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
             method = "GGUF"
         elif (place / "hf_quant_config.json").is_file():
             method = "ModelOpt"
-        read_json(place / "generation_config.json")  # transformers takes other end tokens if it is damaged
+        # transformers takes other end tokens if it is damaged
+        ends = read_json(place / "generation_config.json").get("eos_token_id") or []
+        if not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends])):
+            raise ValueError(f"generation_config.json has an eos_token_id that is no token number: {ends!r:.60}")
         for file in files:
             if file.is_file():
                 method = method or _quantized_tensors(file)

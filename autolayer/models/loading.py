@@ -199,9 +199,20 @@ def _read_weights(name: str, **options: Any) -> Any:
     from autolayer.models.layers import find_layers
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        model_path(name), dtype="auto", output_loading_info=True, trust_remote_code=False, **options
+        model_path(name),
+        dtype="auto",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
+        return_dict=True,
+        trust_remote_code=False,
+        **options,
     )
     model, report = loaded
+    for key, in_files, by_config in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"model '{name}' cannot be read: {key} has shape {list(in_files)} in its files, and {list(by_config)} by its "
+            "config.json; restore the config.json of these weights."
+        )
     check_class(name, model)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers initializes missing weights at random

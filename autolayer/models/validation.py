@@ -135,4 +135,7 @@ def first_line(error: BaseException) -> str:
     text, kind = str(error).strip(), type(error).__name__
     if not text or isinstance(error, LookupError | ArithmeticError | TypeError | AttributeError | AssertionError):
         text = f"{kind}: {text}"  # such as KeyError: 'name', which says nothing without it
-    return text.splitlines()[0].rstrip(".:")[:200]
+    lines = text.splitlines()
+    if lines[0].endswith(":") and len(lines) > 1:  # a heading, such as those of invalid configurations
+        lines[0] += f" {lines[1].strip()}"
+    return lines[0].rstrip(".:")[:200]

@@ -25,9 +25,19 @@ def encode_prompts(
     prompts = [row["prompt"] for row in rows]
     if isinstance(prompts[0], str):
         start = _added_at_the_start(tokenizer, prompts[0])
-        encoded = _token_ids(tokenizer, prompts)
-        return [ids if ids[: len(start)] == start else start + ids for ids in encoded]
-    return _token_ids(tokenizer, [_render_prompt(tokenizer, messages, template_kwargs) for messages in prompts])
+        encoded = [ids if ids[: len(start)] == start else start + ids for ids in _token_ids(tokenizer, prompts)]
+    else:
+        texts = [_render_prompt(tokenizer, messages, template_kwargs) for messages in prompts]
+        if len(set(texts)) == 1 and any(messages != prompts[0] for messages in prompts):
+            raise DataError(
+                f"the model's chat template leaves the messages out: every prompt becomes {show(texts[0], 60)}. Repair "
+                "it (some take parts of a content only, not a text), or give another model."
+            )
+        encoded = _token_ids(tokenizer, texts)
+    if [] in encoded:
+        shown = show(prompts[encoded.index([])], 60)
+        raise DataError(f"the prompt {shown} has no tokens: leave it out, or repair the model's tokenizer or template.")
+    return encoded
 
 
 def render(

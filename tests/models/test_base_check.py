@@ -226,6 +226,35 @@ def test_a_config_that_cuts_layers_off_is_refused(folder: Path, kind: str) -> No
             read(str(folder))
 
 
+def test_a_config_of_other_shapes_is_refused_by_name(folder: Path) -> None:
+    set_config(folder, intermediate_size=63)
+    for read in (meta_model, load_model):
+        with pytest.raises(ModelError, match=r"down_proj.weight has shape \[32, 64\] in its files, and \[32, 63\] by"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("ends", ["<eos>", [1, None], 1.5])
+def test_end_tokens_that_are_no_numbers_are_refused(folder: Path, ends: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert_refused_as_unreadable(folder, "generation_config.json has an eos_token_id that is no token number")
+
+
+def test_an_invalid_field_of_the_configuration_is_told(folder: Path) -> None:
+    set_config(folder, hidden_size="32")
+    assert_refused_as_unreadable(folder, "Validation error for field 'hidden_size': .*expected int, got str")
+
+
+def assert_refused_as_unreadable(folder: Path, words: str) -> None:
+    for read in (meta_model, load_model):
+        with pytest.raises(ModelError, match=words):
+            read(str(folder))
+
+
+def test_a_configuration_that_asks_for_tuples_is_overruled(folder: Path) -> None:
+    set_config(folder, return_dict=False)
+    assert load_model(str(folder)).model.config.return_dict
+
+
 def test_a_head_for_further_tokens_is_no_layer(folder: Path) -> None:
     without_the_last_layer(folder, num_nextn_predict_layers=1)
     assert len(find_layers(meta_model(str(folder)))) == load_model(str(folder)).num_layers == 3

@@ -86,3 +86,19 @@ def test_splits_may_be_data_sets() -> None:
     task = Task(name="t", splits=data, reward=mean_id, max_new_tokens=4)
     assert {name: list(split) for name, split in task.splits.items()} == {n: list(rows[n]) for n in rows}
     assert task.splits["train"][:2] == rows["train"][:2]
+
+
+def test_a_template_that_leaves_the_messages_out_is_refused() -> None:
+    parts = "{% for m in messages %}user: {% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    rows = [{"prompt": [{"role": "user", "content": f"{a}+1="}]} for a in range(2)]
+    with pytest.raises(DataError, match="leaves the messages out: every prompt becomes 'user: '. Repair"):
+        encode_prompts(chat(parts), rows, {})
+    assert encode_prompts(chat(), [rows[0], rows[0]], {}), "equal prompts are no fault"
+
+
+@pytest.mark.parametrize("tokenizer", [build_tokenizer(), chat("{{ '' }}")])
+def test_a_prompt_without_tokens_is_named(tokenizer: Any) -> None:
+    has_template = tokenizer.chat_template is not None
+    prompt = [{"role": "user", "content": "1+1="}] if has_template else ""
+    with pytest.raises(DataError, match="the prompt '.*' has no tokens: leave it out"):
+        encode_prompts(tokenizer, [{"prompt": prompt}], {})
