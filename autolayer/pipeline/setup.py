@@ -1,5 +1,6 @@
 """Sets a run up: checks names, fills open fields, loads model and task, and starts or resumes the run folder."""
 
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -89,6 +90,10 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             except RunFolderError:
                 folder.abandon()
                 raise
+        # transformers collects garbage whenever a trainer starts; what is loaded by now stays and need not be searched.
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         yield RunContext(
             config=config,
             bench=bench,

@@ -1,5 +1,6 @@
 """The whole flow on the packaged model, made short: its files, its scores, and how an interrupted run resumes."""
 
+import gc
 import json
 import shutil
 from itertools import islice
@@ -20,6 +21,7 @@ from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
 from autolayer.pipeline import search_stage, train_stage, train_to_step
+from autolayer.pipeline.setup import setup
 from autolayer.reporting.results import PickResult
 from autolayer.tasks import load_task
 from autolayer.tasks.math import arith
@@ -195,6 +197,14 @@ def test_a_race_that_hours_ended_goes_on_after_a_part_of_the_training(
     assert part.status == "incomplete" and "time is up" in (part.stop_reason or "")
     assert part.best_layers == whole.best_layers, "the race asks for another rung of the arm that was trained"
     assert decisions(short_pick(tmp_path / "run", **options)) == decisions(whole)
+
+
+def test_what_stays_for_the_run_is_searched_for_garbage_once(tmp_path: Path):
+    """A trainer collects garbage when it starts, which on a small model takes longer than its first steps."""
+    assert gc.get_freeze_count() == 0
+    with setup(autolayer.Config(**SHORT, out=str(tmp_path / "b"))):
+        assert gc.get_freeze_count() > len(gc.get_objects())
+    assert gc.get_freeze_count() == 0
 
 
 def test_config_and_keywords_do_not_mix():
