@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -24,6 +23,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from autolayer.core.errors import RunFolderError
+from autolayer.core.quiet import quiet
 from autolayer.core.run_folder import RunFolder
 from autolayer.core.shown_text import hide_parts_of, hide_url
 
@@ -37,6 +37,8 @@ MAX_TABLE_ATTEMPTS = 6
 """Attempts to create the tables, which fail if several workers start at the same time."""
 TELL_SECONDS = 10.0
 """Time that a worker waits for others before it says so."""
+quiet_optuna = partial(quiet, "optuna", category=optuna.exceptions.ExperimentalWarning)
+"""A context that silences Optuna's log and its warnings about experimental features."""
 Storage = str | Path
 """An Optuna storage URL, or a SQLite file."""
 _PASSING = {
@@ -220,19 +222,6 @@ def fail_dead_trials(study: optuna.Study, *, is_alone: bool = False) -> None:
         if is_alone or lost or dead:
             with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                 study.tell(trial.number, state=TrialState.FAIL)
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Silences Optuna's log and its warnings about experimental features; autolayer reports progress itself."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def _is_dead(worker: dict[str, Any]) -> bool:

@@ -1,15 +1,19 @@
 """Context managers that undo the side effects of TRL's trainer on the process and the model."""
 
 import contextlib
-import logging
+import functools
 import random
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from transformers import PreTrainedModel
+
+from autolayer.core.quiet import quiet
+
+quiet_trainer = functools.partial(quiet, "transformers", "trl", "accelerate")
+"""A context that silences the warnings of transformers, TRL and accelerate; errors still raise."""
 
 
 @contextlib.contextmanager
@@ -72,19 +76,3 @@ def without_dropout(model: PreTrainedModel) -> Iterator[None]:
         for held, values in settings:
             vars(held).clear()
             vars(held).update(values)
-
-
-@contextlib.contextmanager
-def quiet_trainer() -> Iterator[None]:
-    """Silences the warnings of transformers, TRL and accelerate while the block runs; errors still raise."""
-    names = ("transformers", "trl", "accelerate")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
