@@ -210,8 +210,8 @@ def _read_weights(name: str, **options: Any) -> Any:
     model, report = loaded
     for key, in_files, by_config in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"model '{name}' cannot be read: {key} has shape {list(in_files)} in its files, and {list(by_config)} by its "
-            "config.json; restore the config.json of these weights."
+            f"model '{name}' cannot be read: {key} has shape {list(in_files)} in its files, and {list(by_config)} by "
+            "its config.json; restore the config.json of these weights."
         )
     check_class(name, model)
     missing = sorted(report["missing_keys"])
