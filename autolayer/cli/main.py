@@ -10,6 +10,8 @@ import os
 import sys
 import time
 import traceback
+import warnings
+from typing import Any
 
 import click
 
@@ -18,6 +20,7 @@ from autolayer.core.errors import AutolayerError, LoneRankError, OverdueError, i
 from autolayer.core.launch import is_first_process, num_processes
 from autolayer.core.shown_text import hide_secrets, visible
 
+_format_warning = warnings.formatwarning
 EXIT_DELAY = 5.0
 """Seconds that the other ranks wait before they exit, so that rank 0 can print its message."""
 
@@ -31,8 +34,10 @@ DISK_ERRORS = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command, by default that of the process's arguments, and exits with its exit code."""
     state = {"debug": False}
+    _open_standard_streams()
     # peft imports bitsandbytes where it is installed, and it warns about kernels that are not used here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.formatwarning = _visible_warning
     if logging.lastResort is not None:  # it prints the warnings of all loggers that nobody has set up
         logging.lastResort.setFormatter(_VisibleFormatter())
     try:
@@ -49,6 +54,24 @@ def main(arguments: list[str] | None = None) -> None:
                 time.sleep(EXIT_DELAY)
             os._exit(code)  # an ordinary exit would wait for the other ranks, and for threads of a reward that hangs
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_standard_streams() -> None:
+    """Opens those of the three standard streams that the caller has closed, or the next files would be in their place.
+
+    Without this, what a library prints would be written into the study.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _visible_warning(*arguments: Any, **options: Any) -> str:
+    return visible(hide_secrets(_format_warning(*arguments, **options)))
 
 
 class _VisibleFormatter(logging.Formatter):

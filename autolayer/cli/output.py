@@ -23,8 +23,9 @@ def only_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        with contextlib.suppress(OSError):  # a user's code may have closed it, which must not hide another error
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
 def print_found(found: Any, as_json: bool, report: Any = None) -> None:

@@ -44,7 +44,7 @@ def _load(source: str | Path) -> PickResult | Contribution | Curve:
                 f"{path} has neither {PickResult.FILE} nor {Contribution.FILE}: give the folder of a finished "
                 "`autolayer pick` (--until probe is enough) or `autolayer measure`."
             )
-        path = inside[0]
+        return (Contribution if inside[0].name == Contribution.FILE else PickResult).read(path)
     for record in (Contribution, PickResult):
         if path.name == record.FILE:  # also when it is so damaged that it does not look like JSON
             return record.read(path)

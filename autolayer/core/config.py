@@ -22,7 +22,7 @@ from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig
 from autolayer.core.errors import ConfigError, did_you_mean
 from autolayer.core.layer_set import LayersLike, layers_text
 from autolayer.core.settings import AtMost, LearningRate, NonNegative, Positive, Settings, Size
-from autolayer.core.shown_text import hide_secrets, hide_url
+from autolayer.core.shown_text import hide_url
 
 Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
 ENGINES = ("auto", "transformers", "vllm")
@@ -52,7 +52,7 @@ def _engine(value: Any) -> Any:
     if isinstance(value, str) and value not in ENGINES and not is_server(value):
         close = did_you_mean(value, ENGINES)
         raise ConfigError(
-            f"--rollouts {hide_secrets(value)!r} cannot work: give {', '.join(ENGINES)}, or http://HOST:PORT of a vLLM "
+            f"--rollouts {hide_url(value)!r} cannot work: give {', '.join(ENGINES)}, or http://HOST:PORT of a vLLM "
             f"server.{close}"
         )
     return value

@@ -18,6 +18,7 @@ import filelock
 
 from autolayer.core.errors import RunFolderError
 from autolayer.core.whole_files import (
+    NO_FILE,
     TEMPORARY,
     add_digest_beside,
     check_digest_beside,
@@ -61,6 +62,8 @@ class RunFolder:
         if not file.exists():
             return None
         try:
+            if not file.is_file():
+                raise ValueError(NO_FILE)
             value = json.loads(file.read_text())
             if not isinstance(value, dict):
                 raise ValueError("it holds no JSON object")
@@ -147,7 +150,8 @@ class RunFolder:
         finally:
             # A process that already opened the file notices that it was removed.
             (self.path / LOCK).unlink(missing_ok=True)
-            lock.release()
+            with suppress(OSError):  # a user's code may have closed its file
+                lock.release()
             with suppress(OSError):  # not empty
                 self.path.rmdir()
 
@@ -166,6 +170,8 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"--out {self.path} cannot be written to ({error.strerror}): give another.") from None
         inside = [*self.path.glob("*"), *self.path.glob("arms/**/*"), *self.path.glob(f"{ADAPTER}/**/*")]
+        if odd := [path for path in inside if path.exists() and not path.is_file() and not path.is_dir()]:
+            raise RunFolderError(f"{odd[0]} is {NO_FILE}: delete it and repeat the command, or choose another --out.")
         if links := [path for path in inside if path.is_symlink()]:
             raise RunFolderError(
                 f"{links[0]} is a link, through which the run would write to another place: replace it by what it "

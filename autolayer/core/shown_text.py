@@ -4,9 +4,10 @@ import re
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that steer a terminal or reorder text, and halves of surrogate pairs, which cannot be encoded."""
-_USER = re.compile(r"(?<=://)[^\s'\"]*@")
+_USER = re.compile(r"(?:(?<=://)|(?<=:/)(?!/))[^\s'\"]{0,500}@")
+"""What is before the @ of a URL, also in a path that was made of it; limited, or a long text would take very long."""
 _SECRET = re.compile(
-    r"([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|auth|cred|sig|connect)[^=&;\s]*=)[^&\s'\"]*", re.IGNORECASE
+    r"([?&;][^?=&;\s]*(?:pass|pwd|secret|token|key|auth|cred|sig|connect)[^?=&;\s]*=)[^&\s'\"]*", re.IGNORECASE
 )
 
 

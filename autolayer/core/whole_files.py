@@ -12,6 +12,8 @@ from typing import Any
 
 DIGEST = "digest"
 """Key of the digest in a JSON object, and in the metadata of a safetensors file."""
+NO_FILE = "no regular file, but a folder, a pipe or a device"
+"""Said of what has the name of a file. A pipe would be waited for without end."""
 TEMPORARY = r"\..+\.[0-9a-f]{32}"
 """Pattern of the names of files that are being written."""
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from autolayer.core.errors import PatchError
 from autolayer.core.run_folder import RunFolder
-from autolayer.core.whole_files import unseal
+from autolayer.core.whole_files import NO_FILE, unseal
 from autolayer.models.sealed_tensors import check_finite, hash_tensors, load_sealed, save_sealed
 
 RANK, ALPHA = 16, 32
@@ -123,6 +123,8 @@ def read_adapter_info(folder: Path) -> dict[str, Any]:
         PatchError: The folder has no such file, or it cannot be read.
     """
     try:
+        if (folder / INFO_FILE).exists() and not (folder / INFO_FILE).is_file():
+            raise ValueError(f"{INFO_FILE} is {NO_FILE}")
         found = unseal(INFO_FILE, json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
         if not (isinstance(found["base"], str) and isinstance(found["base_hash"], str)):
             raise ValueError("its base is no text")

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from autolayer.core.whole_files import DIGEST, digest_of, write_whole
+from autolayer.core.whole_files import DIGEST, NO_FILE, digest_of, write_whole
 from autolayer.models.disk_space import follow_umask
 
 
@@ -45,6 +45,8 @@ def load_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         SafetensorError: It is no safetensors file.
         OSError: It cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"it is {NO_FILE}")
     with safe_open(path, framework="pt", device="cpu") as file:
         metadata: dict[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -33,7 +33,7 @@ def decide_run_again(folder: Path, *, regret: float | None = None, top_k: int | 
         raise RunFolderError(
             f"{folder} has no finished search, so there is nothing to decide again: let `pick` search."
         )
-    if not run.has(STUDY):
+    if not (run / STUDY).is_file():
         raise RunFolderError(f"{folder} has no {STUDY}, because its search is in another --storage: copy it there.")
     outcome, posterior, allowed = decide_again(run / STUDY, regret)
     raced = len(outcome.best)

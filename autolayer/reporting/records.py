@@ -13,7 +13,7 @@ import annotated_types
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autolayer.core.errors import DataError
-from autolayer.core.whole_files import check_digest_beside
+from autolayer.core.whole_files import NO_FILE, check_digest_beside
 
 Item = TypeVar("Item")
 RECORD = ConfigDict(
@@ -77,7 +77,10 @@ class FileRecord:
     def read(cls, path: str | Path) -> Self:
         """Reads the file, or the one in a run folder; raises DataError if it is missing or does not fit."""
         path = Path(path)
-        path = path / cls.FILE if path.is_dir() else path
+        if path.is_dir():
+            path = path / cls.FILE
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path} is {NO_FILE}: delete it and repeat the command that made it.")
         try:
             return cls.from_json(path.read_bytes(), path)
         except FileNotFoundError:

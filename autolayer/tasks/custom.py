@@ -20,7 +20,7 @@ from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError, ConfigError, DataError, RewardError, UnknownNameError, did_you_mean
 from autolayer.tasks.agent.tool_environment import task_of_class
 from autolayer.tasks.base import Task
-from autolayer.tasks.rewards import show
+from autolayer.tasks.rewards import said, show
 from autolayer.tasks.user_code import keeping_process_state
 
 _DIGEST = "__autolayer_digest__"
@@ -92,8 +92,10 @@ def _make(factory: Callable[..., Any], reference: str, offered: dict[str, Any]) 
         return factory(**{p.name: offered[p.name] for p in parameters if p.name in offered})
     except AutolayerError:
         raise
-    except Exception as error:
-        raise DataError(f"--task {reference} raised {type(error).__name__}: {error}{_where(error)}.") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DataError(f"--task {reference} raised {said(error)}{_where(error)}.") from error
 
 
 def _attribute(option: str, path: Path, name: str) -> Any:
@@ -128,10 +130,13 @@ def _import(option: str, path: Path) -> types.ModuleType:
     try:
         with keeping_process_state():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[name]
-        text = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{option}: importing {path} failed with {text}{_where(error)}. Mend that file.") from error
+        raise ConfigError(
+            f"{option}: importing {path} failed with {said(error)}{_where(error)}. Mend that file."
+        ) from error
     return module
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from autolayer.core.errors import EpisodeError
-from autolayer.tasks.rewards import as_number, describe, show
+from autolayer.tasks.rewards import as_number, describe, said, show
 from autolayer.tasks.time_limit import within
 from autolayer.tasks.user_code import keeping_process_state
 
@@ -109,10 +109,12 @@ def _call(method: Callable[..., Any], where: str, *given: Any) -> Any:
     try:
         with keeping_process_state():
             return within(LIMIT, lambda: method(*given))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         hint = f" It was given {show(given[0])}; an action that makes no sense is no error." if given else ""
         raise EpisodeError(
-            f"environment {describe(method, error)} raised {type(error).__name__} {where}: {error}. Mend it.{hint}"
+            f"environment {describe(method, error)} raised {said(error, f' {where}')}. Mend it.{hint}"
         ) from error
 
 

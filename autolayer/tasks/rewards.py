@@ -82,9 +82,11 @@ def judge(
             f"reward function {describe(function)} was still running after the deadline of --hours: give what it waits "
             "for a time limit. The same command resumes."
         ) from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and CancelledError, too
         raise RewardError(
-            f"reward function {describe(function, error)} raised {type(error).__name__}: {error}. The batch began with "
+            f"reward function {describe(function, error)} raised {said(error)}. The batch began with "
             f"{sample(given, 0)}. Mend the function; for a completion that it cannot read it should return 0.0. If it "
             "fails only now and then, --reward-retries calls it again."
         ) from error
@@ -164,6 +166,15 @@ def describe(function: Callable[..., Any], error: BaseException | None = None) -
     frames = traceback.extract_tb(error.__traceback__) if error else []
     lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
     return f"'{name}' ({code.co_filename}:{lines[-1] if lines else code.co_firstlineno})"
+
+
+def said(error: BaseException, where: str = "", width: int = 1000) -> str:
+    """Returns the type and the beginning of the text of an exception of the user's code, which may fail in any way."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "an error whose text cannot be read"
+    return f"{type(error).__name__}{where}: {text if len(text) <= width else text[:width] + ' ...'}"
 
 
 def show(value: Any, width: int = 120) -> str:

@@ -3,9 +3,11 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -384,3 +386,25 @@ def test_module_is_the_same_command(tmp_path: Path) -> None:
         [sys.executable, "-m", "autolayer", "pikc"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "Did you mean 'pick'?" in done.stderr
+
+
+def test_closed_standard_streams_do_not_become_the_places_of_other_files() -> None:
+    program = """
+import os
+from autolayer.cli.main import _open_standard_streams
+from autolayer.cli.output import only_stderr
+_open_standard_streams()
+study = os.open(os.devnull, os.O_RDONLY)
+with only_stderr():
+    print("text of a library")
+print("result", flush=True)
+os._exit(0 if study > 2 else 9)
+"""
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+
+
+def test_a_warning_shows_no_control_characters(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    call("tasks")
+    assert "\x1b" not in (shown := warnings.formatwarning("glyph \x1b", UserWarning, "a.py", 1)) and r"\x1b" in shown

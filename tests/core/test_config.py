@@ -50,6 +50,7 @@ from autolayer.core.errors import ConfigError
         ({"data": "a\0b"}, r"'a\x00b' cannot be a path: it has a null character."),
         ({"self": 1}, "unknown setting 'self'."),
         ({"rollouts": "http://me:secret@host:1"}, "--rollouts 'http://***@host:1' cannot work"),
+        ({"rollouts": "me:secret@host:1"}, "--rollouts '***' cannot work"),
         ({"learning_rate": 1e-3, "measure": {"rates": [1e-3]}}, "exclude each other: give one."),
     ],
 )

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from autolayer.core.errors import RunFolderError
+from autolayer.core.errors import DataError, RunFolderError
 from autolayer.core.run_folder import LOCK, RunFolder
+from autolayer.models.sealed_tensors import load_sealed
+from autolayer.reporting.results import PickResult
 
 
 def test_workers_that_start_in_a_folder_at_one_moment_all_get_it(tmp_path: Path) -> None:
@@ -131,3 +134,24 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "search.json").write_text(text)
     with pytest.raises(RunFolderError, match="search.json is damaged"):
         RunFolder(tmp_path).read("search.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A pipe would be waited for without end."""
+    for name in ("search.json", "result.json"):
+        make(tmp_path / name)
+        with pytest.raises(RunFolderError, match=f"{name} is damaged .*no regular file.*delete that file"):
+            RunFolder(tmp_path).read(name)
+    with pytest.raises(DataError, match="result.json is no regular file"):
+        PickResult.read(tmp_path)
+    make(tmp_path / "layer.safetensors")
+    with pytest.raises(ValueError, match="no regular file"):
+        load_sealed(tmp_path / "layer.safetensors")
+
+
+def test_a_pipe_anywhere_in_a_run_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "arms" / "layer-1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "arms" / "layer-1" / "history.json")
+    with pytest.raises(RunFolderError, match=r"layer-1/history.json is no regular file.*delete it"):
+        RunFolder(tmp_path).check()

@@ -1,5 +1,7 @@
 """Texts of others on the terminal: no control character and no password is shown."""
 
+import time
+
 import pytest
 
 from autolayer.core.shown_text import hide_parts_of, hide_secrets, hide_url, visible
@@ -47,4 +49,12 @@ def test_what_a_driver_says_about_a_url_is_shown_without_its_secrets() -> None:
 def test_a_sentence_with_a_url_keeps_its_other_words() -> None:
     text = "see https://example.org/a?b=c, or write to me@example.org; set eos_token=1 & go"
     assert hide_secrets(text) == text
+    assert hide_secrets("no file /home/me/https:/u:p@h/x") == "no file /home/me/https:/***@h/x"
     assert hide_secrets("get https://u:p@h/x?token=abc now, me@h") == "get https://***@h/x?token=*** now, me@h"
+
+
+@pytest.mark.parametrize("text", ["?" * 20_000, "://" * 50_000, "?pass" * 10_000])
+def test_no_text_takes_long(text: str) -> None:
+    start = time.process_time()
+    hide_secrets(text)
+    assert time.process_time() - start < 2

@@ -41,6 +41,13 @@ def test_the_program_of_a_reply(completion: str, program: str | None) -> None:
     assert is_answer(completion, chat=True) == (program is not None)
 
 
+def test_a_long_reply_takes_no_long_time() -> None:
+    start = time.process_time()
+    for filling in ("_", " "):
+        assert program_of(CHAT, f"```{filling * 50_000}\n{'x' * 50_000}") is None
+    assert time.process_time() - start < 2
+
+
 HEADER = 'def square(n):\n    """Squares."""\n'
 
 
@@ -177,6 +184,8 @@ def test_values_are_compared_by_kind(found: Any, wanted: Any, same: bool) -> Non
         ({"fn_name": "f", "inputs": [[1], [2]], "outputs": [None, [None]]}, "every output .* is empty"),
         ({"tests": ["x = [3, 1]\nsort(x)\nassert x == [1, 3]"]}, "calls sort and ignores what it returns"),
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"fn_name": "f", "inputs": [[1]], "outputs": [' + "9" * 5000 + "]}", "not valid JSON"),
         ("3", "is a int"),
         ({"fn_name": "f", "inputs": [[{1}]], "outputs": [1]}, "not valid JSON .*set"),
         (3, "is a int"),

@@ -145,6 +145,13 @@ def test_an_exception_of_the_program_ends_no_loop_of_the_tests(box: Sandbox, rai
     assert [outcome.passed for outcome in box.run(jobs)] == [(False,), (True,)]
 
 
+def test_a_check_that_is_never_called_is_not_passed(box: Sandbox) -> None:
+    check = "def check(candidate):\n    assert candidate(2) == 4\n"
+    program = "def f(x): return x * x"
+    jobs = [Judged(program=program, tests=[test], functions=["f"]) for test in (check, check + "check(f)")]
+    assert [outcome.passed for outcome in box.run(jobs)] == [(False,), (True,)]
+
+
 def test_a_test_that_catches_everything_does_not_hide_the_end_of_the_program(box: Sandbox) -> None:
     test = "try:\n    f(1)\nexcept:\n    pass\nassert True"
     (outcome,) = box.run([Judged(program="import os\nf = lambda x: os._exit(0)", tests=[test], functions=["f"])])

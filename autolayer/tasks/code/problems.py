@@ -50,7 +50,9 @@ def parse_problem(given: Any) -> CodeProblem:
         raise DataError(f"the problem {show(given)} is a {type(given).__name__}: give {FORMS}.")
     try:
         return _parse_text(given if isinstance(given, str) else json.dumps(dict(given)))
-    except (TypeError, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the problem {show(given)} is not valid JSON ({error}): give {FORMS}.") from None
 
 
@@ -77,7 +79,7 @@ def _with_tests(given: dict[str, Any]) -> CodeProblem:
         raise DataError(f"the test {show(bad[0])} asserts nothing: give texts such as 'assert f(2) == 4'.")
     try:
         trees = [ast.parse(setup), *map(ast.parse, tests)]
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise DataError(f"a test or its setup is no Python ({error}): {show(tests)}.") from None
     needed = _undefined(trees)
     # The usual harness runs tests inside the program, where they can rely on the program's own imports.

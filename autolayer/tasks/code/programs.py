@@ -12,7 +12,8 @@ FENCE = "```"
 OPENING = "```python\n"
 """End of a prompt for a base model, so that the completion is the program up to the closing fence."""
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+# Possessive, because a long first line without a closing fence would be tried in every way.
+_BLOCK = re.compile(r"^[ \t]*+```[ \t]*+(\w*+)[^\n]*+\n(.*?)^[ \t]*+```", re.DOTALL | re.MULTILINE)
 _NEXT_PART = re.compile(r"\n(?=class |def |@|#|if |print\(|assert |import |from |```)")
 _LANGUAGES = ("python", "python3", "py", "")
 

@@ -33,12 +33,13 @@ def run_judge(host: Connection, peer: Connection, verdict: int, mode: str, limit
     program.send_bytes(json.dumps({"program": job["program"]}).encode())
     space: dict[str, Any] = {"__name__": "tests"}
     exec(compile(job["setup"], "setup.py", "exec"), space)
-    space |= {name: _proxy(program, name, limits["output"]) for name in job["functions"]}
+    called: set[str] = set()
+    space |= {name: _proxy(program, name, limits["output"], called) for name in job["functions"]}
     passed: list[bool] = []
     for test in job["tests"]:
         try:
             exec(compile(test, "test.py", "exec"), space)
-            is_passed = True
+            is_passed = bool(called)  # a `check` that is defined and not called has tested nothing
         except BaseException:  # a test that raises anything has not passed
             is_passed = False
         if program.closed:  # also if the test has caught that
@@ -50,8 +51,9 @@ def run_judge(host: Connection, peer: Connection, verdict: int, mode: str, limit
     return 0
 
 
-def _proxy(program: Connection, name: str, max_bytes: int) -> Callable[..., Any]:
+def _proxy(program: Connection, name: str, max_bytes: int, called: set[str]) -> Callable[..., Any]:
     def proxy(*arguments: Any, **named: Any) -> Any:
+        called.add(name)
         call = json.dumps(protocol.to_json([name, arguments, named])).encode()
         try:
             program.send_bytes(call)
