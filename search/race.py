@@ -48,7 +48,18 @@ class Race:
             self._outcome = self._conclude(posterior)
         return self._outcome or tuple(run for run in self._batch if run not in answers)
 
+    @property
+    def leader(self) -> tuple[int, ...]:
+        """The candidate with the highest expected contribution, after the last whole batch."""
+        return self._posterior.candidates[self._posterior.ranked[0]].layers
+
+    @property
+    def leader_probability(self) -> float:
+        """Probability that the leader is the best candidate."""
+        return float(self._posterior.probability_best_C[self._posterior.ranked[0]])
+
     def _conclude(self, posterior: Posterior) -> RaceOutcome | None:
+        self._posterior = posterior
         verdict = settled_verdict(self._state.config, posterior, measured=bool(self._state.results))
         if not verdict and self._batch:
             return None

@@ -93,6 +93,17 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a race stands."""
+
+    leader: tuple[int, ...]
+    probability: float
+    """Probability that the leader is the best candidate, after the last whole batch."""
+    spent: Cost
+    """Cost of all finished runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RacedCandidate:
     """One candidate of the ranking: predicted, measured and posterior values."""
 

@@ -22,6 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from autolayer.core.arms import Arm, RungResult
+from autolayer.core.costs import Cost
 from autolayer.core.errors import SearchError, TrainingError
 from autolayer.core.whole_files import seal
 from autolayer.search.evidence import check_result, paired_gain
@@ -29,7 +30,7 @@ from autolayer.search.optuna_storage import Storage, Wait, fail_dead_trials, mar
 from autolayer.search.outcome import conclude
 from autolayer.search.race import Answer, Race, current_posterior
 from autolayer.search.race_state import RaceState
-from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run
+from autolayer.search.records import TIME_IS_UP, Candidate, RaceConfig, RaceOutcome, Run, Standing
 from autolayer.search.study import RaceStudy, run_of, sealed_result
 
 POLL_SECONDS = 0.2
@@ -50,6 +51,7 @@ def run_search(
     *,
     storage: Storage,
     deadline: float | None = None,
+    on_standing: Callable[[Standing], None] = lambda standing: None,
     is_alone: bool = False,
     resumes: bool = False,
 ) -> RaceOutcome:
@@ -63,6 +65,7 @@ def run_search(
             run's failure. Any other exception propagates, and the same call resumes the study.
         storage: An Optuna storage URL, or a SQLite file, whose folder must exist.
         deadline: `time.monotonic()` after which no run is started. The race then ends with the results so far.
+        on_standing: Called with the standing of the race before every run.
         is_alone: True if no other process can take part, so that what an earlier one has begun is repeated at once.
         resumes: The race has begun, so that its study must be there.
 
@@ -74,6 +77,7 @@ def run_search(
         fail_dead_trials(race_study.study, is_alone=is_alone)
         worker = _Worker(race_study, run, deadline)
         while worker.advance():
+            on_standing(worker.standing())
             race_study.study.optimize(worker.run_trial, n_trials=1, catch=(RunFailed,))
         assert worker.outcome is not None
         return worker.outcome
@@ -106,6 +110,12 @@ class _Worker:
             if self._is_any_waiting():
                 return True
             wait.poll(POLL_SECONDS)
+
+    def standing(self) -> Standing:
+        """Returns the standing of the race, with the runs of all workers."""
+        answers = self.race_study.answers(self.race_study.trials()).values()
+        spent = sum((answer.cost for answer in answers if isinstance(answer, RungResult)), Cost())
+        return Standing(leader=self.race.leader, probability=self.race.leader_probability, spent=spent)
 
     def run_trial(self, trial: optuna.Trial) -> float:
         """Carries out the trial's run. The trial ends as PRUNED, or as FAIL if the run raised a `TrainingError`."""
@@ -168,11 +178,12 @@ class _Worker:
             "layers": CategoricalDistribution([_label(each.layers) for each in candidates]),
             "learning_rate": FloatDistribution(low, high, log=True),
         }
+        arm = f"layer {_label(run.slot.layers)}, rate {self._rate(run):.3g}, seed {run.slot.seed}"
         trial = create_trial(
             params={"layers": _label(run.slot.layers), "learning_rate": self._rate(run)},
             distributions=distributions,
             intermediate_values=curve,
-            user_attrs=attributes,
+            user_attrs={"arm": arm, **attributes},
             **options,
         )
         self.race_study.study.add_trial(trial)

@@ -30,6 +30,7 @@ GROUPS = {
     "Sampling and evaluation": (
         "rollouts", "temperature", "max_new_tokens", "max_prompt_tokens", "thinking", "num_eval",
     ),
+    "Watching": ("track",),
     "Devices and machines": ("device", "dtype", "shard", "storage"),
     "Other": ("split", "columns", "reward_weights", "reward_retries", "accept_changes", "allow_unsandboxed", "debug"),
 }  # fmt: skip

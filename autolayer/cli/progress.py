@@ -1,4 +1,4 @@
-"""Progress on the terminal: one bar per stage, and one line when a stage ends. The first bar imports rich."""
+"""Progress on the terminal: a live line for the running stage, and one line when it ends. The first imports rich."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _make_bars(stream: TextIO | None) -> rich.progress.Progress:
 
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

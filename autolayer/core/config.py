@@ -37,7 +37,7 @@ LARGEST_WEIGHT = 1000
 """Largest absolute weight of a reward, so that the squares of weighted rewards fit into float32."""
 
 NOT_SIGNED = (
-    "out", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
+    "out", "track", "storage", "hours", "device", "shard", "activation_checkpointing", "vllm", "allow_unsandboxed",
     "accept_changes", "reward_retries",
 )  # fmt: skip
 """Fields that may change when a run is resumed: they decide where and how long it runs, but not its results."""
@@ -181,6 +181,8 @@ class Config(Settings):
     """Seed of every random choice of the run."""
     out: PathText | None = None
     """Run folder. Default: runs/MODEL-TASK-SIGNATURE, so the same command resumes."""
+    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None = None
+    """Send the metrics of every arm to this tracker, each as a run of one group."""
     storage: Annotated[str | None, PlainSerializer(hide_url, when_used="json-unless-none"), Field(repr=False)] = None
     """Optuna storage of the search, for workers on several machines. Default: study.db in the run folder."""
     device: str = "auto"
@@ -298,6 +300,7 @@ class Options(TypedDict, total=False):
     num_eval: int | None
     seed: int
     out: str | Path | None
+    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None
     storage: str | None
     device: str
     dtype: Literal["auto", "float32", "checkpoint"]

@@ -35,6 +35,7 @@ CONFIG, CALIBRATION, ROLLOUTS, PROBE, SEARCH, RESULT = (
     f"{stage}.json" for stage in ("config", "calibration", "rollouts", "probe", "search", "result")
 )
 PATCH, REPORT, STUDY, ARMS = "layer.safetensors", "report.html", "study.db", "arms"
+COMPLETIONS = "completions.parquet"
 ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
 PUBLIC = (RESULT, "contribution.json", "comparison.json")

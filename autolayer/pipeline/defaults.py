@@ -9,6 +9,7 @@ from autolayer import tasks
 from autolayer.core.budget import BUDGET, calibration_prompts, calibration_share, default_budget
 from autolayer.core.config import Config
 from autolayer.models.names import NAMED, check_model_name
+from autolayer.reporting.trackers import check_tracker
 from autolayer.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,9 @@ NUM_EVAL = 512
 
 
 def check_names(config: Config) -> None:
-    """Refuses unknown models and tasks, and tasks that a packaged model was not made for."""
+    """Refuses unknown models and tasks, tasks that a packaged model was not made for, and trackers that are missing."""
     check_model_name(config.model)
+    check_tracker(config.track)
     named = NAMED.get(config.model)
     tasks.check_task_name(config, named.forms if named else None)
 

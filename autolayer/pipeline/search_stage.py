@@ -6,13 +6,14 @@ from autolayer.core import depth_prior
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.budget import finding_budget, pays_for_race, search_seconds, select_items
 from autolayer.core.costs import Cost
+from autolayer.core.layer_set import name_layers
 from autolayer.core.run_folder import ARMS, SEARCH, STUDY
 from autolayer.pipeline.arm_choice import insert_adapters, race_candidates
 from autolayer.pipeline.calibrate_stage import CalibrationStage
 from autolayer.pipeline.probe_stage import ProbeStage
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.train_to_step import train_to_step
-from autolayer.search.records import RaceConfig, RaceOutcome
+from autolayer.search.records import RaceConfig, RaceOutcome, Standing
 from autolayer.search.worker import run_search
 
 
@@ -33,7 +34,8 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
     candidates = race_candidates(run, probes.report)
     num_items = min(select_items(config), len(bench.task.splits["select"]))
     earlier = calibration.cost + probes.cost
-    left = finding_budget(config, units, run.candidates) - earlier
+    budget = finding_budget(config, units, run.candidates)
+    left = budget - earlier
     races = len(candidates) > 1 and pays_for_race(config, units, run.candidates, left)
     base_I, base_cost = _score_base(run, num_items) if races else ((), Cost())
     is_pretrained = depth_prior.applies(bench.model.num_parameters())
@@ -52,16 +54,13 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
         rate_span=config.search.rate_span,
         fixed_rate=config.learning_rate is not None,
     )
-    done = 0.0
     with run.progress.stage("search", 1.0) as bar:
 
-        def run_rung(arm: Arm, to_step: int) -> RungResult:
-            nonlocal done
-            result = _run_rung(run, arm, to_step, num_items)
-            done += result.cost.layer_tokens
-            share = min(1.0, done / max(1.0, race.budget.layer_tokens))
-            bar.advance(max(0.0, share - bar.completed), f"layer {arm.name} to step {to_step}")
-            return result
+        def on_standing(standing: Standing) -> None:
+            share = min(1.0, standing.spent.layer_tokens / max(1.0, race.budget.layer_tokens))
+            spent = (earlier + base_cost + standing.spent).layer_tokens / budget.layer_tokens
+            leader = f"leader {name_layers(standing.leader)} ({standing.probability:.0%})"
+            bar.advance(max(0.0, share - bar.completed), f"{leader}, budget {spent:.0%} spent")
 
         storage = config.storage or run.folder / STUDY
         deadline = run.started + search_seconds(config)
@@ -72,12 +71,13 @@ def search_stage(run: RunContext, calibration: CalibrationStage, probes: ProbeSt
                 candidates,
                 base_I,
                 run_rung,
+                on_standing=on_standing,
                 storage=storage,
                 deadline=deadline,
                 is_alone=config.storage is None,  # the run folder is locked
                 resumes=any((run.folder / ARMS).glob("*/*")),  # the study records what they are worth
             ),
-            run_rung,
+            lambda arm, to_step: _run_rung(run, arm, to_step, num_items),
         )
         bar.advance(0, "no clear winner" if outcome.verdict == "budget_spent" else outcome.verdict)
     return SearchStage(outcome=outcome, cost=outcome.spent + base_cost)

@@ -80,6 +80,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
                 process_group=process_group,
             )
             check_passes(bench)
+        stack.callback(bench.log.close)
         check_context(bench)
         if config.storage is None:  # with a storage, several workers share the folder
             stack.enter_context(folder.locked())

@@ -32,7 +32,7 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
         bar.advance(arm.step, f"layer {arm.name}")
 
         def on_step(reward: float) -> None:
-            bar.advance(1, f"training reward {reward:.3f}")
+            bar.advance(1, f"layer {arm.name}, training reward {reward:.3f}")
 
         for trained_arm in train_to_step(bench, arm, steps, on_step=on_step, deadline=deadline):
             arm = trained_arm.arm

@@ -55,10 +55,13 @@ class Rollouts:
     """Metrics that the reward logged (TRL's `log_metric`), averaged over the batch."""
     judgements: list[Mapping[str, float | None]] = field(default_factory=list)
     """The values of the reward functions for each completion; nothing where an environment gives the rewards."""
+    extras: list[Mapping[str, float | str | None]] = field(default_factory=list)
+    """Further columns of each completion that the reward logged (TRL's `log_extra`)."""
 
     def __post_init__(self) -> None:
-        if not self.judgements:
-            object.__setattr__(self, "judgements", [{} for _ in self.rewards])
+        for name in ("judgements", "extras"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, [{} for _ in self.rewards])
 
     @classmethod
     def of_one_turn(
@@ -72,6 +75,7 @@ class Rollouts:
         log_probs: list[list[float] | None] | None = None,
         metrics: Mapping[str, float] = MappingProxyType({}),
         judgements: Sequence[Mapping[str, float | None]] = (),
+        extras: Sequence[Mapping[str, float | str | None]] = (),
     ) -> Rollouts:
         """Builds the rollouts of a task without an environment; every list has one entry per completion."""
         return cls(
@@ -86,6 +90,7 @@ class Rollouts:
             group_size=group_size,
             metrics=dict(metrics),
             judgements=list(judgements),
+            extras=list(extras),
         )
 
     @property
@@ -165,5 +170,6 @@ class Rollouts:
 
 LISTS = (
     "prompt_ids", "completion_ids", "turns", "actions", "rewards", "finished", "prefilled", "log_probs", "judgements",
+    "extras",
 )  # fmt: skip
 """The fields of Rollouts with one entry per completion."""

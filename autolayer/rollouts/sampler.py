@@ -1,7 +1,7 @@
 """Samples completions or whole episodes for rows of a task, and scores them by the task's reward."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,9 @@ from autolayer.rollouts.prompts import encode_prompts
 from autolayer.rollouts.rollouts import Rollouts
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.rewards import as_number
+
+LONGEST_TEXT = 20_000
+"""Characters of a logged text that are kept."""
 
 
 def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int], group_size: int) -> Rollouts:
@@ -32,11 +35,14 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     decoded = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, decoded, strict=True)]
     logged: defaultdict[str, list[float]] = defaultdict(list)
-    rewards, judgements = task.judge(repeated, texts, completion_ids, log_metric=partial(_log, logged))
+    extras: list[dict[str, float | str | None]] = [{} for _ in texts]
+    rewards, judgements = task.judge(
+        repeated, texts, completion_ids, log_metric=partial(_log, logged), log_extra=partial(_add_column, extras)
+    )
     log_probs = [completion.log_probs for completion in kept]
     metrics = {name: fmean(values) for name, values in logged.items()}
     return Rollouts.of_one_turn(
-        prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics, judgements
+        prompt_ids, completion_ids, texts, rewards, finished, group_size, log_probs, metrics, judgements, extras
     )
 
 
@@ -76,3 +82,10 @@ def _log(logged: defaultdict[str, list[float]], name: str, value: Any) -> None:
     """Adds a value that a reward logs; one that is no finite number is left out, because nothing is decided by it."""
     if (number := as_number(value)) is not None:
         logged[name].append(number)
+
+
+def _add_column(extras: list[dict[str, float | str | None]], name: str, values: Iterable[Any]) -> None:
+    """Adds a column that a reward logs, as numbers or texts; values without a completion are left out."""
+    for extra, value in zip(extras, values, strict=False):
+        number = as_number(value)
+        extra[str(name)] = number if number is not None or value is None else str(value)[:LONGEST_TEXT]

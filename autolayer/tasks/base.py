@@ -133,6 +133,7 @@ class Task:
         texts: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None = None,
         log_metric: Callable[..., None] | None = None,
+        log_extra: Callable[..., None] | None = None,
     ) -> tuple[list[float], list[Judgement]]:
         """Returns the rewards of completions, and what each reward function returned for each of them.
 
@@ -141,6 +142,7 @@ class Task:
             texts: The completions.
             completion_ids: The tokens of each completion, for rewards that read them.
             log_metric: Called with a name and a number for each metric that the reward logs.
+            log_extra: Called with a name and one value per completion for each column that the reward logs.
 
         Raises:
             RewardError: A reward raised, or returned something other than one finite number per completion, or no
@@ -164,6 +166,7 @@ class Task:
             retries=self.reward_retries,
             trainer_state=self.trainer_state,
             log_metric=log_metric,
+            log_extra=log_extra,
         )
 
 

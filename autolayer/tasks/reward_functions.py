@@ -36,6 +36,7 @@ def call_rewards(
     retries: int = 0,
     trainer_state: Any = None,
     log_metric: Callable[..., None] | None = None,
+    log_extra: Callable[..., None] | None = None,
 ) -> tuple[list[float], list[Judgement]]:
     """Calls reward functions as TRL does; coroutine functions run at the same time.
 
@@ -47,6 +48,7 @@ def call_rewards(
         retries: Times that a function which fails is called again, alone.
         trainer_state: TRL's `TrainerState`, with `global_step` and `max_steps`.
         log_metric: Called by the functions with a name and a number.
+        log_extra: Called by the functions with a name and one value per completion.
 
     Returns:
         The reward of every completion, which is the sum of what its judges returned, each times its weight; and what
@@ -55,8 +57,8 @@ def call_rewards(
     Raises:
         RewardError: As `rewards.judge`, or no function judges one of the completions.
     """
-    # TRL's log_extra adds columns to a table of completions, which there is not here.
-    given = {**columns, "trainer_state": trainer_state, "log_extra": _ignore, "log_metric": log_metric or _ignore}
+    logs = {"log_extra": log_extra or _ignore, "log_metric": log_metric or _ignore}
+    given = {**columns, "trainer_state": trainer_state, **logs}
     names, values = reward_names(functions), _judge_all(functions, given, retries)
     judgements: list[Judgement] = [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
     rewards = []
@@ -89,7 +91,7 @@ def _judge_all(
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands for TRL's log_extra and log_metric outside a training run."""
+    """Stands for TRL's log_extra and log_metric where nothing keeps what is logged."""
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:

@@ -33,8 +33,8 @@ class History:
     costs: Mapping[int, Cost]
     """Maps each checkpointed step to the cost of training up to it; step 0 has no entry."""
     metrics: tuple[Mapping[str, float], ...] = ()
-    """Means that were logged in each training step: of every reward function, if there are several, and what they log
-    themselves. Older histories have none."""
+    """Metrics of each training step: the mean of every reward function, if there are several, what they log themselves,
+    length and truncation, TRL's entropy and KL, and the size of the update. Older histories have fewer or none."""
 
 
 class Checkpoints:
@@ -63,7 +63,7 @@ class Checkpoints:
         saved = self._at_checkpoint(arm, to_step)
 
         def write() -> None:
-            history = self._history(arm)
+            history = self.history(arm)
             for path in self._files(arm):
                 if _step_of(path) > to_step:
                     path.unlink()
@@ -88,7 +88,7 @@ class Checkpoints:
     def read(self, arm: Arm) -> dict[str, torch.Tensor]:
         """Returns the tensors of the arm's checkpoint (`MasterAdamW.tensors`)."""
         assert arm.checkpoint is not None, "an arm at step 0 has no checkpoint"
-        self._history(arm)  # what is trained from here goes on in it
+        self.history(arm)  # what is trained from here goes on in it
         try:
             tensors, metadata = load_sealed(self.folder / arm.checkpoint)
             if json.loads(metadata.get("arm", "null")) != json.loads(json.dumps(asdict(arm))):
@@ -102,11 +102,11 @@ class Checkpoints:
         """Returns the cost of training an arm from step 0 up to its step."""
         if arm.step == 0:
             return Cost()
-        return self._history(arm).costs[arm.step]
+        return self.history(arm).costs[arm.step]
 
     def training_rewards(self, arm: Arm, from_step: int) -> tuple[float, ...]:
         """Returns the mean reward of every training group from a step up to the arm's, in order."""
-        steps = self._history(arm).rewards[from_step : arm.step]
+        steps = self.history(arm).rewards[from_step : arm.step]
         return tuple(reward for step in steps for reward in step)
 
     def latest(self, arm: Arm) -> Arm:
@@ -121,7 +121,7 @@ class Checkpoints:
         """
         final = Checkpoints(self.folder, self.process_group, FINAL)
         if arm.step and final.latest(arm) == arm:
-            history = self._history(arm)
+            history = self.history(arm)
             kept = asdict(history)
             self.process_group.on_rank_0(lambda: self._run_folder.write(final._history_of(arm), kept, indent=None))
         return final
@@ -130,7 +130,7 @@ class Checkpoints:
         """Removes all checkpoints of an arm."""
         self.process_group.on_rank_0(lambda: shutil.rmtree(self._arm_folder(arm), ignore_errors=True))
 
-    def _history(self, arm: Arm) -> History:
+    def history(self, arm: Arm) -> History:
         """Returns the history of an arm, which must reach its step."""
 
         def read() -> History:

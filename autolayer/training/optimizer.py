@@ -76,6 +76,20 @@ class MasterAdamW(torch.optim.Optimizer):
         for name, parameter in self.named.items():
             parameter.copy_(self.as_stored(name, self.masters[name]))
 
+    @torch.no_grad()
+    def update_size(self) -> float:
+        """Returns the norm of the last update of the masters, divided by their norm."""
+        squares = torch.zeros(2, dtype=torch.float64)
+        for group in self.inner.param_groups:
+            beta1, beta2 = group["betas"]
+            for master in group["params"]:
+                if state := self.inner.state.get(master):
+                    steps = float(state["step"])
+                    spread = (state["exp_avg_sq"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+                    update = state["exp_avg"] / spread * (group["lr"] / (1 - beta1**steps))
+                    squares += torch.stack([update.norm(), master.norm()]).double().cpu().square()
+        return float((squares[0] / squares[1]).sqrt()) if squares[1] else 0.0
+
     def close(self) -> None:
         """Removes the gradient hooks from the parameters."""
         for hook in self._hooks:

@@ -49,11 +49,13 @@ def train_arm(
 
     Training in two calls gives the same arm as training in one, bit for bit (on one machine). The workbench holds the
     base weights before and after the call. `prompts_per_step` counts over all ranks; the default is the run's setting,
-    and the bursts of a probe take fewer. `on_step` gets the mean training reward of each step. After `seconds`,
-    training stops at the step that it has reached. If a reward or an environment fails, the steps before are saved.
+    and the bursts of a probe take fewer and are not logged (training_log.py). `on_step` gets the mean training reward
+    of each step. After `seconds`, training stops at the step that it has reached. If a reward or an environment fails,
+    the steps before are saved.
     """
     assert to_step > arm.step, f"{arm} is already at or after step {to_step}"
     done, prompts = 0, prompts_per_step or bench.config.prompts_per_step or 0
+    watched = prompts_per_step is None
 
     def after_step(step: int, reward: float) -> None:
         nonlocal done
@@ -62,7 +64,7 @@ def train_arm(
             on_step(reward)
 
     return bench.micro_batching.retry_on_out_of_memory(
-        lambda: _train(bench, arm, to_step, prompts, after_step, seconds),
+        lambda: _train(bench, arm, to_step, prompts, after_step, seconds, watched),
         passes_need_all_ranks=True,  # TRL gathers metrics of all ranks in each pass
     )
 
@@ -97,11 +99,13 @@ def _train(
     prompts_per_step: int,
     after_step: Callable[[int, float], None],
     seconds: float,
+    watched: bool,
 ) -> TrainedArm:
     started = time.perf_counter()
     num_steps = to_step - arm.step
     rows = train_rows(bench, arm.seed, arm.step, num_steps, prompts_per_step)
     steps: list[Rollouts] = []
+    metrics: list[dict[str, float]] = []
     failure: AutolayerError | None = None
     with (
         bench.weights(arm.layers, bench.arm_weights(arm)),
@@ -118,6 +122,8 @@ def _train(
 
         def each_step() -> bool:
             bench.engine.mark_changed(optimizer.named)
+            measured = {**trainer.take_metrics("kl", "entropy"), "update_size": optimizer.update_size()}
+            metrics.append({**steps[-1].logged, **_lengths(steps[-1]), **measured})
             after_step(len(steps), statistics.fmean(steps[-1].rewards))
             return bench.process_group.on_rank_0(lambda: time.perf_counter() - started > seconds)
 
@@ -142,8 +148,11 @@ def _train(
         bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)
         rewards = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in steps]
         reached = arm.step + len(steps)
-        metrics = [rollouts.logged for rollouts in steps]
+        if watched:
+            bench.process_group.on_rank_0(lambda: bench.log.keep_completions(arm, steps))
         saved = bench.checkpoints.save(arm, reached, optimizer.tensors(), rewards=rewards, cost=cost, metrics=metrics)
+    if watched:
+        bench.process_group.on_rank_0(lambda: bench.log.track(saved, bench.checkpoints))
     if failure is not None:
         raise failure
     return TrainedArm(
@@ -152,6 +161,14 @@ def _train(
         cost=cost,
         saving_seconds=time.perf_counter() - started - taken,
     )
+
+
+def _lengths(rollouts: Rollouts) -> dict[str, float]:
+    """Returns the mean number of generated tokens, and the share of truncated completions, under TRL's names."""
+    return {
+        "completions/mean_length": rollouts.num_generated / len(rollouts.rewards),
+        "completions/clipped_ratio": 1 - statistics.fmean(rollouts.finished),
+    }
 
 
 def _optimizer(bench: Workbench, arm: Arm) -> MasterAdamW:

@@ -4,7 +4,9 @@ TRL is pinned to one minor release (pyproject.toml). To move to a newer one, run
 """
 
 import inspect
+import math
 import os
+import statistics
 from typing import Any
 
 import torch
@@ -69,6 +71,12 @@ class AdaptedGRPOTrainer(GRPOTrainer):
         """Returns the importance weights of a batch and the mask of the tokens that count, both (B, T), or None."""
         ratio = batch.get("importance_sampling_ratio")
         return None if ratio is None else (ratio, batch["completion_mask"] * batch.get("tool_mask", 1))
+
+    def take_metrics(self, *names: str) -> dict[str, float]:
+        """Returns the means of some of TRL's metrics since the last call, of those that it has computed."""
+        known = {name: [value for value in self._metrics["train"][name] if math.isfinite(value)] for name in names}
+        self._metrics["train"].clear()
+        return {name: statistics.fmean(values) for name, values in known.items() if values}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._last_loaded_step = self.state.global_step  # keeps TRL from syncing weights, which the engine does itself

@@ -36,6 +36,7 @@ from autolayer.training.accounting import Account
 from autolayer.training.checkpoints import Checkpoints
 from autolayer.training.out_of_memory import MicroBatching
 from autolayer.training.scorer import Scorer
+from autolayer.training.training_log import TrainingLog
 
 
 class Workbench:
@@ -81,6 +82,7 @@ class Workbench:
         self.costs = CostModel(num_layers=len(self.layers), head_ratio=head_ratio(self.model))
         self.account = Account(self.costs, num_samplers=1 if sharded else self.process_group.world_size)
         self.checkpoints = Checkpoints(folder.path, self.process_group)
+        self.log = TrainingLog(config, folder.path, self.tokenizer)
         self.micro_batching = MicroBatching(
             self.engine, lambda: self.longest, self.process_group, checkpointing=config.activation_checkpointing
         )

@@ -1,13 +1,16 @@
 """The whole flow on the packaged model, made short: its files, its scores, and how an interrupted run resumes."""
 
 import gc
+import importlib.util
 import json
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pick_helpers import SHORT, decisions, short_pick
@@ -16,7 +19,8 @@ from transformers import AutoModelForCausalLM
 
 import autolayer
 from autolayer.core.errors import ConfigError, RunFolderError
-from autolayer.core.run_folder import RunFolder
+from autolayer.core.progress import Progress, Stage
+from autolayer.core.run_folder import COMPLETIONS, RunFolder
 from autolayer.models.loading import load_model
 from autolayer.models.merge import merge
 from autolayer.models.names import model_path
@@ -28,10 +32,35 @@ from autolayer.tasks.math import arith
 from autolayer.training.workbench import Workbench
 
 
+class Notes(Progress):
+    seen: list[str] = []
+
+    def show(self, stage: Stage) -> None:
+        self.seen.append(f"{stage.name}: {stage.note}")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PickResult, Path]:
     out = tmp_path_factory.mktemp("run") / "a"
-    return short_pick(out), out
+    return short_pick(out, progress=Notes()), out
+
+
+def completions(out: Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(out / COMPLETIONS).to_pylist()
+    return sorted(rows, key=lambda row: (row["arm"], row["step"]))  # in the order of sampling within a step
+
+
+def test_the_search_tells_its_leader_and_what_is_spent(run: tuple[PickResult, Path]) -> None:
+    told = [re.fullmatch(r"search: leader layer \d \(\d+%\), budget (\d+)% spent", note) for note in Notes.seen]
+    spent = [int(match[1]) for match in told if match]
+    assert len(spent) > 2 and spent == sorted(spent) and 0 < spent[0] < spent[-1] <= 100
+    assert any(re.fullmatch(r"train: layer \d, training reward 0\.\d{3}", note) for note in Notes.seen)
+
+
+def test_the_completions_of_every_arm_and_step_are_there(run: tuple[PickResult, Path]) -> None:
+    rows, arms = completions(run[1]), [path.name for path in (run[1] / "arms").iterdir()]
+    assert {row["arm"] for row in rows} == set(arms) and max(row["step"] for row in rows) == SHORT["steps"]
+    assert len(rows) == 64 * len({(row["arm"], row["step"]) for row in rows})
 
 
 def test_with_a_storage_a_run_that_hours_ended_is_over_and_goes_on(tmp_path: Path) -> None:
@@ -105,13 +134,22 @@ def test_interrupted_and_resumed_is_the_same_run(
         return original(bench, arm, to_step, on_step=on_step, seconds=seconds)
 
     monkeypatch.setattr(train_to_step, "train_arm", interrupted)
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+    track = {"track": "tensorboard"} if has_tensorboard else {}
     try:
-        short_pick(tmp_path / "b")
+        short_pick(tmp_path / "b", **track)
         pytest.fail(f"this run has fewer than {calls} pieces of training")
     except KeyboardInterrupt:
         pass
     assert not (tmp_path / "b" / "result.json").exists()
-    assert decisions(short_pick(tmp_path / "b")) == decisions(run[0])
+    assert decisions(short_pick(tmp_path / "b", **track)) == decisions(run[0])
+    assert completions(tmp_path / "b") == completions(run[1])
+    if has_tensorboard:
+        reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+        for folder in (tmp_path / "b" / "arms").iterdir():
+            events = reader.EventAccumulator(str(tmp_path / "b" / "tensorboard" / folder.name)).Reload()
+            rewards = json.loads(max(folder.rglob("history.json"), key=lambda path: path.stat().st_size).read_text())
+            assert [point.step for point in events.Scalars("reward")] == [*range(1, len(rewards["rewards"]) + 1)]
 
 
 @pytest.mark.slow

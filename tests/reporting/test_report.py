@@ -262,6 +262,18 @@ def test_progress_on_a_terminal_leaves_one_line_per_stage() -> None:
     assert re.search(r"  rung  done in \S+ s: step 8", plain) and re.search(r"search  done in", plain)
 
 
+def test_the_live_line_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream, note = _Terminal(), "leader layer 12 (24%), budget 45% spent"
+    progress = TerminalProgress(stream=stream)
+    with progress.stage("search", total=1.0) as stage:
+        stage.advance(0.4, note)
+        assert progress._bars is not None
+        progress._bars.refresh()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(rf"\rsearch .{{12}} \d:\d\d:\d\d left \S+ {re.escape(note)}", plain)
+
+
 def test_a_failing_stage_is_not_called_done() -> None:
     stream = io.StringIO()
     with pytest.raises(KeyError), TerminalProgress(stream=stream).stage("probe"):

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
@@ -194,7 +195,36 @@ def test_best_trial_is_the_winner_and_curves_are_whole(whole):
     assert row.measured is not None
     assert best.value == pytest.approx(row.measured.gain) and best.last_step == row.measured.steps
     assert len(best.intermediate_values) > 1
+    assert best.user_attrs["arm"] == f"layer {outcome.best[0]}, rate {outcome.winner.learning_rate:.3g}, seed 0"
     assert study.user_attrs["verdict"] == outcome.verdict
+
+
+def test_the_dashboard_shows_the_winner_whole_curves_and_names(whole):
+    dashboard = pytest.importorskip("optuna_dashboard")
+    folder, made, outcome = whole
+    app = dashboard.wsgi(optuna.storages.RDBStorage(f"sqlite:///{folder}/study.db"))
+
+    def get(path):
+        request = {"PATH_INFO": path}
+        setup_testing_defaults(request)
+        return json.loads(b"".join(app(request, lambda *status: None)))
+
+    (study,) = get("/api/studies")["study_summaries"]
+    found = get(f"/api/studies/{study['study_id']}")
+    (best,) = found["best_trials"]
+    arms = [{each["key"]: each["value"] for each in trial["user_attrs"]}["arm"] for trial in found["trials"]]
+    assert study["study_name"] == "autolayer" and best["params"][0]["param_external_value"] == str(outcome.best[0])
+    assert len(arms) == len(made) + 1 and set(arms) > {f"layer {layer}, rate 0.0001, seed 0" for layer in (3, 4, 5)}
+    curve = [point["step"] for point in best["intermediate_values"]]
+    assert curve == sorted({to_step for key, to_step in made if key == outcome.winner.key}) and len(curve) > 1
+
+
+def test_the_standing_is_told_before_every_run(folder):
+    told, run = [], Runner()
+    outcome = search(folder, run, on_standing=told.append)
+    assert len(told) == len(run.made) and told[0].leader == (5,) and told[0].spent == Cost()
+    assert told[-1].leader == outcome.best and 0 < told[-1].probability <= 1
+    assert [standing.spent.layer_tokens for standing in told] == sorted(s.spent.layer_tokens for s in told)
 
 
 @pytest.mark.slow

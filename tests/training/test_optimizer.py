@@ -138,3 +138,14 @@ def test_closed_it_leaves_gradients_where_autograd_puts_them() -> None:
     optimizer.close()
     _give(parameters, 0, 1.0)
     assert all(p.grad is not None for p in parameters.values())
+
+
+def test_the_update_size_is_that_of_the_change() -> None:
+    optimizer = MasterAdamW(parameters := _parameters(), lr=3e-3)
+    for step in range(3):
+        before = {name: master.clone() for name, master in optimizer.masters.items()}
+        _give(parameters, step, 0.2)
+        optimizer.step()
+    changed = sum((optimizer.masters[name] - before[name]).square().sum() for name in before)
+    norm = sum(master.square().sum() for master in optimizer.masters.values())
+    assert optimizer.update_size() == pytest.approx(float(changed / norm) ** 0.5, rel=1e-3)

@@ -19,10 +19,14 @@ METHODS = {
 
 NAMES = {
     "_generate_and_score_completions": ["self.beta", "importance_sampling_ratio", "tool_mask", "advantages"],
-    "_compute_loss": ["ref_per_token_logps", "self.beta", "completion_ids", "prompt_mask", "_get_per_token_logps"],
+    "_compute_loss": [
+        "ref_per_token_logps", "self.beta", "completion_ids", "prompt_mask", "_get_per_token_logps",
+        'self._metrics[mode]["kl"]', 'self._metrics[mode]["entropy"]',
+    ],
     "_generate": ["_last_loaded_step", "rollout_func", "env_mask", "logprobs"],
+    "log": ["self._metrics[mode].clear()"],
     "__init__": ["self.beta", "self.use_vllm", "rollout_func"],
-}
+}  # fmt: skip
 """Attributes and keys that are set, read or replaced, by the method that uses them."""
 
 MOVED = "TRL {version} has moved {what}: read its {method} and change autolayer/training/trl_compat.py with it."
