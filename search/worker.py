@@ -77,7 +77,7 @@ def run_search(
         fail_dead_trials(race_study.study, is_alone=is_alone)
         worker = _Worker(race_study, run, deadline)
         while worker.advance():
-            on_standing(worker.standing())
+            on_standing(worker.standing)
             race_study.study.optimize(worker.run_trial, n_trials=1, catch=(RunFailed,))
         assert worker.outcome is not None
         return worker.outcome
@@ -88,6 +88,7 @@ class _Worker:
         self.race_study, self.run, self.deadline = race_study, run, deadline
         self.race = Race(race_study.config, race_study.candidates, race_study.base_I)
         self.outcome: RaceOutcome | None = None
+        self._spent = Cost()
 
     def advance(self) -> bool:
         """Enqueues the runs that are due. Returns True once a trial waits to be run, False once the race is over.
@@ -99,6 +100,7 @@ class _Worker:
         while True:
             trials = self.race_study.trials()
             answers = self.race_study.answers(trials)
+            self._spent = sum((each.cost for each in answers.values() if isinstance(each, RungResult)), Cost())
             due = self._due(answers)
             if isinstance(due, RaceOutcome):
                 self.outcome = due
@@ -111,11 +113,10 @@ class _Worker:
                 return True
             wait.poll(POLL_SECONDS)
 
+    @property
     def standing(self) -> Standing:
-        """Returns the standing of the race, with the runs of all workers."""
-        answers = self.race_study.answers(self.race_study.trials()).values()
-        spent = sum((answer.cost for answer in answers if isinstance(answer, RungResult)), Cost())
-        return Standing(leader=self.race.leader, probability=self.race.leader_probability, spent=spent)
+        """The standing of the race, with the runs of all workers, when `advance` was called last."""
+        return Standing(leader=self.race.leader, probability=self.race.leader_probability, spent=self._spent)
 
     def run_trial(self, trial: optuna.Trial) -> float:
         """Carries out the trial's run. The trial ends as PRUNED, or as FAIL if the run raised a `TrainingError`."""
