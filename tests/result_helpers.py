@@ -37,3 +37,31 @@ def record(**changes: Any) -> Contribution:
         "seed_sd": 0.01, "ceiling": 0.9, "estimator": "as told", "rates": (1e-3,), "probes": {"first": (2.0, 1.0)},
     }  # fmt: skip
     return Contribution(**{**values, **changes})
+
+
+def result(num_layers: int = 6, **changes: Any) -> PickResult:
+    """Returns a finished run with a made-up ranking, whose best layer is 3; `changes` replace fields of it."""
+    order = [3, 2, 4, *(layer for layer in range(num_layers) if layer not in (2, 3, 4))]
+    ranking = [
+        RankingRow(
+            layer=layer, predicted=1 - place / num_layers, predicted_low=-0.2, predicted_high=1.2,
+            measured=0.9 if place < 4 else None, measured_low=0.5 if place < 4 else None,
+            measured_high=1.3 if place < 4 else None, measured_steps=16 if place < 4 else None,
+            probability_best=0.9 / 2**place, expected=0.8, expected_low=0.6, expected_high=1.0,
+            relative_cost=1 - layer / (2 * num_layers),
+        )
+        for place, layer in enumerate(order)
+    ]  # fmt: skip
+    baselines = {"random": 1, "first": 0, "middle": num_layers // 2, "last": num_layers - 1}
+    fields: dict[str, Any] = {
+        "status": "ok", "model": "tiny", "task": "math:arith", "algorithm": "grpo", "num_layers": num_layers,
+        "candidates": sorted(order), "best_layers": (3,), "tied_layers": (), "trained_layers": (3,), "verdict": "clear",
+        "stop_reason": "the leader is clear", "expected_regret": 0.02, "learning_rate": 1e-3, "base_score": 0.41,
+        "trained_score": 0.63, "gain": Gain(value=0.22, low=0.17, high=0.27, level=0.95, num_items=256),
+        "contribution_reference": "best", "ranking": ranking,
+        "baselines": {name: Baseline(layer=layer) for name, layer in baselines.items()},
+        "probes": {"gradient_norm": [0.1] * num_layers},
+        "cost": {"search": StageCost(generated_tokens=12345, layer_tokens=2.3e7, seconds=75)},
+        "cost_share_of_full_run": 0.24, "seed": 0, "signature": "0123456789", "versions": {"autolayer": "0.1.0"},
+    }  # fmt: skip
+    return PickResult(**(fields | changes))

@@ -215,15 +215,27 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
 @click.argument("run_folder", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the one-file report here.")
+@click.option(
+    "--figures",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Also write the report's figures here: SVG, and with autolayer[figures] PNG.",
+)
 @click.option("--regret", metavar="NUMBER", type=click.FLOAT,
               help="Decide again from what was measured: contribution that you are ready to lose.")  # fmt: skip
 @click.option("--top-k", metavar="N", type=click.INT, help="Decide again: layers to train together.")
 @JSON
 def report(
-    run_folder: Path, show_all: bool, html: Path | None, regret: float | None, top_k: int | None, as_json: bool
+    run_folder: Path,
+    show_all: bool,
+    html: Path | None,
+    figures: Path | None,
+    regret: float | None,
+    top_k: int | None,
+    as_json: bool,
 ) -> None:
     """Show the result of a run again, or decide again from what it measured. The run stays as it is."""
-    from autolayer.reporting.html import html_page
+    from autolayer.reporting.html import html_page, write_figures
     from autolayer.reporting.results import PickResult
 
     _check_result(run_folder)
@@ -234,14 +246,23 @@ def report(
             from autolayer.pipeline.decide_again import decide_run_again
 
             result = decide_run_again(run_folder, regret=regret, top_k=top_k)
-    if html is not None:
-        try:
+    folder = None if decides else run_folder  # its final run belongs to the first decision
+    written: list[Path] = []
+    try:
+        if html is not None:
             html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(html_page(result), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--html {html} cannot be written ({error.strerror}): give the path of a file.") from None
-        click.echo(visible(f"wrote {html}"), err=True)
-    _print_result(result, None if decides else run_folder, as_json, show_all)
+            html.write_text(html_page(result, folder), encoding="utf-8")
+            written.append(html)
+        if figures is not None:
+            written += write_figures(result, folder, figures)
+    except OSError as error:
+        option, kind = (
+            (f"--html {html}", "file") if html not in written and html else (f"--figures {figures}", "folder")
+        )
+        raise ConfigError(f"{option} cannot be written ({error.strerror}): give the path of a {kind}.") from None
+    for path in written:
+        click.echo(visible(f"wrote {path}"), err=True)
+    _print_result(result, folder, as_json, show_all)
 
 
 @cli.command(epilog="\b\nExamples:\n  autolayer export runs/demo-seed-0 --to trl\n"

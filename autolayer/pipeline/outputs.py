@@ -40,7 +40,7 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
         elif patch is not None:
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
             save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
-        run.folder.write_text(REPORT, html_page(result))
+        run.folder.write_text(REPORT, html_page(result, run.folder.path))
         run.folder.write(RESULT, result.to_dict())
         return result
 

@@ -253,6 +253,12 @@ class PickResult(FileRecord):
     notes: Several[str] = ()
     """Warnings, and what was left out, in plain words."""
 
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: the verdict, contribution by layer, and the ranking."""
+        from autolayer.reporting.html import html_fragment  # which reads this module
+
+        return html_fragment(self)
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         """Checks the rules that the types of single fields cannot express."""

@@ -11,10 +11,15 @@ AS_GOOD = 0.05
 
 def headline(result: PickResult) -> str:
     """Returns the answer in one or two sentences: the layer, what training it gained, and how sure the choice is."""
+    return " ".join(filter(None, headline_parts(result)))
+
+
+def headline_parts(result: PickResult) -> tuple[str, str]:
+    """Returns the two parts of the headline: the answer, and how sure it is, which may be empty."""
     if result.status == "prior":
         band, chosen = name_layers(result.tied_layers or ()), _of_all(result, result.best_layers or ())
-        return f"{chosen} by depth alone: nothing was measured. Depth predicts as much for {band}."
-    return " ".join(filter(None, (_answer(result), _confidence(result))))
+        return f"{chosen} by depth alone: nothing was measured.", f"Depth predicts as much for {band}."
+    return _answer(result), _confidence(result)
 
 
 def _answer(result: PickResult) -> str:
@@ -50,9 +55,7 @@ def _confidence(result: PickResult) -> str:
         if result.verdict == "tied":
             return "No other choice could gain enough more to matter."
         return f"No clear winner when the search ended{chance}."
-    expected = {row.layer: row.expected for row in result.ranking or () if row.expected is not None}
-    least = max((expected[layer] for layer in result.best_layers or () if layer in expected), default=0.0) - AS_GOOD
-    band = [layer for layer in others if layer in expected and expected[layer] >= least]
+    band = [layer for layer in layers_as_good(result) if layer in others]
     rest = [layer for layer in others if layer not in band]
     parts = [
         f"{name_layers(layers)} {'is' if len(layers) == 1 else 'are'} {what}"
@@ -60,6 +63,16 @@ def _confidence(result: PickResult) -> str:
         if layers
     ]
     return f"No clear winner: {', and '.join(parts)}{_cheaper(result)}."
+
+
+def layers_as_good(result: PickResult) -> list[int]:
+    """Returns the tied layers that are expected to do as well as the chosen one; with status prior all tied layers."""
+    tied = list(result.tied_layers or ())
+    if result.status == "prior":
+        return tied
+    expected = {row.layer: row.expected for row in result.ranking or () if row.expected is not None}
+    least = max((expected[layer] for layer in result.best_layers or () if layer in expected), default=0.0) - AS_GOOD
+    return [layer for layer in tied if layer in expected and expected[layer] >= least]
 
 
 def _cheaper(result: PickResult) -> str:

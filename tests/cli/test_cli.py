@@ -334,6 +334,10 @@ def test_report_shows_a_run_again(call: Any, tmp_path: Path) -> None:
     code, out, _ = call("report", "run", "--html", "page.html")
     assert code == 0 and out.startswith("Layer 1 of 3: score 0.400 -> 0.600") and (tmp_path / "page.html").exists()
     assert json.loads(call("report", "run", "--json")[1]) == finished().to_dict()
+    code, _, err = call("report", "run", "--figures", "figures")
+    assert code == 0 and "wrote figures/contribution.svg" in err
+    code, _, err = call("report", "run", "--figures", "page.html", "--html", "other.html")
+    assert code == 2 and "--figures page.html cannot be written" in err and "the path of a folder" in err
 
 
 def test_control_characters_and_markup_in_a_result_do_not_reach_the_terminal(call: Any, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ NEEDED = {
     "autolayer/py.typed",
     "autolayer/reporting/contribution.schema.json",
     "autolayer/reporting/export_templates/trl.jinja",
+    "autolayer/reporting/fragment.html.jinja",
+    "autolayer/reporting/figures.css.jinja",
     "autolayer/reporting/report.html.jinja",
     "autolayer/reporting/result.schema.json",
     "autolayer/tasks/__init__.py",
