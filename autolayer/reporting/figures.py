@@ -176,7 +176,7 @@ def _race(result: PickResult) -> Drawing | None:
 def _training(rewards: Sequence[float]) -> Drawing | None:
     if len(rewards) < 2:
         return None
-    window = max(1, len(rewards) // 10)
+    window = max(3, len(rewards) // 10)
     y = Scale(min(rewards) - 0.02, max(rewards) + 0.02)
     x = Scale(1, len(rewards), LEFT, RIGHT)
     names = {x(step): f"{step:g}" for step in x.ticks(8) if step == int(step)}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FILES = {
     PATCH: "the trained weights",
     ADAPTER: "the trained adapter, for PEFT and vLLM",
-    REPORT: "this report, with a figure",
+    REPORT: "this report, with figures",
     RESULT: "every number",
 }
 
