@@ -215,12 +215,8 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
 @click.argument("run_folder", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="Show every layer of a long ranking.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the one-file report here.")
-@click.option(
-    "--figures",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Also write the report's figures here: SVG, and with autolayer[figures] PNG.",
-)
+@click.option("--figures", metavar="FOLDER", type=click.Path(path_type=Path),
+              help="Also write the report's figures here: SVG, and with autolayer[figures] PNG.")  # fmt: skip
 @click.option("--regret", metavar="NUMBER", type=click.FLOAT,
               help="Decide again from what was measured: contribution that you are ready to lose.")  # fmt: skip
 @click.option("--top-k", metavar="N", type=click.INT, help="Decide again: layers to train together.")
@@ -248,18 +244,19 @@ def report(
             result = decide_run_again(run_folder, regret=regret, top_k=top_k)
     folder = None if decides else run_folder  # its final run belongs to the first decision
     written: list[Path] = []
+    wanted = f"--html {html}", "file"
     try:
         if html is not None:
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(html_page(result, folder), encoding="utf-8")
             written.append(html)
+        wanted = f"--figures {figures}", "folder"
         if figures is not None:
             written += write_figures(result, folder, figures)
     except OSError as error:
-        option, kind = (
-            (f"--html {html}", "file") if html not in written and html else (f"--figures {figures}", "folder")
-        )
-        raise ConfigError(f"{option} cannot be written ({error.strerror}): give the path of a {kind}.") from None
+        raise ConfigError(
+            f"{wanted[0]} cannot be written ({error.strerror}): give the path of a {wanted[1]}."
+        ) from None
     for path in written:
         click.echo(visible(f"wrote {path}"), err=True)
     _print_result(result, folder, as_json, show_all)

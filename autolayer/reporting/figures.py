@@ -30,13 +30,8 @@ def draw_figures(result: PickResult, rewards: Sequence[float] = ()) -> dict[str,
         result: The result to draw.
         rewards: Mean training reward of each step of the final run.
     """
-    drawings = {
-        "contribution": _contribution(result),
-        "race": _race(result),
-        "training": _training(rewards),
-        "probes": _probes(result),
-        "cost": _cost(result),
-    }
+    drawings = {"contribution": _contribution(result), "race": _race(result), "training": _training(rewards),
+                "probes": _probes(result), "cost": _cost(result)}  # fmt: skip
     return {name: ET.tostring(one.svg, encoding="unicode") for name, one in drawings.items() if one is not None}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from autolayer.reporting.results import PickResult, RankingRow, Rung, SetRow
 
@@ -28,35 +29,25 @@ class ArmRow:
 def arm_rows(result: PickResult) -> list[ArmRow]:
     """Returns every arm of the race, those of the most probable layers first; empty where nothing was run."""
     rows: Sequence[RankingRow | SetRow] = result.sets or result.ranking or ()
-    longest = max((rung.steps for row in rows for rung in row.rungs), default=0)
-    leads: dict[int, tuple[float, str]] = {}
+    runs = [(rung.steps, rung.gain, _name(row)) for row in rows for rung in row.rungs]
+    longest, found = max((steps for steps, _, _ in runs), default=0), []
     for row in rows:
-        for rung in row.rungs:
-            leads[rung.steps] = max(leads.get(rung.steps, (rung.gain, _name(row))), (rung.gain, _name(row)))
-    found = []
-    for row in rows:
-        arms: dict[tuple[float, int], list[Rung]] = {}
-        for rung in row.rungs:
-            arms.setdefault((rung.learning_rate, rung.seed), []).append(rung)
         deepest = max((rung.steps for rung in row.rungs), default=0)
         is_chosen = _layers(row) == tuple(result.best_layers or ())
-        for rungs in arms.values():
-            ordered = tuple(sorted(rungs, key=lambda rung: rung.steps))
-            last = ordered[-1]
-            gain, leader = leads[last.steps]
+        by_rate_and_seed = groupby(sorted(row.rungs, key=lambda rung: (rung.seed, rung.learning_rate, rung.steps)),
+                                   key=lambda rung: (rung.seed, rung.learning_rate))  # fmt: skip
+        for rungs in (tuple(group) for _, group in by_rate_and_seed):
+            last = rungs[-1]
             if last.steps == longest:
                 ended = "chosen" if is_chosen else "ran to the last rung"
             elif last.steps < deepest:
                 ended = "another rate or seed of it went on"
             else:
-                behind = (
-                    f"{last.gain:+.3f} against {gain:+.3f} of {'layers' if result.sets else 'layer'} {leader}"
-                    if leader != _name(row)
-                    else "expected less"
-                )
+                _, gain, leader = max(run for run in runs if run[0] == last.steps)
+                against = f"{last.gain:+.3f} against {gain:+.3f} of {'layers' if result.sets else 'layer'} {leader}"
                 chance = "" if row.probability_best is None else f"; P(best) {row.probability_best:.0%}"
-                ended = f"dropped after {last.steps} steps: {behind}{chance}"
-            found.append(ArmRow(name=_name(row), rungs=ordered, is_chosen=is_chosen, ended=ended))
+                ended = f"dropped after {last.steps} steps: {against}{chance}"
+            found.append(ArmRow(name=_name(row), rungs=rungs, is_chosen=is_chosen, ended=ended))
     return found
 
 
