@@ -1,8 +1,9 @@
 """Plans the ladder of rungs that fits a budget: how many layers race, and for how many steps.
 
 The ladder is that of successive halving (arXiv 1502.07943): every rung has twice the steps of the one before and half
-of its layers, and an arm that is promoted continues from its checkpoint. A prediction often misses the best layer
-(examples/RESULTS.md), so a larger budget first adds layers and then steps.
+of its layers, and an arm that is promoted continues from its checkpoint. On a small model the prediction often misses
+the best layer (examples/RESULTS.md), so a larger budget first adds layers and then steps; on a pretrained one it adds
+steps first.
 """
 
 import bisect
@@ -23,6 +24,9 @@ LONG_FROM = 0.5
 """Share of the full run from which a ladder counts as long. The error of early values (`DRIFT` and `EARLY` in
 `curve_model`) is then no larger than the joint effect of learning rate and seed (`RATE_SD` and `SEED_SD` there)."""
 NUM_FINALISTS = 2  # arms of the last rung
+PRETRAINED_FIRST = 1 / 16
+"""Smallest share of the full run that the first rung of a pretrained model has, unless only `MIN_WIDTH` layers race. Its
+prediction is good, so fewer and longer runs find a better layer (`python examples/benchmarks/race_replay.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ def plan_ladder(config: RaceConfig, candidates: Sequence[Candidate]) -> Ladder:
         return Ladder(rungs=(), first=tuple(candidates))
     step_cost = average_step_cost(config, candidates)
     for width in range(len(candidates), 1, -1):
-        if rungs := _rungs_of_width(config, step_cost, width):
+        rungs = _rungs_of_width(config, step_cost, width)
+        if rungs and (width <= MIN_WIDTH or rungs[0].step >= _min_first(config)):
             return Ladder(
                 rungs=rungs,
                 first=_first_candidates(config, candidates, width),
@@ -77,6 +82,10 @@ def _rungs_of_width(config: RaceConfig, step_cost: Cost, width: int) -> tuple[Pl
     affordable = [part for part in parts if ladder_cost(config, part, 0, step_cost).fits(config.budget * share)]
     scouting = max(affordable, key=len, default=())
     return scouting or (_longest_rungs(config, step_cost, config.budget, width) if width < MIN_WIDTH else ())
+
+
+def _min_first(config: RaceConfig) -> float:
+    return PRETRAINED_FIRST * config.total_steps if config.is_pretrained else 0
 
 
 def ladder_cost(config: RaceConfig, rungs: Sequence[PlannedRung], start: int, step_cost: Cost) -> Cost:

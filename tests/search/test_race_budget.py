@@ -102,6 +102,18 @@ def test_more_money_means_more_layers_and_then_longer_runs():
     assert ends == sorted(ends) and ends[-2] < ends[-1]
 
 
+def test_a_pretrained_model_races_fewer_layers_for_longer():
+    plans = {}
+    for steps, total in itertools.product((20, 100, 400, 1600), (32, 400)):
+        for pretrained in (False, True):
+            config = make_config(28, steps * total / 400, total_steps=total, is_pretrained=pretrained)
+            plans[steps, total, pretrained] = plan_ladder(config, make_candidates(np.ones(28))).rungs
+        small, large = plans[steps, total, False], plans[steps, total, True]
+        assert [(rung.num_layers <= 4 or rung.step >= total / 16) for rung in large[:1]] == [True] * len(large[:1])
+        assert not small or (large[0].num_layers, -large[0].step) <= (small[0].num_layers, -small[0].step)
+    assert plans[400, 400, True][0].num_layers < plans[400, 400, False][0].num_layers == 28
+
+
 @pytest.mark.parametrize("num_layers", [1, 2, 64])
 def test_no_money_no_run(num_layers):
     predicted_L = np.linspace(0.3, 0.9, num_layers)
