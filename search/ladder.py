@@ -25,8 +25,8 @@ LONG_FROM = 0.5
 `curve_model`) is then no larger than the joint effect of learning rate and seed (`RATE_SD` and `SEED_SD` there)."""
 NUM_FINALISTS = 2  # arms of the last rung
 PRETRAINED_FIRST = 1 / 16
-"""Smallest share of the full run that the first rung of a pretrained model has, unless only `MIN_WIDTH` layers race. Its
-prediction is good, so fewer and longer runs find a better layer (`python examples/benchmarks/race_replay.py`)."""
+"""Smallest share of the full run that the first rung of a pretrained model has, unless only `MIN_WIDTH` layers race.
+Its prediction is good, so fewer and longer runs find a better layer (examples/realbench/race_replay.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

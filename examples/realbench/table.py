@@ -7,42 +7,13 @@ on the `eval` items. Intervals are paired bootstraps over items, 95%; one traini
 them. Correlations are over the layers that were measured.
 """
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from real_contributions import best_rates, contributions
 from real_environments import ENVIRONMENTS, load, rewards
 
 from autolayer.comparison.metrics import pearson, spearman
-
-DRAWS = 2000
-
-
-def best_rates(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the record of each arm ('full' or a layer) at its best rate on the last `select` evaluation."""
-    by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for key, record in found["arms"].items():
-        if "failed" not in record:
-            by_arm[key.split("_")[0].removeprefix("layer-")].append(record)
-    return {
-        arm: max(records, key=lambda record: rewards([*record["select"].values()][-1]).mean())
-        for arm, records in by_arm.items()
-    }
-
-
-def contributions(found: dict[str, Any]) -> dict[int, tuple[float, float, float]]:
-    """Returns contribution and interval of each measured layer."""
-    arms, base_I = best_rates(found), rewards(found["base"]["eval"])
-    rng, full_I = np.random.default_rng(0), rewards(arms["full"]["eval"]) - base_I
-    drawn_D_I = rng.integers(len(base_I), size=(DRAWS, len(base_I)))
-    values = {}
-    for arm, record in arms.items():
-        if arm != "full":
-            gain_I = rewards(record["eval"]) - base_I
-            ratios_D = gain_I[drawn_D_I].mean(1) / full_I[drawn_D_I].mean(1)
-            low, high = np.quantile(ratios_D, [0.025, 0.975])
-            values[int(arm)] = (gain_I.mean() / full_I.mean(), low, high)
-    return dict(sorted(values.items()))
 
 
 def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:

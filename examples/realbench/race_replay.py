@@ -1,31 +1,26 @@
 """Replays schedules of short runs on the curves of real models: which loses least at a given budget?
 
-    python examples/benchmarks/race_replay.py --studies 200      # 10 minutes on one core, no model
+    PYTHONPATH=examples:examples/benchmarks python examples/realbench/race_replay.py     # 10 minutes on one core
 
 A study draws a model around a measured curve (its mean over three neighbours, and noise of each layer's own), with the
 learning curves and the noise of `race_simulation`. Predictions are those that the tool made for this model before any
 short run, or for a published curve the depth prior fitted without its family. Regret is the contribution that the
-chosen layer loses against the best. All schedules keep the starting rate. Expected: up to a quarter of a run no schedule
-gains more than .02 on the prediction alone; with one run the race gains .03.
+chosen layer loses against the best. All schedules keep the starting rate. Expected: up to a quarter of a run no
+schedule gains more than .02 on the prediction alone; with one run the race gains .03.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import depth_prior
 import numpy as np
 from race_simulation import RATE, World, run_race
+from real_contributions import contributions
+from real_environments import ENVIRONMENTS, load
 
 from autolayer.core.depth_prior import NORMAL_80, error_deviation
 from autolayer.search.records import Candidate, RaceConfig
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "realbench")]
-import depth_prior
-from real_environments import ENVIRONMENTS, load
-from table import contributions
 
 BUDGETS = (0.1, 0.25, 1.0)
 PUBLISHED, MEASURED = "qwen3-1.7b", ("smollm2.sums.grpo", "smollm2.larger.grpo")
@@ -162,7 +157,7 @@ SCHEDULES: dict[str, Callable[[RealWorld], int]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=200, help="models drawn around each curve")
+    parser.add_argument("--studies", type=int, default=150, help="models drawn around each curve")
     studies = parser.parse_args().studies
     curves = {PUBLISHED: published(PUBLISHED)} | {name: measured(name) for name in MEASURED}
     for budget in BUDGETS:
