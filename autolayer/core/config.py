@@ -167,7 +167,7 @@ class Config(Settings):
     """Longest completion, in tokens."""
     max_prompt_tokens: Size | None = None
     """Drop longer prompts from training; the evaluation keeps all prompts."""
-    temperature: Annotated[Positive, annotated_types.Le(1e3)] = 1.0
+    temperature: Annotated[float, annotated_types.Ge(1e-3), annotated_types.Le(1e3)] = 1.0
     """Sampling temperature of rollouts and evaluation."""
     learning_rate: Annotated[LearningRate | None, BeforeValidator(_rate)] = None
     """Learning rate of the trained layers, or auto. Default: auto, which searches it."""

@@ -171,7 +171,7 @@ def describe(function: Callable[..., Any], error: BaseException | None = None) -
 def said(error: BaseException, where: str = "", width: int = 1000) -> str:
     """Returns the type and the beginning of the text of an exception of the user's code, which may fail in any way."""
     try:
-        text = str(error)
+        text = " ".join(str(error).split())
     except Exception:
         text = "an error whose text cannot be read"
     return f"{type(error).__name__}{where}: {text if len(text) <= width else text[:width] + ' ...'}"
@@ -181,7 +181,10 @@ def show(value: Any, width: int = 120) -> str:
     """Returns a value as one short line."""
     if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
         value = value[-1]["content"]
-    text = repr(value).replace("\n", " ")
+    try:
+        text = repr(value).replace("\n", " ")
+    except Exception:  # of the user's own class
+        text = object.__repr__(value)
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
 
 
@@ -196,7 +199,7 @@ def as_number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (OverflowError, ValueError):
+    except Exception:  # of the user's own class
         return None
     return number if math.isfinite(number) and abs(number) <= LARGEST else None
 

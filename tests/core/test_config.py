@@ -43,6 +43,7 @@ from autolayer.core.errors import ConfigError
         ({"budget": 1e308}, "--budget 1e+308 cannot work: it should be less than or equal to 1000000"),
         ({"learning_rate": 1e300}, "--learning-rate 1e+300 cannot work: it should be less than or equal to 1."),
         ({"measure": {"rates": [1e-3, 2]}}, "--rates 2.0 cannot work: it should be less than or equal to 1."),
+        ({"temperature": 1e-320}, "--temperature 1e-320 cannot work: it should be greater than or equal to 0.001."),
         ({"temperature": 1e300}, "--temperature 1e+300 cannot work: it should be less than or equal to 1000."),
         ({"hours": 1e300}, "--hours 1e+300 cannot work"),
         ({"measure": {"num_seeds": 2**31 - 1}}, "--num-seeds 2147483647 cannot work"),

@@ -51,7 +51,7 @@ def test_a_row_is_what_happens(name: str, tmp_path: Path) -> None:
 def test_patterns_of_every_architecture_find_what_is_trained() -> None:
     """`export` chooses parameters and linear modules by their names, which each architecture has its own of."""
     tokenizer = AutoTokenizer.from_pretrained(model_path("tiny"))
-    for architecture in set(EXAMPLE.ARCHITECTURES) - {"longcat_flash"}:  # it has no single list of blocks
+    for architecture in set(EXAMPLE.ARCHITECTURES) - {"longcat_flash", "hrm_text"}:  # without one list of blocks
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(EXAMPLE.small_config(architecture, tokenizer))
         for layers in ((1,), (0, 3)):

@@ -246,3 +246,40 @@ def test_a_reward_is_not_retried_after_the_deadline() -> None:
     with deadline.rewards_end_by(time.monotonic() - 1), pytest.raises(RewardError, match="no judge"):
         rewards.retried(lambda: scored(make_task(failing)), 5)
     assert len(calls) == 1
+
+
+class Unprintable(Exception):
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Number(float):
+    """Can be neither shown nor converted."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+    def __float__(self) -> float:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [(asyncio.CancelledError("x"), "raised CancelledError: x. The"), (GeneratorExit(), "raised GeneratorExit: . The"),
+     (ValueError("a\n\nb"), "raised ValueError: a b. The"),
+     (Unprintable(), "raised Unprintable: an error whose text cannot be read")],
+)  # fmt: skip
+def test_whatever_a_reward_raises_is_told_in_one_line(raised: BaseException, words: str) -> None:
+    def fails(**_: Any) -> list[float]:
+        raise raised
+
+    with pytest.raises(RewardError, match=words) as caught:
+        scored(make_task(fails))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_that_cannot_be_printed_is_refused() -> None:
+    with pytest.raises(RewardError, match="returned <.*Number object.*> for sample 0"):
+        scored(make_task(lambda **_: [Number(1)] * 2))
