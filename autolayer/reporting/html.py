@@ -14,7 +14,7 @@ from autolayer.reporting.figures import PROBE_BASELINES, draw_figures
 from autolayer.reporting.race_table import arm_rows
 from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_columns
 from autolayer.reporting.results import PickResult
-from autolayer.reporting.run_files import repeat_command, training_rewards
+from autolayer.reporting.run_files import first_and_last_completions, repeat_command, training_rewards
 from autolayer.reporting.sentences import cost_line, detail_lines, headline_parts, layers_as_good, legend
 
 
@@ -80,6 +80,7 @@ def _render(template: str, result: PickResult, folder: Path | None) -> str:
         rungs=sorted({rung.steps for arm in arms for rung in arm.rungs}),
         probes={name: scores for name, scores in (result.probes or {}).items() if name not in PROBE_BASELINES},
         command=None if folder is None else repeat_command(folder),
+        completions=[] if folder is None else first_and_last_completions(folder, result),
         figures=_figures(result, folder),
         dark=True,
         format_count=format_count,

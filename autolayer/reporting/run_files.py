@@ -1,10 +1,12 @@
-"""What a report reads from a run folder beside result.json: the command that repeats it, the final run's rewards."""
+"""What a report reads from a run folder beside result.json: how to repeat it, and the final run's samples."""
 
 import shlex
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from autolayer.core.config import TABLES, Config
-from autolayer.core.run_folder import ARMS, CONFIG, RunFolder
+from autolayer.core.run_folder import ARMS, COMPLETIONS, CONFIG, RunFolder
 from autolayer.reporting.results import PickResult
 
 
@@ -36,9 +38,36 @@ def repeat_command(folder: Path) -> str | None:
 
 def training_rewards(folder: Path, result: PickResult) -> list[float]:
     """Returns the mean training reward of each step of the final run, the short runs it went on from included."""
-    if not result.trained_layers or result.learning_rate is None:
+    arm = _final_arm(folder, result)
+    history = {} if arm is None else RunFolder(folder).read(f"{ARMS}/{arm}/final/history.json") or {}
+    return [fmean(rewards) for rewards in history.get("rewards", ()) if rewards]
+
+
+def first_and_last_completions(folder: Path, result: PickResult) -> list[dict[str, Any]]:
+    """Returns one completion each of the first three prompts of the final run's first step, and of its last step.
+
+    The first step is sampled from the base model. The prompts of the two steps differ.
+    """
+    arm = _final_arm(folder, result)
+    if arm is None or not (folder / COMPLETIONS).is_file():
         return []
-    found = RunFolder(folder)
-    arms = sorted(folder.glob(f"{ARMS}/*_rate-{result.learning_rate:.9g}_seed-*/final/history.json"))
-    history = found.read(str(arms[0].relative_to(folder))) if len(arms) == 1 else None
-    return [sum(rewards) / len(rewards) for rewards in (history or {}).get("rewards", ()) if rewards]
+    from pyarrow import ArrowInvalid, parquet
+
+    columns = ["step", "prompt", "completion", "reward"]
+    try:
+        rows = parquet.read_table(folder / COMPLETIONS, columns=columns, filters=[("arm", "=", arm)]).to_pylist()
+    except (ArrowInvalid, OSError):  # a table for the user, which nothing depends on
+        return []
+    ends = {min(row["step"] for row in rows), max(row["step"] for row in rows)} if rows else ()
+    found: list[dict[str, Any]] = []
+    for step in sorted(ends):
+        by_prompt = {row["prompt"]: row for row in reversed(rows) if row["step"] == step}
+        found += list(reversed(by_prompt.values()))[:3]
+    return found
+
+
+def _final_arm(folder: Path, result: PickResult) -> str | None:
+    if not result.trained_layers or result.learning_rate is None:
+        return None
+    found = sorted(folder.glob(f"{ARMS}/*_rate-{result.learning_rate:.9g}_seed-*/final/history.json"))
+    return found[0].parents[1].name if len(found) == 1 else None

@@ -12,18 +12,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import click
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from result_helpers import result
 
 from autolayer.cli.options import ConfigCommand, read_values
 from autolayer.core.config import Config
-from autolayer.core.run_folder import CONFIG, RunFolder
+from autolayer.core.run_folder import COMPLETIONS, CONFIG, RunFolder
 from autolayer.reporting.figures import Scale, draw_figures
 from autolayer.reporting.html import html_page, write_figures
 from autolayer.reporting.race_table import arm_rows
 from autolayer.reporting.ranking import value_columns
 from autolayer.reporting.results import PickResult, Rung, SetRow, StageCost
-from autolayer.reporting.run_files import repeat_command, training_rewards
+from autolayer.reporting.run_files import first_and_last_completions, repeat_command, training_rewards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -145,6 +147,25 @@ def test_the_final_run_s_rewards_come_from_its_history(tmp_path: Path) -> None:
     assert training_rewards(tmp_path, result()) == [0.5, 1.0]
     assert training_rewards(tmp_path, result(learning_rate=2e-3)) == []
     assert "The final run" in html_page(result(), tmp_path) and "The final run" not in html_page(result())
+
+
+def test_completions_of_the_first_and_the_last_step_are_shown(tmp_path: Path) -> None:
+    arm = tmp_path / "arms" / "layer-3_rate-0.001_seed-0"
+    (arm / "final").mkdir(parents=True)
+    RunFolder(tmp_path).write(f"arms/{arm.name}/final/history.json", {"rewards": []})
+    rows = [
+        {"arm": name, "step": step, "prompt": f"p{prompt}", "completion": f"<{step}{prompt}{take}", "reward": 1.0}
+        for name in ("other", arm.name) for step in (1, 2, 9) for prompt in range(4) for take in "ab"
+    ]  # fmt: skip
+    assert first_and_last_completions(tmp_path, result()) == []
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / COMPLETIONS)
+    shown = first_and_last_completions(tmp_path, result())
+    assert [row["completion"] for row in shown] == ["<10a", "<11a", "<12a", "<90a", "<91a", "<92a"]
+    page = html_page(result(), tmp_path)
+    assert ["9", "p2", "<92a", "1.00"] in Cells(page).rows and "<92a" not in page
+    assert "Completions before" not in html_page(result())
+    (tmp_path / COMPLETIONS).write_bytes(b"PAR1")
+    assert first_and_last_completions(tmp_path, result()) == []
 
 
 @pytest.mark.parametrize(
