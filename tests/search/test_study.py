@@ -173,14 +173,14 @@ def test_a_run_that_a_killed_worker_had_not_signed_is_done_again(is_alone, whole
     with quiet_optuna():
         optuna.load_study(study_name="autolayer", storage=f"sqlite:///{folder}/study.db").ask()
     if not is_alone:
-        monkeypatch.setattr(optuna_storage, "GRACE_SECONDS", 3)
+        monkeypatch.setattr(optuna_storage, "GRACE_SECONDS", 8)
         monkeypatch.setattr(optuna_storage, "TELL_SECONDS", 0.5)
     started = time.monotonic()
     assert search(folder, Runner(), is_alone=is_alone) == whole[2] and time.monotonic() - started < 60
     told = [record.message for record in caplog.records if "waiting for" in record.message]
     assert told == [
         "waiting for a worker that has not signed; what a worker without a sign of life has begun is done again after "
-        "3 seconds."
+        "8 seconds."
     ] * (not is_alone)
 
 
