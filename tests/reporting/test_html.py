@@ -24,7 +24,7 @@ from autolayer.reporting.figures import Scale, draw_figures
 from autolayer.reporting.html import html_page, write_figures
 from autolayer.reporting.race_table import arm_rows
 from autolayer.reporting.ranking import value_columns
-from autolayer.reporting.results import PickResult, Rung, SetRow, StageCost
+from autolayer.reporting.results import Baseline, PickResult, Rung, SetRow, StageCost
 from autolayer.reporting.run_files import first_and_last_completions, repeat_command, training_rewards
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -223,7 +223,9 @@ for (const width of [390, 900]) {
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("num_layers", [6, 36])
 def test_a_browser_shows_it_on_a_phone_and_on_a_desk(num_layers: int, tmp_path: Path) -> None:
-    page = html_page(raced(num_layers))
+    middle = num_layers // 2
+    baselines = {"middle": Baseline(layer=middle), "position": Baseline(layer=middle + 1)}
+    page = html_page(raced(num_layers, baselines=baselines))
     looking = tmp_path / "look.html"
     looking.write_text(LOOK.replace("PAGE", json.dumps(page).replace("</", "<\\/")), encoding="utf-8")
     options = [
