@@ -25,6 +25,7 @@ from autolayer.core.errors import ConfigError
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.core.run_folder import CALIBRATION, RunFolder, open_run
+from autolayer.distributed.process_group import check_launcher
 from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.loading import max_positions, meta_model, read_tokenizer
@@ -51,6 +52,7 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
     It raises what the run itself would raise at the start.
     """
     check_names(config)
+    check_launcher(config.device)
     if config.budget == 0:
         raise ConfigError(
             "--budget 0 answers from depth alone and runs nothing, so there is nothing to plan: give a budget such as "
