@@ -72,6 +72,10 @@ class LayerPatch:
         except OSError as error:
             raise write_error(path, size, error) from error
 
+    def apply(self, model: nn.Module) -> None:
+        """Writes the layers into the base model, in place; `autolayer.models.patch.apply` says what is refused."""
+        apply(model, self)
+
 
 def load_patch(path: str | Path) -> LayerPatch:
     """Reads a patch that `LayerPatch.save` wrote.

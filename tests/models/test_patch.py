@@ -44,7 +44,7 @@ def test_round_trip(tmp_path, architecture, dtype, layers):
     assert all(torch.equal(t, patch.tensors[n]) and t.dtype == dtype for n, t in loaded.tensors.items())
 
     fresh = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    apply(fresh, loaded)
+    loaded.apply(fresh)
     assert weight_hash(fresh) == weight_hash(model)
 
     out = merge(str(base), tmp_path / "layer.safetensors", tmp_path / "merged")

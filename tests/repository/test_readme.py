@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import autolayer
@@ -18,6 +19,12 @@ FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 PAGES = {path.name: path.read_text() for path in FILES}
 LINES = dict.fromkeys(re.findall(r"^ {4}(autolayer .+)$", "\n".join(PAGES.values()), re.MULTILINE))
 COMMANDS = [line.split("#")[0].split() for line in LINES]
+EXAMPLES = sorted((ROOT / "examples").glob("**/*.py"))
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (*FILES, ROOT / "AGENTS.md", *sorted((ROOT / "examples").glob("**/*.md")), *EXAMPLES)
+    if path.exists() and path.name != "RESULTS.md"  # a log: its commands are those of their day
+}
 
 
 def test_the_readme_has_commands() -> None:
@@ -29,6 +36,22 @@ def test_every_command_of_the_pages_parses(words: list[str]) -> None:
     command = cli.commands[words[1]]
     with command.make_context(words[1], list(words[2:]), resilient_parsing=False) as context:
         assert not context.args
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_option_that_a_page_or_an_example_names_exists(page: str) -> None:
+    """Commands in a sentence are not complete, so only their names and options are looked up."""
+    for line in re.findall(r"(?:`|^ *(?:\$ )?)autolayer ([a-z]+\b[^`\n]*)(?:`|$)", TEXTS[page], re.MULTILINE):
+        name, *words = line.split("#")[0].split()
+        if name in cli.commands:
+            parameters = cli.commands[name].get_params(click.Context(cli.commands[name]))
+            known = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
+            assert {word.split("=")[0] for word in words if word.startswith("-")} <= known, line
+        else:
+            assert not any(word.startswith("--") for word in words), line
+    for script, rest in re.findall(r"(?:python|[0-9]) (examples/[\w/]+\.py)([^`\n#]*)", TEXTS[page]):
+        source = (ROOT / script).read_text()
+        assert all(f'"{option}"' in source for option in re.findall(r"(?<!\S)(--[a-z][a-z0-9-]*)", rest)), script + rest
 
 
 @pytest.mark.parametrize("page", [*PAGES, ".github/workflows/ci.yml"])
