@@ -210,6 +210,46 @@ def compare(predicted: str, measured: tuple[str, ...], out: str | None, as_json:
     print_found(found, as_json, ComparisonReport(found, folder=out))
 
 
+@cli.command(
+    epilog="""\b
+    Examples:
+      autolayer atlas runs
+      autolayer atlas published:all --figure atlas.png
+      autolayer atlas runs/one/contribution.json runs/two published:qwen3-1.7b --out atlas.md
+    """
+)
+@click.argument("sources", metavar="DIR|FILE...", nargs=-1, required=True)
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the table here: .csv or .md.")
+@click.option("--figure", metavar="FILE", type=click.Path(path_type=Path),
+              help="Also draw all curves by relative depth here: .png or .svg.")  # fmt: skip
+@JSON
+def atlas(sources: tuple[str, ...], out: Path | None, figure: Path | None, as_json: bool) -> None:
+    """Show many measured contributions as one table.
+
+    A DIR is searched for contribution.json files, which `measure` writes; where it has none, its .json files must hold
+    such a record. published:NAME is a curve that ships with autolayer, and published:all is every one.
+    """
+    for option, path, endings in (("--out", out, (".csv", ".md")), ("--figure", figure, (".png", ".svg"))):
+        if path is not None and (path.suffix not in endings or path.is_dir()):
+            raise ConfigError(f"{option} {path} names no file that ends in {' or '.join(endings)}: give one.")
+    with only_stderr():
+        from autolayer.comparison.atlas import make_atlas, write_table
+        from autolayer.comparison.atlas_report import AtlasReport, write_figure
+        from autolayer.comparison.figure import check_matplotlib
+
+        if figure is not None:
+            check_matplotlib("--figure")
+        found = make_atlas(sources)
+        if out is not None:
+            write_table(found, out)
+        if figure is not None:
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            write_figure(found, figure)
+    for path in filter(None, (out, figure)):
+        click.echo(visible(f"wrote {path}"), err=True)
+    print_found(found, as_json, AtlasReport(found))
+
+
 @cli.command(epilog="\b\nExamples:\n  autolayer report runs/demo-seed-0\n  autolayer report runs/demo-seed-0 --all\n"
              "  autolayer report runs/demo-seed-0 --regret 0.1 --top-k 3")  # fmt: skip
 @click.argument("run_folder", type=click.Path(path_type=Path))

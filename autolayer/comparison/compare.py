@@ -51,7 +51,7 @@ def compare(
     if out is not None:  # before the work, so that nothing is left half done
         if Path(out).exists() and not Path(out).is_dir():
             raise ConfigError(f"--out {out} is a file: give a folder.")
-        figure.check_matplotlib()
+        figure.check_matplotlib("--out")
     prediction, curves = read_curve(predicted), [read_curve(source) for source in measured]
     found = Comparison(comparisons=tuple(_judge(prediction, curve) for curve in curves))
     if out is not None:

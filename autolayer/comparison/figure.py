@@ -7,7 +7,8 @@ files, without date and random ids. Single probes are left out on purpose, becau
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from autolayer.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FIGURE_FILES = ("comparison.png", "comparison.svg")
 MEASURED, PREDICTED = "#d55e00", "#0072b2"
@@ -26,36 +28,51 @@ STYLE = {"svg.hashsalt": "autolayer", "svg.fonttype": "none", "font.size": 9, "a
          "figure.dpi": 150, "text.parse_math": False}  # fmt: skip
 
 
-def check_matplotlib() -> None:
-    """Raises ConfigError if matplotlib is not installed."""
+def check_matplotlib(option: str) -> None:
+    """Raises ConfigError if matplotlib, which an option draws with, is not installed."""
     try:
         importlib.import_module("matplotlib")
     except ImportError:
         raise ConfigError(
-            "--out draws a figure and matplotlib is not installed: pip install -e '.[figures]', or leave --out "
+            f"{option} draws a figure and matplotlib is not installed: pip install -e '.[figures]', or leave {option} "
             "away and keep the numbers with --json."
         ) from None
 
 
-def write_figure(found: Comparison, folder: Path) -> None:
-    """Draws one panel per measured file, as PNG and SVG."""
+@contextmanager
+def plain_figure(size: tuple[float, float]) -> Iterator[Figure]:
+    """Yields an empty figure of some inches; draw and save it inside of the block, whose style nobody's settings alter.
+
+    It is drawn with whatever backend the machine has: nothing is shown.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {**mpl.rcParamsDefault, **STYLE}  # not somebody's matplotlibrc
     with mpl.rc_context(style):
-        count = len(found.comparisons)
-        figure = Figure(figsize=(7, 3.4 * count), layout="constrained")
-        FigureCanvasAgg(figure)  # whatever backend the machine has: nothing is shown
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes PNG or SVG, by the name of the file."""
+    # The date, and in PNG the version of matplotlib, would make equal figures differ.
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+
+
+def write_figure(found: Comparison, folder: Path) -> None:
+    """Draws one panel per measured file, as PNG and SVG."""
+    count = len(found.comparisons)
+    with plain_figure((7, 3.4 * count)) as figure:
         for axes, judged in zip(figure.subplots(count, squeeze=False)[:, 0], found.comparisons, strict=True):
             _panel(axes, judged)
         handles = [axes.get_legend_handles_labels() for axes in figure.axes]
         named = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
         for name in FIGURE_FILES:
-            # The date, and in PNG the version of matplotlib, would make equal figures differ.
-            figure.savefig(folder / name, metadata={"Date": None} if name.endswith(".svg") else {"Software": None})
+            save_figure(figure, folder / name)
 
 
 def _panel(axes: Axes, judged: Judgement) -> None:
