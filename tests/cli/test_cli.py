@@ -392,6 +392,23 @@ def test_module_is_the_same_command(tmp_path: Path) -> None:
     assert done.returncode == 2 and "Did you mean 'pick'?" in done.stderr
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completion_of_the_page_is_printed(shell: str, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    assert f"_AUTOLAYER_COMPLETE={shell}_source autolayer" in page
+    monkeypatch.setenv("_AUTOLAYER_COMPLETE", f"{shell}_source")
+    code, out, _ = call()
+    assert code == 0 and f"_AUTOLAYER_COMPLETE={shell}_complete" in out
+
+
+def test_the_shell_completes_commands_options_and_values(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_AUTOLAYER_COMPLETE", "bash_complete")
+    for words, wanted in (("exp", "export"), ("pick --budg", "--budget"), ("export --to ver", "verl")):
+        monkeypatch.setenv("COMP_WORDS", f"autolayer {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        assert call()[1] == f"plain,{wanted}\n"
+
+
 def test_closed_standard_streams_do_not_become_the_places_of_other_files() -> None:
     program = """
 import os

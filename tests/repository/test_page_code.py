@@ -12,6 +12,7 @@ import torch
 import trl
 from datasets import Dataset
 from pick_helpers import short_pick
+from trl.trainer.grpo_config import GRPOConfig
 
 import autolayer
 from autolayer.models.loading import load_model
@@ -77,11 +78,11 @@ class OwnTrainer:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), RUN, ids=[name for name, _ in RUN])
 def test_a_block_runs(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = autolayer.pick
+    pick: Any = autolayer.pick
     monkeypatch.chdir(folder)
     monkeypatch.setattr(autolayer, "pick", lambda **options: pick(**{**options, **QUICK, "budget": 1.0}))
     short = {"max_steps": 2, "max_completion_length": 8, "use_cpu": True, "bf16": False, "report_to": []}
-    monkeypatch.setattr(trl, "GRPOConfig", partial(trl.GRPOConfig, **short))
+    monkeypatch.setattr(trl, "GRPOConfig", partial(GRPOConfig, **short))
     model, tokenizer = load_model("tiny", "cpu").model, load_model("tiny", "cpu").tokenizer
     batch = dict(tokenizer(["37~25=12"], return_tensors="pt"))
     given = {

@@ -15,15 +15,15 @@ from autolayer.cli.commands import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+FILES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")), *sorted(ROOT.glob("docs/*.md")))
 PAGES = {path.name: path.read_text() for path in FILES}
 LINES = dict.fromkeys(re.findall(r"^ {4}(autolayer .+)$", "\n".join(PAGES.values()), re.MULTILINE))
 COMMANDS = [line.split("#")[0].split() for line in LINES]
 EXAMPLES = sorted((ROOT / "examples").glob("**/*.py"))
 TEXTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in (*FILES, ROOT / "AGENTS.md", *sorted((ROOT / "examples").glob("**/*.md")), *EXAMPLES)
-    if path.exists() and path.name != "RESULTS.md"  # a log: its commands are those of their day
+    for path in (*FILES, *sorted((ROOT / "examples").glob("**/*.md")), *EXAMPLES)
+    if path.name != "RESULTS.md"  # a log: its commands are those of their day
 }
 
 
@@ -64,15 +64,28 @@ def test_every_make_target_of_a_page_exists(page: str) -> None:
     assert named <= targets
 
 
-def test_every_link_of_the_readme_exists() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links and all((ROOT / link).exists() for link in links)
+@pytest.mark.parametrize("page", ["README.md", "AGENTS.md", "examples/README.md"])
+def test_every_link_of_a_page_exists(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", TEXTS[page]) if "://" not in link]
+    assert links and all((ROOT / page).parent.joinpath(link).exists() for link in links)
 
 
 def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
     for name in set(re.findall(r"autolayer\.([a-z_]+)", README)) - {"schema"}:
         home = ROOT / "autolayer" / name
         assert name in autolayer.__all__ or home.exists() or home.with_suffix(".py").exists(), name
+
+
+def test_every_script_of_the_examples_is_in_a_table() -> None:
+    for script in EXAMPLES:
+        page = next(each for folder in script.parents if (each := folder / "README.md").exists())
+        assert f"`{script.relative_to(page.parent)}" in page.read_text(), f"{page.relative_to(ROOT)}: {script.name}"
+
+
+def test_the_tables_of_the_examples_name_only_what_exists() -> None:
+    page = (ROOT / "examples" / "README.md").read_text()
+    named = re.findall(r"^\| \[?`([^`]+)`", page, re.MULTILINE)
+    assert len(named) > 20 and all((ROOT / "examples" / name).exists() for name in named)
 
 
 @pytest.mark.slow
