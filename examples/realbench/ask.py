@@ -1,6 +1,7 @@
 """Asks the tool about RealBench's environments: what `pick` predicts before any short run, for three seeds.
 
-python examples/realbench/ask.py smollm2.sums.grpo             # a minute a seed on two cores
+python examples/realbench/ask.py smollm2.sums.grpo                    # a minute a seed on two cores
+python examples/realbench/ask.py smollm2.sums.grpo --budget 1         # with more probes
 """
 
 import argparse
@@ -21,13 +22,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environments", nargs="+", choices=ENVIRONMENTS, metavar="ENVIRONMENT")
     parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
+    parser.add_argument("--budget", type=float, help="of each pick; default: that of `autolayer pick`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for environment in (ENVIRONMENTS[name] for name in options.environments):
         picks = []
         for seed in SEEDS:
             with tempfile.TemporaryDirectory() as scratch:
-                config = Config(**environment.options(options.model, seed), out=str(Path(scratch) / "run"))
+                settings = environment.options(options.model, seed)
+                config = Config(**settings, budget=options.budget, out=str(Path(scratch) / "run"))
                 result = autolayer.pick(config, until="probe")
             rows = sorted(result.ranking or (), key=lambda row: row.layer)
             picks.append({
@@ -43,7 +46,7 @@ def main() -> None:
                 f"{environment.name} seed {seed}: first {max(rows, key=lambda row: row.predicted or 0).layer}",
                 flush=True,
             )
-        keep(environment, {"picks": picks})
+        keep(environment, {"picks" if options.budget is None else f"picks at {options.budget:g}": picks})
 
 
 if __name__ == "__main__":

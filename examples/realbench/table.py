@@ -16,9 +16,8 @@ from real_environments import ENVIRONMENTS, load, rewards
 from autolayer.comparison.metrics import pearson, spearman
 
 
-def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:
+def signals(picks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Returns the scores of every signal, and the prediction, by name: (seeds, layers)."""
-    picks = found["picks"]
     scores = {"prediction": np.array([pick["predicted"] for pick in picks])} | {
         name: np.array([pick["probes"][name] for pick in picks])
         for name in picks[0]["probes"]
@@ -30,20 +29,24 @@ def signals(found: dict[str, Any]) -> dict[str, np.ndarray]:
     return scores
 
 
-def judge(values: dict[int, tuple[float, float, float]], found: dict[str, Any]) -> None:
+def judge(values: dict[int, tuple[float, float, float]], picks: list[dict[str, Any]]) -> list[float]:
+    """Prints every signal's worth, and returns that of the prediction: Pearson, Spearman, regret, cost as a share."""
     layers, truth_L = list(values), np.array([value[0] for value in values.values()])
     print("  signal                     Pearson  Spearman  regret of its first layer")
-    for name, scores_S_L in signals(found).items():
+    rows = {}
+    for name, scores_S_L in signals(picks).items():
         scores_S_L = scores_S_L[:, layers].astype(float)
-        columns = [np.array([f(s_L, truth_L) or 0 for s_L in scores_S_L]).mean() for f in (pearson, spearman)]
-        regret = np.mean([truth_L.max() - truth_L[s_L >= s_L.max() - 1e-12].mean() for s_L in scores_S_L])
-        print(f"  {name:26s}  {columns[0]:6.2f}   {columns[1]:6.2f}   {regret:6.2f}")
-    picks = found["picks"]
-    share, seconds = (np.mean([pick[what] for pick in picks]) for what in ("cost_share", "seconds"))
+        columns = [float(np.mean([f(s_L, truth_L) or 0 for s_L in scores_S_L])) for f in (pearson, spearman)]
+        regrets = [truth_L.max() - truth_L[s_L >= s_L.max() - 1e-12].mean() for s_L in scores_S_L]
+        rows[name] = [*columns, float(np.mean(regrets))]
+        print(f"  {name:26s}  {rows[name][0]:6.2f}   {rows[name][1]:6.2f}   {rows[name][2]:6.2f}")
+    share, seconds = (float(np.mean([pick[what] for pick in picks])) for what in ("cost_share", "seconds"))
     print(f"  finding costs {share:.0%} of a full run in work, {seconds:.0f} s")
+    return [*rows["prediction"], share]
 
 
 def main() -> None:
+    predictions: dict[str, list[list[float]]] = {}
     for name, environment in ENVIRONMENTS.items():
         found = load(environment)
         if environment.sealed or "full" not in best_rates(found):
@@ -56,8 +59,12 @@ def main() -> None:
         values = contributions(found)
         for layer, (value, low, high) in values.items():
             print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
-        if "picks" in found:
-            judge(values, found)
+        for picks in sorted(key for key in found if key.startswith("picks")):
+            print(f"  {picks.removeprefix('picks').strip() or 'at the default budget'}:")
+            predictions.setdefault(picks, []).append(judge(values, found[picks]))
+    for picks, rows in predictions.items():
+        means = ", ".join(f"{value:.2f}" for value in np.mean(rows, axis=0))
+        print(f"{picks}, mean of {len(rows)}: Pearson, Spearman, regret and cost of the prediction {means}")
 
 
 if __name__ == "__main__":
