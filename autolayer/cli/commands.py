@@ -354,6 +354,22 @@ def merge(source: Path, model: str | None, out: Path) -> None:
     )
 
 
+@cli.command(epilog="\b\nExamples:\n  autolayer push runs/demo-seed-0 me/demo-layer --private\n"
+             "  autolayer push runs/demo-seed-0 me/demo --merged")  # fmt: skip
+@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--merged", is_flag=True, help="Upload the whole model, merged, instead of the trained layer.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+def push(run_folder: Path, repo_id: str, merged: bool, private: bool) -> None:
+    """Upload the trained layer to the Hugging Face Hub, with a model card."""
+    _check_result(run_folder)
+    with only_stderr():
+        from autolayer.pipeline.hub_push import push as upload
+
+        address = upload(run_folder, repo_id, private=private, merged=merged)
+    click.echo(visible(f"wrote {address}"))
+
+
 @cli.command()
 def tasks() -> None:
     """List the built-in tasks."""
