@@ -13,6 +13,7 @@ from torch import nn
 
 from autolayer.core.errors import LayerError, PatchError
 from autolayer.core.layer_set import Layers, parse_layers
+from autolayer.core.run_folder import PATCH
 from autolayer.models.disk_space import check_disk_space, num_bytes, write_error
 from autolayer.models.layers import find_layers, layer_parameters
 from autolayer.models.loading import weight_hash
@@ -103,9 +104,10 @@ def load_patch(path: str | Path) -> LayerPatch:
             versions=dict(json.loads(metadata["versions"])),
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-        raise PatchError(
-            f"patch {path} is damaged ({error}): copy it again, or delete it and repeat the command of its run."
-        ) from error
+        cure = "copy it again, or delete it and repeat the command of its run"
+        if path.name != PATCH:  # perhaps a file of the user's own
+            cure = f"give the {PATCH} of a run folder"
+        raise PatchError(f"patch {path} is damaged ({error}): {cure}.") from error
 
 
 def check_run(path: Path, trained_by: str | None, run: str | None) -> None:

@@ -66,10 +66,11 @@ class FileRecord:
                 check_digest_beside(source)
             return found
         except ValidationError as error:
+            cure = "delete it and repeat the command that made it"
+            if Path(str(source)).name != cls.FILE:  # a file of the user's own
+                cure = f"give a {cls.FILE}, or the run folder that holds it"
             wrong = "; ".join(map(_problem, error.errors()[:MAX_PLACES]))
-            raise DataError(
-                f"{source} is no {cls.FILE} of autolayer ({wrong}): delete it and repeat the command that made it."
-            ) from None
+            raise DataError(f"{source} is no {cls.FILE} of autolayer ({wrong}): {cure}.") from None
         except ValueError as error:
             raise DataError(f"{source} is damaged ({error}): delete it and repeat the command that made it.") from None
 

@@ -423,6 +423,16 @@ def test_a_damaged_patch_is_refused(refused: Refused, run_folder: Path, damage: 
     refused("merge", "run", "--out", "merged", parts=(f"patch run/{PATCH} is damaged", "copy it again"))
 
 
+def test_nobody_is_told_to_delete_a_file_of_another_kind(refused: Refused) -> None:
+    for command, advice in (
+        (("merge", "sums.jsonl", "--out", "merged"), f"give the {PATCH} of a run folder"),
+        (("compare", "sums.jsonl", "published:qwen3-1.7b"), "give a contribution.json, or the run folder"),
+        (("compare", "published:qwen3-1.7b", "rows.json"), "rows.json is no contribution.json of autolayer"),
+    ):
+        Path("rows.json").write_text('{"layers": "mine"}')
+        assert "delete" not in refused(*command, parts=(advice,))
+
+
 def test_a_patch_for_another_base_is_refused(refused: Refused, run_folder: Path, qwen: str, tmp_path: Path) -> None:
     build("qwen3", tmp_path / "other", num_layers=8, hidden=16, seed=1)
     refused("merge", "run", "--model", "other", "--out", "merged", parts=(f"was trained on {qwen}", "this is other"))

@@ -103,7 +103,7 @@ def test_a_file_does_not_predict_itself() -> None:
         ("layer,contribution\n0,1\n1,2\n2,3\n", ["3 layers in common, fewer than 4"]),
         ("layer,contribution\n0,1\n1,2\n2,3\n8,4\n", ["a model with 8 layers", "a model with at least 9 layers"]),
         ("layer,predicted\n0,1\n1,2\n2,3\n3,4\n", ["holds a prediction, which cannot judge another"]),
-        ('{"layers": []}', ["is no contribution.json", "repeat the command"]),
+        ('{"layers": []}', ["is no contribution.json", "give a contribution.json, or the run folder"]),
         ('{"layers": ', ["is no contribution.json", "Invalid JSON"]),
         ('{"ranking": null}', ["is no result.json"]),
         ("[" * 100_000, ["is no contribution.json"]),
