@@ -23,6 +23,13 @@ _QUANTIZED_TENSOR = re.compile(
 )
 """Names of tensors that only quantized checkpoints have."""
 _INTEGERS = ("U8", "I8", "I16", "U16", "I32", "U32")
+_OTHER_KINDS = {
+    "SequenceClassification": "a classifier or reward model", "Reward|ForScore": "a reward model",
+    "TokenClassification": "a classifier of tokens", "QuestionAnswering": "a model that marks answers in a text",
+    "MultipleChoice": "a model that chooses among answers",
+    "Bidirec|BiModel|EncoderModel|Embedding|Retrieval": "an embedding model",
+}  # fmt: skip
+"""Kinds of models without an output head for tokens, by what is in the names of their classes."""
 _MARKS = {
     "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes", "quant_algo": "ModelOpt", "group_size": "MLX",
 }  # fmt: skip
@@ -59,8 +66,29 @@ def check_base(name: str) -> None:
             "transformers would load with them: move adapter_config.json and adapter_model.safetensors to another "
             "folder, or merge them into the weights (PEFT's merge_and_unload)."
         )
+    _check_kind(name, config)
     check_weights(name, config)
     _check_code(name, config)
+
+
+def _check_kind(name: str, config: dict[str, Any]) -> None:
+    """Refuses the models that have something else than an output head for tokens, as far as names show it."""
+    from transformers.utils import cached_file
+
+    classes = " ".join(config.get("architectures") or ())
+    modules = cached_file(
+        model_path(name), "modules.json", _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
+    )  # fmt: skip
+    kind = next((_OTHER_KINDS[part] for part in _OTHER_KINDS if re.search(part, classes)), None)
+    if modules and "sentence_transformers" in Path(modules).read_text(encoding="utf-8", errors="replace"):
+        kind = "an embedding model of sentence-transformers (modules.json)"
+    if kind and (modules or "CausalLM" not in classes):
+        raise ModelError(
+            f"model '{name}' ({classes or config.get('model_type')}) is {kind}, not a causal language model: RL needs "
+            "a model that generates; give the language model that it was made from, or another such as Qwen3, Llama or "
+            "Gemma."
+        )
 
 
 def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
@@ -88,6 +116,12 @@ def check_weights(name: str, config: dict[str, Any] | None = None) -> None:
         for file in files:
             if file.is_file():
                 method = method or _quantized_tensors(file)
+            elif Path(model_path(name)).is_dir():  # from the Hub it would be fetched
+                state = "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "missing"
+                raise ModelError(
+                    f"model '{name}' is incomplete: {file.name}, which should hold its weights, is {state}; copy or "
+                    "download that file again."
+                )
     if method:
         raise ModelError(
             f"model '{name}' is quantized ({method}), and a layer of it cannot be trained and written back: give "
@@ -120,7 +154,9 @@ def _quantized_tensors(file: Path) -> str:
         return ""
     found = set(dtypes.values())
     if narrow := sorted(dtype for dtype in found if dtype.startswith(("F8_", "F6_", "F4"))):
-        return "FP8" if narrow[-1].startswith("F8") else narrow[0]
+        # Two numbers of four bits are stored in one byte, and their scales in eight bits.
+        packed = any(dtype == "U8" and "scale" not in name for name, dtype in dtypes.items())
+        return "4-bit floating point" if packed else "FP8" if narrow[-1].startswith("F8") else narrow[0]
     whole = {name for name, dtype in dtypes.items() if dtype in _INTEGERS}
     packed = (n for n in dtypes if _QUANTIZED_TENSOR.search(n) or (n in whole and n.endswith(".weight")))
     return next(packed, "") if whole else ""

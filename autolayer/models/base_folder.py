@@ -51,13 +51,15 @@ def base_folder(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Returns the files of weights that transformers reads from a folder; an empty list if there are none.
+    """Returns the files of weights that transformers reads from a folder, an empty list if there are none.
+
+    Some may be missing, or be something else than files.
 
     Raises:
         ModelError: The index names files in other folders.
     """
     entry = _entry(folder)
-    if entry is None or not entry.name.endswith(".index.json"):
+    if entry is None or not entry.name.endswith(".index.json") or not entry.is_file():
         return [] if entry is None else [entry]
     names = sorted(set(read_json(entry)["weight_map"].values()))
     if any(Path(name).name != name for name in names):
@@ -128,7 +130,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], like: Path) -
 def _entry(folder: Path) -> Path | None:
     """Returns the file that transformers opens first: the weights, or the index of their shards."""
     named = read_json(folder / "config.json").get("transformers_weights")
-    return next((folder / name for name in ([named] if named else _PREFERRED) if (folder / name).is_file()), None)
+    return next((folder / name for name in ([named] if named else _PREFERRED) if os.path.lexists(folder / name)), None)
 
 
 def _short(dtype: str) -> str:

@@ -121,6 +121,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from transformers.processing_utils import ProcessorMixin
 
     path = model_path(name)
     try:
@@ -134,6 +135,8 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
                 path, trust_remote_code=False
             )
+        if tokenizer.chat_template is None:  # older processors have it in chat_template.json
+            tokenizer.chat_template = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
         # If the files are missing, transformers builds a tokenizer that has special tokens only.
         if len(tokenizer) > len(set(tokenizer.all_special_ids)) + 1 and tokenizer("1 + 1")["input_ids"]:
             return tokenizer
@@ -215,6 +218,13 @@ def _read_weights(name: str, **options: Any) -> Any:
         )
     check_class(name, model)
     missing = sorted(report["missing_keys"])
+    classes = model.config.architectures or ()
+    if missing and classes and all(each.endswith("Model") for each in classes):
+        raise ModelError(
+            f"model '{name}' ({', '.join(classes)}) is a decoder without an output head, such as one for "
+            f"embeddings, not a causal language model ({missing[0]} is not in its files): "
+            "give the language model that it was made from."
+        )
     if missing:  # transformers initializes missing weights at random
         raise ModelError(
             f"model '{name}' is incomplete: {len(missing)} weights are not in its files ({', '.join(missing[:3])}); "

@@ -1,5 +1,6 @@
 """Checks of models and tokenizers, which raise a one-sentence error before training would fail."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,16 @@ def unreadable(name: str, path: str, error: Exception) -> ModelError:
         return ModelError(
             f"model '{name}' does not fit into the memory of this machine ({first_line(error)}): give a smaller model, "
             "end other programs, or take a machine with more memory."
+        )
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+        return ModelError(
+            f"model '{name}' has a Python object ({found[1]}) in its .bin files, and is not read, because such objects "
+            "can run code: save its tensors alone, best as safetensors (save_pretrained)."
+        )
+    if isinstance(error, ImportError):
+        return ModelError(
+            f"model '{name}' needs a package that is not installed ({first_line(error)}): install it, or take what "
+            "asks for it, such as attn_implementation, out of its config.json."
         )
     if Path(path).is_dir():
         return ModelError(

@@ -86,6 +86,14 @@ def pack(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def to_four_bits(folder: Path) -> None:
+    """NVFP4: two numbers in each byte, and scales in eight bits."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(64, 16, dtype=torch.uint8)
+    tensors["model.layers.1.mlp.up_proj.weight_scale"] = torch.ones(64, 2).to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def to_integers(folder: Path) -> None:
     """A weight in eight bits that transformers would read as if it were rounded."""
     tensors = load_file(folder / "model.safetensors")
@@ -107,6 +115,7 @@ def only_gguf(folder: Path) -> None:
     ("change", "words"),
     [
         (add_scales, r"\(FP8\)"),
+        (to_four_bits, r"\(4-bit floating point\)"),
         (pack, r"\(model.layers.1.mlp.up_proj.qweight\)"),
         (to_integers, r"\(model.layers.1.mlp.up_proj.weight\)"),
         (lambda folder: to_bin(folder, to_integers), r"\(model.layers.1.mlp.up_proj.weight\)"),
@@ -270,3 +279,77 @@ def test_a_model_of_images_and_text_is_called_that(folder: Path) -> None:
     set_config(folder, model_type="llava", architectures=["LlavaForConditionalGeneration"])
     with pytest.raises(ModelError, match="is a model of images and text, for which"):
         meta_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (
+            "Qwen3ForSequenceClassification",
+            r"\(Qwen3ForSequenceClassification\) is a classifier or reward model, not a",
+        ),
+        (
+            "Qwen3ForTokenClassification",
+            "is a classifier of tokens, not a causal language model: .*; give the language",
+        ),
+        ("Qwen2ForProcessRewardModel", "is a reward model"),
+        ("LlamaBidirectionalModel", "is an embedding model"),
+    ],
+)
+def test_a_model_that_does_not_generate_is_called_what_it_is(folder: Path, classes: str, words: str) -> None:
+    own_code(folder, architectures=[classes])
+    assert_refused(folder, words)
+
+
+def test_an_embedding_model_of_sentence_transformers_is_refused(folder: Path) -> None:
+    (folder / "modules.json").write_text('[{"idx": 0, "type": "sentence_transformers.models.Transformer"}]')
+    assert_refused(folder, "is an embedding model of sentence-transformers .*, not a causal language model")
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["whole", "decoder"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_decoder_is_taken_if_its_files_hold_a_language_model(prefix: bool, tied: bool, tmp_path: Path) -> None:
+    folder = build("qwen3", tmp_path / "base", tied=tied)
+    if not prefix:
+        AutoModelForCausalLM.from_pretrained(folder).base_model.save_pretrained(folder)
+    set_config(folder, architectures=["Qwen3Model"])
+    if prefix or tied:
+        assert len(find_layers(meta_model(str(folder)))) == 4
+    else:
+        assert_refused_as_unreadable(folder, r"\(Qwen3Model\) is a decoder without an output head, such as .*lm_head")
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a link to nothing", "missing"])
+def test_weights_that_are_no_file_are_refused_by_name(folder: Path, kind: str) -> None:
+    file = folder / "model.safetensors"
+    file.rename(folder / "elsewhere.safetensors")
+    if kind == "a folder":
+        file.mkdir()
+    elif kind == "missing":
+        file = folder / "model-00001-of-00001.safetensors"
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": file.name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        file.symlink_to("nowhere.safetensors")
+    assert_refused(folder, f"is incomplete: {file.name}, which should hold its weights, is {kind}; copy or")
+
+
+def test_a_python_object_among_the_weights_is_named(folder: Path) -> None:
+    torch.save({**load_file(folder / "model.safetensors"), "extra": Path("x")}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert_refused_as_unreadable(
+        folder, r"has a Python object \(pathlib\S*\) in its .bin files.*: save its tensors alone"
+    )
+
+
+def test_a_missing_package_is_named(folder: Path) -> None:
+    set_config(folder, attn_implementation="flash_attention_2")
+    assert_refused_as_unreadable(
+        folder, "needs a package that is not installed .FlashAttention2 .*: install it, or take"
+    )
+
+
+def test_the_chat_template_of_an_older_processor_is_read(folder: Path) -> None:
+    assert read_tokenizer(str(folder)).chat_template is None
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert read_tokenizer(str(folder)).chat_template == "{{ messages }}"
