@@ -1,7 +1,8 @@
-"""Asks the tool about RealBench's environments: what `pick` predicts before any short run, for three seeds.
+"""Asks the tool about RealBench's environments: what `pick` predicts before any short run, or chooses after the search.
 
 python examples/realbench/ask.py smollm2.sums.grpo                    # a minute a seed on two cores
 python examples/realbench/ask.py smollm2.sums.grpo --budget 1         # with more probes
+    python examples/realbench/ask.py smollm2.sums.grpo --budget 1 --until search     # as long as a full run
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("environments", nargs="+", choices=ENVIRONMENTS, metavar="ENVIRONMENT")
     parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
     parser.add_argument("--budget", type=float, help="of each pick; default: that of `autolayer pick`")
+    parser.add_argument("--until", choices=("probe", "search"), default="probe")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for environment in (ENVIRONMENTS[name] for name in options.environments):
@@ -31,7 +33,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 settings = environment.options(options.model, seed)
                 config = Config(**settings, budget=options.budget, out=str(Path(scratch) / "run"))
-                result = autolayer.pick(config, until="probe")
+                result = autolayer.pick(config, until=options.until)
             rows = sorted(result.ranking or (), key=lambda row: row.layer)
             picks.append({
                 "seed": seed,
@@ -39,14 +41,14 @@ def main() -> None:
                 "low": [row.predicted_low for row in rows],
                 "high": [row.predicted_high for row in rows],
                 "probes": result.probes,
+                "chosen": result.best_layers,
                 "cost_share": result.cost_share_of_full_run,
                 "seconds": sum(cost.seconds for cost in result.cost.values()),
             })  # fmt: skip
-            print(
-                f"{environment.name} seed {seed}: first {max(rows, key=lambda row: row.predicted or 0).layer}",
-                flush=True,
-            )
-        keep(environment, {"picks" if options.budget is None else f"picks at {options.budget:g}": picks})
+            first = max(rows, key=lambda row: row.predicted or 0).layer
+            print(f"{environment.name} seed {seed}: first {first}, chosen {result.best_layers}", flush=True)
+        name = "picks" if options.until == "probe" else "searches"
+        keep(environment, {name if options.budget is None else f"{name} at {options.budget:g}": picks})
 
 
 if __name__ == "__main__":

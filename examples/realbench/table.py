@@ -62,6 +62,14 @@ def main() -> None:
         for picks in sorted(key for key in found if key.startswith("picks")):
             print(f"  {picks.removeprefix('picks').strip() or 'at the default budget'}:")
             predictions.setdefault(picks, []).append(judge(values, found[picks]))
+        for searches in sorted(key for key in found if key.startswith("searches")):
+            layers, truths = list(values), [value[0] for value in values.values()]
+            chosen = [pick["chosen"][0] for pick in found[searches]]
+            lost = max(truths) - np.interp(chosen, layers, truths)  # between two measured layers, on the line
+            share = np.mean([pick["cost_share"] for pick in found[searches]])
+            print(
+                f"  {searches}: chose {chosen}, which lose {np.round(lost, 2)}; finding costs {share:.0%} of a full run"
+            )
     for picks, rows in predictions.items():
         means = ", ".join(f"{value:.2f}" for value in np.mean(rows, axis=0))
         print(f"{picks}, mean of {len(rows)}: Pearson, Spearman, regret and cost of the prediction {means}")
