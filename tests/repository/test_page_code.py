@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from trl.trainer.grpo_config import GRPOConfig
 
 import autolayer
 from autolayer.models.loading import load_model
+from autolayer.probes import PROBES
 from autolayer.tasks.generated import exact_reward
 from autolayer.tasks.math.arith import arith_problems
 
@@ -80,7 +82,11 @@ class OwnTrainer:
 def test_a_block_runs(name: str, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pick: Any = autolayer.pick
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(autolayer, "pick", lambda **options: pick(**{**options, **QUICK, "budget": 1.0}))
+    # Few steps pay for no gradients, which probes need.
+    monkeypatch.setattr(
+        autolayer, "pick",
+        lambda **options: pick(**options if options.get("until") == "probe" else {**options, **QUICK, "budget": 1.0}),
+    )  # fmt: skip
     short = {"max_steps": 2, "max_completion_length": 8, "use_cpu": True, "bf16": False, "report_to": []}
     monkeypatch.setattr(trl, "GRPOConfig", partial(GRPOConfig, **short))
     model, tokenizer = load_model("tiny", "cpu").model, load_model("tiny", "cpu").tokenizer
@@ -94,4 +100,14 @@ def test_a_block_runs(name: str, code: str, folder: Path, monkeypatch: pytest.Mo
     }
     code = code.replace("train_only(model, 16)", "train_only(model, 6)")  # the packaged model has 8 layers
     names = {"autolayer": autolayer, "loss_of": loss_of, "model": model, "tokenizer": tokenizer, **given}
-    exec(compile(code, name, "exec"), names)
+    with patch.dict(PROBES):  # a page may add one
+        exec(compile(code, name, "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_own_task_of_the_page_is_probed(tmp_path: Path) -> None:
+    code = next(code for name, code in BLOCKS if name.startswith("extending.md: Your own task"))
+    (tmp_path / "distance.py").write_text(code)
+    task = f"{tmp_path / 'distance.py'}:DISTANCE"
+    result = short_pick(tmp_path / "run", **QUICK, task=task, until="probe")
+    assert result.best_layers and result.probes
