@@ -73,7 +73,7 @@ def check_base(name: str) -> None:
 
 def _check_kind(name: str, config: dict[str, Any]) -> None:
     """Refuses the models that have something else than an output head for tokens, as far as names show it."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     classes = " ".join(config.get("architectures") or ())
     modules = cached_file(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hub_cache import make_model_cache
 from safetensors.torch import load_file, save_file
-from tiny_models import build, build_text_and_vision
+from tiny_models import build, build_model, build_text_and_vision
 from transformers import AutoModelForCausalLM
 
 from autolayer.cli.doctor import diagnose
@@ -311,7 +311,7 @@ def test_an_embedding_model_of_sentence_transformers_is_refused(folder: Path) ->
 def test_a_decoder_is_taken_if_its_files_hold_a_language_model(prefix: bool, tied: bool, tmp_path: Path) -> None:
     folder = build("qwen3", tmp_path / "base", tied=tied)
     if not prefix:
-        AutoModelForCausalLM.from_pretrained(folder).base_model.save_pretrained(folder)
+        build_model("qwen3", tied=tied).model.save_pretrained(folder)
     set_config(folder, architectures=["Qwen3Model"])
     if prefix or tied:
         assert len(find_layers(meta_model(str(folder)))) == 4
