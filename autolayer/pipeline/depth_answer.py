@@ -78,8 +78,8 @@ def answer_from_depth(config: Config, until: str | None = None) -> PickResult:
         return result(config.signature)
     with folder.locked():
         found = result(folder.start_or_resume(settings)["signature"])
-        folder.write_text(REPORT, html_page(found, folder.path))
         folder.write(RESULT, found.to_dict())
+        folder.write_text(REPORT, html_page(found, folder.path))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Writes the outputs of a run: the trained layers, the report, and last result.json, which marks them as complete."""
+"""Writes the outputs of a run: the trained layers, result.json, which marks them as complete, and last the report."""
 
 from collections.abc import Callable
 
@@ -40,8 +40,8 @@ def save_result(run: RunContext, result: PickResult, trained: Arm | None = None)
         elif patch is not None:
             about = {name: value for name, value in vars(patch).items() if name != "tensors"}
             save_adapter(run.folder / ADAPTER, patch.tensors, model_path(patch.base), about)
-        run.folder.write_text(REPORT, html_page(result, run.folder.path))
         run.folder.write(RESULT, result.to_dict())
+        run.folder.write_text(REPORT, html_page(result, run.folder.path))
         return result
 
     return run.bench.process_group.on_rank_0(write)

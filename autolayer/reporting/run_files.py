@@ -1,18 +1,23 @@
-"""What a report reads from a run folder beside result.json: how to repeat it, and the final run's samples."""
+"""What a report reads from a run folder beside result.json: how to repeat it, and the final run's samples.
+
+A damaged file is as one that is not there: no report depends on it.
+"""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from autolayer.core.config import TABLES, Config
+from autolayer.core.errors import RunFolderError
 from autolayer.core.run_folder import ARMS, COMPLETIONS, CONFIG, RunFolder
 from autolayer.reporting.results import PickResult
 
 
 def repeat_command(folder: Path) -> str | None:
     """Returns the command that repeats a run on the same or another machine, or None if config.json is not there."""
-    recorded = RunFolder(folder).read(CONFIG)
+    recorded = _read(folder, CONFIG)
     if recorded is None:
         return None
     defaults = {name: field.default for name, field in Config.model_fields.items()}
@@ -39,7 +44,7 @@ def repeat_command(folder: Path) -> str | None:
 def training_rewards(folder: Path, result: PickResult) -> list[float]:
     """Returns the mean training reward of each step of the final run, the short runs it went on from included."""
     arm = _final_arm(folder, result)
-    history = {} if arm is None else RunFolder(folder).read(f"{ARMS}/{arm}/final/history.json") or {}
+    history = {} if arm is None else _read(folder, f"{ARMS}/{arm}/final/history.json") or {}
     return [fmean(rewards) for rewards in history.get("rewards", ()) if rewards]
 
 
@@ -51,12 +56,12 @@ def first_and_last_completions(folder: Path, result: PickResult) -> list[dict[st
     arm = _final_arm(folder, result)
     if arm is None or not (folder / COMPLETIONS).is_file():
         return []
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import parquet
 
     columns = ["step", "prompt", "completion", "reward"]
     try:
         rows = parquet.read_table(folder / COMPLETIONS, columns=columns, filters=[("arm", "=", arm)]).to_pylist()
-    except (ArrowInvalid, OSError):  # a table for the user, which nothing depends on
+    except Exception:  # whatever pyarrow raises about a damaged file
         return []
     ends = {min(row["step"] for row in rows), max(row["step"] for row in rows)} if rows else ()
     found: list[dict[str, Any]] = []
@@ -64,6 +69,12 @@ def first_and_last_completions(folder: Path, result: PickResult) -> list[dict[st
         by_prompt = {row["prompt"]: row for row in reversed(rows) if row["step"] == step}
         found += list(reversed(by_prompt.values()))[:3]
     return found
+
+
+def _read(folder: Path, name: str) -> dict[str, Any] | None:
+    with suppress(RunFolderError):
+        return RunFolder(folder).read(name)
+    return None
 
 
 def _final_arm(folder: Path, result: PickResult) -> str | None:

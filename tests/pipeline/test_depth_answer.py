@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from autolayer.comparison.compare import compare
 from autolayer.core import depth_prior
 from autolayer.core.config import Config
 from autolayer.core.errors import AutolayerError, ConfigError, LayerError, RunFolderError
+from autolayer.core.run_folder import RunFolder
 from autolayer.models import loading
+from autolayer.pipeline import depth_answer, outputs
 from autolayer.pipeline.checks import check_options
 from autolayer.pipeline.depth_answer import answer_from_depth
 from autolayer.pipeline.dry_run import plan_run
@@ -70,6 +73,23 @@ def test_its_files_are_valid_and_can_be_judged(big: str, tmp_path: Path) -> None
     assert "by depth alone: nothing was measured" in (tmp_path / "run" / "report.html").read_text()
     (judged,) = compare(tmp_path / "run", "published:qwen3-1.7b-8k").comparisons
     assert (judged.rows[0].auc_best or 0) > 0.9 and judged.rows[0].picks == (12,)
+
+
+def test_a_page_that_fails_costs_no_result(big: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> str:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(depth_answer, "html_page", failing)
+    monkeypatch.setattr(outputs, "html_page", failing)
+    with pytest.raises(RuntimeError):
+        answer_from_depth(Config(model=big, budget=0, out=str(tmp_path / "run")))
+    found, again = PickResult.read(tmp_path / "run"), tmp_path / "again"
+    run: Any = SimpleNamespace(
+        folder=RunFolder(again), bench=SimpleNamespace(process_group=SimpleNamespace(on_rank_0=lambda work: work()))
+    )
+    with pytest.raises(RuntimeError):
+        outputs.save_result(run, found)
+    assert PickResult.read(again) == found
 
 
 def test_no_weights_are_read(big: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

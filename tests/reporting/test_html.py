@@ -147,6 +147,9 @@ def test_the_final_run_s_rewards_come_from_its_history(tmp_path: Path) -> None:
     assert training_rewards(tmp_path, result()) == [0.5, 1.0]
     assert training_rewards(tmp_path, result(learning_rate=2e-3)) == []
     assert "The final run" in html_page(result(), tmp_path) and "The final run" not in html_page(result())
+    for name in (arm, CONFIG):  # a damaged file beside a whole result
+        (tmp_path / name).write_text("{")
+        assert html_page(result(), tmp_path) == html_page(result())
 
 
 def test_completions_of_the_first_and_the_last_step_are_shown(tmp_path: Path) -> None:
@@ -164,8 +167,10 @@ def test_completions_of_the_first_and_the_last_step_are_shown(tmp_path: Path) ->
     page = html_page(result(), tmp_path)
     assert ["9", "p2", "<92a", "1.00"] in Cells(page).rows and "<92a" not in page
     assert "Completions before" not in html_page(result())
-    (tmp_path / COMPLETIONS).write_bytes(b"PAR1")
-    assert first_and_last_completions(tmp_path, result()) == []
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / COMPLETIONS, compression="none")
+    for damaged in ((tmp_path / COMPLETIONS).read_bytes().replace(b"<92a", b"<92\xff"), b"PAR1"):
+        (tmp_path / COMPLETIONS).write_bytes(damaged)
+        assert first_and_last_completions(tmp_path, result()) == []
 
 
 @pytest.mark.parametrize(
