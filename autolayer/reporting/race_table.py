@@ -1,4 +1,4 @@
-"""The race as a table: one row for each arm, its gain at each rung, and why it went no further."""
+"""The race as a table: one row for each arm, its gain at each rung, and how it ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class ArmRow:
     is_chosen: bool
     """True if its layers were chosen."""
     ended: str
-    """Why it went no further."""
+    """How it ended: the result does not record whether a layer was dropped, failed, or was cut off by the budget."""
 
     @property
     def last(self) -> Rung:
@@ -38,15 +38,20 @@ def arm_rows(result: PickResult) -> list[ArmRow]:
                                    key=lambda rung: (rung.seed, rung.learning_rate))  # fmt: skip
         for rungs in (tuple(group) for _, group in by_rate_and_seed):
             last = rungs[-1]
-            if last.steps == longest:
-                ended = "chosen" if is_chosen else "ran to the last rung"
-            elif last.steps < deepest:
+            above = [run[1:] for run in runs if run[0] == last.steps and run[1] > last.gain and run[2] != _name(row)]
+            if last.steps < deepest:
                 ended = "another rate or seed of it went on"
+            elif is_chosen:
+                ended = "chosen"
+            elif last.steps == longest:
+                ended = "ran to the last rung"
             else:
-                _, gain, leader = max(run for run in runs if run[0] == last.steps)
-                against = f"{last.gain:+.3f} against {gain:+.3f} of {'layers' if result.sets else 'layer'} {leader}"
+                against = ", and no other gained more"
+                if above:
+                    gain, leader = max(above)
+                    against = f" against {gain:+.3f} of {'layers' if result.sets else 'layer'} {leader}"
                 chance = "" if row.probability_best is None else f"; P(best) {row.probability_best:.0%}"
-                ended = f"dropped after {last.steps} steps: {against}{chance}"
+                ended = f"not trained further after {last.steps} steps: {last.gain:+.3f}{against}{chance}"
             found.append(ArmRow(name=_name(row), rungs=rungs, is_chosen=is_chosen, ended=ended))
     return found
 

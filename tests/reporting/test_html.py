@@ -80,21 +80,31 @@ def test_the_page_holds_every_number_of_the_ranking() -> None:
             assert any(each[:1] == [str(row.layer)] and gain in each for each in rows)
 
 
-def test_the_race_says_who_was_dropped_and_why() -> None:
+def test_the_race_says_how_each_arm_ended() -> None:
     assert [(arm.name, arm.last.steps, arm.is_chosen, arm.ended) for arm in arm_rows(raced())] == [
         ("3", 16, True, "chosen"),
         ("3", 8, True, "another rate or seed of it went on"),
         ("2", 16, False, "ran to the last rung"),
-        ("4", 8, False, "dropped after 8 steps: +0.020 against +0.100 of layer 3; P(best) 22%"),
-        ("0", 8, False, "dropped after 8 steps: -0.010 against +0.100 of layer 3; P(best) 11%"),
+        ("4", 8, False, "not trained further after 8 steps: +0.020 against +0.100 of layer 3; P(best) 22%"),
+        ("0", 8, False, "not trained further after 8 steps: -0.010 against +0.100 of layer 3; P(best) 11%"),
     ]
+    # The chosen layer's longest run is shorter than another's, and a layer went no further although it gained most.
+    odd = replace(raced(), best_layers=(4,))
+    odd = replace(odd, ranking=tuple(replace(row, rungs=(replace(row.rungs[0], gain=0.3),)) if row.layer == 0 else row
+                                     for row in odd.ranking or ()))  # fmt: skip
+    assert {arm.name: arm.ended for arm in arm_rows(odd)} == {
+        "3": "another rate or seed of it went on",
+        "2": "ran to the last rung",
+        "4": "chosen",
+        "0": "not trained further after 8 steps: +0.300, and no other gained more; P(best) 11%",
+    }
     page = html_page(raced())
     assert "Never run, because the prediction or the budget put them behind: 1, 5." in page
     assert "The race" not in html_page(result())
     ranking = raced().ranking or ()
     sets = tuple(SetRow(layers=(row.layer, row.layer + 1), rungs=row.rungs) for row in ranking[1:3])
     assert [arm.ended for arm in arm_rows(result(sets=sets))][1] == (
-        "dropped after 8 steps: +0.020 against +0.050 of layers 2, 3"
+        "not trained further after 8 steps: +0.020 against +0.050 of layers 2, 3"
     )
 
 
