@@ -92,9 +92,10 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
                 folder.abandon()
                 raise
         # transformers collects garbage whenever a trainer starts; what is loaded by now stays and need not be searched.
-        gc.collect()
-        gc.freeze()
-        stack.callback(gc.unfreeze)
+        if not gc.get_freeze_count():  # or what the caller froze would be thawed
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
         yield RunContext(
             config=config,
             bench=bench,

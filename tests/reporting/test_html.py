@@ -247,9 +247,11 @@ def test_a_browser_shows_it_on_a_phone_and_on_a_desk(num_layers: int, tmp_path: 
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         f"--user-data-dir={tmp_path}",
         "--virtual-time-budget=4000",
     ]
-    seen = subprocess.run([str(CHROMIUM), *options, "--dump-dom", looking.as_uri()], capture_output=True, text=True)
+    command = [str(CHROMIUM), *options, "--dump-dom", looking.as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = dict(re.findall(r'data-at(\d+)="([^"]*)"', seen.stdout))
-    assert found == {"390": "fine", "900": "fine"}, seen.stderr[-500:]
+    assert found == {"390": "fine", "900": "fine"}, (seen.returncode, seen.stderr[-500:])

@@ -269,6 +269,7 @@ class Number(float):
     ("raised", "words"),
     [(asyncio.CancelledError("x"), "raised CancelledError: x. The"), (GeneratorExit(), "raised GeneratorExit: . The"),
      (ValueError("a\n\nb"), "raised ValueError: a b. The"),
+     (ValueError("x" * 10_000), r"raised ValueError: x{1000} \.\.\.\. The"),
      (Unprintable(), "raised Unprintable: an error whose text cannot be read")],
 )  # fmt: skip
 def test_whatever_a_reward_raises_is_told_in_one_line(raised: BaseException, words: str) -> None:
