@@ -19,5 +19,6 @@ def decisions(result: PickResult) -> dict:
     """Everything that must not depend on the folder, the clock or an interruption."""
     values = result.to_dict()
     values.pop("cost_share_of_full_run")  # the price of a generated token is measured
+    values["notes"] = [note for note in values["notes"] if not note.startswith("finding cost")]  # of the same price
     values["cost"] = {stage: cost["generated_tokens"] for stage, cost in values["cost"].items()}
     return values

@@ -23,7 +23,9 @@ from autolayer.core.errors import ModelError, NoSignalError
 from autolayer.core.run_folder import PATCH, RESULT, RunFolder
 from autolayer.reporting.results import PickResult
 
-COMMANDS = ("pick", "train", "measure", "compare", "report", "export", "merge", "doctor", "tasks")
+COMMANDS = (
+    "pick", "train", "measure", "compare", "atlas", "report", "export", "merge", "push", "doctor", "tasks",
+)  # fmt: skip
 TINY = ("--model", "tiny", "--task", "math:arith")
 
 

@@ -81,6 +81,7 @@ def test_json_is_alone_on_stdout() -> None:
 
 def test_the_page_shows_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr("rich._console", None)  # it keeps the width that it was made with
     page = (ROOT / "docs" / "sharing.md").read_text()
     command = re.findall(r"^    autolayer (atlas .+)$", page, re.MULTILINE)[-1].split()
     wanted = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0].split()
