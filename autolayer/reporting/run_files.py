@@ -25,7 +25,7 @@ def repeat_command(folder: Path) -> str | None:
     words = ["autolayer", recorded.get("verb", "pick")]
     for name, value in changed.items():
         option = "--" + name.replace("_", "-")
-        if name in TABLES:
+        if name in TABLES or (name, value) == ("rollouts", "vllm"):
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
@@ -38,7 +38,10 @@ def repeat_command(folder: Path) -> str | None:
     tables = [
         f"[{name}]" for name in TABLES if name in changed and changed[name] != defaults[name].model_dump(mode="json")
     ]
-    return shlex.join(words) + (f"  # with {', '.join(tables)} of {CONFIG} in a --config file" if tables else "")
+    notes = [f"{', '.join(tables)} of {CONFIG} in a --config file"] if tables else []
+    if changed.get("rollouts") == "vllm":  # config.json holds no address of a server
+        notes.append("--rollouts vllm, or the URLs of vLLM servers")
+    return shlex.join(words) + (f"  # with {', and '.join(notes)}" if notes else "")
 
 
 def training_rewards(folder: Path, result: PickResult) -> list[float]:

@@ -193,8 +193,7 @@ def test_completions_of_the_first_and_the_last_step_are_shown(tmp_path: Path) ->
 )  # fmt: skip
 def test_the_command_repeats_the_run(settings: dict[str, object], tmp_path: Path) -> None:
     config = Config(**settings)  # pyright: ignore
-    recorded = json.loads(config.model_dump_json())
-    RunFolder(tmp_path).write(CONFIG, {"signature": "1", "verb": "pick", "base_hash": "x", **recorded})
+    RunFolder(tmp_path).write(CONFIG, {"signature": "1", "verb": "pick", "base_hash": "x", **config.signed()})
     command = repeat_command(tmp_path)
     assert command is not None and command.startswith("autolayer pick --model ")
     with click.Context(ConfigCommand("pick")) as ctx:
@@ -202,11 +201,17 @@ def test_the_command_repeats_the_run(settings: dict[str, object], tmp_path: Path
         assert Config(**read_values(ctx, {})).signature == config.signature
 
 
-def test_the_command_names_the_tables_that_it_cannot_hold(tmp_path: Path) -> None:
+def test_the_command_names_what_it_cannot_hold(tmp_path: Path) -> None:
     assert repeat_command(tmp_path) is None
-    recorded = json.loads(Config(model="tiny", search={"num_select": 9}).model_dump_json())
-    RunFolder(tmp_path).write(CONFIG, {"signature": "1", "verb": "pick", **recorded})
-    assert repeat_command(tmp_path) == "autolayer pick --model tiny  # with [search] of config.json in a --config file"
+    search, server = "[search] of config.json in a --config file", "--rollouts vllm, or the URLs of vLLM servers"
+    for settings, note in (
+        ({"search": {"num_select": 9}}, search),
+        ({"rollouts": "http://host:8000"}, server),
+        ({"rollouts": "vllm", "search": {"num_select": 9}}, f"{search}, and {server}"),
+    ):
+        signed = Config(model="tiny", **settings).signed()  # pyright: ignore
+        RunFolder(tmp_path).write(CONFIG, {"signature": "1", "verb": "pick", **signed})
+        assert repeat_command(tmp_path) == f"autolayer pick --model tiny  # with {note}"
 
 
 LOOK = """<body><script>
