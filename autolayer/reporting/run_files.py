@@ -52,9 +52,9 @@ def training_rewards(folder: Path, result: PickResult) -> list[float]:
 
 
 def first_and_last_completions(folder: Path, result: PickResult) -> list[dict[str, Any]]:
-    """Returns one completion each of the first three prompts of the final run's first step, and of its last step.
+    """Returns one completion each of the first three prompts of the first and the last step kept of the final run.
 
-    The first step is sampled from the base model. The prompts of the two steps differ.
+    Step 1 is sampled from the base model. The prompts of the two steps differ.
     """
     arm = _final_arm(folder, result)
     if arm is None or not (folder / COMPLETIONS).is_file():

@@ -2,7 +2,8 @@
 
 Of every training step it keeps whole groups, at most `PER_STEP` completions, and of a text `LONGEST_TEXT` characters.
 Once the table would hold more than `MAX_BYTES`, the steps that are no multiple of 2 are left out, then those that are
-no multiple of 4, and so on.
+no multiple of 4, and so on. The first and the last step of each arm stay, unless these alone are too many: then the
+oldest rows go.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,13 @@ def add_completions(folder: Path, rows: Sequence[dict[str, Any]], *, is_shared: 
         stride = 1
         while table.nbytes > MAX_BYTES and len(table):
             stride *= 2
-            table = table.filter(pa.array(table["step"].to_numpy() % stride == 0))
+            arms_and_steps = list(zip(table["arm"].to_pylist(), table["step"].to_pylist(), strict=True))
+            last = dict(sorted(arms_and_steps))
+            if stride > max(last.values()):
+                table = table.slice(len(table) // 2 + 1)
+            else:
+                kept = [step % stride == 0 or step in (1, last[arm]) for arm, step in arms_and_steps]
+                table = table.filter(pa.array(kept))
         write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 

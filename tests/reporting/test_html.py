@@ -177,6 +177,9 @@ def test_completions_of_the_first_and_the_last_step_are_shown(tmp_path: Path) ->
     page = html_page(result(), tmp_path)
     assert ["9", "p2", "<92a", "1.00"] in Cells(page).rows and "<92a" not in page
     assert "Completions before" not in html_page(result())
+    assert "final run's step 1, which the base model wrote, and of step 9." in page
+    parquet.write_table(pa.Table.from_pylist([row for row in rows if row["step"] == 2]), tmp_path / COMPLETIONS)
+    assert "final run's step 2." in html_page(result(), tmp_path)
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / COMPLETIONS, compression="none")
     for damaged in ((tmp_path / COMPLETIONS).read_bytes().replace(b"<92a", b"<92\xff"), b"PAR1"):
         (tmp_path / COMPLETIONS).write_bytes(damaged)

@@ -136,8 +136,12 @@ def test_the_table_is_bounded_and_takes_any_column(tmp_path: Path, monkeypatch: 
     for steps, note in (([1, 2, 3], None), ([4, 5, 6], 1.0), ([7], "text"), ([8, 9], 2.0)):
         add_completions(tmp_path, rows(steps, note), is_shared=True)
     table = pq.read_table(tmp_path / COMPLETIONS)
-    assert table["step"].to_pylist() == [2, 4, 6, 8] and table["note"].to_pylist() == [None, "1", "1", "2"]
-    assert table.nbytes <= 8000
+    assert table["step"].to_pylist() == [1, 2, 4, 6, 8, 9]
+    assert table["note"].to_pylist() == [None, None, "1", "1", "2", "2"] and table.nbytes <= 8000
+
+    add_completions(tmp_path, [{**rows([1], None)[0], "arm": str(arm)} for arm in range(9)], is_shared=False)
+    table = pq.read_table(tmp_path / COMPLETIONS)
+    assert 0 < table.nbytes <= 8000 and table["arm"].to_pylist()[-1] == "8"
 
     (tmp_path / COMPLETIONS).write_bytes(b"PAR1")
     with pytest.raises(pa.ArrowInvalid):
