@@ -18,7 +18,6 @@ from autolayer.reporting.results import PickResult
 
 MIN_COMMON_LAYERS = 4
 """Smallest number of common layers; of three layers, one random ranking in six is perfect."""
-BASELINES = ("random", *depth_prior.DEPTH_BASELINES)
 
 
 def compare(
@@ -134,7 +133,7 @@ def _rows(predicted: Curve, measured: Curve, layers: list[int], num_layers: int)
     scores |= {
         name: np.array([scores_by_layer[layer] for layer in layers])
         for name, scores_by_layer in predicted.probes.items()
-        if name not in BASELINES and set(layers) <= scores_by_layer.keys()
+        if name not in depth_prior.BASELINES and set(layers) <= scores_by_layer.keys()
     }
     bands = {}
     if band := _prediction_band(predicted):
@@ -166,7 +165,7 @@ def _row(
     auc_best, auc_worst = _aucs(scores_L, measured, layers)
     row = JudgedRanking(
         name=name,
-        kind="prediction" if name == "prediction" else "baseline" if name in BASELINES else "probe",
+        kind="prediction" if name == "prediction" else "baseline" if name in depth_prior.BASELINES else "probe",
         picks=() if name == "random" else tuple(layers[place] for place in metrics.picks(scores_L)),
         auc_best=auc_best,
         auc_worst=auc_worst,

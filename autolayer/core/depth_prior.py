@@ -56,6 +56,8 @@ DEPTH_BASELINES: dict[str, Callable[[int, int], float]] = {
 }
 """Maps a name to a function of a layer (0 is next to the embedding) and the number of layers, which returns the layer's
 score; higher means more contribution."""
+BASELINES = ("random", *DEPTH_BASELINES)
+"""The baselines that know nothing of the model; all are probes as well (probes/baselines.py)."""
 
 
 def scores(name: str, layers: Sequence[int], num_layers: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
+from autolayer.core.depth_prior import BASELINES
 from autolayer.core.layer_set import name_layers
 from autolayer.reporting.race_table import arm_rows
 from autolayer.reporting.results import PickResult
@@ -20,7 +21,6 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 62, 584, 46, 266
 """Width of the drawings and edges of their plots. A phone shows them at about half the size, with larger text."""
 MOST_LABELS = 8
 """Most learning curves that are named."""
-PROBE_BASELINES = ("random", "first", "middle", "last", "position")
 
 
 def draw_figures(result: PickResult, rewards: Sequence[float] = ()) -> dict[str, str]:
@@ -185,7 +185,7 @@ def _training(rewards: Sequence[float]) -> Drawing | None:
 
 def _probes(result: PickResult) -> Drawing | None:
     known = {name: {layer: score for layer, score in enumerate(scores) if score is not None}
-             for name, scores in (result.probes or {}).items() if name not in PROBE_BASELINES}  # fmt: skip
+             for name, scores in (result.probes or {}).items() if name not in BASELINES}  # fmt: skip
     known = {name: scores for name, scores in known.items() if scores}
     if not known:
         return None

@@ -9,8 +9,9 @@ from typing import Any
 
 import jinja2
 
+from autolayer.core.depth_prior import BASELINES
 from autolayer.core.formatting import format_count, format_seconds
-from autolayer.reporting.figures import PROBE_BASELINES, draw_figures
+from autolayer.reporting.figures import draw_figures
 from autolayer.reporting.race_table import arm_rows
 from autolayer.reporting.ranking import marks_by_layer, shown_rows, value_columns
 from autolayer.reporting.results import PickResult
@@ -78,7 +79,7 @@ def _render(template: str, result: PickResult, folder: Path | None) -> str:
         columns=value_columns(rows) if rows else {},
         arms=arms,
         rungs=sorted({rung.steps for arm in arms for rung in arm.rungs}),
-        probes={name: scores for name, scores in (result.probes or {}).items() if name not in PROBE_BASELINES},
+        probes={name: scores for name, scores in (result.probes or {}).items() if name not in BASELINES},
         command=None if folder is None else repeat_command(folder),
         completions=[] if folder is None else first_and_last_completions(folder, result),
         figures=_figures(result, folder),

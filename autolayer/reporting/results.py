@@ -3,7 +3,6 @@
 None stands for what is not known (yet). NaN is refused.
 """
 
-import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import field
@@ -256,8 +255,9 @@ class PickResult(FileRecord):
 
     def _repr_html_(self) -> str:
         """Returns what a notebook shows: the verdict, contribution by layer, and the ranking."""
-        # By its name when a notebook asks: the page is made of this record, which knows nothing of pages otherwise.
-        return importlib.import_module("autolayer.reporting.html").html_fragment(self)
+        from autolayer.reporting.html import html_fragment  # which imports this module
+
+        return html_fragment(self)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -15,6 +15,7 @@ from tiny_models import build_model
 from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
 
 from autolayer.core.arms import Arm
+from autolayer.core.depth_prior import BASELINES
 from autolayer.core.errors import ConfigError
 from autolayer.core.probe_plan import ProbePlan
 from autolayer.models.layers import find_layers, layer_parameters
@@ -48,7 +49,6 @@ NONE = ProbePlan(
 )
 OF_THE_BASE = {"cutoff"}
 """Probes that look at the base model alone, neither at rewards nor at what a layer's weights can do."""
-BASELINES = ("random", "first", "middle", "last", "position")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
