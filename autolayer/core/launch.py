@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from autolayer.core.errors import ConfigError
 
@@ -10,30 +12,42 @@ _NUMBERS = {
     "MASTER_PORT": r"\d+",
 }  # fmt: skip
 _NEEDED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_CURE = (
-    "start several processes with `torchrun --nproc_per_node N -m autolayer ...`, or unset WORLD_SIZE, RANK, "
-    "LOCAL_RANK and LOCAL_WORLD_SIZE for one."
-)
 
 
-def settle_launcher() -> None:
-    """Removes what a container sets for a single process, and torch cannot use, from the environment.
+def check_variables() -> None:
+    """Refuses variables that no launcher sets.
 
     Raises:
         ConfigError: A variable is no number, or those of several processes are incomplete.
     """
     found = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
+    missing = _missing()
+    if missing:
+        found.pop("MASTER_PORT", None)  # Kubernetes sets one, an address, for a service named master
+    cure = (
+        "start several processes with `torchrun --nproc_per_node N -m autolayer ...`, or unset "
+        f"{', '.join(found)} for one."
+    )
     if wrong := [f"{name}={value!r}" for name, value in found.items() if not re.fullmatch(_NUMBERS[name], value)]:
-        raise ConfigError(f"the environment has {', '.join(wrong)}, which no launcher sets: {_CURE}")
-    if missing := _missing():
+        raise ConfigError(f"the environment has {', '.join(wrong)}, which no launcher sets: {cure}")
+    if missing:
         highest = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0}  # of a single process
         if several := [f"{name}={found[name]}" for name, one in highest.items() if int(found.get(name, one)) > one]:
             raise ConfigError(
                 f"the environment has {several[0]}, as of several processes, but no {', '.join(missing)}, by which "
-                f"they find each other: {_CURE}"
+                f"they find each other: {cure}"
             )
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-            os.environ.pop(name, None)
+
+
+@contextmanager
+def without_incomplete_variables() -> Iterator[None]:
+    """Removes what a container sets for a single process, and torch cannot use, while the block runs."""
+    names = [name for name in _NUMBERS if name != "MASTER_PORT" and name in os.environ and _missing()]
+    removed = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
 
 
 def num_processes() -> int:

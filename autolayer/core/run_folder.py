@@ -38,6 +38,8 @@ PATCH, REPORT, STUDY, ARMS = "layer.safetensors", "report.html", "study.db", "ar
 COMPLETIONS = "completions.parquet"
 ADAPTER = "adapter"
 """Folder of the adapters that --adapter trained, in PEFT's format."""
+TENSORBOARD = "tensorboard"
+"""Folder of the event files that --track writes."""
 PUBLIC = (RESULT, "contribution.json", "comparison.json")
 """Files whose schema has no place for a digest, which is in a file beside them."""
 RUN = "run_signature"
@@ -170,7 +172,8 @@ class RunFolder:
             raise RunFolderError(f"--out {self.path} is a file, or below one: give a folder.") from None
         except OSError as error:
             raise RunFolderError(f"--out {self.path} cannot be written to ({error.strerror}): give another.") from None
-        inside = [*self.path.glob("*"), *self.path.glob("arms/**/*"), *self.path.glob(f"{ADAPTER}/**/*")]
+        below = [path for name in (ARMS, ADAPTER, TENSORBOARD) for path in self.path.glob(f"{name}/**/*")]
+        inside = [*self.path.glob("*"), *below]
         if odd := [path for path in inside if path.exists() and not path.is_file() and not path.is_dir()]:
             raise RunFolderError(f"{odd[0]} is {NO_FILE}: delete it and repeat the command, or choose another --out.")
         if links := [path for path in inside if path.is_symlink()]:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from autolayer.core.errors import AutolayerError, ConfigError, LoneRankError, ProcessGroupError, TrainingError
-from autolayer.core.launch import num_processes, settle_launcher
+from autolayer.core.launch import check_variables, num_processes
 
 TIMEOUT = timedelta(days=30)
 """Longest wait for another rank; it is long because rank 0 may wait for workers on other machines."""
@@ -212,7 +212,7 @@ def _first_line(error: Exception) -> str:
 
 def check_launcher(device: str) -> None:
     """Refuses a launcher's variables or configuration that cannot work, and one device for several processes."""
-    settle_launcher()
+    check_variables()
     wrapped = [name for variable, name in _WRAPPERS.items() if os.environ.get(variable, "").lower() in ("true", "1")]
     if wrapped:
         raise ConfigError(

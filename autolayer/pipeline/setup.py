@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError, RunFolderError
-from autolayer.core.launch import processes_here
+from autolayer.core.launch import processes_here, without_incomplete_variables
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.progress import Progress
 from autolayer.core.run_folder import CONFIG, PATCH, open_run
@@ -52,6 +52,7 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
     process_group.on_rank_0(open_run(config, verb).check)
     progress = progress if progress and process_group.is_rank_0 else Progress()
     with ExitStack() as stack:
+        stack.enter_context(without_incomplete_variables())
         if config.hours is not None:
             stack.enter_context(rewards_end_by(started + config.hours * 3600))
         with progress.stage("load", None), process_group.failing_together():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autolayer.core.errors import ConfigError
+from autolayer.core.run_folder import TENSORBOARD
 
 PROJECT = "autolayer"
 """Name of the project or experiment, unless the tracker's own environment variable gives another."""
@@ -57,7 +58,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self.run = name
-        self._writer = SummaryWriter(folder / "tensorboard" / name)
+        self._writer = SummaryWriter(folder / TENSORBOARD / name)
         if run is None:
             self._writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 

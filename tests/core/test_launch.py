@@ -5,7 +5,7 @@ import os
 import pytest
 
 from autolayer.core.errors import ConfigError
-from autolayer.core.launch import is_first_process, num_processes, settle_launcher
+from autolayer.core.launch import check_variables, is_first_process, num_processes, without_incomplete_variables
 
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -27,20 +27,27 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> 
         {"LOCAL_RANK": "-1"},
         {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
         {"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"},
+        {"MASTER_PORT": "tcp://10.0.0.7:8080"},  # of Kubernetes, for a service named master
+        {"WORLD_SIZE": "1", "MASTER_PORT": ""},
     ],
 )
 def test_one_process_without_all_variables_is_like_no_launcher(
     values: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_environment(monkeypatch, values)
-    settle_launcher()
-    assert not set(NAMES[:4]) & set(os.environ) and num_processes() == 1 and is_first_process()
+    before = dict(os.environ)
+    check_variables()
+    with without_incomplete_variables():
+        assert not set(NAMES[:4]) & set(os.environ) and num_processes() == 1 and is_first_process()
+    assert dict(os.environ) == before
 
 
 def test_a_whole_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, WHOLE)
-    settle_launcher()
-    assert {name: os.environ.get(name) for name in WHOLE} == WHOLE and num_processes() == 2 and not is_first_process()
+    check_variables()
+    with without_incomplete_variables():
+        assert {name: os.environ.get(name) for name in WHOLE} == WHOLE
+        assert num_processes() == 2 and not is_first_process()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +61,10 @@ def test_a_whole_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
         ({"RANK": "1"}, "RANK=1, as of several"),
         ({"WORLD_SIZE": "x"}, "has WORLD_SIZE='x', which no launcher sets: start several processes with `torchrun"),
         ({**WHOLE, "WORLD_SIZE": "0"}, "has WORLD_SIZE='0'"),
-        ({**WHOLE, "MASTER_PORT": "y"}, "has MASTER_PORT='y'"),
+        (
+            {**WHOLE, "MASTER_PORT": "y"},
+            "has MASTER_PORT='y'.* or unset WORLD_SIZE, RANK, LOCAL_RANK, MASTER_PORT for one",
+        ),
     ],
 )
 def test_what_is_incomplete_or_no_number_is_refused_by_each_process(
@@ -62,5 +72,5 @@ def test_what_is_incomplete_or_no_number_is_refused_by_each_process(
 ) -> None:
     set_environment(monkeypatch, values)
     with pytest.raises(ConfigError, match=words):
-        settle_launcher()
-    assert is_first_process() or "MASTER_PORT" in values, "its message is printed"
+        check_variables()
+    assert is_first_process() or values.get("MASTER_PORT") == "y", "its message is printed"

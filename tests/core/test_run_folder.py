@@ -109,7 +109,9 @@ def test_a_place_where_no_folder_can_be_is_refused_and_nothing_is_written(tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["study.db", "report.html", "arms", "arms/layer-1/history.json", "adapter/x"])
+@pytest.mark.parametrize(
+    "name", ["study.db", "report.html", "arms", "arms/layer-1/history.json", "adapter/x", "tensorboard/layer-1"]
+)
 def test_a_run_does_not_write_through_links(tmp_path: Path, name: str) -> None:
     folder, link, victim = RunFolder(tmp_path / "run"), tmp_path / "run" / name, tmp_path / "victim"
     folder.start_or_resume({"model": "m"})
