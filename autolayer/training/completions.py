@@ -6,6 +6,7 @@ no multiple of 4, and so on. The first and the last step of each arm stay, unles
 oldest rows go.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,8 @@ from autolayer.core.run_folder import COMPLETIONS
 from autolayer.core.whole_files import write_whole
 from autolayer.rollouts.rollouts import Rollouts
 from autolayer.rollouts.sampler import LONGEST_TEXT
+
+logger = logging.getLogger(__name__)
 
 PER_STEP = 64
 MAX_BYTES = 64 * 2**20
@@ -62,7 +65,7 @@ def add_completions(folder: Path, rows: Sequence[dict[str, Any]], *, is_shared: 
     with lock:
         table = _table(rows)
         if path.exists():
-            table = _joined(pq.read_table(path), table)
+            table = _joined(_read(path), table)
         stride = 1
         while table.nbytes > MAX_BYTES and len(table):
             stride *= 2
@@ -78,13 +81,28 @@ def add_completions(folder: Path, rows: Sequence[dict[str, Any]], *, is_shared: 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    for name, values in columns.items():
-        if any(isinstance(value, str) for value in values):
-            columns[name] = [None if value is None else str(value) for value in values]
-    return pa.table(columns)
+    return pa.table({name: _column(values) for name, values in columns.items()})
 
 
-def _joined(old: pa.Table, new: pa.Table) -> pa.Table:
+def _column(values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except Exception:  # of log_extra: values of several types, or half a character; as text, they have a place
+        texts = [None if value is None else str(value).encode("utf-8", "replace").decode() for value in values]
+        return pa.array(texts)
+
+
+def _read(path: Path) -> pa.Table | None:
+    try:
+        return pq.read_table(path)
+    except Exception as error:  # damage has many types
+        logger.warning("%s is damaged and begins anew (%s).", path, " ".join(str(error).split())[:200])
+        return None
+
+
+def _joined(old: pa.Table | None, new: pa.Table) -> pa.Table:
+    if old is None:
+        return new
     arms, steps = (np.asarray(old[name].to_pylist()) for name in ("arm", "step"))
     replaced = np.isin(arms, new["arm"].to_pylist()) & np.isin(steps, new["step"].to_pylist())
     old = old.filter(pa.array(~replaced))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from autolayer.core.arms import Arm
 from autolayer.core.config import Config
-from autolayer.core.run_folder import ARMS, COMPLETIONS, RunFolder
+from autolayer.core.run_folder import COMPLETIONS, RunFolder
 from autolayer.reporting.trackers import TRACKERS, Tracker
 from autolayer.rollouts.rollouts import Rollouts
 from autolayer.training.checkpoints import Checkpoints
@@ -47,8 +47,8 @@ class TrainingLog:
     def track(self, arm: Arm, checkpoints: Checkpoints) -> None:
         """Sends the steps up to the arm's checkpoint that the tracker does not have yet; what it has is recorded.
 
-        The steps are read from the history, so that no point is lost or doubled by an interruption, and a tracker that
-        is chosen later gets all of them.
+        The steps are read from the history, so that a tracker which is chosen later gets all of them. The record is
+        apart from the arm's checkpoints: an arm that is trained again after their deletion has the same points.
         """
         if self.config.track is not None:
             self._attempt(f"--track {self.config.track}", lambda: self._track(arm, checkpoints))
@@ -60,7 +60,7 @@ class TrainingLog:
             self._open = None
 
     def _track(self, arm: Arm, checkpoints: Checkpoints) -> None:
-        name, file = str(self.config.track), f"{ARMS}/{arm.key}/tracked.json"
+        name, file = str(self.config.track), f"tracked/{arm.key}.json"
         tracked = self.folder.read(file) or {}
         known = tracked.get(name, {})
         if self._open is None or self._open[0] != arm.key:
@@ -69,10 +69,18 @@ class TrainingLog:
         tracker, since = self._open[1], known.get("step", 0)
         history = checkpoints.history(arm)
         metrics = [*history.metrics, *[{}] * arm.step]
+
+        def record(step: int) -> None:
+            self.folder.write(file, {**tracked, name: {"run": tracker.run, "step": step}})
+
         # Recorded first: if the process is killed now, the tracker lacks these points instead of having them twice.
-        self.folder.write(file, {**tracked, name: {"run": tracker.run, "step": max(since, arm.step)}})
+        record(max(since, arm.step))
         for step in range(since + 1, arm.step + 1):
-            tracker.log(step, {"reward": fmean(history.rewards[step - 1]), **metrics[step - 1]})
+            try:
+                tracker.log(step, {"reward": fmean(history.rewards[step - 1]), **metrics[step - 1]})
+            except Exception:
+                record(step - 1)  # the next process goes on from here
+                raise
         if rows := [row for row in self._rows if row["arm"] == arm.key and row["step"] == arm.step > since]:
             tracker.log_table(arm.step, rows)
 

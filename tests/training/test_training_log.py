@@ -1,11 +1,10 @@
-"""completions.parquet and the points that a tracker gets: each once, whatever interrupts a run."""
+"""completions.parquet and the points that a tracker gets: none twice, whatever interrupts a run."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_models import build_model
@@ -38,6 +37,7 @@ class Recorder(Tracker):
     points: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
     tables: list[tuple[int, int]] = []
     fails = False
+    fails_at = 0
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], run: str | None) -> None:
         if self.fails:
@@ -46,6 +46,8 @@ class Recorder(Tracker):
         self.points.setdefault(self.run, [])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.fails_at:
+            raise ConnectionError("no network")
         self.points[self.run].append((step, metrics))
 
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -58,7 +60,7 @@ class Recorder(Tracker):
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     monkeypatch.setitem(TRACKERS, "wandb", Recorder)
-    for name, value in {"points": {}, "tables": [], "fails": False}.items():
+    for name, value in {"points": {}, "tables": [], "fails": False, "fails_at": 0}.items():
         monkeypatch.setattr(Recorder, name, value)
     return Recorder
 
@@ -116,6 +118,20 @@ def test_what_cannot_be_written_is_said_once_and_ends_nothing(
     assert [step for step, _ in recorder.points["run 0"]] == [1, 2, 3]
 
 
+def test_a_tracker_that_fails_at_a_step_goes_on_from_it_and_an_arm_trained_again_has_no_step_twice(
+    tmp_path: Path, recorder: type[Recorder]
+) -> None:
+    recorder.fails_at = 2
+    arm = train_arm(tracked_bench(tmp_path), ARM, 3).arm
+    assert [step for step, _ in recorder.points["run 0"]] == [1]
+    recorder.fails_at = 0
+    bench = tracked_bench(tmp_path)
+    train_arm(bench, arm, 4)
+    bench.checkpoints.delete(arm)
+    train_arm(bench, ARM, 1)
+    assert {run: [step for step, _ in points] for run, points in recorder.points.items()} == {"run 0": [1, 2, 3, 4]}
+
+
 def test_steps_before_a_failing_reward_are_logged(tmp_path: Path, recorder: type[Recorder]) -> None:
     def reward(completion_ids: list[list[int]], trainer_state: Any, **_: Any) -> list[float]:
         return [float(ids[0] % 2) for ids in completion_ids] if trainer_state.global_step < 2 else []
@@ -143,6 +159,7 @@ def test_the_table_is_bounded_and_takes_any_column(tmp_path: Path, monkeypatch: 
     table = pq.read_table(tmp_path / COMPLETIONS)
     assert 0 < table.nbytes <= 8000 and table["arm"].to_pylist()[-1] == "8"
 
-    (tmp_path / COMPLETIONS).write_bytes(b"PAR1")
-    with pytest.raises(pa.ArrowInvalid):
-        add_completions(tmp_path, rows([1], None), is_shared=False)
+    (tmp_path / COMPLETIONS).write_bytes(b"PAR1")  # damaged
+    odd = [*rows([1], "half a \ud83d"), *rows([2], ["list"])]
+    add_completions(tmp_path, odd, is_shared=False)
+    assert pq.read_table(tmp_path / COMPLETIONS)["note"].to_pylist() == ["half a ?", "['list']"]
