@@ -174,7 +174,8 @@ class RunFolder:
             raise RunFolderError(f"--out {self.path} cannot be written to ({error.strerror}): give another.") from None
         below = [path for name in (ARMS, ADAPTER, TENSORBOARD) for path in self.path.glob(f"{name}/**/*")]
         inside = [*self.path.glob("*"), *below]
-        if odd := [path for path in inside if path.exists() and not path.is_file() and not path.is_dir()]:
+        # Asked for last, because another process may delete a file meanwhile.
+        if odd := [path for path in inside if not path.is_file() and not path.is_dir() and path.exists()]:
             raise RunFolderError(f"{odd[0]} is {NO_FILE}: delete it and repeat the command, or choose another --out.")
         if links := [path for path in inside if path.is_symlink()]:
             raise RunFolderError(
