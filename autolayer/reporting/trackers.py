@@ -11,9 +11,10 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import TENSORBOARD
@@ -84,10 +85,16 @@ class WeightsAndBiases(Tracker):
 
         self.run = run or uuid.uuid4().hex[:16]
         self._wandb = wandb
+        # Without a limit the end of every arm waits for a dead network; older versions have none.
+        limit = (
+            {"finish_timeout": 120, "finish_timeout_raises": True}
+            if hasattr(wandb.Settings(), "finish_timeout")
+            else {}
+        )
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), group=folder.name, name=name, id=self.run, resume="allow",
             config=dict(settings), dir=str(folder), reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", **limit),
         )  # fmt: skip
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -135,9 +142,18 @@ class Trackio(Tracker):
             self._run.finish()
 
 
+@contextlib.contextmanager
+def _short_waits() -> Iterator[None]:
+    """Makes MLflow give a server up after a minute instead of many, unless the user has set how long to wait."""
+    waits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    with mock.patch.dict(os.environ, {**waits, **os.environ}):
+        yield
+
+
 class MLflow(Tracker):
     """Writes a run of an MLflow experiment, with the group as a tag."""
 
+    @_short_waits()
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], run: str | None) -> None:
         from mlflow import MlflowClient, entities  # pyright: ignore[reportMissingImports]
 
@@ -152,16 +168,19 @@ class MLflow(Tracker):
         self.run = str(run)
         self._client.update_run(self.run, status="RUNNING")
 
+    @_short_waits()
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker.log`."""
         now = int(time.time() * 1000)
         self._client.log_batch(self.run, [self._metric(name, value, now, step) for name, value in metrics.items()])
 
+    @_short_waits()
     def log_table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker.log_table`."""
         columns = {name: [row.get(name) for row in rows] for name in rows[0]}
         self._client.log_table(self.run, columns, f"completions/step-{step:06d}.json")
 
+    @_short_waits()
     def close(self) -> None:
         """See `Tracker.close`."""
         self._client.set_terminated(self.run)

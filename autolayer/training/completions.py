@@ -64,8 +64,8 @@ def add_completions(folder: Path, rows: Sequence[dict[str, Any]], *, is_shared: 
     lock = filelock.FileLock(folder / f".{COMPLETIONS}.lock", timeout=60) if is_shared else nullcontext()
     with lock:
         table = _table(rows)
-        if path.exists():
-            table = _joined(_read(path), table)
+        if path.exists() and (old := _read(path)) is not None:
+            table = _joined(old, table)
         stride = 1
         while table.nbytes > MAX_BYTES and len(table):
             stride *= 2
@@ -100,9 +100,7 @@ def _read(path: Path) -> pa.Table | None:
         return None
 
 
-def _joined(old: pa.Table | None, new: pa.Table) -> pa.Table:
-    if old is None:
-        return new
+def _joined(old: pa.Table, new: pa.Table) -> pa.Table:
     arms, steps = (np.asarray(old[name].to_pylist()) for name in ("arm", "step"))
     replaced = np.isin(arms, new["arm"].to_pylist()) & np.isin(steps, new["step"].to_pylist())
     old = old.filter(pa.array(~replaced))

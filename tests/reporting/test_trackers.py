@@ -1,8 +1,11 @@
 """What the trackers' own readers find, and a tracker that is not installed."""
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -45,6 +48,18 @@ def test_tensorboard_reads_every_point_once(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) == {"reward", "completions/mean_length"}
     assert [point.step for point in events.Scalars("reward")] == [1, 2, 3, 4]
     assert [point.value for point in events.Scalars("reward")] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_mlflow_waits_a_short_time_for_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    seen = []
+    client = mock.Mock()
+    client.set_terminated.side_effect = lambda run: seen.append([os.environ.get(name) for name in names])
+    monkeypatch.setitem(sys.modules, "mlflow", mock.Mock(MlflowClient=lambda: client))
+    monkeypatch.setenv(names[0], "5")  # of the user
+    monkeypatch.delenv(names[1], raising=False)
+    TRACKERS["mlflow"](tmp_path, NAME, SETTINGS, "run").close()
+    assert seen == [["5", "20"]] and names[1] not in os.environ
 
 
 @pytest.fixture
