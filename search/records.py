@@ -49,8 +49,8 @@ class RaceConfig:
     eval_cost: Cost
     """Cost of scoring one arm on all `select` items."""
     earlier: Cost = Cost()
-    """What finding has cost before the race. Where it took longer than such work takes in the race, the race is shorter
-    by that time. Without seconds, as for small models, no decision depends on the machine."""
+    """Cost of finding before the race. Where it took longer than such work takes in the race, the race is shorter by
+    that time. Without seconds, as for small models, no decision depends on the machine."""
     regret: float = 0.05
     """Acceptable loss of contribution. The race stops as tied once the leader's expected loss is at most this."""
     confidence: float = 0.95

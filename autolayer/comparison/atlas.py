@@ -61,7 +61,7 @@ class AtlasEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Atlas(FileRecord):
-    """What `autolayer atlas --json` prints: entries in the order of the sources."""
+    """The record that `autolayer atlas --json` prints: entries in the order of the sources."""
 
     FILE = "atlas.json"
 

@@ -1,4 +1,4 @@
-"""What a report reads from a run folder beside result.json: how to repeat it, and the final run's samples.
+"""Reads from a run folder, beside result.json, how to repeat the run, and the final run's rewards and completions.
 
 A damaged file is as one that is not there: no report depends on it.
 """

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from autolayer.core.errors import ConfigError
 from autolayer.core.run_folder import TENSORBOARD
@@ -146,8 +145,13 @@ class Trackio(Tracker):
 def _short_waits() -> Iterator[None]:
     """Makes MLflow give a server up after a minute instead of many, unless the user has set how long to wait."""
     waits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    with mock.patch.dict(os.environ, {**waits, **os.environ}):
+    added = {name: value for name, value in waits.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
         yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 class MLflow(Tracker):

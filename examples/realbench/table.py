@@ -41,6 +41,11 @@ def judge(values: dict[int, tuple[float, float, float]], picks: list[dict[str, A
         rows[name] = [*columns, float(np.mean(regrets))]
         print(f"  {name:26s}  {rows[name][0]:6.2f}   {rows[name][1]:6.2f}   {rows[name][2]:6.2f}")
     share, seconds = (float(np.mean([pick[what] for pick in picks])) for what in ("cost_share", "seconds"))
+    low_S_L, high_S_L = (np.array([pick[end] for pick in picks])[:, layers] for end in ("low", "high"))
+    print(f"  80% intervals hold {np.mean((low_S_L <= truth_L) & (truth_L <= high_S_L)):.0%} of the layers")
+    if (truth_L < 0.3).any():
+        predicted_S_L = np.array([pick["predicted"] for pick in picks])[:, layers]
+        print(f"  layers below .30 are predicted at {predicted_S_L[:, truth_L < 0.3].max():.2f} at most")
     print(f"  finding costs {share:.0%} of a full run in work, {seconds:.0f} s")
     return [*rows["prediction"], share]
 
