@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from autolayer.models.train_only import Trainable, train_only
     from autolayer.pipeline.pick import pick, train_layer
     from autolayer.reporting.contribution import Contribution
+    from autolayer.reporting.progress import TerminalProgress
     from autolayer.reporting.results import PickResult
     from autolayer.tasks.base import Task
 
@@ -43,8 +44,8 @@ __all__ = [
     "AutolayerError", "Comparison", "Config", "ConfigError", "Contribution", "DataError", "EngineError",
     "EpisodeError", "FreezeReport", "LayerError", "LayerPatch", "LoneRankError", "ModelError", "NoSignalError",
     "PatchError", "PickResult", "ProcessGroupError", "Progress", "RewardError", "RunFolderError", "SandboxError",
-    "SearchError", "Task", "Trainable", "TrainingError", "UnknownNameError", "compare", "freeze_report", "load_patch",
-    "measure", "pick", "train_layer", "train_only",
+    "SearchError", "Task", "TerminalProgress", "Trainable", "TrainingError", "UnknownNameError", "compare",
+    "freeze_report", "load_patch", "measure", "pick", "train_layer", "train_only",
 ]  # fmt: skip
 
 _MODULES = {
@@ -63,6 +64,7 @@ _MODULES = {
     "PickResult": "reporting.results",
     "Progress": "core.progress",
     "Task": "tasks.base",
+    "TerminalProgress": "reporting.progress",
     "Trainable": "models.train_only",
 }
 """The modules of the names that are imported when they are first used, so that `import autolayer` loads no torch."""

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 import autolayer
-from autolayer.cli.progress import TerminalProgress
 from autolayer.core.config import Algorithm, Config
 from autolayer.reporting.results import PickResult
 
@@ -68,7 +67,7 @@ def main() -> None:
         print(f"{model} {task} {algorithm}", flush=True)
         result = autolayer.pick(
             Config(model=model, task=task, algorithm=algorithm, seed=options.seed, out=folder),
-            progress=TerminalProgress(),
+            progress=autolayer.TerminalProgress(),
         )
         table.add_row(*row(result))
     Console(width=160).print(table)

@@ -10,8 +10,8 @@ import click
 from autolayer.cli.group import DRY_RUN, JSON, print_result
 from autolayer.cli.options import ConfigCommand, read_config
 from autolayer.cli.output import only_stderr, print_found
-from autolayer.cli.progress import TerminalProgress
 from autolayer.core.errors import ConfigError
+from autolayer.reporting.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from autolayer.core.config import Config

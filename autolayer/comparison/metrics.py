@@ -41,8 +41,8 @@ def auc(scores_L: ArrayLike, chosen_L: ArrayLike) -> float | None:
     ranks_L, chosen_L = dense_ranks(scores_L), np.asarray(chosen_L, dtype=bool)
     if chosen_L.all() or not chosen_L.any():
         return None
-    difference = ranks_L[chosen_L][:, None] - ranks_L[~chosen_L]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    pairs = chosen_L.sum() * (~chosen_L).sum()
+    return float(stats.mannwhitneyu(ranks_L[chosen_L], ranks_L[~chosen_L]).statistic / pairs)
 
 
 def regret(scores_L: ArrayLike, contribution_S_L: ArrayLike) -> float:

@@ -1,4 +1,4 @@
-"""Progress of a run, as the stages report it. `Progress` shows nothing; `cli.progress` shows it on the terminal."""
+"""Progress of a run, as the stages report it. `Progress` shows nothing; `reporting.progress` shows it."""
 
 import contextlib
 import time

@@ -47,7 +47,7 @@ def measure(
         num_seeds: Training seeds of every arm; default 3.
         rates: Learning rates that every arm is tried at, such as [1e-4, 3e-4, 1e-3]; the default is a grid made from
             the probes.
-        progress: Shows progress; default: nothing is shown.
+        progress: Shows progress, such as `TerminalProgress()`; default: nothing is shown.
         options: The settings as keyword arguments instead of a `config`.
 
     Returns:

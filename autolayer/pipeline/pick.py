@@ -32,7 +32,7 @@ def pick(
     Args:
         config: The settings of the run.
         until: Stop after this stage; the same call without it resumes there.
-        progress: Shows progress; default: nothing is shown.
+        progress: Shows progress, such as `TerminalProgress()`; default: nothing is shown.
         options: The settings as keyword arguments instead of a `config`.
 
     Returns:
@@ -83,7 +83,7 @@ def train_layer(
 
     Args:
         config: The settings of the run.
-        progress: Shows progress; default: nothing is shown.
+        progress: Shows progress, such as `TerminalProgress()`; default: nothing is shown.
         options: The settings as keyword arguments instead of a `config`.
 
     Returns:

@@ -12,7 +12,7 @@ import pytest
 from result_helpers import result
 from rich.console import Console
 
-from autolayer.cli.progress import TerminalProgress
+from autolayer import TerminalProgress
 from autolayer.core.layer_set import name_layers
 from autolayer.core.progress import Progress
 from autolayer.reporting.html import html_page

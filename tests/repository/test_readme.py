@@ -70,6 +70,11 @@ def test_every_link_of_a_page_exists(page: str) -> None:
     assert links and all((ROOT / page).parent.joinpath(link).exists() for link in links)
 
 
+def test_every_test_and_module_that_a_page_names_exists() -> None:
+    named = re.findall(r"`((?:tests|autolayer|search|probes)/[\w/]+\.py)`", "\n".join(PAGES.values()))
+    assert len(named) > 60 and not [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+
+
 def test_every_name_of_the_library_that_the_readme_uses_exists() -> None:
     for name in set(re.findall(r"autolayer\.([a-z_]+)", README)) - {"schema"}:
         home = ROOT / "autolayer" / name

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live line for the running stage, and one line when it ends. The first imports rich."""
+"""Shows the progress of a run: a live line for the running stage, which imports rich, and one line when it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 class TerminalProgress(Progress):
-    """Shows stages on a stream (stderr); to a file it prints at most one line in `every` seconds, to stay readable."""
+    """Shows the stages of a run on stderr, or on another stream.
+
+    A terminal has live bars. A notebook or a file gets a line when a stage ends, and in between at most one line in
+    `every` seconds.
+
+    Example:
+        autolayer.pick(model="tiny", task="math:arith", progress=autolayer.TerminalProgress())
+    """
 
     def __init__(self, *, stream: TextIO | None = None, every: float = 10.0) -> None:
         super().__init__()
