@@ -42,8 +42,7 @@ help:
 
 demo: $(READY)
 	$(BIN)/autolayer pick --model tiny --task math:arith --seed $(SEED) --out $(OUT)
-	@echo
-	@echo "A complete Hugging Face checkpoint: $(BIN)/autolayer merge $(OUT) --out $(OUT)/merged"
+	@echo "The command is $(BIN)/autolayer; 'source $(BIN)/activate' makes it autolayer."
 
 # The package's own dependency compiles llama.cpp and is not needed. All cores compute, unlike above.
 demo-real: $(READY)
@@ -113,6 +112,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "autolayer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	    "Name another one: make PYTHON=python3.12"; exit 2; }
+	@echo "Installing the tested versions into .venv: 2 GB without CUDA, some minutes without a word."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(QUIET) \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from autolayer.core.run_folder import open_run
 
@@ -56,6 +57,19 @@ class ConfigOption(click.Option):
         if record is None or self.name == "thinking":
             return record
         return record[0].split(" / --no-")[0], record[1]  # --no-... only undoes a switch of the --config file
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Returns the values that begin like `incomplete`; the shell itself completes names of files."""
+        if self.name in ("data", "reward", "out", "history"):
+            return [CompletionItem(incomplete, type="file")]
+        if self.name == "task":
+            from autolayer.tasks import TASKS as values
+        elif self.name == "model":
+            from autolayer.models.names import NAMED as values
+        else:  # such as [grpo|dr_grpo], or auto|NUMBER, whose second part stands for a value
+            found = (self.metavar or "").strip("[]").split("|")
+            values = [each for each in found if each.isidentifier() and each.islower()] if len(found) > 1 else ()
+        return [CompletionItem(each) for each in values if each.startswith(incomplete)]
 
 
 class ConfigCommand(click.Command):

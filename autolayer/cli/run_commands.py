@@ -133,6 +133,9 @@ def measure(
 
 
 def _plan(config: Config, verb: Literal["pick", "train"]) -> RunPlan:
+    from autolayer.pipeline.defaults import check_plan
+
+    check_plan(config)  # before what takes seconds to import
     with only_stderr(), TerminalProgress().stage("plan", None):
         from autolayer.pipeline.dry_run import plan_run
 

@@ -62,7 +62,7 @@ def _calibrate(run: RunContext) -> None:
             folder.abandon()
             raise
         found = {**asdict(calibration), "cost": asdict(bench.spent - before)}
-        bar.advance(1, f"mean reward {calibration.mean_reward:.3f}")
+        bar.note = f"mean reward {calibration.mean_reward:.3f}"
     if calibration.status != "ok":
         error = refuse(calibration, bench.task)
         folder.write(CALIBRATION, {**found, "message": str(error)})

@@ -8,6 +8,7 @@ import logging
 from autolayer import tasks
 from autolayer.core.budget import BUDGET, calibration_prompts, calibration_share, default_budget
 from autolayer.core.config import Config
+from autolayer.core.errors import ConfigError
 from autolayer.models.names import NAMED, check_model_name
 from autolayer.reporting.trackers import check_tracker
 from autolayer.tasks.base import Task
@@ -25,6 +26,15 @@ def check_names(config: Config) -> None:
     check_tracker(config.track)
     named = NAMED.get(config.model)
     tasks.check_task_name(config, named.forms if named else None)
+
+
+def check_plan(config: Config) -> None:
+    """Refuses to plan a run that costs nothing."""
+    if config.budget == 0:
+        raise ConfigError(
+            "--budget 0 answers from depth alone and runs nothing, so there is nothing to plan: leave out --dry-run, "
+            "or give a budget such as 0.1."
+        )
 
 
 def resolve(config: Config, task: Task, verb: str = "pick") -> Config:

@@ -21,7 +21,6 @@ from autolayer.core.budget import (
 )
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, CostModel
-from autolayer.core.errors import ConfigError
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.probe_plan import plan_probes, probe_cost
 from autolayer.core.run_folder import CALIBRATION, RunFolder, open_run
@@ -31,7 +30,7 @@ from autolayer.models.layers import find_layers, head_ratio
 from autolayer.models.loading import max_positions, meta_model, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.pipeline.checks import check_before_loading
-from autolayer.pipeline.defaults import check_names, resolve
+from autolayer.pipeline.defaults import check_names, check_plan, resolve
 from autolayer.pipeline.engine_choice import engine_name
 from autolayer.pipeline.memory_fit import fit_memory
 from autolayer.pipeline.run_plan import RunPlan
@@ -53,11 +52,7 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
     """
     check_names(config)
     check_launcher(config.device)
-    if config.budget == 0:
-        raise ConfigError(
-            "--budget 0 answers from depth alone and runs nothing, so there is nothing to plan: give a budget such as "
-            "0.1."
-        )
+    check_plan(config)
     open_run(config, verb).check()
     task = check_before_loading(config, verb)
     model, tokenizer, device = meta_model(config.model), read_tokenizer(config.model), find_device(config.device)

@@ -55,6 +55,7 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
             learning_rate=learning_rate,
             is_adapter=settings.get("adapter") == "lora",
             settings=settings,
+            task=result.task if result else None,
             notes=tuple(notes),
         ),
     )

@@ -64,7 +64,7 @@ def _probe(run: RunContext, calibration: CalibrationStage, before_race: bool) ->
                 on_probe=lambda name: bar.advance(1, name),
             )
         )
-        bar.advance(0, f"{len(report.scores)} signals and baselines")
+        bar.note = f"{len(report.scores)} signals and baselines"
     # The linear algebra between the passes is counted in seconds only; on very small models it is most of the work.
     cost = replace(bench.spent - before, seconds=time.perf_counter() - started)
     run.folder.write(PROBE, {**asdict(report), "cost": asdict(cost)})

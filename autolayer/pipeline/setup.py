@@ -16,7 +16,7 @@ from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.launch import processes_here, without_incomplete_variables
 from autolayer.core.layer_set import parse_layers
 from autolayer.core.progress import Progress
-from autolayer.core.run_folder import CONFIG, PATCH, open_run
+from autolayer.core.run_folder import CONFIG, PATCH, TENSORBOARD, open_run
 from autolayer.distributed.fsdp import make_mesh, shard
 from autolayer.distributed.process_group import ProcessGroup, check_launcher, join_process_group
 from autolayer.distributed.shared_run_folder import SharedRunFolder
@@ -86,6 +86,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         if config.storage is None:  # with a storage, several workers share the folder
             stack.enter_context(folder.locked())
         recorded = folder.start_or_resume(signed, accept_changes=config.accept_changes)
+        watch = f"; to watch it: tensorboard --logdir {folder / TENSORBOARD}" if config.track == "tensorboard" else ""
+        progress.say(f"run folder: {folder.path}{watch}")
         if config.storage is not None:
             try:
                 process_group.on_rank_0(partial(check_storage, config.storage, recorded["signature"]))

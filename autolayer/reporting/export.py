@@ -49,6 +49,8 @@ class Handover:
     """True if the run has trained LoRA adapters, whose learning rate is not that of whole layers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the run, as config.json has them; empty without a run."""
+    task: str | None = None
+    """Name of the run's task."""
     notes: tuple[str, ...] = ()
     """Sentences that the reader has to know besides."""
 
@@ -78,7 +80,7 @@ def export_text(trainer: str, run: Handover) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["shell"] = shlex.quote
+    environment.filters |= {"shell": shlex.quote, "python": repr}
     has_rate = run.learning_rate is not None and run.is_adapter == (trainer == "peft")
     text = environment.get_template(f"{trainer}.jinja").render(
         model=run.path,
@@ -86,6 +88,7 @@ def export_text(trainer: str, run: Handover) -> str:
         num_layers=names.num_layers,
         rate=f"{run.learning_rate:g}" if has_rate else None,
         settings=run.settings or {"algorithm": "grpo"},
+        own_data=_own_data(run.settings),
         pattern=lambda dot=r"\.": parameter_pattern(names, dot),
         linear_pattern=linear_pattern(names),
         freeze=lambda: _freeze(names),
@@ -95,6 +98,17 @@ def export_text(trainer: str, run: Handover) -> str:
         notes=_comments("Not handed over, and what to know:", *_notes(trainer, run)),
     )
     return _comments(f"{name_layers(names.layers)} of {names.num_layers} of {run.model}, for {trainer}") + text
+
+
+def _own_data(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that say where the user's prompts and rewards are; empty for another task."""
+    if not settings.get("reward"):
+        return {}
+    names = ("data", "split", "columns", "reward", "reward_weights")
+    given = {name: settings[name] for name in names if settings.get(name) is not None}
+    if "columns" in given:
+        given["columns"] = dict(given["columns"])
+    return given
 
 
 def parameter_pattern(names: LayerNames, dot: str = r"\.") -> str:
@@ -150,7 +164,7 @@ def _notes(trainer: str, run: Handover) -> list[str]:
         notes.append(f"Learning rate: {run.learning_rate:g} was found for {trained}; try {other} here.")
     if known:
         notes.append(
-            f"Rewards, prompts and sampling: the run was {known['algorithm']} on {known['task']} with "
+            f"Rewards, prompts and sampling: the run was {known['algorithm']} on {run.task or known['task']} with "
             f"{known['prompts_per_step']} prompts of {known['group_size']} completions a step,"
         )
         notes.append(f"KL weight {known['beta']:g}, temperature {known['temperature']:g}, gradients clipped to norm 1.")

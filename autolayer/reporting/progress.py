@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, TextIO
 
@@ -17,15 +18,17 @@ class TerminalProgress(Progress):
     """Shows the stages of a run on stderr, or on another stream.
 
     A terminal has live bars. A notebook or a file gets a line when a stage ends, and in between at most one line in
-    `every` seconds.
+    `every` seconds; a stage that tells nothing gets one after `quiet` seconds.
 
     Example:
         autolayer.pick(model="tiny", task="math:arith", progress=autolayer.TerminalProgress())
     """
 
-    def __init__(self, *, stream: TextIO | None = None, every: float = 10.0) -> None:
+    def __init__(self, *, stream: TextIO | None = None, every: float = 10.0, quiet: float = 60.0) -> None:
         super().__init__()
-        self.stream, self.every = stream, every
+        self.stream, self.every, self.quiet = stream, every, quiet
+        self._open: list[Stage] = []
+        self._ended = threading.Event()
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[Stage, rich.progress.TaskID] = {}
         self._last_line = time.monotonic()
@@ -38,6 +41,18 @@ class TerminalProgress(Progress):
                 self._bars = _make_bars(self.stream)
                 self._bars.start()
             self._tasks[stage] = self._bars.add_task("  " * self.depth + stage.name, total=stage.total, note="")
+        else:
+            self._open.append(stage)
+            if len(self._open) == 1:
+                self._ended = threading.Event()
+                threading.Thread(target=self._keep_telling, args=(self._ended,), daemon=True).start()
+
+    def _keep_telling(self, ended: threading.Event) -> None:
+        while not ended.wait(max(self._last_line + self.quiet - time.monotonic(), 0.01)):
+            if time.monotonic() >= self._last_line + self.quiet:
+                self._last_line = time.monotonic()
+                for stage in self._open[-1:]:
+                    self.say(f"{stage.name}  {stage.state()}")
 
     def show(self, stage: Stage) -> None:
         """Moves the bar of a stage, or prints a line if the last one is long ago."""
@@ -49,6 +64,10 @@ class TerminalProgress(Progress):
 
     def close(self, stage: Stage) -> None:
         """Removes the bar of a stage; its closing line stays."""
+        if stage in self._open:
+            self._open.remove(stage)
+            if not self._open:
+                self._ended.set()
         if self._bars is not None:
             self._bars.remove_task(self._tasks.pop(stage))
 

@@ -153,13 +153,20 @@ def _suite_lines(result: PickResult) -> list[str]:
     return lines
 
 
-def legend(result: PickResult) -> str:
-    """Returns the line that explains the columns of the ranking."""
+def legend(result: PickResult, intervals: Sequence[str] = ("predicted", "measured", "expected")) -> str:
+    """Returns the line that explains the columns of the ranking; `intervals` names those shown with an interval."""
+
+    def column(name: str) -> str:
+        level = "95%" if name == "measured" else "80%"
+        return f"{name} [{level} interval]" if name in intervals else name
+
+    is_measured = result.contribution_reference is not None
+    told = ", ".join(map(column, ("predicted", "measured") if is_measured else ("predicted",)))
     measured = "1 is the gain of the best run of as many steps, taken as exact"
-    reference = "no layer is measured yet" if result.contribution_reference is None else measured
-    expected = "; expected [80% interval] joins both, for the full run" if _has(result, "expected") else ""
+    expected = f"; {column('expected')}{' joins both,' if is_measured else ''} for the full run"
+    expected = expected if _has(result, "expected") else ""
     cost = ". Cost: a training step against one of all parameters" if _has(result, "relative_cost") else ""
-    return f"Contribution: predicted [80% interval], measured [95% interval]{expected}; {reference}{cost}."
+    return f"Contribution: {told}{expected}; {measured if is_measured else 'no layer is measured yet'}{cost}."
 
 
 def _has(result: PickResult, name: str) -> bool:

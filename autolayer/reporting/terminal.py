@@ -44,8 +44,9 @@ class Report:
         yield Text(f"{result.model}, {result.task}, {result.algorithm}", style="dim")
         if rows := shown_rows(result, self.show_all):
             yield ""
-            yield _ranking_table(result, rows, options.max_width, "#" if options.ascii_only else "█")
-            yield Text(legend(result), style="dim")
+            table, intervals = _ranking_table(result, rows, options.max_width, "#" if options.ascii_only else "█")
+            yield table
+            yield Text(legend(result, intervals), style="dim")
         if result.sets:
             yield ""
             yield _sets_table(result)
@@ -66,8 +67,13 @@ class Report:
             yield Text(line, no_wrap=is_command, overflow="ignore" if is_command else None)
 
 
-def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, block: str) -> Table:
-    """Returns the widest form that fits: bars are left out first, then the intervals of short runs, then all."""
+def _ranking_table(
+    result: PickResult, rows: Sequence[RankingRow], width: int, block: str
+) -> tuple[Table, Sequence[str]]:
+    """Returns the widest form that fits, and its columns with intervals.
+
+    Bars are left out first, then the intervals of short runs, then all.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -88,7 +94,7 @@ def _ranking_table(result: PickResult, rows: Sequence[RankingRow], width: int, b
             table.add_row(*named, *cells, *bars, style="bold green" if best else None)
         if Measurement.get(unbounded, unbounded.options, table).maximum <= width:
             break
-    return table
+    return table, intervals
 
 
 def _sets_table(result: PickResult) -> Table:

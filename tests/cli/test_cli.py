@@ -150,6 +150,7 @@ def test_tasks_lists_every_task(call: Any) -> None:
         (["pick", *TINY, "--config", "none.toml"], ["none.toml cannot be read (No such file or directory)"]),
         (["pick", "--data", "x.jsonl", "--model", "tiny"], ["--data and --reward belong together"]),
         (["train", *TINY], ["--layers is missing"]),
+        (["pick", *TINY, "--budget", "0", "--dry-run"], ["nothing to plan: leave out --dry-run"]),
         (["doctor", "--steps", "-1"], ["--steps -1 cannot work"]),
         (["doctor", "--out", "\0"], ["cannot be a path"]),
         (["doctor", "--out", f"{__file__}/x"], ["is a file, or below one: give a folder"]),
@@ -405,7 +406,15 @@ def test_the_shell_completion_of_the_page_is_printed(shell: str, call: Any, monk
 
 def test_the_shell_completes_commands_options_and_values(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_AUTOLAYER_COMPLETE", "bash_complete")
-    for words, wanted in (("exp", "export"), ("pick --budg", "--budget"), ("export --to ver", "verl")):
+    for words, wanted in (
+        ("exp", "export"),
+        ("pick --budg", "--budget"),
+        ("export --to ver", "verl"),
+        ("pick --task math:ar", "math:arith"),
+        ("pick --model smo", "smollm2"),
+        ("train --track te", "tensorboard"),
+        ("pick --device cp", "cpu"),
+    ):
         monkeypatch.setenv("COMP_WORDS", f"autolayer {words}")
         monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
         assert call()[1] == f"plain,{wanted}\n"

@@ -46,7 +46,7 @@ def export(*arguments: object) -> Result:
 def test_the_paste_for_trl_runs_and_trains_just_the_layer(algorithm: str, run: Run, tmp_path: Path) -> None:
     base = build("qwen3", tmp_path / "base", num_layers=3)
     text = export(run(algorithm=algorithm), "--to", "trl", "--model", base).stdout
-    here = f"output_dir={str(tmp_path / 'trained')!r}, use_cpu=True, bf16=False, report_to=[], save_strategy='no',"
+    here = f"output_dir={str(tmp_path / 'trained')!r}, report_to=[], save_strategy='no',"
     assert text.count('output_dir="trained",') == 1
     found: dict[str, Any] = {
         "reward": lambda prompts, completion_ids, **_: mean_id(prompts, completion_ids),
@@ -61,6 +61,25 @@ def test_the_paste_for_trl_runs_and_trains_just_the_layer(algorithm: str, run: R
     assert (args.learning_rate, args.lr_scheduler_type, args.weight_decay) == (1e-3, "constant", 0)
     assert (args.max_grad_norm, args.max_completion_length) == (1.0, 4)
     assert {name: getattr(args, name) for name in LOSS[algorithm]} == LOSS[algorithm]
+
+
+def test_the_paste_of_a_run_on_own_data_needs_nothing_else(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sums.csv").write_text("question,answer\n" + "".join(f"{a}+{a},0{a}\n" for a in range(64)))
+    (tmp_path / "mine.py").write_text(
+        "def dense(completion_ids, answer, **_):\n    assert all(each[0] == '0' for each in answer)\n"
+        "    return [sum(ids) / len(ids) / 100 for ids in completion_ids]\n"
+        "def short(completions, **_):\n    return [1 / (1 + len(text)) for text in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = {"reward": ["mine.py:dense", "mine.py:short"], "reward_weights": [1.0, 0.2], "task": "math"}
+    folder = run(replace(finished(), task="sums"), **own, data="sums.csv", columns=[["prompt", "question"]], split=None)
+    text = export(folder, "--to", "trl", "--model", build("qwen3", tmp_path / "base", num_layers=3)).stdout
+    assert "the run was grpo on sums with" in text
+    found: dict[str, Any] = {}
+    exec(text.replace('output_dir="trained",', "output_dir='trained', report_to=[], save_strategy='no',"), found)
+    assert found["trainer"].reward_func_names == ["dense", "short"] and found["args"].reward_weights == [1.0, 0.2]
 
 
 def test_a_run_says_what_it_knows(run: Run) -> None:

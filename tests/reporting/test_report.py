@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -214,6 +215,15 @@ def test_progress_lines_tell_share_and_time_left() -> None:
     with TerminalProgress(stream=stream, every=0).stage("search", total=4) as stage:
         stage.advance(note="layer 3 leads")
     assert re.match(r"search  25% after \S+ s, about \S+ s left: layer 3 leads\n", stream.getvalue())
+
+
+def test_a_stage_that_tells_nothing_gets_a_line_all_the_same() -> None:
+    stream = io.StringIO()
+    with TerminalProgress(stream=stream, quiet=0.1).stage("calibrate"):
+        deadline = time.monotonic() + 20
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert re.fullmatch(r"(calibrate  after \d\.\d s\n){2,}calibrate  done in \S+ s\n", stream.getvalue())
 
 
 class _Terminal(io.StringIO):
