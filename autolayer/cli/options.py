@@ -44,7 +44,7 @@ METAVARS = {
     "model": "NAME", "task": "NAME", "data": "PATH", "reward": "FILE.py:FUNCTION", "layers": "LAYERS",
     "out": "FOLDER", "history": "FOLDER", "storage": "URL", "device": "auto|cpu|cuda[:N]",
     "split": "NAME", "columns": "NEW=COLUMN,...", "reward_weights": "A,B,...",
-    "learning_rate": "auto|NUMBER", "rollouts": "auto|transformers|vllm|URL",
+    "learning_rate": "auto|NUMBER", "track": "NAME,...", "rollouts": "auto|transformers|vllm|URL",
 }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _option(name: str, field: FieldInfo, text: str | None = None) -> click.Optio
     type_, metavar = {int: (click.INT, "N"), float: (click.FLOAT, "NUMBER")}.get(kind, (click.STRING, choices))
     if name == "learning_rate":  # may be 'auto'
         type_ = click.STRING
-    if name in ("data", "reward"):
+    if name in ("data", "reward", "track"):
         callback = _only_one if name == "data" else None  # a second one would replace the first without a word
         return ConfigOption([flag], metavar=METAVARS[name], help=text, multiple=True, callback=callback)
     return ConfigOption([flag], type=type_, metavar=METAVARS.get(name, metavar), help=text)

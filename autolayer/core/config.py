@@ -19,13 +19,14 @@ import annotated_types
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from autolayer.core.config_tables import GiGPOConfig, MeasureConfig, ProbeConfig, SearchConfig, VLLMConfig
-from autolayer.core.errors import ConfigError, did_you_mean
+from autolayer.core.errors import ConfigError, did_you_mean, unknown
 from autolayer.core.layer_set import LayersLike, layers_text
 from autolayer.core.settings import AtMost, LearningRate, NonNegative, Positive, Settings, Size
 from autolayer.core.shown_text import hide_url
 
 Algorithm = Literal["grpo", "dr_grpo", "gigpo"]
 ENGINES = ("auto", "transformers", "vllm")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 DEFAULT_TASK = "math"
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 TABLES = ("probe", "search", "measure", "gigpo", "vllm")
@@ -100,6 +101,18 @@ def _columns(value: Any) -> Any:
     if not pairs or not all(map(all, pairs)) or len(pairs) < len(named):
         raise ConfigError(f"--columns {value!r} cannot work: give NEW=COLUMN pairs, prompt=question,answer=solution.")
     return pairs
+
+
+def _trackers(value: Any) -> Any:
+    """Returns the names of trackers as one text, each name once."""
+    if value is None:
+        return None
+    texts = value if isinstance(value, list | tuple) else [value]
+    names = [name.strip() for text in texts for name in str(text).split(",")]
+    for name in names or [""]:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS, "Several: --track tensorboard,wandb.")
+    return ",".join(dict.fromkeys(names))
 
 
 def _path(value: Any) -> Any:
@@ -181,8 +194,9 @@ class Config(Settings):
     """Seed of every random choice of the run."""
     out: PathText | None = None
     """Run folder. Default: runs/MODEL-TASK-SIGNATURE, so the same command resumes."""
-    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None = None
-    """Send the metrics of every arm to this tracker, each as a run of one group."""
+    track: Annotated[str | None, BeforeValidator(_trackers)] = None
+    """Send the metrics of every arm to tensorboard, wandb, trackio or mlflow, or to several (tensorboard,wandb), each
+    arm as a run of one group."""
     storage: Annotated[str | None, PlainSerializer(hide_url, when_used="json-unless-none"), Field(repr=False)] = None
     """Optuna storage of the search, for workers on several machines. Default: study.db in the run folder."""
     device: str = "auto"
@@ -240,6 +254,11 @@ class Config(Settings):
     def rewards(self) -> tuple[str, ...]:
         """Every --reward."""
         return (self.reward,) if isinstance(self.reward, str) else self.reward or ()
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Every name in --track."""
+        return tuple(self.track.split(",")) if self.track else ()
 
     @property
     def task_name(self) -> str:
@@ -300,7 +319,7 @@ class Options(TypedDict, total=False):
     num_eval: int | None
     seed: int
     out: str | Path | None
-    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None
+    track: str | tuple[str, ...] | list[str] | None
     storage: str | None
     device: str
     dtype: Literal["auto", "float32", "checkpoint"]

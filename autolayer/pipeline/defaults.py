@@ -23,7 +23,8 @@ NUM_EVAL = 512
 def check_names(config: Config) -> None:
     """Refuses unknown models and tasks, tasks that a packaged model was not made for, and trackers that are missing."""
     check_model_name(config.model)
-    check_tracker(config.track)
+    for tracker in config.trackers:
+        check_tracker(tracker)
     named = NAMED.get(config.model)
     tasks.check_task_name(config, named.forms if named else None)
 

@@ -199,10 +199,8 @@ TRACKERS: dict[str, type[Tracker]] = {
 """Maps the values of --track, which are also the names of the packages."""
 
 
-def check_tracker(name: str | None) -> None:
+def check_tracker(name: str) -> None:
     """Refuses a tracker that cannot be used, before anything is loaded."""
-    if name is None:
-        return
     if importlib.util.find_spec(name) is None:
         raise ConfigError(f"--track {name} needs the package {name}, which is not installed: `pip install {name}`.")
     if name == "wandb" and os.environ.get("WANDB_MODE", "online") == "online":

@@ -1,10 +1,11 @@
-"""The training log: what can be watched of the training of arms, in completions.parquet and in a tracker.
+"""The training log: what can be watched of the training of arms, in completions.parquet and in trackers.
 
 No result depends on it. What cannot be written is said once, and the run goes on.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,8 +30,8 @@ class TrainingLog:
         self.config, self.folder, self.tokenizer = config, RunFolder(folder), tokenizer
         self._rows: list[dict[str, Any]] = []
         self._failed: set[str] = set()
-        self._open: tuple[str, Tracker] | None = None
-        """Key of the arm whose run of the tracker is open, and that run."""
+        self._open: dict[str, tuple[str, Tracker]] = {}
+        """By tracker, the key of the arm whose run is open, and that run."""
 
     def keep_completions(self, arm: Arm, steps: Sequence[Rollouts]) -> None:
         """Keeps completions of the steps that follow the arm's, before their checkpoint is saved.
@@ -45,28 +46,32 @@ class TrainingLog:
         self._attempt(COMPLETIONS, keep)
 
     def track(self, arm: Arm, checkpoints: Checkpoints) -> None:
-        """Sends the steps up to the arm's checkpoint that the tracker does not have yet; what it has is recorded.
+        """Sends the steps up to the arm's checkpoint that a tracker does not have yet; what it has is recorded.
 
         The steps are read from the history, so that a tracker which is chosen later gets all of them. The record is
         apart from the arm's checkpoints: an arm that is trained again after their deletion has the same points.
         """
-        if self.config.track is not None:
-            self._attempt(f"--track {self.config.track}", lambda: self._track(arm, checkpoints))
+        for name in self.config.trackers:
+            self._attempt(f"--track {name}", partial(self._track, name, arm, checkpoints))
 
     def close(self) -> None:
-        """Closes the open run of the tracker."""
-        if self._open is not None:
-            self._attempt(f"--track {self.config.track}", self._open[1].close)
-            self._open = None
+        """Closes the open run of every tracker."""
+        for name in tuple(self._open):
+            self._close(name)
 
-    def _track(self, arm: Arm, checkpoints: Checkpoints) -> None:
-        name, file = str(self.config.track), f"tracked/{arm.key}.json"
+    def _close(self, name: str) -> None:
+        if name in self._open:
+            self._attempt(f"--track {name}", self._open.pop(name)[1].close)
+
+    def _track(self, name: str, arm: Arm, checkpoints: Checkpoints) -> None:
+        file = f"tracked/{arm.key}.json"
         tracked = self.folder.read(file) or {}
         known = tracked.get(name, {})
-        if self._open is None or self._open[0] != arm.key:
-            self.close()
-            self._open = arm.key, TRACKERS[name](self.folder.path, arm.key, self._settings(arm), known.get("run"))
-        tracker, since = self._open[1], known.get("step", 0)
+        if name not in self._open or self._open[name][0] != arm.key:
+            self._close(name)
+            run = TRACKERS[name](self.folder.path, arm.key, self._settings(arm), known.get("run"))
+            self._open[name] = arm.key, run
+        tracker, since = self._open[name][1], known.get("step", 0)
         history = checkpoints.history(arm)
         metrics = [*history.metrics, *[{}] * arm.step]
 

@@ -48,6 +48,8 @@ from autolayer.core.errors import ConfigError
         ({"hours": 1e300}, "--hours 1e+300 cannot work"),
         ({"measure": {"num_seeds": 2**31 - 1}}, "--num-seeds 2147483647 cannot work"),
         ({"out": ""}, "--out '' cannot work: it should have at least 1 character."),
+        ({"track": "wandb,mflow"}, "unknown tracker 'mflow'. Did you mean 'mlflow'?"),
+        ({"track": []}, "unknown tracker ''. Known trackers: tensorboard, wandb, trackio, mlflow."),
         ({"data": "a\0b"}, r"'a\x00b' cannot be a path: it has a null character."),
         ({"self": 1}, "unknown setting 'self'."),
         ({"rollouts": "http://me:secret@host:1"}, "--rollouts 'http://***@host:1' cannot work"),
@@ -86,6 +88,12 @@ def test_a_model_is_needed() -> None:
     nothing: dict[str, Any] = {}
     with pytest.raises(ConfigError, match="--model is missing. Base model: 'tiny'"):
         Config(**nothing)
+
+
+@pytest.mark.parametrize("track", ["wandb, mlflow", ["wandb", "mlflow"], ("wandb,mlflow", "wandb")])
+def test_trackers_have_one_form(track: Any) -> None:
+    assert Config(model="m", track=track).track == "wandb,mlflow"
+    assert Config(model="m", track=track).trackers == ("wandb", "mlflow") and Config(model="m").trackers == ()
 
 
 def test_what_serves_as_a_value(tmp_path: Path) -> None:
@@ -138,6 +146,7 @@ def test_keywords_have_the_types_of_the_fields() -> None:
         "out",
         "layers",
         "learning_rate",
+        "track",
     } | {*TABLES}
 
 

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from autolayer.core import config
 from autolayer.core.config import Config
 from autolayer.core.errors import ConfigError
 from autolayer.pipeline.defaults import check_names
@@ -36,8 +37,9 @@ def log_in_two_processes(tracker: str, folder: Path) -> str:
 def test_a_missing_tracker_is_refused_with_the_command(tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"{tracker}, which is not installed: `pip install {tracker}`"):
-        check_names(Config(model="tiny", task="math:arith", track=tracker))  # pyright: ignore[reportArgumentType]
+        check_names(Config(model="tiny", task="math:arith", track=f"{tracker},wandb"))
     check_names(Config(model="tiny", task="math:arith"))
+    assert tuple(TRACKERS) == config.TRACKERS
 
 
 def test_tensorboard_reads_every_point_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,16 @@ class Recorder(Tracker):
         pass
 
 
+class Broken(Recorder):
+    """A tracker that cannot be reached."""
+
+    fails = True
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     monkeypatch.setitem(TRACKERS, "wandb", Recorder)
+    monkeypatch.setitem(TRACKERS, "mlflow", Broken)
     for name, value in {"points": {}, "tables": [], "fails": False, "fails_at": 0}.items():
         monkeypatch.setattr(Recorder, name, value)
     return Recorder
@@ -116,6 +124,19 @@ def test_what_cannot_be_written_is_said_once_and_ends_nothing(
     recorder.fails = False  # the next process sends all that is missing
     train_arm(tracked_bench(tmp_path), arm, 3)
     assert [step for step, _ in recorder.points["run 0"]] == [1, 2, 3]
+
+
+def test_one_of_several_trackers_may_fail(
+    tmp_path: Path, recorder: type[Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = tracked_bench(tmp_path)
+    bench.log.config = bench.config.replace(track=["mlflow", "wandb"])
+    other = replace(ARM, layers=(2,))
+    with caplog.at_level(logging.WARNING):
+        for arm in (train_arm(bench, ARM, 1).arm, ARM, other):
+            train_arm(bench, arm, arm.step + 1)
+    assert [[step for step, _ in points] for points in recorder.points.values()] == [[1, 2], [1]]
+    assert [message.split(" stops")[0] for message in caplog.messages] == ["--track mlflow"]
 
 
 def test_a_tracker_that_fails_at_a_step_goes_on_from_it_and_an_arm_trained_again_has_no_step_twice(
