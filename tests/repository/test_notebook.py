@@ -52,8 +52,10 @@ def show(source: str, names: dict[str, Any]) -> str:
         with pytest.raises(SystemExit, match="0"):
             main(shlex.split(source)[1:])
         return ""
-    body = ast.parse(source)
-    last = ast.Expression(body.body.pop().value) if isinstance(body.body[-1], ast.Expr) else None
-    exec(compile(body, "notebook", "exec"), names)
-    value = None if last is None else eval(compile(last, "notebook", "eval"), names)
+    *body, last = ast.parse(source).body
+    if not isinstance(last, ast.Expr):
+        exec(source, names)
+        return ""
+    exec(compile(ast.Module(body, []), "notebook", "exec"), names)
+    value = eval(compile(ast.Expression(last.value), "notebook", "eval"), names)
     return "" if value is None else value._repr_html_()
