@@ -33,13 +33,15 @@ def predict_pretrained(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the predicted contribution and the deviation of its error, each of shape (layers,).
 
-    `scores` are the probes' by name; `cutoff` and `sign_gain` count where they are among them, and depth always. No
-    layer is predicted at 0 because the base does not read it, for that does not keep it from learning.
+    `scores` are the probes' by name; `cutoff`, and `self_imitation` or else `sign_gain`, count where they are among
+    them, and depth always. No layer is predicted at 0 because the base does not read it, for that does not keep it from
+    learning.
     """
     opinions = [depth_prior.predicted(layers, num_layers)]
     deviation_L = depth_prior.error_deviation(layers, num_layers)
-    if "sign_gain" in scores and len(layers) >= MIN_LAYERS:
-        gain_L = np.clip(np.asarray(scores["sign_gain"], dtype=float), 0, None)
+    gain = scores.get("self_imitation", scores.get("sign_gain"))
+    if gain is not None and len(layers) >= MIN_LAYERS:
+        gain_L = np.clip(np.asarray(gain, dtype=float), 0, None)
         if (top := float(np.sort(gain_L)[-NUM_TOP:].mean())) > 0:
             opinions.append(NO_GAIN + GAIN * np.minimum(gain_L / top, 1.2))
             deviation_L = SHARPER * deviation_L

@@ -25,6 +25,12 @@ CUTOFF_SHARE = 0.1
 """Largest share of the probes' budget that `cutoff` may take where others predict; they have what it leaves."""
 CUTOFF_DEPTHS, MIN_CUTOFF_PAIRS, MAX_CUTOFF_PAIRS = 8, 6, 16
 """Blocks at which `cutoff` exchanges states, and pairs of prompts: fewer say nothing, more give the same curve."""
+IMITATION_STEPS = 4
+IMITATION_LAYERS, MIN_IMITATION_PROMPTS, MAX_IMITATION_PROMPTS = (8, 6), 8, 32
+"""Candidates that `self_imitation` trains, evenly spaced, and prompts that it imitates and is judged on."""
+IMITATION_SHARE = 0.7
+"""Largest share of what the other probes leave at their smallest that it may take; shared batch and step response have
+the rest."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS = 4
@@ -47,6 +53,10 @@ class ProbePlan:
     """Number of candidates on which it is measured, if there are more."""
     cutoff_pairs: int
     """Pairs of prompts between which `cutoff` exchanges states."""
+    imitation_layers: int = 0
+    """Number of candidates that `self_imitation` trains, if there are more."""
+    imitation_prompts: int = 0
+    """Prompts whose completions it imitates, and prompts on which it judges."""
     burst_steps: int
     burst_prompts: int
     burst_items: int
@@ -93,6 +103,10 @@ def plan_probes(
     if is_small:
         cutoff_pairs = min(cutoff_pairs, pairs_within(spend * CUTOFF_SHARE))
     spend -= _cutoff_cost(units, cutoff_pairs)
+    imitation = (0, 0)
+    if not is_small and not config.shard:
+        imitation = _imitation(units, candidates, (spend - least) * IMITATION_SHARE)
+        spend -= _imitation_cost(units, candidates, *imitation)
     if burst_steps is None:
         burst_steps = 0 if races else DEFAULT_BURST
     burst = partial(_burst_cost, units, candidates, burst_steps)
@@ -120,6 +134,7 @@ def plan_probes(
             response_prompts < MIN_RESPONSE_PROMPTS,
         "representation_change left out: it does not fit the budget": response_folds < 2,
         "cutoff left out: it does not fit the budget": not cutoff_pairs,
+        "self_imitation left out: it does not fit the budget": not (is_small or config.shard or any(imitation)),
         "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
         "rl_burst left out: it does not fit the budget": burst_steps > 0 and not burst_prompts,
     }  # fmt: skip
@@ -129,6 +144,8 @@ def plan_probes(
         response_prompts=max(response_prompts, MIN_RESPONSE_PROMPTS),
         response_layers=num_layers,
         cutoff_pairs=cutoff_pairs,
+        imitation_layers=imitation[0],
+        imitation_prompts=imitation[1],
         burst_steps=burst_steps if burst_prompts else 0,
         burst_prompts=burst_prompts,
         burst_items=burst_prompts * units.group_size,
@@ -143,6 +160,7 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
     measured = response_layers(candidates, plan.response_layers)
     cost += _response_cost(units, measured, plan.response_folds, plan.response_prompts)
     cost += _cutoff_cost(units, plan.cutoff_pairs)
+    cost += _imitation_cost(units, candidates, plan.imitation_layers, plan.imitation_prompts)
     cost += _burst_cost(units, candidates, plan.burst_steps, plan.burst_prompts)
     return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
 
@@ -163,6 +181,27 @@ def _shared_cost(units: UnitCosts, num_folds: int, prompts: int) -> Cost:
 
 def _response_cost(units: UnitCosts, layers: tuple[int, ...], num_folds: int, prompts: int) -> Cost:
     return units.walk(layers, 1 + RESPONSE_SIZES) * (num_folds * prompts)
+
+
+def _imitation(units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> tuple[int, int]:
+    """Returns the candidates and prompts of `self_imitation` within a budget, or zeros."""
+    for num_layers in IMITATION_LAYERS:
+        prompts = largest(partial(_imitation_cost, units, candidates, num_layers), budget, MAX_IMITATION_PROMPTS)
+        if prompts >= MIN_IMITATION_PROMPTS:
+            return num_layers, prompts
+    return 0, 0
+
+
+def _imitation_cost(units: UnitCosts, candidates: tuple[int, ...], num_layers: int, prompts: int) -> Cost:
+    if not num_layers:
+        return Cost()
+    layers = response_layers(candidates, num_layers)
+    # All passes start at the layer.
+    steps = sum((units.costs.train(units.few_size, (layer,)) for layer in layers), Cost()) * IMITATION_STEPS
+    steps -= Cost(layer_tokens=units.few_size.tokens * sum(layers) * IMITATION_STEPS)
+    judge = sum((units.costs.forward(units.size, layer) for layer in layers), units.costs.forward(units.size))
+    inputs = Cost(layer_tokens=(units.few_size.tokens + units.size.tokens) * max(layers))
+    return (steps + judge + inputs) * prompts + units.costs.keep_gradients(len(layers)) * IMITATION_STEPS
 
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:

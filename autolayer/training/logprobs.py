@@ -48,11 +48,15 @@ class ScoreBatch:
         """(B, T): the tokens that the model generated, and -100 elsewhere."""
         return self.input_ids.masked_fill(self.completion_mask == 0, -100)
 
+    def take(self, rows: slice | torch.Tensor) -> Self:
+        """Returns the batch of some rows."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def split(self, max_sequences: int) -> Iterator[tuple[slice, Self]]:
         """Yields micro-batches of at most `max_sequences` sequences, each with its slice of rows."""
         for start in range(0, len(self.input_ids), max_sequences):
             rows = slice(start, min(start + max_sequences, len(self.input_ids)))
-            yield rows, type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+            yield rows, self.take(rows)
 
 
 @contextlib.contextmanager

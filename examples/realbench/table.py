@@ -4,9 +4,10 @@
 
 A layer's value is its gain at the learning rate that is best on the `select` items, divided by that of all parameters,
 on the `eval` items. Intervals are paired bootstraps over items, 95%; one training seed, so how runs differ is not in
-them. Correlations are over the layers that were measured.
+them. Correlations are over the layers that were measured. Differences of regret have a t interval over environments.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from real_contributions import best_rates, contributions
 from real_environments import ENVIRONMENTS, load, rewards
 
 from autolayer.comparison.metrics import pearson, spearman
+from autolayer.core.statistics import paired_interval
+
+RIVALS = ("position", "middle", "first", "last", "a random layer")
+"""What the prediction's first choice is compared with."""
 
 
 def signals(picks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -29,8 +34,13 @@ def signals(picks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return scores
 
 
-def judge(values: dict[int, tuple[float, float, float]], picks: list[dict[str, Any]]) -> list[float]:
-    """Prints every signal's worth, and returns that of the prediction: Pearson, Spearman, regret, cost as a share."""
+def judge(
+    values: dict[int, tuple[float, float, float]], picks: list[dict[str, Any]]
+) -> tuple[list[float], dict[str, float]]:
+    """Prints every signal's worth.
+
+    Returns that of the prediction (Pearson, Spearman, regret, cost as a share), and the regret of every signal.
+    """
     layers, truth_L = list(values), np.array([value[0] for value in values.values()])
     print("  signal                     Pearson  Spearman  regret of its first layer")
     rows = {}
@@ -47,17 +57,23 @@ def judge(values: dict[int, tuple[float, float, float]], picks: list[dict[str, A
         predicted_S_L = np.array([pick["predicted"] for pick in picks])[:, layers]
         print(f"  layers below .30 are predicted at {predicted_S_L[:, truth_L < 0.3].max():.2f} at most")
     print(f"  finding costs {share:.0%} of a full run in work, {seconds:.0f} s")
-    return [*rows["prediction"], share]
+    regrets = {name: row[2] for name, row in rows.items()} | {"a random layer": truth_L.max() - truth_L.mean()}
+    return [*rows["prediction"], share], regrets
 
 
 def main() -> None:
-    predictions: dict[str, list[list[float]]] = {}
+    predictions: dict[str, list[list[float]]] = defaultdict(list)
+    regrets: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, environment in ENVIRONMENTS.items():
         found = load(environment)
         if environment.sealed or "full" not in best_rates(found):
             continue
         base, full = (rewards(digits).mean() for digits in (found["base"]["eval"], best_rates(found)["full"]["eval"]))
-        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
+        lora = "".join(
+            f", LoRA on all layers {rewards(record['eval']).mean() - base:+.3f}"
+            for record in best_rates({"arms": found.get("lora", {})}).values()
+        )
+        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}{lora}")
         if full <= base:
             print("  no contributions: all parameters gain nothing at the rates tried so far")
             continue
@@ -66,7 +82,9 @@ def main() -> None:
             print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
         for picks in sorted(key for key in found if key.startswith("picks")):
             print(f"  {picks.removeprefix('picks').strip() or 'at the default budget'}:")
-            predictions.setdefault(picks, []).append(judge(values, found[picks]))
+            row, regret = judge(values, found[picks])
+            predictions[picks].append(row)
+            regrets[picks].append(regret)
         for searches in sorted(key for key in found if key.startswith("searches")):
             layers, truths = list(values), [value[0] for value in values.values()]
             chosen = [pick["chosen"][0] for pick in found[searches]]
@@ -78,6 +96,10 @@ def main() -> None:
     for picks, rows in predictions.items():
         means = ", ".join(f"{value:.2f}" for value in np.mean(rows, axis=0))
         print(f"{picks}, mean of {len(rows)}: Pearson, Spearman, regret and cost of the prediction {means}")
+        for rival in RIVALS if len(rows) > 1 else ():
+            pair = ([regret[name] for regret in regrets[picks]] for name in (rival, "prediction"))
+            less = paired_interval(*pair)
+            print(f"  regret of {rival} minus its regret: {less.value:+.2f} [{less.low:+.2f}, {less.high:+.2f}]")
 
 
 if __name__ == "__main__":
