@@ -42,7 +42,7 @@ class SelfImitation(Probe):
 
         score_l = mean over prompts of  sum_j w_j r_j / sum_j w_j - mean_j r_j
 
-    in reward; shape (candidates,). Prompts whose completions all have the same reward do not count. The rate is that at
+    in reward. Shape (candidates,). Prompts whose completions all have the same reward do not count. The rate is that at
     which k sign steps of the median layer reach `TARGET_DISTANCE`. Between measured layers the score is interpolated.
     Source: self-imitation learning (arXiv 1806.05635); reweighted groups are self-normalised importance sampling.
     Cost: k training passes from the layer up over a few completions of some prompts, for each measured layer.
@@ -54,9 +54,11 @@ class SelfImitation(Probe):
     def score(self, context: ProbeContext) -> Scores | None:
         """Returns the scores by the class's formula."""
         plan, bench = context.plan, context.bench
-        steps = [step for layer in context.responses if (step := context.distance_step(layer)) > 0]
-        if not plan.imitation_layers or not steps:
+        if not plan.imitation_layers:
             return None
+        steps = [step for layer in context.responses if (step := context.distance_step(layer)) > 0]
+        if not steps:  # no layer moves, or no reward differs
+            return Scores(scores_L=np.zeros(len(context.layers)), errors_L=np.zeros(len(context.layers)))
         trial = Trial(context)
         if len(trial.weights_N) < MIN_COMPLETIONS or trial.judged.num_prompts < MIN_PROMPTS:
             context.notes.append("self_imitation left out: too few of the base's completions are better than others")

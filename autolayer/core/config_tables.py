@@ -26,8 +26,9 @@ class ProbeConfig(Settings):
 
     table: ClassVar[str | None] = "probe"
 
-    share: Share = 0.3
-    """Share of the finding budget that the probes may spend when a race follows. Without a race they may spend all."""
+    share: Share | None = None
+    """Share of the finding budget that the probes may spend when a race follows; without one they may spend all.
+    Default: .5, and .3 for models of less than 100 million parameters."""
     num_folds: Annotated[int, annotated_types.Ge(2), AtMost] = 3
     """Number of folds of the shared batch: a direction is computed on all folds but one and evaluated on that one."""
     num_prompts: Size = 64

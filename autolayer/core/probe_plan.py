@@ -8,6 +8,9 @@ from autolayer.core.budget import RESPONSE_GROUP, UnitCosts, calibration_cost, c
 from autolayer.core.config import Config
 from autolayer.core.costs import Cost, PassSize
 
+SMALL_SHARE, SHARE = 0.3, 0.5
+"""Default share of the probes in the budget if a race follows, for small models and for others, on which short runs
+tell less than `self_imitation` (examples/RESULTS.md)."""
 SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
 """Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
 contribution so far is computed from it. A burst that does not fit leaves its share to the others."""
@@ -63,9 +66,11 @@ class ProbePlan:
     notes: tuple[str, ...] = ()
 
 
-def probe_budget(config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost) -> Cost:
+def probe_budget(
+    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, is_small: bool = True
+) -> Cost:
     """Returns the budget of the probes: their share, or all of it if the rest would not pay for a race."""
-    part = budget * config.probe.share
+    part = budget * (config.probe.share or (SMALL_SHARE if is_small else SHARE))
     return part if pays_for_race(config, units, candidates, budget - part) else budget
 
 
@@ -88,7 +93,7 @@ def plan_probes(
     assert config.prompts_per_step is not None
     num_folds, whole = config.probe.num_folds, budget
     budget -= units.costs.forward(units.size * calibration_scored(config))  # calibration's own; its samples are used
-    spend = probe_budget(config, units, candidates, budget)
+    spend = probe_budget(config, units, candidates, budget, is_small=is_small)
     races, burst_steps = searches and spend != budget, config.probe.burst_steps
     pairs_within = partial(_cutoff_pairs, units)
     least = _shared_cost(units, num_folds, MIN_PROMPTS)
@@ -127,16 +132,21 @@ def plan_probes(
     if response_prompts < MIN_RESPONSE_PROMPTS:  # the least step response takes more than its share
         left = spend * (SHARED_SHARE + RESPONSE_SHARE) - cost(MIN_RESPONSE_PROMPTS)
         fold_prompts = largest(shared, left, fold_prompts)
+    too_large = {
+        "representation_change": response_folds < 2,
+        "cutoff": not cutoff_pairs,
+        "self_imitation": not (is_small or config.shard or any(imitation)),
+        "rl_burst": burst_steps > 0 and not burst_prompts,
+    }
+    left_out = [name for name, is_true in too_large.items() if is_true]
     said = {
         f"the budget is too small for probing: it uses the minimum of {MIN_PROMPTS} prompts per fold":
             fold_prompts < MIN_PROMPTS,
         f"the step response does not fit the budget: it uses the minimum of {MIN_RESPONSE_PROMPTS} prompts":
             response_prompts < MIN_RESPONSE_PROMPTS,
-        "representation_change left out: it does not fit the budget": response_folds < 2,
-        "cutoff left out: it does not fit the budget": not cutoff_pairs,
-        "self_imitation left out: it does not fit the budget": not (is_small or config.shard or any(imitation)),
+        f"left out, because the budget is too small: {', '.join(left_out)}": bool(left_out),
         "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
-        "rl_burst left out: it does not fit the budget": burst_steps > 0 and not burst_prompts,
+        "self_imitation left out: it does not go with --shard": bool(config.shard) and not is_small,
     }  # fmt: skip
     return ProbePlan(
         fold_prompts=max(fold_prompts, MIN_PROMPTS),

@@ -2,7 +2,8 @@
 
 python examples/realbench/ask.py smollm2.sums.grpo                    # a minute a seed on two cores
 python examples/realbench/ask.py smollm2.sums.grpo --budget 1         # with more probes
-    python examples/realbench/ask.py smollm2.sums.grpo --budget 1 --until search     # as long as a full run
+python examples/realbench/ask.py smollm2.sums.grpo --steps 400        # what a run of usual length pays for
+python examples/realbench/ask.py smollm2.sums.grpo --budget 1 --until search     # as long as a full run
 """
 
 import argparse
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("environments", nargs="+", choices=ENVIRONMENTS, metavar="ENVIRONMENT")
     parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
     parser.add_argument("--budget", type=float, help="of each pick; default: that of `autolayer pick`")
+    parser.add_argument("--steps", type=int, help="of the run that is asked about; default: as many as were measured")
     parser.add_argument("--until", choices=("probe", "search"), default="probe")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -32,6 +34,7 @@ def main() -> None:
         for seed in SEEDS:
             with tempfile.TemporaryDirectory() as scratch:
                 settings = environment.options(options.model, seed)
+                settings["steps"] = options.steps or environment.steps
                 config = Config(**settings, budget=options.budget, out=str(Path(scratch) / "run"))
                 result = autolayer.pick(config, until=options.until)
             rows = sorted(result.ranking or (), key=lambda row: row.layer)
@@ -48,6 +51,7 @@ def main() -> None:
             first = max(rows, key=lambda row: row.predicted or 0).layer
             print(f"{environment.name} seed {seed}: first {first}, chosen {result.best_layers}", flush=True)
         name = "picks" if options.until == "probe" else "searches"
+        name += f" for {options.steps} steps" if options.steps else ""
         keep(environment, {name if options.budget is None else f"{name} at {options.budget:g}": picks})
 
 

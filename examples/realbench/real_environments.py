@@ -67,8 +67,6 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(model="smollm2", num_layers=30, task="math:larger"),
         Environment(model="smollm2", num_layers=30, task="words:kinds"),
         Environment(model="smollm2", num_layers=30, task="math:format"),
-        Environment(model="smollm2", num_layers=30, task="math:larger", algorithm="dr_grpo"),
-        Environment(model="smollm2", num_layers=30, task="agent:guess"),
         Environment(model="gemma-3-270m", num_layers=18, task="math:sums", rates=(3e-5, 1e-5, 3e-6)),
     )
 }

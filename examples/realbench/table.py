@@ -69,11 +69,7 @@ def main() -> None:
         if environment.sealed or "full" not in best_rates(found):
             continue
         base, full = (rewards(digits).mean() for digits in (found["base"]["eval"], best_rates(found)["full"]["eval"]))
-        lora = "".join(
-            f", LoRA on all layers {rewards(record['eval']).mean() - base:+.3f}"
-            for record in best_rates({"arms": found.get("lora", {})}).values()
-        )
-        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}{lora}")
+        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
         if full <= base:
             print("  no contributions: all parameters gain nothing at the rates tried so far")
             continue

@@ -34,6 +34,8 @@ PLAN = ProbePlan(
     response_folds=3,
     response_prompts=4,
     cutoff_pairs=9,
+    imitation_layers=4,
+    imitation_prompts=6,
     burst_steps=1,
     burst_prompts=2,
     burst_items=24,
@@ -128,7 +130,7 @@ def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_probe_that_the_plan_leaves_out_returns_nothing_and_costs_nothing(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), NONE)
     before = context.bench.spent
-    assert PROBES["rl_burst"].score(context) is None and PROBES["cutoff"].score(context) is None
+    assert all(PROBES[name].score(context) is None for name in ("rl_burst", "cutoff", "self_imitation"))
     assert context.bench.spent == before
 
 
@@ -252,7 +254,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
-    assert set(PROBES) - set(small.scores) == {"cutoff", "rl_burst"}
+    assert set(PROBES) - set(small.scores) == {"cutoff", "rl_burst", "self_imitation"}
     short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
     assert (
         steps_to_distance(400) == 28 and steps_to_distance(10) == STEPS_TO_DISTANCE
