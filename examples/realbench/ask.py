@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
     parser.add_argument("--budget", type=float, help="of each pick; default: that of `autolayer pick`")
     parser.add_argument("--steps", type=int, help="of the run that is asked about; default: as many as were measured")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--until", choices=("probe", "search"), default="probe")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for environment in (ENVIRONMENTS[name] for name in options.environments):
         picks = []
-        for seed in SEEDS:
+        for seed in options.seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 settings = environment.options(options.model, seed)
                 settings["steps"] = options.steps or environment.steps

@@ -93,8 +93,9 @@ def main() -> None:
         means = ", ".join(f"{value:.2f}" for value in np.mean(rows, axis=0))
         print(f"{picks}, mean of {len(rows)}: Pearson, Spearman, regret and cost of the prediction {means}")
         for rival in RIVALS if len(rows) > 1 else ():
-            pair = ([regret[name] for regret in regrets[picks]] for name in (rival, "prediction"))
-            less = paired_interval(*pair)
+            less = paired_interval(
+                [each[rival] for each in regrets[picks]], [each["prediction"] for each in regrets[picks]]
+            )
             print(f"  regret of {rival} minus its regret: {less.value:+.2f} [{less.low:+.2f}, {less.high:+.2f}]")
 
 
