@@ -34,6 +34,8 @@ IMITATION_LAYERS, MIN_IMITATION_PROMPTS, MAX_IMITATION_PROMPTS = (8, 6), 8, 32
 IMITATION_SHARE = 0.7
 """Largest share of what the other probes leave at their smallest that it may take; shared batch and step response have
 the rest."""
+IMITATION_MARGIN = 1.2
+"""Cost against that of average prompts: those whose rewards differ have more different completions."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS = 4
@@ -211,7 +213,8 @@ def _imitation_cost(units: UnitCosts, candidates: tuple[int, ...], num_layers: i
     steps -= Cost(layer_tokens=units.few_size.tokens * sum(layers) * IMITATION_STEPS)
     judge = sum((units.costs.forward(units.size, layer) for layer in layers), units.costs.forward(units.size))
     inputs = Cost(layer_tokens=(units.few_size.tokens + units.size.tokens) * max(layers))
-    return (steps + judge + inputs) * prompts + units.costs.keep_gradients(len(layers)) * IMITATION_STEPS
+    passes = (steps + judge + inputs) * (prompts * IMITATION_MARGIN)
+    return passes + units.costs.keep_gradients(len(layers)) * IMITATION_STEPS
 
 
 def _cutoff_cost(units: UnitCosts, pairs: int) -> Cost:
