@@ -1,6 +1,7 @@
 """Layer-tokens counted on a real model, and plans that keep to their budget."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,36 @@ def test_the_prediction_of_pretrained_models_comes_before_other_probes_and_nothi
     assert [plan.fold_prompts > 0 for plan in found.values()] == [False, False, True, True]
     assert all(plan.response_prompts == 0 for plan in found.values() if not plan.fold_prompts)
     assert "no gradients" in found[0.1].notes[0] and "depth alone" in found[0.02].notes[0]
+    assert "self_imitation" in found[0.25].notes[-1] and not found[0.25].imitation_layers
+
+
+@pytest.mark.parametrize(("tokens", "prompts_per_step", "races"), [((16, 4), 8, False), ((150, 900), 64, True)])
+def test_a_run_of_usual_length_pays_for_self_imitation_within_its_budget(
+    tokens: tuple[int, int], prompts_per_step: int, races: bool
+) -> None:
+    costs, candidates = CostModel(num_layers=30, head_ratio=8.0), tuple(range(30))
+    units = UnitCosts(costs=costs, group_size=8, prompt_tokens=tokens[0], completion_tokens=tokens[1])
+    config = Config(model="tiny", steps=400, prompts_per_step=prompts_per_step, budget=0.1)
+    budget = finding_budget(config, units, candidates)
+    plan = plan_probes(config, units, candidates, budget, is_small=False)
+    assert plan.imitation_layers == 8 and plan.imitation_prompts >= 8
+    assert not any("self_imitation" in note for note in plan.notes)
+    spent = calibration_cost(config, units)
+    spent += probe_cost(config, units, candidates, plan, sampled=calibration_prompts(config))
+    assert spent.fits(budget) and pays_for_race(config, units, candidates, budget - spent) == races
+    # By hand: 8 layers, four steps and one judgement from each up, and its input; two completions are imitated.
+    layers = response_layers(candidates, 8)
+    few, group = units.few_size, units.size
+    work = sum(4 * (2 * costs.forward(few, layer).layer_tokens + few.tokens) for layer in layers)
+    work += sum(costs.forward(group, layer).layer_tokens for layer in layers) + costs.forward(group).layer_tokens
+    work += (few.tokens + group.tokens) * 29
+    without = replace(plan, imitation_layers=0, imitation_prompts=0)
+    alone = probe_cost(config, units, candidates, plan, 0) - probe_cost(config, units, candidates, without, 0)
+    assert alone.layer_tokens == pytest.approx(1.2 * work * plan.imitation_prompts + 200 * 8 * 4)
+    assert alone.generated_tokens == 0
+    sharded = plan_probes(config.model_copy(update={"shard": True}), units, candidates, budget, is_small=False)
+    assert not sharded.imitation_layers and "self_imitation left out: it does not go with --shard" in sharded.notes
+    assert not plan_probes(config, units, candidates, budget).imitation_layers  # a small model
 
 
 def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> None:

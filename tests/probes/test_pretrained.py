@@ -174,3 +174,12 @@ def test_where_the_budget_pays_for_no_gradients_rates_are_typical_and_no_weight_
     assert (bench.spent - start).generated_tokens == 0, "calibration's completions are enough"
     hidden = bench.model.config.get_text_config().hidden_size
     assert report.learning_rates == pytest.approx([0.3 / hidden / 10] * 3)
+
+
+def test_the_gain_of_several_steps_takes_the_place_of_that_of_one() -> None:
+    layers = tuple(range(30))
+    later, earlier = [float(layer) for layer in layers], [float(29 - layer) for layer in layers]
+    alone, _ = predict_pretrained({"self_imitation": later}, layers, 30)
+    both, _ = predict_pretrained({"sign_gain": earlier, "self_imitation": later}, layers, 30)
+    one, _ = predict_pretrained({"sign_gain": later}, layers, 30)
+    assert both.tolist() == alone.tolist() == one.tolist()
