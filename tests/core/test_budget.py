@@ -182,7 +182,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
         race = smallest_race(config, units, candidates)
         races = [(race + spend).fits(budget) for spend, budget in zip(spends, budgets, strict=True)]
         for spend, budget, has_race in zip(spends, budgets, races, strict=True):
-            assert spend == (budget * config.probe.share if has_race else budget)
+            assert spend == (budget * (config.probe.share or 0) if has_race else budget)
         assert races == sorted(races)  # what pays for a race goes on paying for it
         with_race += races == [True] * 3
         plans = [plan_probes(config, units, candidates, budget) for budget in whole]
@@ -313,7 +313,7 @@ def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.
     probing = ProbeConfig(share=0.6, burst_steps=1)
     config = Config(model="tiny", steps=60, prompts_per_step=16, group_size=4, budget=0.8, probe=probing)
     units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=6, completion_tokens=6)
-    budget = finding_budget(config, units, layers) * config.probe.share
+    budget = finding_budget(config, units, layers) * (config.probe.share or 0)
     plan = plan_probes(config, units, layers, finding_budget(config, units, layers))
     assert plan.burst_steps and not plan.notes
     rollouts = sample_folds(bench, prompts=2, num_folds=1)[0]
