@@ -112,7 +112,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "autolayer needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
 	    "Name another one: make PYTHON=python3.12"; exit 2; }
-	@echo "Installing the tested versions into .venv: 2 GB without CUDA, some minutes without a word."
+	@echo "Installing the tested versions into .venv: 2 GB without CUDA, this takes some minutes and prints nothing."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(QUIET) \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"

@@ -7,7 +7,8 @@ To add a probe:
 2. Add one line to `PROBES` in `probes/__init__.py`.
 
 tests/probes/test_probes.py then holds it to the contract: finite scores, the same for the same seed, and a model left
-as it was. Every table shows it; the prediction is made from `predictor.SIGNAL`.
+as it was. Every table shows it. The prediction is made from
+`predictor.SIGNAL` for small models, and for others by pretrained.py.
 """
 
 from __future__ import annotations

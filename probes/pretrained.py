@@ -1,4 +1,4 @@
-"""The prediction for pretrained language models: depth, what the base reads, and the gain of a small step.
+"""The prediction for pretrained language models: depth, what the base reads, and the gain of a few steps or of one.
 
 The three have fixed and equal weights. Measured curves of such models are too few to learn weights from, and nothing
 that holds for models of a million parameters is known to hold for them. The constants are those that the curves in
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autolayer.core import depth_prior
+from autolayer.core.probe_plan import MIN_IMITATION_CANDIDATES
 
 # L layers.
 
@@ -17,15 +18,15 @@ UNREAD, READ = 0.40, 0.55
 """Mean contribution of a layer behind the cutoff, and what a layer has more that the base reads wholly. A layer behind
 the cutoff contributed between .05 and .84: it can sharpen an answer that is there already."""
 NO_GAIN, GAIN = 0.15, 0.85
-"""Mean contribution of a layer without `sign_gain`, and what a layer has more whose score is among the highest."""
+"""Mean contribution of a layer without a gain, and what a layer has more whose score is among the highest."""
 NUM_TOP = 3
-"""Number of the highest scores whose mean is the unit of `sign_gain`."""
-MIN_LAYERS = 6
-"""With fewer candidates the highest scores say nothing of the model, and `sign_gain` is not used."""
+"""Number of the highest scores whose mean is the unit of a gain."""
+MIN_LAYERS = MIN_IMITATION_CANDIDATES
+"""With fewer candidates the highest scores say nothing of the model, and no gain is used."""
 CERTAIN, UNCERTAIN = 0.13, 0.30
 """Deviation of contribution from the prediction where the base reads a layer wholly, and behind the cutoff."""
 SHARPER = 0.8
-"""Deviation of the prediction's error with `sign_gain` against that of depth alone."""
+"""Deviation of the prediction's error with a gain (measured with `sign_gain`) against that of depth alone."""
 
 
 def predict_pretrained(
@@ -39,12 +40,12 @@ def predict_pretrained(
     """
     opinions = [depth_prior.predicted(layers, num_layers)]
     deviation_L = depth_prior.error_deviation(layers, num_layers)
-    gain = scores.get("self_imitation", scores.get("sign_gain"))
-    if gain is not None and len(layers) >= MIN_LAYERS:
-        gain_L = np.clip(np.asarray(gain, dtype=float), 0, None)
+    for name in ("self_imitation", "sign_gain") if len(layers) >= MIN_LAYERS else ():
+        gain_L = np.clip(np.asarray(scores.get(name, [0.0]), dtype=float), 0, None)
         if (top := float(np.sort(gain_L)[-NUM_TOP:].mean())) > 0:
             opinions.append(NO_GAIN + GAIN * np.minimum(gain_L / top, 1.2))
             deviation_L = SHARPER * deviation_L
+            break
     if "cutoff" in scores:
         read_L = np.clip(np.asarray(scores["cutoff"], dtype=float), 0, 1)
         opinions.append(UNREAD + READ * read_L)

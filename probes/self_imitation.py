@@ -37,8 +37,9 @@ class SelfImitation(Probe):
     most. Here the layer makes k steps of Adam, all layers at one rate, on some prompts, and is judged on other prompts.
     Nothing is sampled for it.
 
-    Formula: k steps towards the maximum of sum_i max(A_i, 0) log pi(y_i) over all folds but the first, A_i the
-    advantage. On a prompt of the first with rewards r_j and w_j = pi(y_j) / pi_base(y_j), bounded,
+    Formula: k steps towards the maximum of sum_i max(A_i, 0) log pi(y_i) over the two best completions of each prompt
+    of all folds but the first, A_i the advantage. On a prompt of the first, with rewards r_j and bounded weights
+    w_j = pi(y_j) / pi_base(y_j),
 
         score_l = mean over prompts of  sum_j w_j r_j / sum_j w_j - mean_j r_j
 
@@ -88,7 +89,6 @@ class Trial:
             (bench.scorer.partial_forward(batch), weights_N) for batch, weights_N in best if len(weights_N)
         ]
         self.scored = bench.scorer.partial_forward(self.judged.batch)
-        self.base_N: torch.Tensor | None = None
 
     def gains(self, layer: int, rate: float) -> np.ndarray:
         """Returns the gain in reward on each judged prompt, (P,). Call it for layers in rising order."""
@@ -96,18 +96,19 @@ class Trial:
         with torch.no_grad():
             for passes in (self.scored, *(passes for passes, _ in self.imitated)):
                 bench.scorer.move_to(passes, layer)
-            if self.base_N is None:
-                self.base_N = bench.scorer.log_probs(self.scored).double().sum(1).cpu()
         with fp32_layers(bench.model, (layer,)), trainable(bench.model, layer) as parameters:
+            before_N = self._log_probs_N()
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
             with bench.micro_batching.checkpointed((layer,)):
                 for _ in range(IMITATION_STEPS):
                     self._backward(layer)
                     optimizer.step()
                     optimizer.zero_grad()
-            with torch.no_grad():
-                after_N = bench.scorer.log_probs(self.scored).double().sum(1).cpu()
-        return self.judged.gains(after_N - self.base_N)
+            return self.judged.gains(self._log_probs_N() - before_N)
+
+    @torch.no_grad()
+    def _log_probs_N(self) -> torch.Tensor:
+        return self.bench.scorer.log_probs(self.scored).double().sum(1).cpu()
 
     def _backward(self, layer: int) -> None:
         bench, started, skipped = self.bench, time.perf_counter(), 0
@@ -126,8 +127,8 @@ class Different:
     """The different completions of the first prompts of a fold whose rewards are not all the same."""
 
     def __init__(self, fold: Fold, num_prompts: int) -> None:
-        group_size = fold.rollouts.group_size
-        has_signal_P = fold.advantages_B.view(-1, group_size).any(1).nonzero().flatten()[:num_prompts]
+        group_size, rewards_P_G = fold.rollouts.group_size, fold.rollouts.rewards_P_G()
+        has_signal_P = (rewards_P_G != rewards_P_G[:, :1]).any(1).nonzero().flatten()[:num_prompts]
         self.num_prompts = len(has_signal_P)
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
         for index, prompt in enumerate(has_signal_P.tolist()):
@@ -169,14 +170,14 @@ class Different:
 def trainable(model: nn.Module, layer: int) -> Iterator[list[nn.Parameter]]:
     """Lets a layer's parameters be trained inside the context, and restores them and their flags afterwards."""
     parameters = layer_parameters(model, (layer,))
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
+    before = {name: (parameter.detach().clone(), parameter.requires_grad) for name, parameter in parameters.items()}
     try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
         yield list(parameters.values())
     finally:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(False)
-                parameter.grad = None
-                parameter.copy_(before[name])
+        for name, parameter in parameters.items():
+            values, flag = before[name]
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+            parameter.data.copy_(values)

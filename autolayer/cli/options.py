@@ -66,6 +66,8 @@ class ConfigOption(click.Option):
             from autolayer.tasks import TASKS as values
         elif self.name == "model":
             from autolayer.models.names import NAMED as values
+        elif self.name == "track":
+            from autolayer.core.config import TRACKERS as values
         else:  # such as [grpo|dr_grpo], or auto|NUMBER, whose second part stands for a value
             found = (self.metavar or "").strip("[]").split("|")
             values = [each for each in found if each.isidentifier() and each.islower()] if len(found) > 1 else ()

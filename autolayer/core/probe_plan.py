@@ -9,8 +9,8 @@ from autolayer.core.config import Config
 from autolayer.core.costs import Cost, PassSize
 
 SMALL_SHARE, SHARE = 0.3, 0.5
-"""Default share of the probes in the budget if a race follows, for small models and for others, on which short runs
-tell less than `self_imitation` (examples/RESULTS.md)."""
+"""Default share of the probes in the budget if a race follows, for small models and for others, on whose curves a race
+of up to a quarter of a run adds little to the prediction (examples/RESULTS.md)."""
 SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
 """Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
 contribution so far is computed from it. A burst that does not fit leaves its share to the others."""
@@ -31,11 +31,12 @@ CUTOFF_DEPTHS, MIN_CUTOFF_PAIRS, MAX_CUTOFF_PAIRS = 8, 6, 16
 IMITATION_STEPS = 4
 IMITATION_LAYERS, MIN_IMITATION_PROMPTS, MAX_IMITATION_PROMPTS = (8, 6), 8, 32
 """Candidates that `self_imitation` trains, evenly spaced, and prompts that it imitates and is judged on."""
+MIN_IMITATION_CANDIDATES = 6
+"""With fewer the prediction does not use it."""
 IMITATION_SHARE = 0.7
-"""Largest share of what the other probes leave at their smallest that it may take; shared batch and step response have
-the rest."""
+"""Largest share that it may take of what remains after the smallest other probes and `cutoff`."""
 IMITATION_MARGIN = 1.2
-"""Cost against that of average prompts: those whose rewards differ have more different completions."""
+"""Factor on its planned cost, because prompts whose rewards differ have more distinct completions than the average."""
 MIN_BURST_PROMPTS = 4
 """Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS = 4
@@ -69,11 +70,21 @@ class ProbePlan:
 
 
 def probe_budget(
-    config: Config, units: UnitCosts, candidates: tuple[int, ...], budget: Cost, *, is_small: bool = True
+    config: Config,
+    units: UnitCosts,
+    candidates: tuple[int, ...],
+    budget: Cost,
+    *,
+    is_small: bool = True,
+    needed: Cost = Cost(),  # noqa: B008, never changed
 ) -> Cost:
-    """Returns the budget of the probes: their share, or all of it if the rest would not pay for a race."""
-    part = budget * (config.probe.share or (SMALL_SHARE if is_small else SHARE))
-    return part if pays_for_race(config, units, candidates, budget - part) else budget
+    """Returns the budget of the probes: the first share that pays for a race and for the probes `needed`, or all."""
+    defaults = (SMALL_SHARE,) if is_small else (SHARE, SMALL_SHARE)
+    for share in defaults if config.probe.share is None else (config.probe.share,):
+        part = budget * share
+        if pays_for_race(config, units, candidates, budget - part) and needed.fits(part):
+            return part
+    return budget
 
 
 def plan_probes(
@@ -88,18 +99,24 @@ def plan_probes(
     """Chooses the size of each probe by its share of the probes' part of the finding `budget`.
 
     `searches` is True if a race follows when the budget pays for one, and False where somebody has chosen the layers:
-    only the learning rate is wanted then, whatever it costs. Unless the model `is_small`, `cutoff` is part of the
-    prediction: it has what the smallest other probes leave, or all where these do not fit. They come first because they
-    find the learning rates, and a rate that is too high destroys a policy.
+    only the learning rate is wanted then, whatever it costs. Unless the model `is_small`, `cutoff` and `self_imitation`
+    are part of the prediction: they have what the smallest other probes leave, or `cutoff` all where these do not fit.
+    The others come first because they find the learning rates, and a rate that is too high destroys a policy.
     """
     assert config.prompts_per_step is not None
     num_folds, whole = config.probe.num_folds, budget
     budget -= units.costs.forward(units.size * calibration_scored(config))  # calibration's own; its samples are used
-    spend = probe_budget(config, units, candidates, budget, is_small=is_small)
-    races, burst_steps = searches and spend != budget, config.probe.burst_steps
     pairs_within = partial(_cutoff_pairs, units)
     least = _shared_cost(units, num_folds, MIN_PROMPTS)
     least += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
+    imitates = searches and not is_small and not config.shard and len(candidates) >= MIN_IMITATION_CANDIDATES
+    needed = Cost()
+    if imitates:  # at this size a race tells less than the probe
+        needed = _imitation_cost(units, candidates, IMITATION_LAYERS[-1], MIN_IMITATION_PROMPTS)
+        needed = needed * (1 / IMITATION_SHARE) + least + _cutoff_cost(units, MAX_CUTOFF_PAIRS)
+        needed = needed if needed.fits(budget) else Cost()
+    spend = probe_budget(config, units, candidates, budget, is_small=is_small, needed=needed)
+    races, burst_steps = searches and spend != budget, config.probe.burst_steps
     if not least.fits(spend):
         if not is_small:
             return _without_gradients(pairs_within(whole - calibration_cost(config, units)))
@@ -111,7 +128,7 @@ def plan_probes(
         cutoff_pairs = min(cutoff_pairs, pairs_within(spend * CUTOFF_SHARE))
     spend -= _cutoff_cost(units, cutoff_pairs)
     imitation = (0, 0)
-    if not is_small and not config.shard:
+    if imitates:
         imitation = _imitation(units, candidates, (spend - least) * IMITATION_SHARE)
         spend -= _imitation_cost(units, candidates, *imitation)
     if burst_steps is None:
@@ -137,7 +154,7 @@ def plan_probes(
     too_large = {
         "representation_change": response_folds < 2,
         "cutoff": not cutoff_pairs,
-        "self_imitation": not (is_small or config.shard or any(imitation)),
+        "self_imitation": imitates and not any(imitation),
         "rl_burst": burst_steps > 0 and not burst_prompts,
     }
     left_out = [name for name, is_true in too_large.items() if is_true]
@@ -148,7 +165,7 @@ def plan_probes(
             response_prompts < MIN_RESPONSE_PROMPTS,
         f"left out, because the budget is too small: {', '.join(left_out)}": bool(left_out),
         "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
-        "self_imitation left out: it does not go with --shard": bool(config.shard) and not is_small,
+        "self_imitation left out: it does not go with --shard": searches and not is_small and bool(config.shard),
     }  # fmt: skip
     return ProbePlan(
         fold_prompts=max(fold_prompts, MIN_PROMPTS),
@@ -211,7 +228,7 @@ def _imitation_cost(units: UnitCosts, candidates: tuple[int, ...], num_layers: i
     # All passes start at the layer.
     steps = sum((units.costs.train(units.few_size, (layer,)) for layer in layers), Cost()) * IMITATION_STEPS
     steps -= Cost(layer_tokens=units.few_size.tokens * sum(layers) * IMITATION_STEPS)
-    judge = sum((units.costs.forward(units.size, layer) for layer in layers), units.costs.forward(units.size))
+    judge = sum((units.costs.forward(units.size, layer) for layer in layers), Cost()) * 2
     inputs = Cost(layer_tokens=(units.few_size.tokens + units.size.tokens) * max(layers))
     passes = (steps + judge + inputs) * (prompts * IMITATION_MARGIN)
     return passes + units.costs.keep_gradients(len(layers)) * IMITATION_STEPS

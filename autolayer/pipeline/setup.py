@@ -86,7 +86,9 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
         if config.storage is None:  # with a storage, several workers share the folder
             stack.enter_context(folder.locked())
         recorded = folder.start_or_resume(signed, accept_changes=config.accept_changes)
-        watch = f"; to watch it: tensorboard --logdir {folder / TENSORBOARD}" if config.track == "tensorboard" else ""
+        watch = (
+            f"; to watch it: tensorboard --logdir {folder / TENSORBOARD}" if "tensorboard" in config.trackers else ""
+        )
         progress.say(f"run folder: {folder.path}{watch}")
         if config.storage is not None:
             try:

@@ -22,9 +22,10 @@ NARROW = 0.1
 
 
 class PartialForward:
-    """Forward passes over micro-batches that start at one block. Use inside `logprobs.scoring`, without gradients.
+    """Forward passes over micro-batches that start at one block. Use inside `logprobs.scoring`.
 
-    If `fixed`, they start at the lowest block, for a model whose blocks exchange more than a hidden state.
+    Gradients reach the blocks from `layer` up. If `fixed`, passes start at the lowest block, for a model whose blocks
+    exchange more than a hidden state.
     """
 
     def __init__(self, model: PreTrainedModel, parts: Sequence[ScoreBatch], *, fixed: bool = False) -> None:

@@ -93,10 +93,11 @@ def main() -> None:
         means = ", ".join(f"{value:.2f}" for value in np.mean(rows, axis=0))
         print(f"{picks}, mean of {len(rows)}: Pearson, Spearman, regret and cost of the prediction {means}")
         for rival in RIVALS if len(rows) > 1 else ():
+            mean = np.mean([each[rival] for each in regrets[picks]])
             less = paired_interval(
                 [each[rival] for each in regrets[picks]], [each["prediction"] for each in regrets[picks]]
             )
-            print(f"  regret of {rival} minus its regret: {less.value:+.2f} [{less.low:+.2f}, {less.high:+.2f}]")
+            print(f"  regret of {rival} {mean:.2f}, minus its: {less.value:+.2f} [{less.low:+.2f}, {less.high:+.2f}]")
 
 
 if __name__ == "__main__":

@@ -274,11 +274,11 @@ def test_a_run_of_usual_length_pays_for_self_imitation_within_its_budget(
     spent = calibration_cost(config, units)
     spent += probe_cost(config, units, candidates, plan, sampled=calibration_prompts(config))
     assert spent.fits(budget) and pays_for_race(config, units, candidates, budget - spent) == races
-    # By hand: 8 layers, four steps and one judgement from each up, and its input; two completions are imitated.
+    # By hand: 8 layers, four steps and two judgements from each up, and its input; two completions are imitated.
     layers = response_layers(candidates, 8)
     few, group = units.few_size, units.size
     work = sum(4 * (2 * costs.forward(few, layer).layer_tokens + few.tokens) for layer in layers)
-    work += sum(costs.forward(group, layer).layer_tokens for layer in layers) + costs.forward(group).layer_tokens
+    work += sum(2 * costs.forward(group, layer).layer_tokens for layer in layers)
     work += (few.tokens + group.tokens) * 29
     without = replace(plan, imitation_layers=0, imitation_prompts=0)
     alone = probe_cost(config, units, candidates, plan, 0) - probe_cost(config, units, candidates, without, 0)
@@ -286,7 +286,15 @@ def test_a_run_of_usual_length_pays_for_self_imitation_within_its_budget(
     assert alone.generated_tokens == 0
     sharded = plan_probes(config.model_copy(update={"shard": True}), units, candidates, budget, is_small=False)
     assert not sharded.imitation_layers and "self_imitation left out: it does not go with --shard" in sharded.notes
-    assert not plan_probes(config, units, candidates, budget).imitation_layers  # a small model
+    few = plan_probes(config, units, candidates[:5], budget, is_small=False)
+    named = plan_probes(config, units, candidates, budget, searches=False, is_small=False)
+    small = plan_probes(config, units, candidates, budget)
+    for other in (few, named, small):  # nothing would read it
+        assert not other.imitation_layers and not any("self_imitation" in note for note in other.notes)
+    shares = [
+        probe_budget(config, units, candidates, budget, is_small=small) == budget * 0.3 for small in (True, False)
+    ]
+    assert shares == ([True, False] if races else [False, False])
 
 
 def test_calibration_takes_a_tenth_of_the_budgets_rollouts_within_bounds() -> None:

@@ -12,10 +12,13 @@ import torch
 from tiny_models import build_model
 from workbench_helpers import PLAN, make_bench, make_context, make_task
 
-from autolayer.core.probe_plan import IMITATION_STEPS
+from autolayer.core.budget import UnitCosts
+from autolayer.core.config import Config
+from autolayer.core.probe_plan import IMITATION_STEPS, probe_cost
 from autolayer.models.layers import layer_parameters
-from autolayer.probes.self_imitation import Different, SelfImitation
+from autolayer.probes.self_imitation import Different, SelfImitation, Trial
 from autolayer.probes.shared_batch import Fold
+from autolayer.training.logprobs import scoring
 
 IMITATION = replace(PLAN, imitation_layers=3, imitation_prompts=6)
 
@@ -82,6 +85,31 @@ def test_equal_completions_count_once_with_their_number_and_prompts_without_a_di
     assert different.gains(moved).tolist() == pytest.approx([6 / 8 - 1 / 2, 0])
     moved[0] = float("nan")  # a layer that breaks
     assert np.isfinite(different.gains(moved)).all()
+
+
+def test_a_layer_that_makes_no_step_gains_nothing_in_bf16(tmp_path: Path) -> None:
+    model = build_model("qwen3", num_layers=3, dtype=torch.bfloat16)
+    context = make_context(make_bench(model, tmp_path, temperature=0.7), (0, 1, 2), IMITATION)
+    with scoring(model, 0.7):
+        assert not Trial(context).gains(1, rate=0.0).any()  # judged in float32 before as well as after
+        assert Trial(context).gains(1, rate=1e-2).any()
+
+
+def test_its_bill_is_within_the_plan(tmp_path: Path) -> None:
+    model, layers = build_model("qwen3", num_layers=8, initializer_range=0.3), tuple(range(8))
+    bench = make_bench(model, tmp_path)
+    context = make_context(bench, layers, replace(IMITATION, imitation_layers=8))
+    rollouts = [fold.rollouts for fold in context.folds]
+    lengths = [(len(p), len(c)) for each in rollouts for p, c in zip(each.prompt_ids, each.completion_ids, strict=True)]
+    prompt, completion = np.mean(lengths, axis=0)
+    units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=prompt, completion_tokens=completion)
+    config, without = Config(model="tiny"), replace(context.plan, imitation_layers=0, imitation_prompts=0)
+    planned = probe_cost(config, units, layers, context.plan, 0) - probe_cost(config, units, layers, without, 0)
+    assert context.responses  # paid for by others
+    before = bench.spent
+    SelfImitation().score(context)
+    spent = (bench.spent - before).layer_tokens
+    assert 0.6 * planned.layer_tokens < spent <= planned.layer_tokens
 
 
 def test_hardly_any_success_leaves_it_out_and_says_so(tmp_path: Path) -> None:
