@@ -94,7 +94,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a race stands."""
+    """The state of a race."""
 
     leader: tuple[int, ...]
     probability: float

@@ -109,9 +109,10 @@ def plan_probes(
     pairs_within = partial(_cutoff_pairs, units)
     least = _shared_cost(units, num_folds, MIN_PROMPTS)
     least += _response_cost(units, response_layers(candidates, RESPONSE_LAYERS[-1]), 1, MIN_RESPONSE_PROMPTS)
-    imitates = searches and not is_small and not config.shard and len(candidates) >= MIN_IMITATION_CANDIDATES
+    is_wanted = searches and not is_small and len(candidates) >= MIN_IMITATION_CANDIDATES
+    imitates = is_wanted and not config.shard
     needed = Cost()
-    if imitates:  # at this size a race tells less than the probe
+    if imitates:  # up to a quarter of a run, a race adds less (examples/RESULTS.md)
         needed = _imitation_cost(units, candidates, IMITATION_LAYERS[-1], MIN_IMITATION_PROMPTS)
         needed = needed * (1 / IMITATION_SHARE) + least + _cutoff_cost(units, MAX_CUTOFF_PAIRS)
         needed = needed if needed.fits(budget) else Cost()
@@ -165,7 +166,7 @@ def plan_probes(
             response_prompts < MIN_RESPONSE_PROMPTS,
         f"left out, because the budget is too small: {', '.join(left_out)}": bool(left_out),
         "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
-        "self_imitation left out: it does not go with --shard": searches and not is_small and bool(config.shard),
+        "self_imitation left out: it does not go with --shard": is_wanted and not imitates,
     }  # fmt: skip
     return ProbePlan(
         fold_prompts=max(fold_prompts, MIN_PROMPTS),
