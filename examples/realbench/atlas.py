@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import rich
-from real_contributions import best_rates, contributions
+from real_contributions import contributions, final_rewards
 from real_environments import ENVIRONMENTS, RESULTS, Environment, load, rewards
 
 from autolayer.comparison.atlas import make_atlas
@@ -24,8 +24,8 @@ LAYERBENCH = Path(__file__).parents[1] / "layerbench" / "results"
 def real_curve(environment: Environment) -> Curve | None:
     """Returns what RealBench measured in an environment, or None if it may not be read or has no contributions."""
     found = load(environment)
-    arms = {} if environment.sealed else best_rates(found)
-    if "full" not in arms or rewards(arms["full"]["eval"]).mean() <= rewards(found["base"]["eval"]).mean():
+    arms = {} if environment.sealed else final_rewards(found)
+    if "full" not in arms or arms["full"].mean() <= rewards(found["base"]["eval"]).mean():
         return None
     values = contributions(found)
     return Curve(
@@ -35,7 +35,7 @@ def real_curve(environment: Environment) -> Curve | None:
         values={layer: float(value) for layer, (value, _, _) in values.items()},
         is_measured=True,
         band={layer: (float(low), float(high)) for layer, (_, low, high) in values.items()},
-        notes=("one training seed; the interval has evaluation noise only",),
+        notes=("one training seed for most arms; the interval has evaluation noise only",),
     )
 
 

@@ -59,6 +59,10 @@ class Environment:
         order += [(full, rate) for rate in (*more, usual)] + [(layers, usual) for layers in alone[len(first) :]]
         return order + [(layers, rate) for rate in (lower, *more) for layers in alone]
 
+    def lora_arms(self) -> list[tuple[Layers, float]]:
+        """Returns layers and learning rate of the arms of LoRA on all layers, at ten times the rates, as is usual."""
+        return [("full", 10 * rate) for rate in self.rates]
+
 
 ENVIRONMENTS: dict[str, Environment] = {
     environment.name: environment

@@ -3,15 +3,16 @@
     python examples/realbench/table.py                              # seconds
 
 A layer's value is its gain at the learning rate that is best on the `select` items, divided by that of all parameters,
-on the `eval` items. Intervals are paired bootstraps over items, 95%; one training seed, so how runs differ is not in
-them. Correlations are over the layers that were measured. Differences of regret have a t interval over environments.
+on the `eval` items, in the mean of its training seeds (few have two). Intervals are paired bootstraps over items, 95%;
+how runs differ is not in them. Correlations are over the layers that were measured. Differences of regret have a t
+interval over environments.
 """
 
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from real_contributions import best_rates, contributions
+from real_contributions import contributions, final_rewards
 from real_environments import ENVIRONMENTS, load, rewards
 
 from autolayer.comparison.metrics import pearson, spearman
@@ -66,13 +67,16 @@ def main() -> None:
     regrets: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, environment in ENVIRONMENTS.items():
         found = load(environment)
-        if environment.sealed or "full" not in best_rates(found):
+        arms = {} if environment.sealed else final_rewards(found)
+        if "full" not in arms:
             continue
-        base, full = (rewards(digits).mean() for digits in (found["base"]["eval"], best_rates(found)["full"]["eval"]))
+        base, full = rewards(found["base"]["eval"]).mean(), arms["full"].mean()
         print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
         if full <= base:
             print("  no contributions: all parameters gain nothing at the rates tried so far")
             continue
+        if lora := final_rewards({"arms": found.get("lora", {})}):
+            print(f"  LoRA on all layers gains {lora['full'].mean() - base:+.3f}")
         values = contributions(found)
         for layer, (value, low, high) in values.items():
             print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
