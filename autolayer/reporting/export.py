@@ -108,7 +108,16 @@ def _own_data(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: settings[name] for name in names if settings.get(name) is not None}
     if "columns" in given:
         given["columns"] = dict(given["columns"])
-    return given
+    rewards = [given["reward"]] if isinstance(given["reward"], str) else given["reward"]
+    return given | {"data": _absolute(given["data"]), "reward": [_absolute(name) for name in rewards]}
+
+
+def _absolute(name: str) -> str:
+    """Returns a file's name, or file:function, with the absolute path of a file that is here; others as they are."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    file, colon, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if colon and Path(file).is_file() else name
 
 
 def parameter_pattern(names: LayerNames, dot: str = r"\.") -> str:

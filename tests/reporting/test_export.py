@@ -6,6 +6,7 @@ TRL and PEFT are the real ones. The other rules are those of the cited versions,
 import re
 import shlex
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -200,6 +201,27 @@ def test_it_says_what_it_does_not_cover(trainer: str) -> None:
     for part in ("gigpo on t with 4 prompts of 8", "this is GRPO", "4.52", "# a note", "freeze_report"):
         assert part in notes
     assert all(line.startswith("# ") and len(line) < 130 for line in notes.splitlines())
+
+
+def test_trl_finds_own_files_from_every_folder_and_keeps_the_thinking_switch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.jsonl", "mine.py"):
+        Path(name).touch()
+    settings = {
+        "algorithm": "grpo", "task": None, "prompts_per_step": 4, "group_size": 8, "beta": 0.0, "temperature": 1.0,
+        "steps": 3, "max_new_tokens": 5, "thinking": False, "data": "rows.jsonl", "reward": ["mine.py:f", "pack.mod:g"],
+    }  # fmt: skip
+    text = export_text("trl", handover((1,), settings=settings))
+    assert f"data='{tmp_path}/rows.jsonl'" in text and f"reward=['{tmp_path}/mine.py:f', 'pack.mod:g']" in text
+    assert 'chat_template_kwargs={"enable_thinking": False}' in text
+    compile(text, "pasted", "exec")
+    without = export_text(
+        "trl", handover((1,), settings=settings | {"thinking": None, "data": "a/hub-name", "reward": "mine.py:f"})
+    )
+    assert "chat_template_kwargs" not in without and "data='a/hub-name'" in without
+    assert f"reward=['{tmp_path}/mine.py:f']" in without
 
 
 def test_a_path_stays_one_text(pretend: Any) -> None:
