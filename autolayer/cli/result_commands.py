@@ -9,7 +9,7 @@ import click
 
 from autolayer.cli.group import JSON, print_result
 from autolayer.cli.output import only_stderr
-from autolayer.core.errors import ConfigError, ModelError, RunFolderError, UnknownNameError
+from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import ADAPTER, CALIBRATION, PATCH, RESULT, RunFolder
 from autolayer.core.shown_text import visible
 from autolayer.reporting.export import TRAINERS
@@ -104,15 +104,7 @@ def merge(source: Path, model: str | None, out: Path) -> None:
     with only_stderr():
         from autolayer.models.merge import merge as merge_into_base
 
-        try:
-            written = merge_into_base(model, path, out)
-        except (ModelError, UnknownNameError) as error:
-            if model is not None:
-                raise
-            raise ModelError(
-                f"{error} This base model is named in {path}, and a relative path counts from where it was trained: "
-                "if it is elsewhere, give --model."
-            ) from error
+        written = merge_into_base(model, path, out)
     how = f"AutoModelForCausalLM.from_pretrained({str(written)!r})"
     click.echo(
         visible(f"wrote {written}: load it with transformers' {how}, or serve it: vllm serve {quote(str(written))}")
@@ -125,13 +117,16 @@ def merge(source: Path, model: str | None, out: Path) -> None:
 @click.argument("repo_id")
 @click.option("--merged", is_flag=True, help="Upload the whole model, merged, instead of the trained layer.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-def push(run_folder: Path, repo_id: str, merged: bool, private: bool) -> None:
+@click.option("--model", metavar="NAME", help="Base model to merge into, if it is not where the patch says.")
+def push(run_folder: Path, repo_id: str, merged: bool, private: bool, model: str | None) -> None:
     """Upload the trained layer to the Hugging Face Hub, with a model card."""
     _check_result(run_folder)
+    if model is not None and not merged:
+        raise ConfigError("--model is the base that push --merged merges into: give --merged as well, or leave it out.")
     with only_stderr():
         from autolayer.pipeline.hub_push import push as upload
 
-        address = upload(run_folder, repo_id, private=private, merged=merged)
+        address = upload(run_folder, repo_id, private=private, merged=merged, model=model)
     click.echo(visible(f"wrote {address}"))
 
 

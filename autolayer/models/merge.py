@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.core_model_loading import revert_weight_conversion
 
-from autolayer.core.errors import PatchError
+from autolayer.core.errors import ModelError, PatchError, UnknownNameError
 from autolayer.core.layer_set import Layers
 from autolayer.core.run_folder import LOCK, RunFolder
 from autolayer.core.whole_files import sync
@@ -53,7 +53,15 @@ def merge(base_name: str | None, patch_path: str | Path, out: str | Path) -> Pat
     about = read_adapter_info(path) if patch is None else vars(patch)
     check_run(path, about.get("signature"), RunFolder(path.parent).signature)
     name: str = base_name or about["base"]
-    model: Any = load_model(name, device="cpu").model
+    try:
+        model: Any = load_model(name, device="cpu").model
+    except (ModelError, UnknownNameError) as error:
+        if base_name is not None:
+            raise
+        raise ModelError(
+            f"{error} This base model is named in {path}, and a relative path counts from where it was trained: if it "
+            "is elsewhere, give --model."
+        ) from error
     folder = base_folder(name)
     if out.resolve().is_relative_to(folder.resolve()):
         raise PatchError(f"--out {out} is in the folder of the base model, {folder}: give a folder outside of it.")

@@ -21,7 +21,7 @@ from autolayer.reporting.model_card import Kind, model_card
 from autolayer.reporting.results import PickResult
 
 
-def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False) -> str:
+def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False, model: str | None = None) -> str:
     """Uploads a run's patch or adapter, or the whole merged model. The repository is made before any other work.
 
     Args:
@@ -29,6 +29,7 @@ def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False
         repo_id: Repository, 'owner/name'. One that exists gets a new commit.
         private: True to make it private if it is new.
         merged: True to merge into the base and upload the whole model.
+        model: The base to merge into; None for the one that the patch names.
 
     Returns:
         The address of the commit.
@@ -36,6 +37,7 @@ def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False
     Raises:
         RunFolderError: The run has trained nothing.
         PatchError: Its patch is damaged, or cannot be merged.
+        ModelError: The base cannot be loaded.
         ConfigError: The Hub cannot be reached, or refuses; the run stays as it is.
     """
     result = PickResult.read(run)
@@ -50,7 +52,7 @@ def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False
     with tempfile.TemporaryDirectory(prefix=".push-", dir=run) as scratch:
         folder = Path(scratch) / "model"
         if merged:
-            merge(None, path, folder)
+            merge(model, path, folder)
         elif path.is_dir():
             shutil.copytree(path, folder)
         else:

@@ -17,7 +17,7 @@ from patch_helpers import trained
 from result_helpers import finished
 
 from autolayer.cli.commands import cli
-from autolayer.core.errors import ConfigError, RunFolderError
+from autolayer.core.errors import ConfigError, ModelError, RunFolderError
 from autolayer.models import lora
 from autolayer.models.layers import linear_module_names
 from autolayer.models.loading import load_model
@@ -115,6 +115,17 @@ def test_the_merged_model(hub: Hub, run: Path) -> None:
     assert {"README.md", "config.json", "model.safetensors"} <= set(hub.files)
     card = ModelCard(hub.files["README.md"].decode())
     assert card.data.get("library_name") == "transformers" and "A base" not in card.text
+
+
+def test_the_merged_model_of_a_base_that_has_moved(hub: Hub, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"if it is elsewhere, give --model\."):
+        call(run, "me/layer", "--merged")
+    with pytest.raises(ConfigError, match="give --merged as well"):
+        call(run, "me/layer", "--model", tmp_path / "moved")
+    assert not hub.files
+    assert call(run, "me/layer", "--merged", "--model", tmp_path / "moved").exit_code == 0
+    assert {"README.md", "config.json", "model.safetensors"} <= set(hub.files)
 
 
 def test_an_adapter_goes_before_a_patch(hub: Hub, run: Path, tmp_path: Path) -> None:
