@@ -30,9 +30,12 @@ def sample(engine: Engine, task: Task, rows: Sequence[Row], seeds: Sequence[int]
     prompt_ids = [ids for ids in encoded for _ in range(group_size)]
     written = engine.generate(prompt_ids, seeds)
     kept = written if task.stop is None else [truncate_at_stop(engine.tokenizer, ids, task.stop) for ids in written]
-    finished = [engine.finished(ids) or len(ids) < len(whole) for ids, whole in zip(kept, written, strict=True)]
     completion_ids = [list(ids) for ids in kept]
     decoded = engine.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    finished = [
+        engine.finished(ids) or (task.stop is not None and task.stop in text)
+        for ids, text in zip(kept, decoded, strict=True)
+    ]
     texts = [think_prefix(engine.tokenizer, ids) + text for ids, text in zip(prompt_ids, decoded, strict=True)]
     logged: defaultdict[str, list[float]] = defaultdict(list)
     extras: list[dict[str, float | str | None]] = [{} for _ in texts]

@@ -66,7 +66,7 @@ class Task:
     is_well_formed: Callable[[str], bool] | None = None
     """Tells whether a text looks like an answer, so that calibration can tell 'badly formatted' from 'too hard'."""
     stop: str | None = None
-    """Text that ends a completion, where a base model would invent the next question."""
+    """Text that ends a completion, where a base model would invent the next question. The rewards see it."""
     num_eval: int | None = None
     """Rows of `eval` that are read; None means all. Each suite gives its proportional part, the first rows of it."""
     suites: Sequence[str] | None = None

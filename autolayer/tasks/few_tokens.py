@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from autolayer.tasks.base import SPLITS, Row, Task
 from autolayer.tasks.generated import exact_reward, split_of_line
+from autolayer.tasks.rewards import text_of
 
 SIZES = {"train": 2048, "probe": 512, "select": 512, "eval": 1024}
 
@@ -28,6 +29,7 @@ def few_token_task(
     write: Callable[[Problem, Sequence[Problem], random.Random], tuple[Any, str]],
     *,
     examples: int = 1,
+    stop: str | None = None,
     **settings: Any,
 ) -> Task:
     """Makes a task from problems.
@@ -37,6 +39,7 @@ def few_token_task(
         problems: All problems.
         write: Returns a prompt and its answer, given a problem, the worked examples, and a random state for the shape.
         examples: Number of worked examples.
+        stop: Text that ends a completion, and is no part of the answer.
         **settings: Further fields of the task.
     """
     by_split = {split: [p for p in problems if split_of_line(f"{name}/{p.key}") == split] for split in SPLITS}
@@ -53,7 +56,12 @@ def few_token_task(
                 shown.setdefault(example.key, example)
             prompt, answer = write(problem, list(shown.values())[1:], rng)
             rows.append({"prompt": prompt, "answer": answer})
-    return Task(name=name, splits=splits, reward=exact_reward, num_eval=512, **settings)
+
+    def exactly_the_answer(completions: Sequence[Any], **columns: Any) -> list[float]:
+        texts = map(text_of, completions)
+        return exact_reward(completions=[text.partition(stop)[0] if stop else text for text in texts], **columns)
+
+    return Task(name=name, splits=splits, reward=exactly_the_answer, num_eval=512, stop=stop, **settings)
 
 
 def lines(problem: Problem, examples: Sequence[Problem], sign: str) -> tuple[str, str]:

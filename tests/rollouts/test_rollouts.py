@@ -1,5 +1,6 @@
 """Sampling is exactly the policy's, reproducible per request, and scoring agrees with a plain forward."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from autolayer.rollouts.engines.base import Completion, end_of_turn_id, think_pr
 from autolayer.rollouts.engines.hf import GumbelNoise, TransformersEngine, cache_bytes_per_token, noise_tokens
 from autolayer.rollouts.prompts import encode_prompts
 from autolayer.rollouts.rollouts import Rollouts, request_seed
+from autolayer.rollouts.sampler import sample
+from autolayer.tasks.base import SPLITS, Task
 from autolayer.training.logprobs import ScoreBatch, log_probs, scoring
 
 PROMPTS = ["1+1=", "23+4=", "0", "what is 7+1? ", "12", "3+3+3+3="]
@@ -294,6 +297,17 @@ def test_a_completion_ends_with_the_text_that_stops_it(text: str, kept: str) -> 
     ids = _ids([text])[0] if text else []
     found = truncate_at_stop(tokenizer, Completion(ids, range(len(ids))), "\nQ:")
     assert tokenizer.decode(list(found)) == kept and found.log_probs == list(range(len(found)))
+
+
+def test_a_completion_whose_last_token_stops_it_is_not_cut_off() -> None:
+    engine, rows = _engine(build_model("qwen3"), max_new_tokens=1), [{"prompt": text} for text in PROMPTS]
+    splits = {split: [{"prompt": f"{place}="}] for place, split in enumerate(SPLITS)}
+    task = Task(name="t", splits=splits, reward=lambda completions, **_: [0.0] * len(completions), max_new_tokens=1)
+    free = sample(engine, task, rows, range(6), 1)
+    stop = next(text for text, done in zip(free.texts, free.finished, strict=True) if text.strip() and not done)
+    stopped = sample(engine, replace(task, stop=stop), rows, range(6), 1)
+    assert stopped.texts == free.texts
+    assert stopped.finished == [done or stop in text for text, done in zip(free.texts, free.finished, strict=True)]
 
 
 def test_a_completion_ends_where_the_context_does() -> None:

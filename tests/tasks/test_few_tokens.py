@@ -32,7 +32,8 @@ def test_the_answer_alone_earns_one(name):
     answers = [row["answer"] for row in rows]
     assert task.is_chat == (name in CHAT) and {split: len(rows) for split, rows in task.splits.items()} == SIZES
     assert task.is_well_formed is None or all(map(task.is_well_formed, answers))
-    assert task.score(rows, [f" {answer}" for answer in answers]) == [1.0] * 64
+    for end in ("", task.stop or ""):
+        assert task.score(rows, [f" {answer}{end}" for answer in answers]) == [1.0] * 64
     assert task.score(rows, [f"{answer}0" for answer in answers]) == [0.0] * 64
     assert task.score(rows, [f"{answer} and" for answer in answers]) == [0.0] * 64
     assert task.score(rows, [""] * 64) == [0.0] * 64
