@@ -94,6 +94,11 @@ class Task:
         check_suites(self.name, self.suites, self.samples, len(self.splits["eval"]))
         if self.reward is not None and self.environment is not None:
             raise DataError(f"task '{self.name}' has a reward and an environment, which gives rewards too: give one.")
+        if self.stop is not None and (not isinstance(self.stop, str) or not self.stop or self.environment is not None):
+            raise DataError(
+                f"task '{self.name}': stop is {show(self.stop)}; give a text that ends a completion, or leave it out, "
+                "as with an environment, whose actions end with the line or the message."
+            )
         if self.environment is None:
             for function in self.rewards or (None,):
                 check_signature(function, [name for name in self.splits["train"][0] if name != "prompt"])

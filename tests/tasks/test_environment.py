@@ -206,3 +206,14 @@ def test_a_task_has_one_source_of_rewards() -> None:
         make_task(splits, reward=lambda **kwargs: [0.0])
     with pytest.raises(DataError, match="max_turns is 0"):
         make_task(splits, max_turns=0)
+
+
+def test_a_stop_is_a_text_that_ends_a_completion() -> None:
+    splits = {split: [{"prompt": split}] for split in SPLITS}
+    with pytest.raises(DataError, match="stop is 'Q:'; .* leave it out, as with an environment"):
+        make_task(splits, stop="Q:")
+    one_turn = {"environment": None, "reward": lambda **kwargs: [0.0]}
+    assert make_task(splits, stop="Q:", **one_turn).stop == "Q:"
+    for stop in ("", 3):
+        with pytest.raises(DataError, match="give a text that ends a completion"):
+            make_task(splits, stop=stop, **one_turn)
