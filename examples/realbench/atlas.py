@@ -22,9 +22,9 @@ LAYERBENCH = Path(__file__).parents[1] / "layerbench" / "results"
 
 
 def real_curve(environment: Environment) -> Curve | None:
-    """Returns what RealBench measured in an environment, or None if it may not be read or has no contributions."""
+    """Returns what RealBench measured in an environment, or None if it has no contributions."""
     found = load(environment)
-    arms = {} if environment.sealed else final_rewards(found)
+    arms = final_rewards(found)
     if "full" not in arms or arms["full"].mean() <= rewards(found["base"]["eval"]).mean():
         return None
     values = contributions(found)

@@ -24,8 +24,8 @@ class Environment:
     prompts_per_step: int = 8
     rates: tuple[float, ...] = (1e-4, 3e-5, 1e-5)
     """Learning rates of every arm. Most layers learn best at the first, all parameters together at the second."""
-    sealed: bool = False
-    """Measured, but read once, at the end: no decision was made on it."""
+    held_out: bool = False
+    """No decision was made on it: the prediction was fixed, and asked, before it was measured."""
 
     @property
     def name(self) -> str:
@@ -72,6 +72,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         Environment(model="smollm2", num_layers=30, task="words:kinds"),
         Environment(model="smollm2", num_layers=30, task="math:format"),
         Environment(model="gemma-3-270m", num_layers=18, task="math:sums", rates=(3e-5, 1e-5, 3e-6)),
+        Environment(model="smollm2", num_layers=30, task="words:copy", algorithm="dr_grpo", held_out=True),
     )
 }
 

@@ -67,11 +67,12 @@ def main() -> None:
     regrets: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, environment in ENVIRONMENTS.items():
         found = load(environment)
-        arms = {} if environment.sealed else final_rewards(found)
+        arms = final_rewards(found)
         if "full" not in arms:
             continue
         base, full = rewards(found["base"]["eval"]).mean(), arms["full"].mean()
-        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}")
+        apart = ", held out: not in the means" if environment.held_out else ""
+        print(f"{name}: base {base:.3f}, full-parameter RL {full - base:+.3f}{apart}")
         if full <= base:
             print("  no contributions: all parameters gain nothing at the rates tried so far")
             continue
@@ -83,8 +84,9 @@ def main() -> None:
         for picks in sorted(key for key in found if key.startswith("picks")):
             print(f"  {picks.removeprefix('picks').strip() or 'at the default budget'}:")
             row, regret = judge(values, found[picks])
-            predictions[picks].append(row)
-            regrets[picks].append(regret)
+            if not environment.held_out:
+                predictions[picks].append(row)
+                regrets[picks].append(regret)
         for searches in sorted(key for key in found if key.startswith("searches")):
             layers, truths = list(values), [value[0] for value in values.values()]
             chosen = [pick["chosen"][0] for pick in found[searches]]
