@@ -47,8 +47,8 @@ class SelfImitation(Probe):
     which k sign steps of the median layer reach `TARGET_DISTANCE`. Between measured layers the score is interpolated.
     Source: self-imitation learning (arXiv 1806.05635); reweighted groups are self-normalised importance sampling.
     Cost: k training passes from the layer up over a few completions of some prompts, for each measured layer.
-    Measured: mean Pearson correlation .77 and regret .11 on four curves of SmolLM2-135M and Gemma 3 270M, where
-    `sign_gain` from the same prompts has .72 and .20 (examples/RESULTS.md).
+    Measured: mean Pearson correlation .77 and regret .12 on four curves of SmolLM2-135M and Gemma 3 270M, where
+    `sign_gain` from the same prompts has .73 and .19 (examples/RESULTS.md).
     Known to fail: where hardly any completion is better than others, it is noise. Long completions spread the weights
     so far that a few of them decide; it has not been measured there.
     """
