@@ -35,9 +35,10 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
             f"{run} has chosen no layer: it ended before anything was probed. Repeat its command without --until, or "
             "give --layers."
         )
-    name: str = model or (result.model if result else "")
-    names = layer_names(name, layers if layers is not None else list(chosen or ()))
     settings = {} if run is None else RunFolder(run).read(CONFIG) or {}
+    # The result names a GGUF file with how its weights were quantized, which is no name to load.
+    name: str = model or settings.get("model") or (result.model if result else "")
+    names = layer_names(name, layers if layers is not None else list(chosen or ()))
     notes, learning_rate = [], None
     if result is not None and names.layers == chosen:
         learning_rate = result.learning_rate

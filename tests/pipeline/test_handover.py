@@ -110,6 +110,12 @@ def test_a_run_without_a_layer_is_refused(run: Run, tmp_path: Path) -> None:
     assert isinstance(failure, RunFolderError) and "is not finished" in str(failure)
 
 
+def test_the_model_is_the_one_that_the_run_was_given(run: Run) -> None:
+    """A result names a GGUF file, and `smollm2` without the Hub, with how its weights were quantized."""
+    folder = run(replace(finished(), model="tiny (GGUF Q4_1, dequantized)"), model="tiny")
+    assert "# layer 1 of 8 of tiny, for trl\n" in export(folder, "--to", "trl").stdout
+
+
 def test_a_model_that_is_gone_is_named(run: Run) -> None:
     failure = export(run(replace(finished(), model="./gone")), "--to", "trl").exception
     assert isinstance(failure, ModelError) and "./gone does not exist" in str(failure)
