@@ -70,7 +70,7 @@ def load_model(name: str, device: str = "auto") -> LoadedModel:
     with quiet_transformers():
         model = _read_model(name)
         tokenizer = read_tokenizer(name)
-    check_tokens(name, tokenizer, model.get_input_embeddings().weight.shape[0])
+    check_tokens(name, tokenizer, num_embeddings(model))
     model = model.to(where).eval()
     check_causal(name, model)
     return LoadedModel(
@@ -111,6 +111,11 @@ def meta_model(name: str, *, only_header: bool = False) -> PreTrainedModel:
 def max_positions(model_config: Any) -> int | None:
     """Returns the number of positions of a model, or None if its configuration does not limit them."""
     return getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def num_embeddings(model: Any) -> int:
+    """Returns the number of tokens that a model can read."""
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def read_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -122,6 +122,9 @@ def check_causal(name: str, model: Any) -> None:
 def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
     """Checks the special tokens and the vocabulary of a tokenizer; sets a missing pad token as TRL does.
 
+    Added tokens may lie beyond the embedding, as that of images does in Gemma 3 without images: prompts without them
+    never need their rows.
+
     Raises:
         ModelError: There is no eos token, or the vocabulary is larger than the embedding.
     """
@@ -133,7 +136,9 @@ def check_tokens(name: str, tokenizer: Any, num_embeddings: int) -> None:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    largest = max(tokenizer.get_vocab().values())
+    added = getattr(tokenizer, "get_added_vocab", dict)()  # Mistral's tokenizers tell of none
+    needed = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    largest = max(needed | {index for token, index in tokenizer.get_vocab().items() if token not in added})
     if largest >= num_embeddings:
         raise ModelError(
             f"the tokenizer of model '{name}' goes up to token {largest}, but the embedding has only {num_embeddings} "

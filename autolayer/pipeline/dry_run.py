@@ -27,7 +27,7 @@ from autolayer.core.run_folder import CALIBRATION, RunFolder, open_run
 from autolayer.distributed.process_group import check_launcher
 from autolayer.models.device import find_device
 from autolayer.models.layers import find_layers, head_ratio
-from autolayer.models.loading import max_positions, meta_model, read_tokenizer
+from autolayer.models.loading import max_positions, meta_model, num_embeddings, read_tokenizer
 from autolayer.models.memory_estimate import gradient_bytes
 from autolayer.pipeline.checks import check_before_loading
 from autolayer.pipeline.defaults import check_names, check_plan, resolve
@@ -57,7 +57,7 @@ def plan_run(config: Config, verb: Literal["pick", "train"] = "pick", *, timed: 
     task = check_before_loading(config, verb)
     model, tokenizer, device = meta_model(config.model), read_tokenizer(config.model), find_device(config.device)
     model = nn.Module.to(model, dtype_of_run(config, verb, model, device))
-    task = apply_length_limits(config, task, tokenizer, max_positions(model.config))
+    task = apply_length_limits(config, task, tokenizer, max_positions(model.config), num_embeddings(model))
     config = resolve(config, task, verb)
     assert config.prompts_per_step is not None
     named = parse_layers(config.layers, len(find_layers(model)), config.model, allow_full=verb == "train")

@@ -24,7 +24,7 @@ from autolayer.models.computing_dtype import computing_dtype, widen
 from autolayer.models.device import find_device
 from autolayer.models.disk_space import check_disk_space, num_bytes
 from autolayer.models.layers import find_layers, layer_parameters
-from autolayer.models.loading import LoadedModel, load_model, max_positions
+from autolayer.models.loading import LoadedModel, load_model, max_positions, num_embeddings
 from autolayer.pipeline.checks import check_before_loading, check_divisible, check_passes
 from autolayer.pipeline.defaults import check_names, resolve
 from autolayer.pipeline.engine_choice import check_context, engine_factory, engine_name
@@ -62,7 +62,8 @@ def setup(config: Config, progress: Progress | None = None, *, verb: str = "pick
             loaded = load(config, process_group, device)
         widen(loaded, process_group.on_rank_0(partial(dtype_of_run, config, verb, loaded.model, device)))
         folder = SharedRunFolder(open_run(config, verb).path, process_group)
-        task = apply_length_limits(config, task, loaded.tokenizer, max_positions(loaded.model.config))
+        model, tokenizer = loaded.model, loaded.tokenizer
+        task = apply_length_limits(config, task, tokenizer, max_positions(model.config), num_embeddings(model))
         config = resolve(config, task, verb)
         candidates = parse_layers(config.layers, loaded.num_layers, config.model, allow_full=verb == "train")
         check_divisible(config, process_group.world_size)

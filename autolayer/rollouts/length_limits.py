@@ -6,18 +6,26 @@ from dataclasses import replace
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.core.config import Config
-from autolayer.core.errors import ConfigError
+from autolayer.core.errors import ConfigError, DataError
 from autolayer.rollouts.prompts import encode_prompts
 from autolayer.tasks.base import SPLITS, Task
+from autolayer.tasks.rewards import show
 
 logger = logging.getLogger(__name__)
 
 
-def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Task:
+def apply_length_limits(
+    config: Config,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int | None,
+    num_tokens: int | None = None,
+) -> Task:
     """Returns the task with prompts and completions that fit the user's limits and the model's positions.
 
-    `positions` is None if the model has no limit. A task with an environment is returned unchanged, because an episode
-    ends when its context is full.
+    `positions` is None if the model has no limit. A prompt with a token from `num_tokens` on, which the model has no
+    embedding for, is refused. A task with an environment is returned unchanged, because an episode ends when its
+    context is full.
     """
     limit = config.max_prompt_tokens
     if task.environment is not None:
@@ -28,7 +36,14 @@ def apply_length_limits(config: Config, task: Task, tokenizer: PreTrainedTokeniz
             )
         return task
     template_kwargs = dict(task.chat_template_kwargs)
-    lengths = {name: list(map(len, encode_prompts(tokenizer, task.splits[name], template_kwargs))) for name in SPLITS}
+    encoded = {name: encode_prompts(tokenizer, task.splits[name], template_kwargs) for name in SPLITS}
+    largest = max(max(ids) for split in encoded.values() for ids in split)
+    if num_tokens is not None and largest >= num_tokens:
+        raise DataError(
+            f"a prompt of task '{task.name}' has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but "
+            f"{config.model} knows only {num_tokens} tokens: leave it out of the prompts."
+        )
+    lengths = {name: list(map(len, split)) for name, split in encoded.items()}
     if limit is not None:
         task = _drop_long_prompts(limit, task, lengths)
     return task if positions is None else _limit_completions(config, task, lengths, positions)

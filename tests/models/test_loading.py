@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from tiny_models import ARCHITECTURES, VOCABULARY, build, build_model, build_tok
 from transformers import AutoModelForCausalLM
 
 from autolayer.core.config import Config
-from autolayer.core.errors import ConfigError, ModelError, UnknownNameError
+from autolayer.core.errors import ConfigError, DataError, ModelError, UnknownNameError
 from autolayer.models import names
 from autolayer.models.loading import load_model, meta_model, weight_hash
 from autolayer.models.names import EMBEDDED, check_model_name
+from autolayer.rollouts.length_limits import apply_length_limits
 from autolayer.tasks import TASKS
+from autolayer.tasks.base import SPLITS, Task
 
 
 def test_import_loads_no_torch():
@@ -173,6 +176,29 @@ def test_tokenizer_missing_or_damaged_or_too_big(tmp_path):
     build("qwen3", tmp_path / "small", vocab_size=50)
     with pytest.raises(ModelError, match=f"goes up to token {VOCABULARY - 1}, but the embedding has only 50"):
         load_model(str(tmp_path / "small"))
+
+
+def test_an_added_token_beyond_the_embedding_is_accepted_and_refused_in_a_prompt(tmp_path):
+    """As <image_soft_token> of Gemma 3 270M and 1B: the tokenizer of all sizes has it, their embeddings have no row."""
+    folder = build("gemma3", tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    loaded = load_model(str(folder)).tokenizer
+    assert loaded.convert_tokens_to_ids("<image>") == VOCABULARY
+    for prompt, is_known in (("1+1=", True), ("<image>?", False)):
+        splits = {name: [{"prompt": name + prompt}] for name in SPLITS}
+        task = Task(name="toy", splits=splits, reward=lambda prompts, **_: [0.0] * len(prompts), max_new_tokens=2)
+        with (
+            nullcontext()
+            if is_known
+            else pytest.raises(DataError, match=f"the token '<image>' \\({VOCABULARY}\\), but")
+        ):
+            apply_length_limits(Config(model=str(folder)), task, loaded, None, VOCABULARY)
+    tokenizer.eos_token = "<image>"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=f"goes up to token {VOCABULARY}, but"):
+        load_model(str(folder))
 
 
 def cut_weights(folder):
