@@ -59,6 +59,8 @@ HEADER = 'def square(n):\n    """Squares."""\n'
         ("Square.\n```python\n", "  \n", "", None),
         (HEADER, "    return n * n\n\nprint(square(2))", HEADER, HEADER + "    return n * n\n\n"),
         (HEADER, "    return n * n\ndef other(): pass", HEADER, HEADER + "    return n * n\n"),
+        (HEADER, "   n *= n\n    return n", HEADER, HEADER + "    n *= n\n    return n\n"),  # decoding dropped a blank
+        (HEADER, "return n", HEADER, HEADER + "return n\n"),
         (HEADER, "", HEADER, None),
         ("Square a number.", fenced("def f(): pass"), "", "def f(): pass\n"),
     ],
@@ -74,7 +76,13 @@ def test_a_reply_keeps_the_imports_of_the_header() -> None:
 
 @pytest.mark.parametrize(
     ("text", "formed"),
-    [("    return n * n\n", True), ("def f(): pass\n```\nBye", True), ("    return n *", False), ("", False)],
+    [
+        ("    return n * n\n", True),
+        ("   n *= n\n    return n", True),
+        ("def f(): pass\n```\nBye", True),
+        ("    return n *", False),
+        ("", False),
+    ],
 )
 def test_whether_a_continuation_is_a_program(text: str, formed: bool) -> None:
     assert is_answer(text, chat=False) == formed

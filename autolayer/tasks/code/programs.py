@@ -25,7 +25,7 @@ def program_of(prompt: Any, completion: str, prefix: str = "") -> str | None:
     """
     if isinstance(prompt, str) and prefix and prompt.endswith(prefix):
         # A base model continues after the function, with tests, examples or the next problem.
-        return prefix + _NEXT_PART.split(completion, maxsplit=1)[0] + "\n" if completion.strip() else None
+        return _continued(prefix, completion) + "\n" if completion.strip() else None
     if isinstance(prompt, str) and prompt.endswith(OPENING):
         return prefix + completion.partition(FENCE)[0] if completion.strip() else None
     program = _last_block(completion)
@@ -41,8 +41,7 @@ def is_answer(completion: str, *, chat: bool) -> bool:
     program = completion.partition(FENCE)[0]
     if not program.strip():
         return False
-    body = "def f():\n" + _NEXT_PART.split(program, maxsplit=1)[0]
-    return is_program(program) or is_program(body)
+    return is_program(program) or is_program(_continued("def f():\n", program))
 
 
 def is_program(text: str, mode: Literal["exec", "eval"] = "exec") -> bool:
@@ -53,6 +52,16 @@ def is_program(text: str, mode: Literal["exec", "eval"] = "exec") -> bool:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True
+
+
+def _continued(prefix: str, text: str) -> str:
+    """Returns a prefix with the part of a text that continues it, and with the blank that decoding may have dropped.
+
+    Tokenizers of the SentencePiece kind drop a first blank, so that the first line would stand left of the others.
+    """
+    own = _NEXT_PART.split(text, maxsplit=1)[0]
+    blank = " " if own.startswith(" ") and not is_program(prefix + own) else ""
+    return prefix + blank + own
 
 
 def _last_block(text: str) -> str | None:
