@@ -8,6 +8,7 @@ from typing import Any
 
 from autolayer.tasks.base import SPLITS, Row
 from autolayer.tasks.rewards import text_of
+from autolayer.tasks.thinking import after_thinking
 
 
 def first_rows(rows_of: Callable[[str], list[Row]], split: str, num: int) -> list[Row]:
@@ -28,8 +29,8 @@ def in_turn(rows_by_kind: Iterable[list[Row]]) -> list[Row]:
 
 
 def without_special_tokens(completion: str) -> str:
-    """Returns the completion without special tokens and surrounding blanks."""
-    return re.sub(r"<(?:pad|eos|unk)>", "", completion).strip()
+    """Returns the completion without thoughts, special tokens and surrounding blanks."""
+    return re.sub(r"<(?:pad|eos|unk)>", "", after_thinking(completion) or "").strip()
 
 
 def exact_reward(

@@ -34,6 +34,9 @@ def test_the_answer_alone_earns_one(name):
     assert task.is_well_formed is None or all(map(task.is_well_formed, answers))
     for end in ("", task.stop or ""):
         assert task.score(rows, [f" {answer}{end}" for answer in answers]) == [1.0] * 64
+    if task.is_chat:
+        assert task.score(rows, [f"<think>\n{answer}?\n</think>\n\n{answer}" for answer in answers]) == [1.0] * 64
+        assert task.score(rows, [f"<think>\n{answer}" for answer in answers]) == [0.0] * 64
     assert task.score(rows, [f"{answer}0" for answer in answers]) == [0.0] * 64
     assert task.score(rows, [f"{answer} and" for answer in answers]) == [0.0] * 64
     assert task.score(rows, [""] * 64) == [0.0] * 64
@@ -111,6 +114,6 @@ def test_a_game_of_guesses():
     assert {row["number"] for row in task.splits["eval"]} == set(range(1, 10))
     game = Guess()
     assert game.reset({"number": 7}) == ""
-    assert [game.step(guess) for guess in ("5", "nine", "8", "7")] == [
+    assert [game.step(guess) for guess in ("5", "nine", "</think>8", "7<eos>")] == [
         ("higher", 0.0, False), ("A number from 1 to 9.", 0.0, False), ("lower", 0.0, False), ("right", 1.0, True)
     ]  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 from autolayer.tasks.base import Row, Task, split_of
 from autolayer.tasks.environment import Step
 from autolayer.tasks.few_tokens import SIZES
+from autolayer.tasks.generated import without_special_tokens
 from autolayer.tasks.math.small_numbers import is_number
 
 LOWEST, HIGHEST, MAX_TURNS = 1, 9, 3
@@ -40,7 +41,7 @@ class Guess:
         """Takes a guess. Anything else is answered by the rule."""
         if not is_number(action):
             return Step(TITLE, 0.0, False)
-        guess = int(action)
+        guess = int(without_special_tokens(action))
         if guess == self.number:
             return Step("right", 1.0, True)
         return Step("higher" if guess < self.number else "lower", 0.0, False)
