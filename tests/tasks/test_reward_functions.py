@@ -66,6 +66,9 @@ def test_a_completion_that_nothing_judges_is_refused() -> None:
 def test_weights_are_one_for_each_function() -> None:
     with pytest.raises(RewardError, match="1 reward weights for 2 reward functions"):
         judged(first, second, weights=[1.0])
+    for weight in (float("nan"), float("inf"), None, "x"):
+        with pytest.raises(RewardError, match=r"the reward weights \[1.0, .*\] cannot work"):
+            judged(first, second, weights=[1.0, weight])
 
 
 def test_every_function_has_a_name_of_its_own() -> None:
