@@ -49,7 +49,7 @@ def render(
     if that is the assistant's. A template that does not end raises TimeoutError.
     """
     messages = [dict(message) for message in messages]
-    if prompt and messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
+    if prompt and messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
         del messages[-1]  # opening words without a word
     continued = prompt and bool(messages) and messages[-1]["role"] == "assistant"
     options = {**options, "add_generation_prompt": prompt and not continued, "continue_final_message": continued}

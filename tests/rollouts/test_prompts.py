@@ -52,8 +52,9 @@ def test_a_last_message_of_the_assistant_is_continued() -> None:
     opened = [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "It is "}]
     (ids,) = encode_prompts(tokenizer, [{"prompt": opened}], {})
     assert tokenizer.decode(ids).endswith("It is ")
-    empty = [opened[0], {"role": "assistant", "content": ""}]
-    assert encode_prompts(tokenizer, [{"prompt": empty}], {}) == encode_prompts(tokenizer, [{"prompt": opened[:1]}], {})
+    for blank in ("", " \n"):
+        empty = [{"prompt": [opened[0], {"role": "assistant", "content": blank}]}]
+        assert encode_prompts(tokenizer, empty, {}) == encode_prompts(tokenizer, [{"prompt": opened[:1]}], {})
 
 
 @pytest.mark.parametrize(
