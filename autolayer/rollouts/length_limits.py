@@ -37,7 +37,7 @@ def apply_length_limits(
         return task
     template_kwargs = dict(task.chat_template_kwargs)
     encoded = {name: encode_prompts(tokenizer, task.splits[name], template_kwargs) for name in SPLITS}
-    largest = max(max(ids) for split in encoded.values() for ids in split)
+    largest = max(max(ids, default=0) for split in encoded.values() for ids in split)
     if num_tokens is not None and largest >= num_tokens:
         raise DataError(
             f"a prompt of task '{task.name}' has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but "
