@@ -9,8 +9,8 @@ from autolayer.core.errors import AutolayerError, ConfigError, ModelError
 from autolayer.core.launch import is_first_process
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.models.layers import find_layers, linear_module_names
-from autolayer.models.loading import meta_model, read_tokenizer
-from autolayer.models.validation import first_line
+from autolayer.models.loading import meta_model, num_embeddings, read_tokenizer
+from autolayer.models.validation import check_tokens, first_line
 from autolayer.pipeline.engine_choice import check_engine
 from autolayer.probes import known
 from autolayer.search.optuna_storage import check_storage_opens
@@ -28,7 +28,9 @@ def check_before_loading(config: Config, verb: str) -> Task:
     check_options(config, verb, candidates, shape)
     if config.storage is not None and is_first_process():
         check_storage_opens(config.storage)
-    task = tasks.load_task(config, chat=read_tokenizer(config.model).chat_template is not None)
+    tokenizer = read_tokenizer(config.model)
+    check_tokens(config.model, tokenizer, num_embeddings(shape))
+    task = tasks.load_task(config, chat=tokenizer.chat_template is not None)
     if config.algorithm == "gigpo" and task.environment is None:
         raise ConfigError(
             f"--algorithm gigpo compares the steps of an episode, and task '{task.name}' has none: give a task with an "

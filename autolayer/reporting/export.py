@@ -83,7 +83,7 @@ def export_text(trainer: str, run: Handover) -> str:
     environment.filters |= {"shell": shlex.quote, "python": repr}
     has_rate = run.learning_rate is not None and run.is_adapter == (trainer == "peft")
     text = environment.get_template(f"{trainer}.jinja").render(
-        model=run.path,
+        model=_absolute(run.path),
         layers=list(names.layers),
         num_layers=names.num_layers,
         rate=f"{run.learning_rate:g}" if has_rate else None,

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tiny_models import build
 
 from autolayer.cli.main import main
 from autolayer.core.config import Config
+from autolayer.core.errors import ModelError
 from autolayer.pipeline.dry_run import plan_run
 from autolayer.pipeline.run_plan import RunPlan
 
@@ -74,3 +76,8 @@ def test_the_command_prints_it_and_writes_nothing(
     with pytest.raises(SystemExit) as leaving:
         main(["train", *options, "--layers", "99", "--dry-run"])
     assert leaving.value.code == 2 and "layer 99 does not exist" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_cannot_work_is_refused_before_any_weight_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no eos_token"):
+        plan_run(Config(**TINY).replace(model=str(build("llama", tmp_path, eos=False))), timed=False)

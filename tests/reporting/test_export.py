@@ -213,7 +213,9 @@ def test_trl_finds_own_files_from_every_folder_and_keeps_the_thinking_switch(
         "algorithm": "grpo", "task": None, "prompts_per_step": 4, "group_size": 8, "beta": 0.0, "temperature": 1.0,
         "steps": 3, "max_new_tokens": 5, "thinking": False, "data": "rows.jsonl", "reward": ["mine.py:f", "pack.mod:g"],
     }  # fmt: skip
-    text = export_text("trl", handover((1,), settings=settings))
+    Path("base").mkdir()
+    text = export_text("trl", handover((1,), settings=settings, path="base"))
+    assert f'base = "{tmp_path}/base"' in text
     assert f"data='{tmp_path}/rows.jsonl'" in text and f"reward=['{tmp_path}/mine.py:f', 'pack.mod:g']" in text
     assert 'chat_template_kwargs={"enable_thinking": False}' in text
     compile(text, "pasted", "exec")
