@@ -15,7 +15,7 @@ from autolayer.core.errors import ConfigError, RunFolderError
 from autolayer.core.run_folder import ADAPTER, PATCH
 from autolayer.models.lora import read_adapter_info
 from autolayer.models.merge import merge
-from autolayer.models.names import NAMED
+from autolayer.models.names import NAMED, full_name
 from autolayer.models.patch import load_patch
 from autolayer.reporting.model_card import Kind, model_card
 from autolayer.reporting.results import PickResult
@@ -44,7 +44,8 @@ def push(run: Path, repo_id: str, *, private: bool = False, merged: bool = False
     path = run / ADAPTER if (run / ADAPTER).is_dir() else run / PATCH
     if result.trained_layers is None or result.gain is None or not path.exists():
         raise RunFolderError(f"{run} has trained no layer yet: repeat its command to finish it, and push then.")
-    base = read_adapter_info(path)["base"] if path.is_dir() else load_patch(path).base
+    named = read_adapter_info(path)["base"] if path.is_dir() else load_patch(path).base
+    base = full_name(model) if model else named
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # huggingface_hub itself read it when it was imported
     with _one_sentence(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)

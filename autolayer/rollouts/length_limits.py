@@ -41,7 +41,7 @@ def apply_length_limits(
     if num_tokens is not None and largest >= num_tokens:
         raise DataError(
             f"a prompt of task '{task.name}' has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but "
-            f"{config.model} knows only {num_tokens} tokens: leave it out of the prompts."
+            f"{config.model} knows only {num_tokens} tokens: remove it from the prompts."
         )
     lengths = {name: list(map(len, split)) for name, split in encoded.items()}
     if limit is not None:

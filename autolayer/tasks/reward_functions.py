@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from autolayer.core.errors import RewardError
-from autolayer.tasks.rewards import as_number, begin, describe, judge, retried, sample, show
+from autolayer.tasks.rewards import LARGEST, as_number, begin, describe, judge, retried, sample, show
 
 Judgement = Mapping[str, float | None]
 """The values that the reward functions returned for one completion, by name; None where one does not judge it."""
@@ -102,5 +102,5 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float,
         raise RewardError(f"there are {len(weights)} reward weights for {count} reward functions: give one for each.")
     numbers = [number for weight in weights if (number := as_number(weight)) is not None]
     if len(numbers) != count:
-        raise RewardError(f"the reward weights {show(list(weights))} cannot work: give finite numbers.")
+        raise RewardError(f"the reward weights {show(list(weights))} cannot work: give numbers of at most {LARGEST:g}.")
     return tuple(numbers)

@@ -34,20 +34,19 @@ def measure(
     """Trains the arms of one seed that are not in the results yet."""
     kind, arms = ("lora", environment.lora_arms()) if lora else ("arms", environment.arms())
     wanted = [Arm(layers=layers, learning_rate=rate, seed=seed) for layers, rate in arms[:num_arms]]
-    options = environment.options(model) | {"adapter": "lora" if lora else None}
+    options: dict[str, Any] = environment.options(model) | {"adapter": "lora" if lora else None}
     config = Config(**options, out=str(scratch / "run"), learning_rate=1e-4)
     with setup(config) as run:
         bench = run.bench
         keep(environment, {"base": {split: digits(bench, split, None) for split in ("select", "eval")}})
         for arm in wanted:
-            found = load(environment).get(kind, {})
-            if arm.key in found:
+            if arm.key in load(environment).get(kind, {}):
                 continue
             try:
                 record = curve(bench, arm, environment.steps)
             except TrainingError as error:
                 record = {"failed": str(error)}
-            keep(environment, {kind: found | {arm.key: record}})
+            keep(environment, {kind: load(environment).get(kind, {}) | {arm.key: record}})
             print(f"{environment.name} {kind} {arm.key}: {mean(record)}", flush=True)
 
 

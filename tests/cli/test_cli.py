@@ -19,7 +19,7 @@ from result_helpers import finished
 from autolayer.cli.commands import cli
 from autolayer.cli.main import main
 from autolayer.core import config
-from autolayer.core.errors import ModelError, NoSignalError
+from autolayer.core.errors import NoSignalError
 from autolayer.core.run_folder import PATCH, RESULT, RunFolder
 from autolayer.reporting.results import PickResult
 
@@ -225,19 +225,6 @@ def test_a_full_memory_is_no_bug(call: Any, pipeline: Any, failure: Exception) -
     pipeline.failure = failure
     code, _, err = call("pick", *TINY)
     assert code == 2 and "error: the memory ran out: give a smaller --prompts-per-step" in err
-
-
-def test_a_base_that_is_not_found_is_named_with_the_way_out(call: Any, monkeypatch: Any, tmp_path: Path) -> None:
-    def fail(*_: Any) -> None:
-        raise ModelError("--model m does not exist.")
-
-    fake: Any = types.ModuleType("autolayer.models.merge")
-    fake.merge = fail
-    monkeypatch.setitem(sys.modules, "autolayer.models.merge", fake)
-    (tmp_path / PATCH).touch()
-    code, _, err = call("merge", PATCH, "--out", "merged")
-    assert code == 2 and f"named in {PATCH}, and a relative path counts from where it was trained" in err
-    assert "give --model" in err and "give --model" not in call("merge", PATCH, "--out", "x", "--model", "m")[2]
 
 
 def test_a_full_disk_is_no_bug(call: Any, pipeline: Any) -> None:

@@ -119,13 +119,17 @@ def test_the_merged_model(hub: Hub, run: Path) -> None:
 
 def test_the_merged_model_of_a_base_that_has_moved(hub: Hub, run: Path, tmp_path: Path) -> None:
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match=r"if it is elsewhere, give --model\."):
+    with pytest.raises(ModelError, match=r"named in .*layer\.safetensors, .* if it is elsewhere, give --model\."):
         call(run, "me/layer", "--merged")
+    with pytest.raises(ModelError, match="nowhere") as refused:
+        call(run, "me/layer", "--merged", "--model", tmp_path / "nowhere")
+    assert "elsewhere" not in str(refused.value)
     with pytest.raises(ConfigError, match="give --merged as well"):
         call(run, "me/layer", "--model", tmp_path / "moved")
     assert not hub.files
     assert call(run, "me/layer", "--merged", "--model", tmp_path / "moved").exit_code == 0
     assert {"README.md", "config.json", "model.safetensors"} <= set(hub.files)
+    assert ModelCard(hub.files["README.md"].decode()).data.get("license") == "apache-2.0"
 
 
 def test_an_adapter_goes_before_a_patch(hub: Hub, run: Path, tmp_path: Path) -> None:

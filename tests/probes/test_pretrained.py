@@ -70,7 +70,7 @@ SUMS, LARGER = (
     ((0, 3, 6, 9, 12, 14, 20, 25, 29), (0.85, 0.85, 0.90, 1.02, 1.07, 0.99, 0.79, 0.33, 0.36)),
     ((0, 3, 14, 20, 25, 29), (0.42, 0.41, 0.75, 0.88, 0.28, 0.44)),
 )
-"""Contributions on two tasks of RealBench: `python examples/realbench/table.py`."""
+"""Contributions on two tasks of RealBench with the first training seed: `python examples/realbench/table.py`."""
 SIGN_GAIN = (
     [
         0.51,
