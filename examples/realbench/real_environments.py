@@ -25,7 +25,7 @@ class Environment:
     rates: tuple[float, ...] = (1e-4, 3e-5, 1e-5)
     """Learning rates of every arm. Most layers learn best at the first, all parameters together at the second."""
     held_out: bool = False
-    """No decision was made on it: the prediction was fixed, and asked, before it was measured."""
+    """No decision was made on it: the prediction was fixed before it was measured."""
 
     @property
     def name(self) -> str:
@@ -58,10 +58,6 @@ class Environment:
         order = [(full, lower), *((layers, usual) for layers in alone[: len(first)])]
         order += [(full, rate) for rate in (*more, usual)] + [(layers, usual) for layers in alone[len(first) :]]
         return order + [(layers, rate) for rate in (lower, *more) for layers in alone]
-
-    def lora_arms(self) -> list[tuple[Layers, float]]:
-        """Returns layers and learning rate of the arms of LoRA on all layers, at ten times the rates, as is usual."""
-        return [("full", 10 * rate) for rate in self.rates]
 
 
 ENVIRONMENTS: dict[str, Environment] = {

@@ -2,7 +2,6 @@
 
     python examples/realbench/run.py smollm2.sums.grpo              # every arm: 3 to 20 minutes each on one core
     python examples/realbench/run.py smollm2.sums.grpo --num-arms 8
-    python examples/realbench/run.py smollm2.sums.grpo --lora       # LoRA adapters on all layers, as a reference
 
 An arm is trained by the trainer of `autolayer pick`. Kept are the mean reward of every training step, the rewards on
 the `select` items after a quarter, a half and all steps, and those on the `eval` items at the end, one digit an item.
@@ -28,26 +27,22 @@ from autolayer.training.workbench import Workbench
 NUM_SELECT = 128
 
 
-def measure(
-    environment: Environment, model: str | None, num_arms: int | None, seed: int, scratch: Path, *, lora: bool = False
-) -> None:
+def measure(environment: Environment, model: str | None, num_arms: int | None, seed: int, scratch: Path) -> None:
     """Trains the arms of one seed that are not in the results yet."""
-    kind, arms = ("lora", environment.lora_arms()) if lora else ("arms", environment.arms())
-    wanted = [Arm(layers=layers, learning_rate=rate, seed=seed) for layers, rate in arms[:num_arms]]
-    options: dict[str, Any] = environment.options(model) | {"adapter": "lora" if lora else None}
-    config = Config(**options, out=str(scratch / "run"), learning_rate=1e-4)
+    wanted = [Arm(layers=layers, learning_rate=rate, seed=seed) for layers, rate in environment.arms()[:num_arms]]
+    config = Config(**environment.options(model), out=str(scratch / "run"), learning_rate=1e-4)
     with setup(config) as run:
         bench = run.bench
         keep(environment, {"base": {split: digits(bench, split, None) for split in ("select", "eval")}})
         for arm in wanted:
-            if arm.key in load(environment).get(kind, {}):
+            if arm.key in load(environment)["arms"]:
                 continue
             try:
                 record = curve(bench, arm, environment.steps)
             except TrainingError as error:
                 record = {"failed": str(error)}
-            keep(environment, {kind: load(environment).get(kind, {}) | {arm.key: record}})
-            print(f"{environment.name} {kind} {arm.key}: {mean(record)}", flush=True)
+            keep(environment, {"arms": load(environment)["arms"] | {arm.key: record}})
+            print(f"{environment.name} {arm.key}: {mean(record)}", flush=True)
 
 
 def curve(bench: Workbench, arm: Arm, steps: int) -> dict[str, Any]:
@@ -80,13 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="folder of the model; default: the name that the environment has for it")
     parser.add_argument("--num-arms", type=int, help="stop after so many arms of each environment")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lora", action="store_true", help="LoRA adapters on all layers instead of the arms")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in options.environments:
         with tempfile.TemporaryDirectory() as scratch:
-            environment, folder = ENVIRONMENTS[name], Path(scratch)
-            measure(environment, options.model, options.num_arms, options.seed, folder, lora=options.lora)
+            measure(ENVIRONMENTS[name], options.model, options.num_arms, options.seed, Path(scratch))
 
 
 if __name__ == "__main__":

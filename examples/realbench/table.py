@@ -76,8 +76,6 @@ def main() -> None:
         if full <= base:
             print("  no contributions: all parameters gain nothing at the rates tried so far")
             continue
-        if lora := final_rewards({"arms": found.get("lora", {})}):
-            print(f"  LoRA on all layers gains {lora['full'].mean() - base:+.3f}")
         values = contributions(found)
         for layer, (value, low, high) in values.items():
             print(f"  layer {layer:2d}  {value:5.2f} [{low:5.2f}, {high:5.2f}]  {'#' * max(0, round(20 * value))}")
