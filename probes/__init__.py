@@ -3,7 +3,7 @@
 `PROBES` is the whole registry; base.py says how to add a probe. Files by what they hold:
 
 * signals: gradient_norm, representation_change, sign_gain, self_imitation, cutoff, trusted_gain (with
-  reach), rl_burst, the baselines
+  reach), the baselines
 * what the signals share: context, shared_batch, gradient, step_response, policy_distance, exchange
 * what comes of them: run_probes, probe_report, predictor (known), starting_rates
 """
@@ -13,7 +13,6 @@ from autolayer.probes.baselines import DepthBaseline, Random
 from autolayer.probes.cutoff import Cutoff
 from autolayer.probes.gradient_norm import GradientNorm
 from autolayer.probes.representation_change import RepresentationChange
-from autolayer.probes.rl_burst import RLBurst
 from autolayer.probes.self_imitation import SelfImitation
 from autolayer.probes.sign_gain import SignGain
 from autolayer.probes.trusted_gain import Reach, TrustedGain
@@ -26,7 +25,6 @@ PROBES: dict[str, Probe] = {
     "cutoff": Cutoff(),
     "reach": Reach(),
     "trusted_gain": TrustedGain(),
-    "rl_burst": RLBurst(),
     "random": Random(),
     "first": DepthBaseline("first"),
     "middle": DepthBaseline("middle"),

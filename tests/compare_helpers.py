@@ -39,7 +39,7 @@ def contribution(
         "seeds": tuple(range(seeds)), "num_items": 256, "base_score": 0.4, "full": full, "layers": layers,
         "best_layers": (2,), "level": 0.95, "seed_sd": 0.01, "ceiling": 0.9 if seeds > 1 else None,
         "estimator": "made up for a test", "rates": (1e-3,),
-        "probes": {"rl_burst": tuple(range(len(layers))), "last": tuple(range(len(layers)))},
+        "probes": {"sign_gain": tuple(range(len(layers))), "last": tuple(range(len(layers)))},
     }  # fmt: skip
     return Contribution(**(fields | changes))
 
@@ -53,7 +53,7 @@ def picked(predicted: Any = TRUTH, **changes: Any) -> PickResult:
     ]
     num_layers = changes.get("num_layers", 8)
     probes = {name: [sign * float(layer) if layer in predicted else None for layer in range(num_layers)]
-              for name, sign in (("gradient_norm", 1), ("rl_burst", -1), ("random", 1))}  # fmt: skip
+              for name, sign in (("gradient_norm", 1), ("sign_gain", -1), ("random", 1))}  # fmt: skip
     later = dict.fromkeys(("tied_layers", "trained_layers", "verdict", "stop_reason", "expected_regret", "base_score",
                            "trained_score", "gain", "contribution_reference", "baselines"))  # fmt: skip
     fields: dict[str, Any] = {**later, "status": "incomplete", "num_layers": 8, "candidates": tuple(sorted(predicted)),

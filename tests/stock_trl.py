@@ -20,13 +20,13 @@ from autolayer.training.trainer_side_effects import quiet_trainer
 from autolayer.training.workbench import Workbench
 
 
-def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: Path, prompts_per_step: int) -> None:
+def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: Path) -> None:
     """Trains with TRL's own GRPOTrainer, torch's AdamW and, for beta > 0, TRL's own second model."""
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     config, group, tokenizer = bench.config, bench.config.group_size, build_tokenizer()
-    rows = train_rows(bench, arm.seed, 0, num_steps, prompts_per_step)
+    rows = train_rows(bench, arm.seed, 0, num_steps)
     engine = TransformersEngine(
         model, tokenizer, max_new_tokens=bench.task.max_new_tokens, temperature=bench.engine.temperature
     )
@@ -53,7 +53,7 @@ def stock_trl(model: Any, bench: Workbench, arm: Arm, num_steps: int, scratch: P
             args=GRPOConfig(
                 output_dir=str(scratch),
                 max_steps=num_steps,
-                per_device_train_batch_size=prompts_per_step * group,
+                per_device_train_batch_size=(config.prompts_per_step or 0) * group,
                 num_generations=group,
                 max_completion_length=bench.task.max_new_tokens,
                 temperature=bench.engine.temperature,

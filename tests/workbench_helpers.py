@@ -74,9 +74,6 @@ PLAN = ProbePlan(
     response_folds=3,
     response_prompts=6,
     cutoff_pairs=0,
-    burst_steps=0,
-    burst_prompts=0,
-    burst_items=0,
 )
 
 

@@ -43,8 +43,6 @@ class UnitCosts:
     """Mean tokens of a sequence that the policy did not generate."""
     completion_tokens: float
     """Mean tokens of a sequence that the policy generated."""
-    multiple: int = 1
-    """Prompts of a training step come in multiples of this, so that several processes can share them."""
     prefill_tokens: float | None = None
     """Mean tokens that the engine reads for a completion of a group; over several turns, the sequence so far is read at
     every turn. None: the prompt once for the whole group."""

@@ -33,9 +33,6 @@ class ProbeConfig(Settings):
     """Number of folds of the shared batch: a direction is computed on all folds but one and evaluated on that one."""
     num_prompts: Size = 64
     """Largest number of prompts in each fold; a small budget takes fewer."""
-    burst_steps: Annotated[int, annotated_types.Ge(0), AtMost] | None = None
-    """Largest number of optimizer steps per layer of the rl_burst probe; 0 leaves the probe out. Default: 2, or 0 when
-    the budget pays for a race, because its first rung is such a burst."""
 
 
 class SearchConfig(Settings):

@@ -1,4 +1,4 @@
-"""Plans the sizes of the probes by the budget: prompts of the shared batch, of the step response and of bursts."""
+"""Plans the sizes of the probes by the budget, in prompts of the shared batch and of each probe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from autolayer.core.costs import Cost, PassSize
 SMALL_SHARE, SHARE = 0.3, 0.5
 """Default share of the probes in the budget if a race follows, for small models and for others, on whose curves a race
 of up to a quarter of a run adds little to the prediction (examples/RESULTS.md)."""
-SHARED_SHARE, RESPONSE_SHARE, BURST_SHARE = 0.6, 0.3, 0.1
-"""Shares of the probes' budget. Most of it buys prompts for the shared batch, because every signal that has predicted
-contribution so far is computed from it. A burst that does not fit leaves its share to the others."""
+RESPONSE_SHARE = 1 / 3
+"""Share of the step response in the probes' budget. The rest buys prompts for the shared batch, because every signal
+that has predicted the contribution of small models is computed from it."""
 RESPONSE_SIZES = 9
 """Most step sizes that the step response tries, seven in float32; it scores the unmoved layer as well."""
 MAX_RESPONSE_PROMPTS = 8
@@ -23,7 +23,6 @@ RESPONSE_LAYERS = (10, 6, 4, 3)
 depth, and costs more than all other probes."""
 ANSWER_TOKENS = 16
 """Tokens of a completion that `cutoff` reads; of a longer one, as many from a random place on."""
-DEFAULT_BURST = 2  # steps
 CUTOFF_SHARE = 0.1
 """Largest share of the probes' budget that `cutoff` may take where others predict; they have what it leaves."""
 CUTOFF_DEPTHS, MIN_CUTOFF_PAIRS, MAX_CUTOFF_PAIRS = 8, 6, 16
@@ -37,8 +36,6 @@ IMITATION_SHARE = 0.7
 """Largest share that it may take of what remains after the smallest other probes and `cutoff`."""
 IMITATION_MARGIN = 1.2
 """Factor on its planned cost, because prompts whose rewards differ have more distinct completions than the average."""
-MIN_BURST_PROMPTS = 4
-"""Prompts per step below which a burst measures only noise."""
 MIN_PROMPTS = 4
 """Minimum number of prompts in a fold of the shared batch; fewer say nothing about a layer."""
 MIN_RESPONSE_PROMPTS = 4
@@ -63,9 +60,6 @@ class ProbePlan:
     """Number of candidates that `self_imitation` trains, if there are more."""
     imitation_prompts: int = 0
     """Prompts whose completions it imitates, and prompts on which it judges."""
-    burst_steps: int
-    burst_prompts: int
-    burst_items: int
     notes: tuple[str, ...] = ()
 
 
@@ -117,7 +111,6 @@ def plan_probes(
         needed = needed * (1 / IMITATION_SHARE) + least + _cutoff_cost(units, MAX_CUTOFF_PAIRS)
         needed = needed if needed.fits(budget) else Cost()
     spend = probe_budget(config, units, candidates, budget, is_small=is_small, needed=needed)
-    races, burst_steps = searches and spend != budget, config.probe.burst_steps
     if not least.fits(spend):
         if not is_small:
             return _without_gradients(pairs_within(whole - calibration_cost(config, units)))
@@ -132,17 +125,8 @@ def plan_probes(
     if imitates:
         imitation = _imitation(units, candidates, (spend - least) * IMITATION_SHARE)
         spend -= _imitation_cost(units, candidates, *imitation)
-    if burst_steps is None:
-        burst_steps = 0 if races else DEFAULT_BURST
-    burst = partial(_burst_cost, units, candidates, burst_steps)
-    most = largest(burst, spend - least, config.prompts_per_step) if burst_steps else 0
-    burst_prompts = largest(burst, spend * BURST_SHARE, most)
-    burst_prompts -= burst_prompts % units.multiple
-    if burst_prompts < MIN_BURST_PROMPTS:
-        burst_prompts = 0
-        spend *= 1 / (1 - BURST_SHARE)
     shared = partial(_shared_cost, units, num_folds)
-    fold_prompts = largest(shared, spend * SHARED_SHARE, config.probe.num_prompts)
+    fold_prompts = largest(shared, spend * (1 - RESPONSE_SHARE), config.probe.num_prompts)
     response, most = spend * RESPONSE_SHARE, min(fold_prompts, MAX_RESPONSE_PROMPTS)
     sizes = [(RESPONSE_LAYERS[0], num_folds), *((count, 1) for count in RESPONSE_LAYERS)]
     for num_layers, response_folds in sizes:  # one fold with less noise is better than several with more
@@ -150,13 +134,12 @@ def plan_probes(
         if (response_prompts := largest(cost, response, most)) >= MIN_RESPONSE_PROMPTS:
             break
     if response_prompts < MIN_RESPONSE_PROMPTS:  # the least step response takes more than its share
-        left = spend * (SHARED_SHARE + RESPONSE_SHARE) - cost(MIN_RESPONSE_PROMPTS)
+        left = spend - cost(MIN_RESPONSE_PROMPTS)
         fold_prompts = largest(shared, left, fold_prompts)
     too_large = {
         "representation_change": response_folds < 2,
         "cutoff": not cutoff_pairs,
         "self_imitation": imitates and not any(imitation),
-        "rl_burst": burst_steps > 0 and not burst_prompts,
     }
     left_out = [name for name, is_true in too_large.items() if is_true]
     said = {
@@ -165,7 +148,6 @@ def plan_probes(
         f"the step response does not fit the budget: it uses the minimum of {MIN_RESPONSE_PROMPTS} prompts":
             response_prompts < MIN_RESPONSE_PROMPTS,
         f"left out, because the budget is too small: {', '.join(left_out)}": bool(left_out),
-        "rl_burst left out: the search's first short runs measure the same": races and config.probe.burst_steps is None,
         "self_imitation left out: it does not go with --shard": is_wanted and not imitates,
     }  # fmt: skip
     return ProbePlan(
@@ -176,9 +158,6 @@ def plan_probes(
         cutoff_pairs=cutoff_pairs,
         imitation_layers=imitation[0],
         imitation_prompts=imitation[1],
-        burst_steps=burst_steps if burst_prompts else 0,
-        burst_prompts=burst_prompts,
-        burst_items=burst_prompts * units.group_size,
         notes=tuple(note for note, is_true in said.items() if is_true),
     )
 
@@ -191,7 +170,6 @@ def probe_cost(config: Config, units: UnitCosts, candidates: tuple[int, ...], pl
     cost += _response_cost(units, measured, plan.response_folds, plan.response_prompts)
     cost += _cutoff_cost(units, plan.cutoff_pairs)
     cost += _imitation_cost(units, candidates, plan.imitation_layers, plan.imitation_prompts)
-    cost += _burst_cost(units, candidates, plan.burst_steps, plan.burst_prompts)
     return cost - units.generate * min(sampled, num_folds * plan.fold_prompts)
 
 
@@ -261,19 +239,11 @@ def _without_gradients(cutoff_pairs: int, *, is_small: bool = False) -> ProbePla
         response_folds=0,
         response_prompts=0,
         cutoff_pairs=cutoff_pairs,
-        burst_steps=0,
-        burst_prompts=0,
-        burst_items=0,
         notes=(
             f"the budget pays for no gradients: {by}, and learning rates start at a value that is typical of the "
             "model's width",
         ),
     )
-
-
-def _burst_cost(units: UnitCosts, candidates: tuple[int, ...], steps: int, prompts: int) -> Cost:
-    run = units.step(candidates[:1]) * (steps * prompts) + units.generate_one * (prompts * units.group_size)
-    return run * len(candidates)
 
 
 def largest(cost_of: Callable[[int], Cost], budget: Cost, at_most: int) -> int:

@@ -1,6 +1,5 @@
 """The first stage: samples the base model, and refuses a run whose rewards give no signal."""
 
-import math
 from dataclasses import asdict, dataclass
 
 from autolayer.core.budget import UnitCosts, calibration_prompts
@@ -31,16 +30,14 @@ def calibrate_stage(run: RunContext) -> CalibrationStage:
     with run.reading(CALIBRATION):
         cost = Cost(**found.pop("cost"))
         calibration = Calibration(**found)
-    num_processes, group_size = run.bench.process_group.world_size, run.config.group_size
     units = UnitCosts(
         costs=run.bench.costs,
-        group_size=group_size,
+        group_size=run.config.group_size,
         prompt_tokens=calibration.mean_prompt_tokens,
         completion_tokens=calibration.mean_completion_tokens,
         prefill_tokens=calibration.mean_prefill_tokens,
         group_pass=None if calibration.group_pass is None else PassSize(**calibration.group_pass),
         few_pass=None if calibration.few_pass is None else PassSize(**calibration.few_pass),
-        multiple=num_processes // math.gcd(num_processes, group_size),
     )
     return CalibrationStage(calibration=calibration, units=units, cost=cost)
 

@@ -94,10 +94,9 @@ class RunPlan:
             yield "note", f"finding costs {worst:.0%} of one full run, not the {config.budget:.0%} of --budget"
 
     def _probing(self, probes: ProbePlan) -> Iterator[tuple[str, str]]:
-        folds, bursts = f"{self.config.probe.num_folds} folds of {probes.fold_prompts} prompts", probes.burst_prompts
+        folds = f"{self.config.probe.num_folds} folds of {probes.fold_prompts} prompts"
         parts = [folds] if probes.fold_prompts else []
         parts += [f"{probes.cutoff_pairs} pairs of prompts for cutoff"] if probes.cutoff_pairs else []
-        parts += [f"bursts of {probes.burst_steps} steps x {bursts} prompts"] if probes.burst_steps else []
         yield "probe", "; ".join(parts) or "none: the budget pays for no probe"
         yield from (("note", note) for note in probes.notes)
 

@@ -1,4 +1,4 @@
-"""The trainer of every run: TRL's GRPOTrainer, subclassed once for bursts, rungs, final and full-parameter runs.
+"""The trainer of every run: TRL's GRPOTrainer, subclassed once for rungs, final and full-parameter runs.
 
 Rollouts come from the given engine, with one seed per request. Every step reseeds, so a step depends only on the
 checkpoint it starts from. TRL's activation checkpointing is off, so the backward pass stops at the lowest trained

@@ -41,21 +41,17 @@ def train_arm(
     arm: Arm,
     to_step: int,
     *,
-    prompts_per_step: int | None = None,
     on_step: Callable[[float], None] | None = None,
     seconds: float = math.inf,
 ) -> TrainedArm:
     """Trains an arm from its checkpoint up to step `to_step`, and saves a new checkpoint. Call it on every rank.
 
     Training in two calls gives the same arm as training in one, bit for bit (on one machine). The workbench holds the
-    base weights before and after the call. `prompts_per_step` counts over all ranks; the default is the run's setting,
-    and the bursts of a probe take fewer and are not logged (training_log.py). `on_step` gets the mean training reward
-    of each step. After `seconds`, training stops at the step that it has reached. If a reward or an environment fails,
-    the steps before are saved.
+    base weights before and after the call. `on_step` gets the mean training reward of each step. After `seconds`,
+    training stops at the step that it has reached. If a reward or an environment fails, the steps before are saved.
     """
     assert to_step > arm.step, f"{arm} is already at or after step {to_step}"
-    done, prompts = 0, prompts_per_step or bench.config.prompts_per_step or 0
-    watched = prompts_per_step is None
+    done = 0
 
     def after_step(step: int, reward: float) -> None:
         nonlocal done
@@ -64,14 +60,14 @@ def train_arm(
             on_step(reward)
 
     return bench.micro_batching.retry_on_out_of_memory(
-        lambda: _train(bench, arm, to_step, prompts, after_step, seconds, watched),
+        lambda: _train(bench, arm, to_step, after_step, seconds),
         passes_need_all_ranks=True,  # TRL gathers metrics of all ranks in each pass
     )
 
 
-def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int, prompts_per_step: int) -> list[Row]:
+def train_rows(bench: Workbench, seed: int, first_step: int, num_steps: int) -> list[Row]:
     """Returns the prompts of some steps; every epoch takes the train split in a new seeded order."""
-    rows = bench.task.splits["train"]
+    rows, prompts_per_step = bench.task.splits["train"], bench.config.prompts_per_step or 0
 
     @cache
     def order(epoch: int) -> list[int]:
@@ -96,14 +92,12 @@ def _train(
     bench: Workbench,
     arm: Arm,
     to_step: int,
-    prompts_per_step: int,
     after_step: Callable[[int, float], None],
     seconds: float,
-    watched: bool,
 ) -> TrainedArm:
     started = time.perf_counter()
     num_steps = to_step - arm.step
-    rows = train_rows(bench, arm.seed, arm.step, num_steps, prompts_per_step)
+    rows = train_rows(bench, arm.seed, arm.step, num_steps)
     steps: list[Rollouts] = []
     metrics: list[dict[str, float]] = []
     failure: AutolayerError | None = None
@@ -148,11 +142,9 @@ def _train(
         bench.account.time_training(passes.layer_tokens, taken - trainer.sampling_seconds)
         rewards = [rollouts.rewards_P_G().mean(1).tolist() for rollouts in steps]
         reached = arm.step + len(steps)
-        if watched:
-            bench.process_group.on_rank_0(lambda: bench.log.keep_completions(arm, steps))
+        bench.process_group.on_rank_0(lambda: bench.log.keep_completions(arm, steps))
         saved = bench.checkpoints.save(arm, reached, optimizer.tensors(), rewards=rewards, cost=cost, metrics=metrics)
-    if watched:
-        bench.process_group.on_rank_0(lambda: bench.log.track(saved, bench.checkpoints))
+    bench.process_group.on_rank_0(lambda: bench.log.track(saved, bench.checkpoints))
     if failure is not None:
         raise failure
     return TrainedArm(

@@ -38,8 +38,7 @@ LAYERS, LENGTHS = (6, 12, 24, 48), (64, 128, 256, 512)
 LENGTH, DEPTH = 128, 12
 """The fixed value in the cases that vary the other."""
 PARTS = {"shared gradients": ("gradient_norm",), "gain per root KL, reach": ("trusted_gain",)}
-PLAN = ProbePlan(fold_prompts=4, response_folds=1, response_prompts=4, cutoff_pairs=0, burst_steps=0,
-                 burst_prompts=0, burst_items=0)  # fmt: skip
+PLAN = ProbePlan(fold_prompts=4, response_folds=1, response_prompts=4, cutoff_pairs=0)
 
 
 def measure(layers: int, length: int) -> dict[str, dict[str, float]]:

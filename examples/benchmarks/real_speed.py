@@ -175,7 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         config = Config(model=options.model, prompts_per_step=PROMPTS, group_size=GROUP, steps=STEPS + 1)
         bench = Workbench(loaded, sums(), config, RunFolder(scratch), make_engine=TimedEngine)
-        rows = train_rows(bench, 0, 1, 1, PROMPTS)
+        rows = train_rows(bench, 0, 1, 1)
         encoded = encode_prompts(bench.tokenizer, rows, {})
         prompt_ids = [ids for ids in encoded for _ in range(GROUP)]
         engine = bench.engine

@@ -37,10 +37,7 @@ from autolayer.training.logprobs import scoring
 NATS = (0.05, 0.2, 0.4, 0.8, 1.2, 2.0, 3.0, 5.0)
 """Sizes of step, as the deviation of the log-ratio that a small step promises."""
 PROMPTS, GROUP, SMALL_PROMPTS, SMALL_GROUP, DRAWS = 64, 8, 10, 2, 40
-PLAN = ProbePlan(
-    fold_prompts=PROMPTS, response_folds=1, response_prompts=8, cutoff_pairs=0, burst_steps=0,
-    burst_prompts=0, burst_items=0,
-)  # fmt: skip
+PLAN = ProbePlan(fold_prompts=PROMPTS, response_folds=1, response_prompts=8, cutoff_pairs=0)
 DISTANCES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "root mean square, 1.5": (lambda r: np.sqrt(np.mean(r**2, -1)), 1.5),
     "root mean square, 0.8": (lambda r: np.sqrt(np.mean(r**2, -1)), 0.8),

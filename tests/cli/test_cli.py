@@ -239,13 +239,13 @@ def test_a_full_disk_is_no_bug(call: Any, pipeline: Any) -> None:
 def test_command_line_beats_file_beats_default(call: Any, pipeline: Any, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
         'model = "tiny"\ntask = "math:arith"\nsteps = 7\nseed = 3\nlayers = 2\nlearning_rate = 1e-4\n'
-        "[probe]\nburst_steps = 0\n"
+        "[probe]\nnum_folds = 2\n"
     )
     call("pick", "--config", "run.toml", "--seed", "4", "--learning-rate", "auto", "--until", "probe")
     ((verb, settings, options),) = pipeline.calls
     assert (verb, options["until"]) == ("pick", "probe")
     assert (settings.seed, settings.steps, settings.layers, settings.learning_rate) == (4, 7, "2", None)
-    assert settings.probe.burst_steps == 0 and settings.group_size == config.Config(model="tiny").group_size
+    assert settings.probe.num_folds == 2 and settings.group_size == config.Config(model="tiny").group_size
 
 
 def test_layers_may_be_a_list_in_the_file(call: Any, pipeline: Any, tmp_path: Path) -> None:

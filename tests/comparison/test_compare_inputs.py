@@ -71,13 +71,13 @@ def test_one_measured_file_predicts_another() -> None:
     assert rows(judged)["prediction"].spearman == pytest.approx(expected)
     assert rows(judged)["prediction"].coverage is None, "its intervals are about its own measurement"
     assert "predicted for tiny, code:expr, grpo; measured on tiny, math:arith, grpo" in judged.notes
-    assert [row.name for row in judged.rows if row.kind == "probe"] == ["rl_burst"], "baselines are no probes"
+    assert [row.name for row in judged.rows if row.kind == "probe"] == ["sign_gain"], "baselines are no probes"
 
 
 def test_a_file_does_not_predict_itself() -> None:
     (judged,) = compare(contribution(), contribution()).comparisons
     assert judged.rows[0].kind == "baseline" and all(point.predicted is None for point in judged.points)
-    assert "The prediction is the measured file itself" in judged.verdict and "rl_burst" in judged.verdict
+    assert "The prediction is the measured file itself" in judged.verdict and "sign_gain" in judged.verdict
     assert all(row.spearman_difference is None for row in judged.rows)
 
 
@@ -144,7 +144,7 @@ def test_what_cannot_be_compared_is_refused(
     ("changes", "part"),
     [
         ({"num_layers": 4}, "it names layers beyond the 4 of the model"),
-        ({"probes": {"rl_burst": [float("nan")] * 8}}, "/probes/rl_burst/0: Input should be a finite number (nan)"),
+        ({"probes": {"sign_gain": [float("nan")] * 8}}, "/probes/sign_gain/0: Input should be a finite number (nan)"),
         (
             {"full": {"learning_rate": 1, "gains": [0.1, -0.1, 0.0], "value": 0, "low": 0, "high": 0}},
             "full-parameter gain is not above 0",

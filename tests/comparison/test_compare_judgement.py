@@ -22,7 +22,7 @@ def test_every_row_is_judged_by_the_metrics() -> None:
     measured = contribution()
     (judged,) = compare(picked(TRUTH[::-1]), measured).comparisons
     truth_L, truth_S_L = list(measured.values.values()), np.array(list(measured.by_seed().values())).T
-    scores = {"prediction": TRUTH[::-1], "gradient_norm": range(8), "rl_burst": range(0, -8, -1),
+    scores = {"prediction": TRUTH[::-1], "gradient_norm": range(8), "sign_gain": range(0, -8, -1),
               "first": range(8, 0, -1), "last": range(8), "position": depth_prior.predicted(range(8), 8),
               "middle": [-abs(layer - 4) for layer in range(8)]}  # fmt: skip
     found = rows(judged)
@@ -87,7 +87,7 @@ def test_without_intervals_none_are_judged(tmp_path: Path) -> None:
         (picked([0.3, 0.5, 0.8, 1.1, 0.7, 0.6, 0.2, 0.1]), contribution(noise=1.0), ["is within the noise"]),
         (picked(), contribution(seeds=1), ["noise ceiling is not known"]),
         (picked(), "published:qwen3-1.7b", ["a model with 8 layers"]),
-        (picked(range(8), probes={"rl_burst": TRUTH}), contribution(), ["single probe rl_burst ranks better"]),
+        (picked(range(8), probes={"sign_gain": TRUTH}), contribution(), ["single probe sign_gain ranks better"]),
         (picked([0, 1, 0, 0, 1, 0, 0, 0]), contribution(), ["Its picks, layers 1 and 4, lose on average",
                                                             "A random ranking of 8 layers does as well"]),
     ],

@@ -19,7 +19,7 @@ from autolayer.core.errors import AutolayerError
 def test_the_report_has_every_row_and_fits() -> None:
     found = compare(picked(), *files(3))
     text = shown(found)
-    for name in ("prediction", "random", "first", "middle", "last", "position", "gradient_norm", "rl_burst"):
+    for name in ("prediction", "random", "first", "middle", "last", "position", "gradient_norm", "sign_gain"):
         assert len(re.findall(rf"^{name} +-?\d", text, re.MULTILINE)) == 3, name
     assert "noise ceiling 0.90" in text and "nan" not in text and "None" not in text
     for width in (40, 60, 80, 200):

@@ -109,7 +109,7 @@ def _random_case(generator: random.Random) -> tuple[Config, UnitCosts, tuple[int
         prompts_per_step=generator.choice([4, 16, 64, 128]),
         group_size=generator.choice([2, 4, 8, 16]),
         budget=generator.choice([0.01, 0.05, 0.25, 1.0]),
-        probe=ProbeConfig(share=generator.choice([0.1, 0.3, 0.5]), burst_steps=generator.choice([0, 1, 2, 4])),
+        probe=ProbeConfig(share=generator.choice([0.1, 0.3, 0.5])),
     )
     units = UnitCosts(
         costs=CostModel(num_layers=num_layers, head_ratio=generator.choice([0.01, 0.5, 4.0])),
@@ -128,7 +128,7 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         budget = finding_budget(config, units, candidates)
         plan = plan_probes(config, units, candidates, budget)
         if not plan.fold_prompts:
-            assert plan.cutoff_pairs == plan.burst_steps == 0 and "no gradients" in plan.notes[0]
+            assert plan.cutoff_pairs == 0 and "no gradients" in plan.notes[0]
             kinds.add("nothing")
             continue
         folds, layers, group = config.probe.num_folds, len(candidates), config.group_size
@@ -143,17 +143,12 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         shared += Cost(layer_tokens=200 * layers * folds)
         judged = plan.response_folds * plan.response_prompts
         responses = Cost(layer_tokens=judged * (10 * above + few.tokens * max(measured)))
-        burst = Cost()
-        for layer in candidates if plan.burst_steps else ():
-            burst += (generate + units.costs.train(whole, (layer,))) * (plan.burst_steps * plan.burst_prompts)
-        evaluated = plan.burst_items * (layers + 1) if plan.burst_steps else 0
-        burst += units.costs.generate(units.prompt_tokens, units.completion_tokens) * evaluated
         # Two answers after both prompts of a pair: as they are, at the first and last block, six times half-way.
         answer = min(16, units.completion_tokens)
         two = PassSize.estimated(units.prompt_tokens + (units.completion_tokens - answer) / 2, answer, 2)
         blocks = 2 * depth + 1 + 6 * (depth - depth // 2)
         exchanges = Cost(layer_tokens=2 * plan.cutoff_pairs * (two.tokens * blocks + two.scored * 9 * head))
-        total = shared + responses + burst + exchanges
+        total = shared + responses + exchanges
         too_small = any("it uses the minimum" in note for note in plan.notes)
         left = budget - units.costs.forward(whole * calibration_scored(config))
         case = (config, units, candidates, plan)
@@ -161,13 +156,8 @@ def test_planned_probes_fit_their_share_of_the_budget_whatever_the_sizes() -> No
         assert (plan.response_folds == 1) == any("representation_change" in note for note in plan.notes)
         assert (plan.cutoff_pairs == 0) == any("cutoff" in note for note in plan.notes)
         assert plan.cutoff_pairs == 0 or 6 <= plan.cutoff_pairs <= 16
-        left_out = plan.burst_steps == 0 and config.probe.burst_steps != 0
-        assert left_out == any("rl_burst" in note for note in plan.notes)
         assert plan.response_prompts >= 4 and plan.fold_prompts >= 4
-        assert plan.burst_prompts <= (config.prompts_per_step or 0) and bool(plan.burst_prompts) == bool(
-            plan.burst_steps
-        )
-        kinds.add((too_small, plan.burst_steps > 0))
+        kinds.add((too_small, plan.response_folds > 1))
     assert len(kinds) >= 4  # small, medium and large budgets all occurred
 
 
@@ -186,7 +176,7 @@ def test_a_larger_budget_never_makes_a_probe_smaller_but_where_it_begins_to_pay_
         assert races == sorted(races)  # what pays for a race goes on paying for it
         with_race += races == [True] * 3
         plans = [plan_probes(config, units, candidates, budget) for budget in whole]
-        for name in ("fold_prompts", "response_folds", "burst_prompts"):
+        for name in ("fold_prompts", "response_folds"):
             sizes = [getattr(plan, name) for plan, has_race in zip(plans, races, strict=True) if has_race == races[-1]]
             assert sizes == sorted(sizes)
     assert 30 < with_race < 270
@@ -318,12 +308,12 @@ def test_the_bill_of_real_probes_is_within_what_the_plan_set_aside(dtype: torch.
     prompts = {name: [f"{i}+{j}=" for j in range(100, 300)] for i, name in enumerate(names)}
     bench = make_bench(build_model("qwen3", dtype=dtype), tmp_path, make_task(prompts=prompts, max_new_tokens=6))
     bench.engine.eos_token_ids = [200]  # never: every completion has 6 tokens
-    probing = ProbeConfig(share=0.6, burst_steps=1)
+    probing = ProbeConfig(share=0.6)
     config = Config(model="tiny", steps=60, prompts_per_step=16, group_size=4, budget=0.8, probe=probing)
     units = UnitCosts(costs=bench.costs, group_size=4, prompt_tokens=6, completion_tokens=6)
     budget = finding_budget(config, units, layers) * (config.probe.share or 0)
     plan = plan_probes(config, units, layers, finding_budget(config, units, layers))
-    assert plan.burst_steps and not plan.notes
+    assert not plan.notes
     rollouts = sample_folds(bench, prompts=2, num_folds=1)[0]
     start = bench.spent
     run_probes(bench, layers, rollouts, plan, num_folds=3, total_steps=60, seed=0)

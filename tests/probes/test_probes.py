@@ -1,4 +1,4 @@
-"""The contract that every entry of PROBES keeps, a layer that does nothing, the burst, and the prediction."""
+"""The contract that every entry of PROBES keeps, a layer that does nothing, and the prediction."""
 
 import json
 import math
@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
-from stock_trl import stock_trl
 from tiny_models import build_model
-from workbench_helpers import Untouched, make_bench, make_context, make_task, mean_id, sample_folds
+from workbench_helpers import Untouched, make_bench, make_context, make_task, sample_folds
 
-from autolayer.core.arms import Arm
 from autolayer.core.depth_prior import BASELINES
 from autolayer.core.errors import ConfigError
 from autolayer.core.probe_plan import ProbePlan
-from autolayer.models.layers import find_layers, layer_parameters
+from autolayer.models.layers import find_layers
 from autolayer.probes import PROBES
 from autolayer.probes.base import Scores
 from autolayer.probes.context import ProbeContext
@@ -26,8 +24,6 @@ from autolayer.probes.predictor import SIGNAL
 from autolayer.probes.probe_report import ProbeReport, joint_rate
 from autolayer.probes.run_probes import run_probes
 from autolayer.probes.starting_rates import STEPS_TO_DISTANCE, starting_rates, steps_to_distance
-from autolayer.rollouts.rollouts import request_seed
-from autolayer.training.workbench import Workbench
 
 PLAN = ProbePlan(
     fold_prompts=6,
@@ -36,18 +32,12 @@ PLAN = ProbePlan(
     cutoff_pairs=9,
     imitation_layers=4,
     imitation_prompts=6,
-    burst_steps=1,
-    burst_prompts=2,
-    burst_items=24,
 )
 NONE = ProbePlan(
     fold_prompts=6,
     response_folds=3,
     response_prompts=4,
     cutoff_pairs=0,
-    burst_steps=0,
-    burst_prompts=0,
-    burst_items=0,
 )
 OF_THE_BASE = {"cutoff"}
 """Probes that look at the base model alone, neither at rewards nor at what a layer's weights can do."""
@@ -130,7 +120,7 @@ def test_an_interrupt_in_a_probe_leaves_no_trace(tmp_path: Path) -> None:
 def test_a_probe_that_the_plan_leaves_out_returns_nothing_and_costs_nothing(tmp_path: Path) -> None:
     context = make_context(make_bench(build_model("qwen3", num_layers=2), tmp_path), (0, 1), NONE)
     before = context.bench.spent
-    assert all(PROBES[name].score(context) is None for name in ("rl_burst", "cutoff", "self_imitation"))
+    assert all(PROBES[name].score(context) is None for name in ("cutoff", "self_imitation"))
     assert context.bench.spent == before
 
 
@@ -186,54 +176,6 @@ def test_baselines_know_depth_and_seed_only(tmp_path: Path) -> None:
     assert len({tuple(order("random", everything, seed)) for seed in range(6)}) > 3
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo"])
-def test_a_burst_is_what_stock_trl_does_by_hand(algorithm: str, tmp_path: Path) -> None:
-    layers, steps, prompts, items = (0, 2), 3, 4, 24
-    plan = ProbePlan(
-        fold_prompts=6, response_folds=3, response_prompts=6, cutoff_pairs=0, burst_steps=steps,
-        burst_prompts=prompts, burst_items=items,
-    )  # fmt: skip
-    bench = make_bench(build_model("qwen3"), tmp_path / "run", algorithm=algorithm)
-    context = make_context(bench, layers, plan)
-    rates = starting_rates(context, STEPS_TO_DISTANCE)
-    trained: dict[int, dict[str, torch.Tensor]] = {}
-    forget = bench.checkpoints.delete
-
-    def keep(arm: Arm) -> None:
-        weights = bench.arm_weights(arm)
-        assert weights is not None and arm.layers != "full"
-        trained[arm.layers[0]] = weights
-        forget(arm)
-
-    bench.checkpoints.delete = keep  # pyright: ignore
-    scores = _score("rl_burst", context)
-    for index, layer in enumerate(layers):
-        rate = rates[layer]
-        assert rate is not None
-        arm = Arm(layers=(layer,), learning_rate=rate, seed=request_seed(0, "burst") % 2**31)
-        other = build_model("qwen3")
-        base = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0).rewards_I
-        stock_trl(other, bench, arm, steps, tmp_path / "scratch", prompts)
-        other.eval()
-        for name, parameter in layer_parameters(other, (layer,)).items():
-            # Stock TRL scores whole sequences, and Adam's first steps enlarge rounding.
-            torch.testing.assert_close(trained[layer][name], parameter.detach(), atol=1e-4, rtol=0)
-        after = make_bench(other, tmp_path / "other").evaluate("probe", items, seed=0).rewards_I
-        assert after == pytest.approx(_evaluated(bench, trained[layer], items), abs=0)
-        assert scores[index] == pytest.approx(float(np.mean(after)) - float(np.mean(base)), abs=1e-12)
-        assert scores[index] != 0
-    assert not list((tmp_path / "run").rglob("*.safetensors"))
-
-
-def _evaluated(bench: Workbench, weights: dict[str, torch.Tensor], items: int) -> list[float]:
-    """Mean token id of each item's completion, generated once more with the given weights."""
-    rows = bench.task.splits["probe"][:items]
-    layers = tuple({int(name.split(".")[2]) for name in weights})
-    with bench.weights(layers, weights):
-        sampled = bench.sample(rows, [request_seed(0, "probe", i) for i in range(len(rows))])
-    return mean_id([], sampled.completion_ids)
-
-
 # From scores to a prediction
 
 
@@ -254,7 +196,7 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
     assert all(low < value < high for low, value, high in zip(report.low, report.predicted, report.high, strict=True))
     assert set(report.reliability) == set(PROBES) - set(BASELINES)
     small = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=400, seed=0)
-    assert set(PROBES) - set(small.scores) == {"cutoff", "rl_burst", "self_imitation"}
+    assert set(PROBES) - set(small.scores) == {"cutoff", "self_imitation"}
     short = run_probes(bench, layers, rollouts, NONE, num_folds=3, total_steps=10, seed=0)
     assert (
         steps_to_distance(400) == 28 and steps_to_distance(10) == STEPS_TO_DISTANCE
@@ -269,9 +211,9 @@ def test_the_whole_stage_reports_every_probe_and_uses_what_calibration_sampled(t
 def test_a_probe_split_smaller_than_the_plan_is_divided_into_equal_folds(tmp_path: Path) -> None:
     bench = make_bench(build_model("qwen3", num_layers=2), tmp_path)
     rollouts = sample_folds(bench, prompts=24, num_folds=1)[0]
-    large = ProbePlan(**{**vars(PLAN), "fold_prompts": 64, "burst_steps": 0})
+    large = replace(PLAN, fold_prompts=64)
     report = run_probes(bench, (0, 1), rollouts, large, num_folds=3, total_steps=400, seed=0)
-    assert set(PROBES) - set(report.scores) == {"rl_burst"}
+    assert set(PROBES) == set(report.scores)
 
 
 def test_reliability_is_the_share_of_the_variance_that_is_not_noise() -> None:

@@ -267,7 +267,7 @@ def test_the_gradient_of_a_step_is_that_of_the_published_loss(
 
     twin = often_ending()
     engine = make_engine(twin)
-    rows = [row for row in train_rows(bench, 5, 0, 1, 3) for _ in range(4)]
+    rows = [row for row in train_rows(bench, 5, 0, 1) for _ in range(4)]
     rollouts = play_episodes(engine, task, rows, [request_seed(5, "train", 0, index) for index in range(12)], 4)
     rewards = torch.tensor(rollouts.rewards).view(3, 4)
     centred = rewards - rewards.mean(1, keepdim=True)

@@ -126,7 +126,7 @@ def advantages(folder, algorithm, inputs):
         parameter.requires_grad_(True)
     optimizer = MasterAdamW(bench.parameters((1,)), lr=1e-3)
     bench.process_group = join_process_group()
-    rows = train_rows(bench, 9, 0, 1, 3)
+    rows = train_rows(bench, 9, 0, 1)
     trainer = LayerGRPOTrainer(
         bench=bench, arm=arm, rows=rows, num_steps=1, optimizer=optimizer, on_rollouts=lambda rollouts: None
     )

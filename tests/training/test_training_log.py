@@ -106,11 +106,6 @@ def test_a_resumed_run_doubles_neither_points_nor_completions(tmp_path: Path, re
         assert metrics["reward"] == pytest.approx(sum(rewards) / len(rewards))
 
 
-def test_bursts_of_probes_are_not_logged(tmp_path: Path, recorder: type[Recorder]) -> None:
-    train_arm(tracked_bench(tmp_path), ARM, 1, prompts_per_step=2)
-    assert not recorder.points and not (tmp_path / COMPLETIONS).exists()
-
-
 def test_what_cannot_be_written_is_said_once_and_ends_nothing(
     tmp_path: Path, recorder: type[Recorder], caplog: pytest.LogCaptureFixture
 ) -> None:

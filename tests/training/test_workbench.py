@@ -242,7 +242,7 @@ def test_the_bill_lists_every_token_once(tmp_path: Path) -> None:
     assert bench.scorer.starts_midway, "tested once, and not charged"
     before = computed(bench.model)
     trained = train_arm(bench, Arm(layers=(2,), learning_rate=LR, seed=0), 3)
-    rows = train_rows(bench, 0, 0, 3, 4)
+    rows = train_rows(bench, 0, 0, 3)
     read = sum(len(row["prompt"]) for row in rows)  # one token for each character, once for a prompt's completions
     generated = trained.cost.generated_tokens
     assert generated == bench.engine.tokens
