@@ -43,10 +43,10 @@ def decide_run_again(folder: Path, *, regret: float | None = None, top_k: int | 
     decided = outcome_fields(outcome, single=raced == 1)
     if size != raced:
         if raced > 1 or size > len(posterior.ranked):
-            raise ConfigError(
-                f"--top-k {size} cannot be decided here: this run raced {len(outcome.ranking)} candidates of "
-                f"{raced} layer{'s' * (raced > 1)}. Give at most as many single layers, or start a new `pick`."
-            )
+            why, instead = f"this run can choose among {len(posterior.ranked)} layers", "at most as many"
+            if raced > 1:
+                why, instead = f"this run compared sets of {raced} layers", f"{raced}"
+            raise ConfigError(f"--top-k {size} cannot be decided here: {why}. Give {instead}, or start a new `pick`.")
         best = tuple(sorted(posterior.candidates[i].layers[0] for i in posterior.ranked[:size]))
         decided = {**dict.fromkeys(decided), "best_layers": best, "tied_layers": (), "verdict": "budget_spent"}
         notes.append("sets were not raced: these layers have the highest expected contributions one by one")

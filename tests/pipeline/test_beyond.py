@@ -19,6 +19,7 @@ from autolayer.models import lora
 from autolayer.models.layers import layer_parameters, linear_module_names
 from autolayer.models.loading import load_model
 from autolayer.models.train_only import train_only
+from autolayer.pipeline.decide_again import decide_run_again
 from autolayer.training.train_arm import train_arm
 
 SHORT: dict[str, Any] = {"model": "tiny", "task": "math:arith", "steps": 40, "prompts_per_step": 8, "num_eval": 64,
@@ -141,6 +142,8 @@ def test_sets_race_and_the_winner_is_trained(tmp_path: Path) -> None:
     patch = autolayer.load_patch(tmp_path / "layer.safetensors")
     assert patch.layers == tuple(result.best_layers or ())
     assert autolayer.pick(**SHORT, top_k=2, budget=2.0, out=str(tmp_path)) == result
+    with pytest.raises(ConfigError, match=r"--top-k 1 cannot .*compared sets of 2 layers. Give 2, or start"):
+        decide_run_again(tmp_path, top_k=1)
 
 
 @pytest.mark.slow

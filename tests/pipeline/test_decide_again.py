@@ -28,7 +28,7 @@ def test_a_search_is_decided_again(tmp_path: Path, capsys: pytest.CaptureFixture
     three = decide_run_again(out, top_k=3)
     by_expected = sorted((row for row in first.ranking), key=lambda row: -(row.expected or 0.0))
     assert three.best_layers == tuple(sorted(row.layer for row in by_expected[:3])) and three.expected_regret is None
-    with pytest.raises(ConfigError, match="--top-k 9 cannot be decided here: this run raced 4 candidates of 1 layer"):
+    with pytest.raises(ConfigError, match="--top-k 9 cannot be decided here: this run can choose among 4 layers"):
         decide_run_again(out, top_k=9)
     for regret, top_k in ((float("nan"), None), (0.0, None), (None, 0)):
         with pytest.raises(ConfigError, match="cannot work"):
