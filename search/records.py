@@ -6,7 +6,7 @@ from typing import Literal
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
-from autolayer.core.layer_set import Layers
+from autolayer.core.layer_set import Layers, layers_text
 from autolayer.reporting.results import Rung
 
 RaceVerdict = Literal["clear", "tied", "budget_spent"]
@@ -88,8 +88,8 @@ class Run:
     @property
     def key(self) -> str:
         """Name of the run in every process."""
-        layers = ",".join(map(str, self.slot.layers))
-        return f"layer-{layers}_rate-{self.slot.rate_index}_seed-{self.slot.seed}_step-{self.to_step}"
+        slot = self.slot
+        return f"layer-{layers_text(slot.layers)}_rate-{slot.rate_index}_seed-{slot.seed}_step-{self.to_step}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from optuna.trial import TrialState, create_trial
 from autolayer.core.arms import Arm, RungResult
 from autolayer.core.costs import Cost
 from autolayer.core.errors import SearchError, TrainingError
+from autolayer.core.layer_set import layers_text, name_layers
 from autolayer.core.whole_files import seal
 from autolayer.search.evidence import check_result, paired_gain
 from autolayer.search.optuna_storage import Storage, Wait, fail_dead_trials, mark_worker, quiet_optuna, storage_errors
@@ -176,12 +177,12 @@ class _Worker:
         span = self.race_study.config.rate_span * (1 + 1e-9)
         low, high = candidate.learning_rate / span, candidate.learning_rate * span
         distributions: dict[str, BaseDistribution] = {
-            "layers": CategoricalDistribution([_label(each.layers) for each in candidates]),
+            "layers": CategoricalDistribution([layers_text(each.layers) for each in candidates]),
             "learning_rate": FloatDistribution(low, high, log=True),
         }
-        arm = f"layer {_label(run.slot.layers)}, rate {self._rate(run):.3g}, seed {run.slot.seed}"
+        arm = f"{name_layers(run.slot.layers)}, rate {self._rate(run):.3g}, seed {run.slot.seed}"
         trial = create_trial(
-            params={"layers": _label(run.slot.layers), "learning_rate": self._rate(run)},
+            params={"layers": layers_text(run.slot.layers), "learning_rate": self._rate(run)},
             distributions=distributions,
             intermediate_values=curve,
             user_attrs={"arm": arm, **attributes},
@@ -205,7 +206,3 @@ class _Worker:
         attributes = {"winner": last.key, "checkpoint": arm.checkpoint, "seed": arm.seed}
         value = paired_gain(results[last], self.race_study.base_I).mean
         self._add_trial(last, answers, attributes, state=TrialState.COMPLETE, value=value)
-
-
-def _label(layers: tuple[int, ...]) -> str:
-    return ",".join(map(str, layers))

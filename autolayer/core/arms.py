@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from autolayer.core.costs import Cost
-from autolayer.core.layer_set import Layers
+from autolayer.core.layer_set import Layers, layers_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The layers as text: '16', '10,11,12' or 'full'."""
-        return "full" if self.layers == "full" else ",".join(map(str, self.layers))
+        """The layers in their shortest form, which a folder's name has room for: '16', '10-12' or 'full'."""
+        return layers_text(self.layers)
 
     @property
     def key(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from autolayer.core.arms import Arm
 from autolayer.core.costs import Cost
+from autolayer.core.layer_set import name_layers
 from autolayer.pipeline.run_context import RunContext
 from autolayer.pipeline.train_to_step import train_to_step
 from autolayer.rollouts.evaluation import Evaluation
@@ -29,10 +30,10 @@ def train_stage(run: RunContext, arm: Arm) -> TrainStage:
     bench.checkpoints = bench.checkpoints.of_final_training(arm)
     arm = bench.checkpoints.latest(arm)  # an interrupted final training may be further still
     with run.progress.stage("train", steps) as bar:
-        bar.advance(arm.step, f"layer {arm.name}")
+        bar.advance(arm.step, name_layers(arm.layers))
 
         def on_step(reward: float) -> None:
-            bar.advance(1, f"layer {arm.name}, training reward {reward:.3f}")
+            bar.advance(1, f"{name_layers(arm.layers)}, training reward {reward:.3f}")
 
         for trained_arm in train_to_step(bench, arm, steps, on_step=on_step, deadline=deadline):
             arm = trained_arm.arm

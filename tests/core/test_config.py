@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 import autolayer
+from autolayer.core.arms import Arm
 from autolayer.core.config import TABLES, Config, Options, read_toml
 from autolayer.core.config_tables import ProbeConfig
 from autolayer.core.errors import ConfigError
@@ -109,6 +110,11 @@ def test_what_serves_as_a_value(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_layers_have_one_form(layers: Any, text: str | None) -> None:
     assert Config(model="m", layers=layers).layers == text
+
+
+def test_the_folder_of_an_arm_of_many_layers_has_a_name_that_a_file_system_takes() -> None:
+    arms = [Arm(layers=layers, learning_rate=1e-4, seed=0) for layers in (tuple(range(128)), (3,), (3, 4, 9), "full")]
+    assert [arm.key for arm in arms] == [f"layer-{name}_rate-0.0001_seed-0" for name in ("0-127", "3", "3-4,9", "full")]
 
 
 def test_a_config_is_frozen_and_a_changed_copy_is_checked() -> None:
