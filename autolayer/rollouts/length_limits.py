@@ -6,10 +6,9 @@ from dataclasses import replace
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.core.config import Config
-from autolayer.core.errors import ConfigError, DataError
-from autolayer.rollouts.prompts import encode_prompts
+from autolayer.core.errors import ConfigError
+from autolayer.rollouts.prompts import check_embedded, encode_prompts
 from autolayer.tasks.base import SPLITS, Task
-from autolayer.tasks.rewards import show
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +36,26 @@ def apply_length_limits(
         return task
     template_kwargs = dict(task.chat_template_kwargs)
     encoded = {name: encode_prompts(tokenizer, task.splits[name], template_kwargs) for name in SPLITS}
-    largest = max(max(ids, default=0) for split in encoded.values() for ids in split)
-    if num_tokens is not None and largest >= num_tokens:
-        raise DataError(
-            f"a prompt of task '{task.name}' has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but "
-            f"{config.model} knows only {num_tokens} tokens: remove it from the prompts."
-        )
-    lengths = {name: list(map(len, split)) for name, split in encoded.items()}
     if limit is not None:
-        task = _drop_long_prompts(limit, task, lengths)
+        task = _drop_long_prompts(limit, task, encoded)
+    if num_tokens is not None:
+        check_embedded(tokenizer, num_tokens, (ids for split in encoded.values() for ids in split))
+    lengths = {name: list(map(len, split)) for name, split in encoded.items()}
     return task if positions is None else _limit_completions(config, task, lengths, positions)
 
 
-def _drop_long_prompts(limit: int, task: Task, lengths: dict[str, list[int]]) -> Task:
-    """Drops prompts and their `lengths` above a limit, except in `eval`, whose score is defined on all its rows."""
+def _drop_long_prompts(limit: int, task: Task, encoded: dict[str, list[list[int]]]) -> Task:
+    """Drops prompts above a limit, `encoded` ones too, except in `eval`, whose score is defined on all its rows."""
     splits = dict(task.splits)
     for name in SPLITS[:-1]:
-        if (shortest := min(lengths[name])) > limit:
+        if (shortest := min(map(len, encoded[name]))) > limit:
             raise ConfigError(
                 f"--max-prompt-tokens {limit} leaves no prompt in split '{name}' of task '{task.name}', where the "
                 f"shortest has {shortest} tokens: give at least {shortest}."
             )
-        pairs = zip(task.splits[name], lengths[name], strict=True)
-        splits[name] = [row for row, length in pairs if length <= limit]
-        lengths[name] = [length for length in lengths[name] if length <= limit]
+        pairs = zip(task.splits[name], encoded[name], strict=True)
+        splits[name] = [row for row, ids in pairs if len(ids) <= limit]
+        encoded[name] = [ids for ids in encoded[name] if len(ids) <= limit]
     if num_dropped := sum(len(task.splits[name]) - len(splits[name]) for name in splits):
         logger.warning("task '%s': dropped %d prompts of more than %d tokens.", task.name, num_dropped, limit)
         task = replace(task, splits=splits)

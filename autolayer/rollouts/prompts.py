@@ -1,6 +1,6 @@
 """Turns prompts into tokens: texts by the tokenizer, message lists through the chat template."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -38,6 +38,16 @@ def encode_prompts(
         shown = show(prompts[encoded.index([])], 60)
         raise DataError(f"the prompt {shown} has no tokens: leave it out, or repair the model's tokenizer or template.")
     return encoded
+
+
+def check_embedded(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, encoded: Iterable[Sequence[int]]) -> None:
+    """Refuses a text with a token that the model has no embedding for, such as that of images in a small Gemma 3."""
+    largest = max((max(ids, default=0) for ids in encoded), default=0)
+    if largest >= num_embeddings:
+        raise DataError(
+            f"a prompt or an observation has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but the "
+            f"model knows only {num_embeddings} tokens: leave it out of the text."
+        )
 
 
 def render(

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -195,6 +196,9 @@ def test_an_added_token_beyond_the_embedding_is_accepted_and_refused_in_a_prompt
             else pytest.raises(DataError, match=f"the token '<image>' \\({VOCABULARY}\\), but")
         ):
             apply_length_limits(Config(model=str(folder)), task, loaded, None, VOCABULARY)
+    rows = {name: [{"prompt": f"{name}?"}, {"prompt": f"{name}<image>" + 9 * "?"}] for name in SPLITS[:-1]}
+    task = replace(task, splits=rows | {"eval": [{"prompt": "1"}]})
+    apply_length_limits(Config(model=str(folder), max_prompt_tokens=8), task, loaded, None, VOCABULARY)
     tokenizer.eos_token = "<image>"
     tokenizer.save_pretrained(folder)
     with pytest.raises(ModelError, match=f"goes up to token {VOCABULARY}, but"):
