@@ -34,6 +34,7 @@ def _fresh_pool(monkeypatch: pytest.MonkeyPatch):
         (r"first \boxed{1}, then \boxed{2}", "2"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{42\\}", r"42\\"),
         (r"\boxed{42", None),
         (r"\boxed{}", None),
         (r"\boxed{5}. I was asked to put it in \boxed{}.", "5"),
@@ -78,7 +79,7 @@ def test_no_plain_numbers(text: str) -> None:
     [
         ("18 dollars", "18"), ("72 clips", "72"), ("18 dollars per day", "18"), ("5 apples.", "5"),
         ("42 (apples)", "42"), (r"\text{18 dollars}", "18"), (r"18\text{ dollars}", "18"), (r"1\,000", "1000"),
-        (r"0.5\%", "0.5"), ("50%", "50"),
+        (r"0.5\%", "0.5"), ("50%", "50"), ("5€", "5"), (r"10~\text{cm}", "10"),
         ("$1,234 dollars", "1234"),
     ],
 )  # fmt: skip
@@ -104,6 +105,7 @@ def test_math_verify_decides_the_rest() -> None:
         (r"\frac{1}{2}", "0.5"), (r"42 \text{ apples}", "42"), ("(x+1)^2", "x^2+2x+1"), (r"2^{10}", "1024"),
         (r"50\%", "50"), (r"5\text{ cm}^2", "5"), ("[1, 2)", "[1,2)"), (r"\{1, 2\}", r"\{2, 1\}"),
         ("(1, 2)", "(1,2)"), (r"\text{A}", "A"), ("x=5", "5"), (r"\sqrt{8}", r"2\sqrt{2}"),
+        ("90°", "90"), (r"90^\circ", "90°"), (r"\varnothing", r"\emptyset"),
     ]  # fmt: skip
     wrong = [
         (r"\frac{1}{3}", "0.5"), ("apples", "42"), ("x+1", "x^2+2x+1"), (r"\frac{1}{", "0.5"), ("[1,2]", "(1,2)"),

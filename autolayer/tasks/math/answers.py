@@ -33,6 +33,8 @@ _COUNTS = {
     "e", "i", "pi", "x", "y", "z", "n", "k",
 }  # fmt: skip
 """Words after a number that are not a unit: they change the number, or make several."""
+_TYPED = str.maketrans({"°": r"^\circ", "€": "", "£": "", "~": " "})
+"""Signs that math-verify does not read."""
 
 
 def final_answer(text: str) -> str | None:
@@ -70,7 +72,8 @@ def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[s
 
     Returns 'equal', 'different', 'no answer', 'too long', or why an answer was not judged, one of `FAILURES`.
     """
-    pairs = list(zip(answers, golds, strict=True))
+    typed = [text and text.translate(_TYPED).replace(r"\varnothing", r"\emptyset") for text in (*answers, *golds)]
+    pairs = list(zip(typed[: len(answers)], typed[len(answers) :], strict=True))
     verdicts = {pair: _judge_here(*pair) for pair in pairs}
     # One group often agrees on one answer: each pair is asked about once.
     asked = [(answer, gold) for (answer, gold), verdict in verdicts.items() if answer is not None and not verdict]
@@ -143,11 +146,10 @@ def without_unit(text: str) -> str:
 def _braced(text: str) -> str | None:
     r"""Returns what is before the brace that closes `\boxed{`, or None."""
     depth = 1
-    for i, character in enumerate(text):
-        escaped = i > 0 and text[i - 1] == "\\"
-        depth += 0 if escaped else (character == "{") - (character == "}")
+    for found in re.finditer(r"\\.|[{}]", text, flags=re.DOTALL):  # a backslash takes what follows: \} and \\ are one
+        depth += (found[0] == "{") - (found[0] == "}")
         if depth == 0:
-            return text[:i]
+            return text[: found.start()]
     return None
 
 
