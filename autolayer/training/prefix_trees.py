@@ -5,6 +5,7 @@ tokens see only their ancestors and count positions along their own path. Prefix
 prompt alone.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 """Largest difference of log-probabilities, in nats, that rounding explains."""
 ROUNDING = 0.2
 """Largest error in bfloat16, as a share of the error that reading the siblings of a token as well makes."""
+
+_SPAN = re.compile(r".*window(_size|_len)?|index_topk.*|attention_chunk_size|local_attention")
+"""Fields of a configuration that say how many tokens an attention reads at most; a tree's mask shows it all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,7 @@ def shared_prefixes(model: PreTrainedModel, *, shares: bool = True) -> Iterator[
             return fused(*args, **kwargs)
         labels, trees = kwargs.pop("labels"), None
         if shares and _can_share(model, fused):
-            trees = PrefixTrees.of(kwargs["input_ids"], kwargs["attention_mask"], labels, model.dtype)
+            trees = _trees(model, kwargs["input_ids"], kwargs["attention_mask"], labels)
         count(model, _size(trees, labels))
         return score_rows(model, fused, kwargs, labels) if trees is None else _score(model, fused, trees, kwargs)
 
@@ -157,7 +161,18 @@ def shared_prefixes(model: PreTrainedModel, *, shares: bool = True) -> Iterator[
 
 def pass_size(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> PassSize:
     """Returns the size of the pass that scores a batch, for a model that has scored one before."""
-    return _size(PrefixTrees.of(ids, mask, labels, model.dtype) if _tested.get(model) else None, labels)
+    return _size(_trees(model, ids, mask, labels) if _tested.get(model) else None, labels)
+
+
+def _trees(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> PrefixTrees | None:
+    """Returns the trees of a batch, or None if they save too little or a sequence is longer than an attention reads."""
+    fields = model.config.get_text_config(decoder=True).to_dict()
+    spans = {name: n for name, n in fields.items() if _SPAN.fullmatch(name) and type(n) is int and n > 0}
+    if mask.sum(1).max() > min(spans.values(), default=MAX_TREE):
+        return None
+    trees = PrefixTrees.of(ids, mask, labels, model.dtype)
+    # GPT-Neo alone counts its window along the row, where the siblings of a token lie between it and its ancestors.
+    return trees if trees is None or trees.input_ids.shape[1] <= spans.get("window_size", MAX_TREE) else None
 
 
 def _size(trees: PrefixTrees | None, labels: torch.Tensor) -> PassSize:

@@ -67,6 +67,34 @@ def test_trees_give_what_whole_sequences_give(
         assert (found - wanted).norm() <= 1e-4 * wanted.norm()
 
 
+LOCAL = {"num_layers": 2, "num_heads": 2, "attention_types": [[["local"], 2]]}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "field", "least", "fields"),
+    [
+        ("mistral", "sliding_window", 24, {"num_key_value_heads": 2}),
+        ("qwen3", "sliding_window", 24, {"num_key_value_heads": 2, "use_sliding_window": True, "max_window_layers": 0}),
+        ("gpt_neo", "window_size", 20 + 4 * 4, LOCAL),  # it counts the tokens of the tree
+    ],
+)
+def test_sequences_longer_than_an_attention_reads_are_not_packed(
+    architecture: str, field: str, least: int, fields: dict[str, Any], reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    values = {**small, "intermediate_size": 16, "initializer_range": 0.5, field: least - (not reads), **fields}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **values))
+    ids, own = torch.arange(24).repeat(4, 1), torch.zeros(4, 24, dtype=torch.long)
+    ids[:, 20:] += 8 * torch.arange(4)[:, None]
+    own[:, 20:] = 1
+    batch = ScoreBatch(input_ids=ids, attention_mask=torch.ones_like(ids), completion_mask=own)
+    counts = count_tokens(model)
+    found, _ = scored(model, batch, monkeypatch, trees=True)
+    assert counts[-1] == (20 + 4 * 4 if reads else 4 * 24)
+    torch.testing.assert_close(found, scored(model, batch, monkeypatch, trees=False)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_recurrent_blocks_score_whole_sequences() -> None:
     config = AutoConfig.for_model(
         "mamba", hidden_size=16, num_hidden_layers=2, vocab_size=97, state_size=4, time_step_rank=2
