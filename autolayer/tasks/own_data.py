@@ -90,8 +90,13 @@ def _row(found: Row, before: Sequence[Row], named: Mapping[str, str]) -> Row:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a message without the nulls that tables fill in, and with a list of text parts as one text."""
+    """Returns a message without the nulls that tables fill in, and with a list of text parts as one text.
+
+    A message that only calls tools has no content; the templates read an empty one.
+    """
     kept = {name: value for name, value in message.items() if value is not None}
+    if kept.get("tool_calls"):
+        kept.setdefault("content", "")
     parts = kept.get("content")
     if isinstance(parts, list):
         for part in parts:

@@ -124,10 +124,14 @@ def test_messages_with_text_parts_and_filled_in_nulls(place: Path) -> None:
     Dataset.from_list(rows).to_parquet(place / "d.parquet")
     found = [row for part in load("d.parquet", chat=True).splits.values() for row in part]
     assert [{"role": "user", "content": "1"}] in [row["prompt"] for row in found]
-    lines = [{"prompt": [{"role": "user", "content": PARTS}], "split": s} for s in ("train",)]
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    lines = [{"prompt": [calls, {"role": "user", "content": PARTS}], "split": s} for s in ("train",)]
     lines += [{"prompt": [{"role": "user", "content": s}], "split": s} for s in SPLITS[1:]]
     (place / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert load("p.jsonl", chat=True).splits["train"][0]["prompt"] == [{"role": "user", "content": "Name it."}]
+    assert load("p.jsonl", chat=True).splits["train"][0]["prompt"] == [
+        {**calls, "content": ""},
+        {"role": "user", "content": "Name it."},
+    ]
 
 
 def json_text(*rows: Mapping[str, Any]) -> bytes:

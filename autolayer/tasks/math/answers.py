@@ -72,8 +72,7 @@ def judge_answers(answers: Sequence[str | None], golds: Sequence[str]) -> list[s
 
     Returns 'equal', 'different', 'no answer', 'too long', or why an answer was not judged, one of `FAILURES`.
     """
-    typed = [text and text.translate(_TYPED).replace(r"\varnothing", r"\emptyset") for text in (*answers, *golds)]
-    pairs = list(zip(typed[: len(answers)], typed[len(answers) :], strict=True))
+    pairs = [(answer and _typed(answer), _typed(gold)) for answer, gold in zip(answers, golds, strict=True)]
     verdicts = {pair: _judge_here(*pair) for pair in pairs}
     # One group often agrees on one answer: each pair is asked about once.
     asked = [(answer, gold) for (answer, gold), verdict in verdicts.items() if answer is not None and not verdict]
@@ -141,6 +140,10 @@ def without_unit(text: str) -> str:
     if found is None or _COUNTS & set(found["unit"].strip("(). !").lower().split()):
         return text
     return found["number"]
+
+
+def _typed(text: str) -> str:
+    return text.translate(_TYPED).replace(r"\varnothing", r"\emptyset")
 
 
 def _braced(text: str) -> str | None:
