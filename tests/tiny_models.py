@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Gemma3TextConfig,
     LlamaConfig,
+    MambaConfig,
     MixtralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -29,6 +30,7 @@ _CONFIGS = {
     "gemma3": Gemma3TextConfig,
     "qwen3_moe": Qwen3MoeConfig,
     "mixtral": MixtralConfig,
+    "mamba": MambaConfig,
 }
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "gemma3", "qwen3_moe")
 _MIXTURES = {
@@ -109,7 +111,7 @@ def build(
     """Writes a random model and its tokenizer to a folder that `AutoModelForCausalLM` loads.
 
     Args:
-        architecture: One of ARCHITECTURES, or "mixtral".
+        architecture: One of ARCHITECTURES, "mixtral" or "mamba".
         folder: Made if it is not there.
         tied: Whether the head is the embedding.
         eos, pad: Whether the tokenizer names these tokens.

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from autolayer.core.errors import LayerError, ModelError
 from autolayer.core.layer_set import Layers, parse_layers
 from autolayer.distributed.fsdp import unsharded
-from autolayer.models.lora import adapter_parameters
+from autolayer.models.lora import adapter_parameters, can_adapt
 
 _ROUTER_NAMES = ("gate", "router")
 """Names that transformers gives to the module beside `experts` that chooses among them."""
@@ -93,11 +93,16 @@ def pass_parameters(model: nn.Module, layers: Sequence[int]) -> dict[str, nn.Par
 
 
 def linear_module_names(model: nn.Module, layers: Sequence[int]) -> list[str]:
-    """Returns the full names of the `nn.Linear` modules in some layers, which LoRA adapts; routers are left out."""
+    """Returns the full names of the `nn.Linear` modules in some layers, which LoRA adapts.
+
+    Routers are left out, and what PEFT cannot adapt.
+    """
     blocks = find_layers(model)
     inside = {id(m) for index in layers for m in blocks[index].modules() if isinstance(m, nn.Linear)}
     routers = {id(module) for module in router_modules(model)}
-    return [name for name, module in model.named_modules() if id(module) in inside - routers]
+    names = [name for name, module in model.named_modules() if id(module) in inside - routers]
+    adapted = {last for last in {name.rpartition(".")[2] for name in names} if can_adapt(model, last)}
+    return [name for name in names if name.rpartition(".")[2] in adapted]
 
 
 def head_ratio(model: nn.Module) -> float:

@@ -41,6 +41,25 @@ def add_adapters(model: nn.Module, names: Sequence[str], seed: int) -> None:
     model.requires_grad_(False)
 
 
+def can_adapt(model: nn.Module, last: str) -> bool:
+    """Returns False if PEFT does not adapt the modules of a model whose name has this last part.
+
+    In some mixtures of experts it takes every module that is called as those of the experts once were (gate_proj),
+    shared experts and dense layers included, for the fused weights. Of Mamba it refuses some modules.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[last])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+        _check_lora_target_modules_mamba(config, model, last)
+    except ValueError:
+        return False
+    return last in (config.target_modules or ())
+
+
 def adapter_parameters(model: nn.Module) -> set[int]:
     """Returns the ids of the parameters of all adapters in a model; an empty set without adapters."""
     return {id(p) for module in _adapted_modules(model).values() for n, p in module.named_parameters() if "lora_" in n}

@@ -28,9 +28,9 @@ class LayerNames:
     frozen: tuple[str, ...] = ()
     """Modules inside the layers that stay frozen (routers), such as "mlp.gate"."""
     linear: tuple[str, ...] = ()
-    """The `nn.Linear` modules inside the layers, which LoRA adapts."""
+    """The `nn.Linear` modules inside the layers that LoRA adapts."""
     unadapted: tuple[str, ...] = ()
-    """Trained matrices inside the layers that belong to no `nn.Linear`, such as fused experts."""
+    """Trained matrices inside the layers that LoRA does not adapt, such as fused experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _notes(trainer: str, run: Handover) -> list[str]:
     if names.frozen and trainer != "peft":
         notes.append(f"The routers ({', '.join(names.frozen)}) stay frozen, as embeddings, final norm and head do.")
     if names.unadapted and trainer == "peft":
-        notes.append(f"Matrices outside of nn.Linear, which get no adapter: {', '.join(names.unadapted)}.")
+        notes.append(f"Matrices that get no adapter: {', '.join(names.unadapted)}.")
     if run.learning_rate is None:
         notes.append("Learning rate: none was looked for. `autolayer train` takes one from the probes.")
     elif run.is_adapter != (trainer == "peft"):

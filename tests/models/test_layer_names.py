@@ -31,13 +31,24 @@ def test_the_patterns_find_what_autolayer_trains(architecture: str) -> None:
         assert bool(names.frozen) == bool(names.unadapted) == (architecture in ("qwen3_moe", "mixtral"))
 
 
-def test_peft_trains_exactly_the_layers_adapters() -> None:
-    model: Any = build_model("qwen3", num_layers=12)
+@pytest.mark.parametrize(
+    ("architecture", "count", "config"),
+    [
+        ("qwen3", 7, {}),
+        ("mixtral", 4, {}),
+        ("qwen3_moe", 4, {"mlp_only_layers": [1]}),  # PEFT takes the dense gate_proj for the fused experts
+        ("mamba", 3, {}),  # PEFT refuses its out_proj
+    ],
+)
+def test_peft_trains_exactly_the_layers_adapters(architecture: str, count: int, config: dict[str, Any]) -> None:
+    model: Any = build_model(architecture, num_layers=12, **config)
+    modules = linear_module_names(model, (1,))
     space: dict[str, Any] = {"model": model}
     exec(export_text("peft", Handover(names=names_in(model, 1), model="m", path="m", lora=(4, 8))), space)
     assert isinstance(space["model"], peft.PeftModel)
     trained = {name for name, p in space["model"].named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * 7 and all(name.startswith("base_model.model.model.layers.1.") for name in trained)
+    assert trained == {f"base_model.model.{name}.lora_{factor}.default.weight" for name in modules for factor in "AB"}
+    assert len(modules) == count and all(".layers.1." in name for name in modules)
 
 
 def test_a_checkpoint_with_images_has_both_names(tmp_path: Path) -> None:
