@@ -35,7 +35,7 @@ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
 endef
 
-.PHONY: help demo demo-real test test-slow test-all test-agents test-vllm test-postgres check schemas docs layerbench install install-agents install-vllm
+.PHONY: help demo demo-real test test-slow test-all test-agents test-vllm test-postgres lint check schemas docs layerbench install install-agents install-vllm
 
 help:
 	@sed -n '3,14s/^# \{0,1\}//p' Makefile
@@ -86,12 +86,10 @@ test-vllm: install-vllm
 	AUTOLAYER_ENGINES=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest tests/rollouts/test_vllm.py
 
 # Debian's postgresql is installed where it is missing; the server runs on loopback, in a folder of its own.
-test-postgres: $(READY)
-	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[postgres]"
+test-postgres: $(READY)-postgres
 	AUTOLAYER_ENGINES=1 $(BIN)/python -m pytest tests/search/test_postgres.py
 
-docs: $(READY)
-	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[docs]"
+docs: $(READY)-docs
 	$(BIN)/python -m mkdocs build --strict
 
 layerbench: $(READY)
@@ -102,10 +100,12 @@ layerbench: $(READY)
 schemas: $(READY)
 	$(BIN)/python -m autolayer.reporting.schemas
 
-check: $(READY)
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint
 	$(BIN)/python -m pytest tests/repository/test_floors.py
 
 $(READY): pyproject.toml constraints.txt
@@ -116,4 +116,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(QUIET) \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# An extra, once: installing it again would take the package away from a program that runs.
+$(READY)-%: $(READY)
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e ".[$*]"
 	@touch $@
