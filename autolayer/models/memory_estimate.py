@@ -6,10 +6,11 @@ that autograd saves is counted once. The estimate therefore holds for any archit
 save it, without the (T, T) scores.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ HEAD_TILE = 4096 * 32768
 TILES = {"cuda": 1, "cpu": 6}
 """Number of tiles that the head holds at once, by kind of device. On a CPU, where its kernel is missing, torch's
 operations make copies (examples/benchmarks/memory.py)."""
+
+_TRACED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
+"""What models were found to save, since a forecast asks for the same with each size of micro-batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,16 @@ def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape)
         finally:
             model.to(torch.float32)
     trained = layer_parameters(model, layers)
+    known = _TRACED.setdefault(model, {})
+    traced = (micro_batches.width, micro_batches.activation_checkpointing, model.dtype, *trained)
+    if traced not in known:
+        known[traced] = _traced_bytes(model, layers, trained, micro_batches)
+    return known[traced]
+
+
+def _traced_bytes(
+    model: Any, layers: Layers, trained: Mapping[str, nn.Parameter], micro_batches: MicroBatchShape
+) -> int:
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -57,3 +57,13 @@ def test_layers_below_keep_nothing_and_recomputation_keeps_what_enters() -> None
     entering = WIDTH * 64 * 4
     again = activation_bytes(model, (2,), replace(KEEPING, activation_checkpointing=True))
     assert 6 * entering <= again < 6 * entering + by_lowest[7] and again < 0.25 * by_lowest[2]
+
+
+def test_the_size_of_micro_batches_and_shards_need_no_other_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = build_model("qwen3")
+    found = activation_bytes(model, (2,), KEEPING)
+    monkeypatch.setattr(model.model, "forward", lambda **_: pytest.fail("traced again"))
+    assert activation_bytes(model, (2,), replace(KEEPING, tokens=8 * WIDTH, batch=8, shards=2)) == found
+    with pytest.raises(pytest.fail.Exception):
+        activation_bytes(model, (1,), KEEPING)
