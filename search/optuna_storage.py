@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,12 @@ _PASSING = {
     "disk I/O error": "see that its disk works and has space",
 }
 """Reasons of SQLite that leave the study whole, and what to do."""
-_WORKER = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+
+
+@cache
+def _worker(pid: int) -> dict[str, Any]:
+    """Returns what names a process of this machine: a fork is another worker than the process it was made from."""
+    return {"host": socket.gethostname(), "pid": pid, "token": uuid.uuid4().hex}
 
 
 class _DriverMissing(Exception):
@@ -186,7 +191,7 @@ class _Storage(optuna.storages.RDBStorage):
 
 def mark_worker(trial: optuna.Trial) -> None:
     """Records in the trial which process runs it."""
-    trial.set_user_attr("worker", _WORKER)
+    trial.set_user_attr("worker", _worker(os.getpid()))
 
 
 class Wait:
@@ -218,13 +223,13 @@ def fail_dead_trials(study: optuna.Study, *, is_alone: bool = False) -> None:
         worker = trial.user_attrs.get("worker")
         # A worker without a mark died between claiming the trial and its first heartbeat, so none could go stale.
         lost = worker is None and trial.datetime_start is not None and trial.datetime_start < limit
-        dead = worker is not None and worker["host"] == _WORKER["host"] and _is_dead(worker)
+        dead = worker is not None and worker["host"] == socket.gethostname() and _is_dead(worker)
         if is_alone or lost or dead:
             with suppress(UpdateFinishedTrialError, ValueError):  # another worker was faster
                 study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _is_dead(worker: dict[str, Any]) -> bool:
-    if worker["pid"] == _WORKER["pid"]:
-        return worker["token"] != _WORKER["token"]  # containers reuse the same pid
+    if worker["pid"] == os.getpid():
+        return worker != _worker(os.getpid())  # containers reuse the same pid
     return not psutil.pid_exists(worker["pid"])
