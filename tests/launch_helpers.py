@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Command
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from autolayer.models.loading import load_model
 
@@ -17,13 +20,32 @@ TINY = ("--model", "tiny", "--task", "math:arith", "--device", "cpu", "--num-eva
 SHORT = (*TINY, "--steps", "12", "--prompts-per-step", "6", "--group-size", "4")
 
 
-def launch(
-    num: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "autolayer")
-) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num)) if num > 1 else ()
+def launch(num: int, *arguments: str, cwd: Path, program: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the command in `num` processes that find each other as torchrun's do; one that fails ends the others."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+               "TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}  # fmt: skip
+    ranks = [{**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)] if num > 1 else [{}]
+    running = [Command(*arguments, cwd=cwd, env=env, program=program) for env in ranks]
+    until = time.monotonic() + 240
+    while None in (codes := [each.returncode for each in running]) and not any(codes) and time.monotonic() < until:
+        time.sleep(0.05)
+    for each in running:
+        if each.returncode is None:
+            each.kill()
+    ended = [each.ended() for each in running]
+    code = next((code for code in codes if code), 0 if None not in codes else 1)
+    return subprocess.CompletedProcess(
+        ["autolayer"], code, "".join(each.stdout for each in ended), "".join(each.stderr for each in ended)
+    )
+
+
+def torchrun(num: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command under the real launcher, which imports everything once for each process."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num), "-m", "autolayer")
     # A process group of its own: what a dead launcher leaves behind goes with it.
     running = subprocess.Popen(
-        [sys.executable, *launcher, *program, *arguments], cwd=cwd, stdout=subprocess.PIPE,
+        [sys.executable, *launcher, *arguments], cwd=cwd, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:

@@ -5,16 +5,14 @@ Everything goes through the real command line.
 
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command
 from compare_helpers import contribution, picked, saved
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -151,11 +149,6 @@ def test_a_damaged_contribution_is_refused(call: Call, tmp_path: Path, damage: s
 # A full disk
 
 
-def limited(size: int) -> Callable[[], None]:
-    """Returns what a new process does first: no file of it may grow beyond a size, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def product(out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     result = json.loads((out / RESULT).read_text())
     kept = ("best_layers", "learning_rate", "base_score", "trained_score", "gain", "ranking")
@@ -165,21 +158,18 @@ def product(out: Path) -> tuple[Any, dict[str, torch.Tensor]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [TRAIN, PICK], ids=["train", "pick"])
 def test_a_full_disk_loses_nothing(own: tuple[str, ...], tmp_path: Path, verb: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "autolayer", *verb, *own]
     whole, out = tmp_path / "whole", tmp_path / "run"
-    subprocess.run([*command, "--out", whole], check=True, capture_output=True)
+    assert Command(*verb, *own, "--out", str(whole)).wait() == 0
     checkpoint = max(whole.rglob("step-*"), key=lambda path: path.stat().st_size)
     met = []
     for size in (2000, (whole / STUDY if verb is PICK else checkpoint).stat().st_size - 5000):
-        done = subprocess.run(
-            [*command, "--out", out], capture_output=True, text=True, check=False, preexec_fn=limited(size)
-        )
+        done = Command(*verb, *own, "--out", str(out), file_size=size).ended()
         line = done.stderr.splitlines()[-1]
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         assert line.startswith("autolayer: error: ") and "space" in line and "delete" not in line, line
         met.append(line)
     assert met[0] != met[1], "the second met no later file"
-    subprocess.run([*command, "--out", out], check=True, capture_output=True)
+    assert Command(*verb, *own, "--out", str(out)).wait() == 0
     (expected, wanted), (found, tensors) = product(whole), product(out)
     assert found == expected
     assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[name], wanted[name]) for name in wanted)

@@ -79,7 +79,7 @@ if group.is_rank_0:
 @pytest.mark.slow
 def test_a_pass_holds_one_block_at_a_time_and_says_what_the_whole_model_says(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    done = launch(2, cwd=tmp_path, program=("program.py",))
+    done = launch(2, cwd=tmp_path, program="program.py")
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found.pop("bytes") == sum(p.nbytes for b in meta_model("tiny").model.layers for p in b.parameters()) / 2
@@ -160,7 +160,6 @@ def test_the_forecast_counts_shards_and_what_is_whole() -> None:
     assert weights(4, (2, 3)) == rest + 2 * block + 4 * block
 
 
-@pytest.mark.slow
 def test_a_forecast_says_how_many_processes_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         model = Qwen3ForCausalLM(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launch_helpers import SHORT, close, launch, same_movement
+from launch_helpers import SHORT, close, launch, same_movement, torchrun
 from safetensors.torch import load_file
 
 from autolayer.core.config import Config
@@ -72,7 +72,7 @@ os.write(1, f"rank {rank} is done\\n".encode())  # in one piece: both ranks writ
 @pytest.mark.slow
 def test_ranks_exchange_values_and_exceptions(tmp_path: Path) -> None:
     (tmp_path / "together.py").write_text(TOGETHER)
-    done = launch(2, cwd=tmp_path, program=("together.py",))
+    done = launch(2, cwd=tmp_path, program="together.py")
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.splitlines()) == ["rank 0 is done", "rank 1 is done"]
 
@@ -110,8 +110,7 @@ def test_processes_together_pick_what_one_picks(tmp_path: Path) -> None:
 def test_a_launcher_with_one_process_is_like_no_launcher(tmp_path: Path) -> None:
     command = ("train", *SHORT, "--steps", "2", "--layers", "2", "--learning-rate", "1e-3", "--out")
     plain = launch(1, *command, "plain", cwd=tmp_path)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "-m", "autolayer")
-    launched = launch(1, *command, "launched", cwd=tmp_path, program=launcher)
+    launched = torchrun(1, *command, "launched", cwd=tmp_path)
     assert plain.returncode == launched.returncode == 0, plain.stderr[-2000:] + launched.stderr[-2000:]
     one, other = (load_file(tmp_path / out / "layer.safetensors") for out in ("plain", "launched"))
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
@@ -155,7 +154,7 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(tmp_path: Path) -> N
     (tmp_path / "sums.jsonl").write_text(rows)
     command = ("pick", "--model", "tiny", "--data", "sums.jsonl", "--reward", "reward.py:score", "--steps", "4",
                "--max-new-tokens", "4", "--out", "run")  # fmt: skip
-    done = launch(2, *command, cwd=tmp_path)
+    done = torchrun(2, *command, cwd=tmp_path)
     assert done.returncode != 0 and done.stderr.count("autolayer: error: ") == 1, done.stderr[-3000:]
     assert "AssertionError: broken here" in done.stderr and not (tmp_path / "run").exists()
 
@@ -183,7 +182,7 @@ def test_a_process_that_fails_in_the_middle_of_a_step_ends_the_others(kind: str,
     """One sentence, and soon: nobody waits for what never comes. The same command then resumes."""
     (tmp_path / "breaking.py").write_text(BREAKING)
     command = ("train", *SHORT, "--layers", "2", "--learning-rate", "1e-3", "--out", "run")
-    done = launch(2, *command, cwd=tmp_path, program=("breaking.py", kind, who))
+    done = launch(2, kind, who, *command, cwd=tmp_path, program="breaking.py")
     assert done.returncode != 0 and done.stderr.count("which ends all of them") == 1, done.stderr[-2000:]
     assert f"autolayer: error: process {who} of 2 failed" in done.stderr
     assert ("give --activation-checkpointing" in done.stderr) == (kind == "memory")

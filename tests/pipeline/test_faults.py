@@ -5,13 +5,13 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import run
 from pick_helpers import decisions
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -269,7 +269,7 @@ def test_what_a_kill_was_writing_is_swept(runs: Runs, tmp_path: Path) -> None:
 
 def command(runs: Runs, out: Path) -> list[str]:
     options = (word for name, value in runs.settings.items() for word in (f"--{name.replace('_', '-')}", str(value)))
-    return [sys.executable, "-m", "autolayer", "pick", *options, "--out", str(out)]
+    return ["pick", *options, "--out", str(out)]
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -329,7 +329,7 @@ def test_a_disk_that_fills_up(runs: Runs, tmp_path: Path) -> None:
     try:
         for size in (260, 300, 340, 400, 500):
             subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
-            done = subprocess.run(command(runs, out), capture_output=True, text=True, check=False)
+            done = run(*command(runs, out))
             if done.returncode == 0:
                 break
             line = last_line(done)

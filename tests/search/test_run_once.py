@@ -1,14 +1,11 @@
 """Tests `run_once_across_workers`: one of several workers does the work while the others wait."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import optuna
 import pytest
+from commands import Command
 
 from autolayer.search.run_once import RUN_ONCE_STUDY, run_once_across_workers
 
@@ -29,8 +26,9 @@ run_once.run_once_across_workers(f"sqlite:///{folder}/study.db", "work", work, (
 """
 
 
-def start(folder: Path, patience: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(patience)])
+def start(folder: Path, patience: float) -> Command:
+    (folder / "worker.py").write_text(WORKER)
+    return Command(str(folder), str(patience), cwd=folder, program="worker.py")
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -57,8 +55,7 @@ def test_what_a_killed_worker_has_begun_is_taken_over(tmp_path: Path) -> None:
     others = [start(tmp_path, 0.1) for _ in range(2)]
     time.sleep(1)
     assert not (tmp_path / "done").exists()
-    os.kill(slow.pid, signal.SIGKILL)
-    slow.wait()
+    slow.kill()
     assert [worker.wait(120) for worker in others] == [0, 0]
     begun = (tmp_path / "begun").read_text().split()
     assert len(begun) == 2 and begun[0] == str(slow.pid) and (tmp_path / "done").read_text() == begun[1]

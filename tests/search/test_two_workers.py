@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from commands import Command
 from pick_helpers import decisions
 from safetensors.torch import load_file
 from tiny_models import build
@@ -63,23 +62,11 @@ def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
 
     shared, storage = tmp_path / "shared", f"sqlite:///{tmp_path}/shared.db"
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "autolayer",
-        "pick",
-        *options,
-        "--out",
-        str(shared),
-        "--storage",
-        storage,
-        "--json",
-    ]
-    start = {"env": {**os.environ, "NUM_WORKERS": "2"}, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    workers = [subprocess.Popen(command, text=True, **start) for _ in range(2)]
-    ends = [worker.communicate(timeout=600) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], [errors[-500:] for _, errors in ends]
-    first, second = (json.loads(printed) for printed, _ in ends)
+    command = ("pick", *options, "--out", str(shared), "--storage", storage, "--json")
+    workers = [Command(*command, env={"NUM_WORKERS": "2"}) for _ in range(2)]
+    ends = [worker.ended(600) for worker in workers]
+    assert [end.returncode for end in ends] == [0, 0], [end.stderr[-500:] for end in ends]
+    first, second = (json.loads(end.stdout) for end in ends)
     assert first["best_layers"] == second["best_layers"] == alone.to_dict()["best_layers"]
     assert decisions(PickResult.read(shared)) == decisions(alone)
     found, wanted = load_file(shared / PATCH), load_file(tmp_path / "alone" / PATCH)

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Command
 from launch_helpers import launch
 from pick_helpers import decisions
 from safetensors.torch import load_file
@@ -204,9 +202,9 @@ def test_a_run_whose_reward_hangs_ends_after_its_deadline_and_resumes(tmp_path: 
         "import sys; import autolayer.tasks.deadline as deadline; from autolayer.cli.main import main\n"
         "deadline.GRACE, deadline.AGAIN = 1.0, 0.5; main(sys.argv[1:])"
     )
-    command = [sys.executable, "-c", start, "pick", *flags(given), "--hours", "0.01"]
+    (tmp_path / "start.py").write_text(start)
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ}, check=False)
+    done = Command("pick", *flags(given), "--hours", "0.01", cwd=tmp_path, program="start.py").ended()
     assert done.returncode == 2 and time.monotonic() - started < 120
     assert "'hangs'" in done.stderr and "deadline of --hours" in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "reward.py").write_text(REWARD.replace("calls == 8", "False"))

@@ -1,16 +1,13 @@
 """GiGPO's advantages against numbers worked out by hand, against GRPO where they must agree, and over two processes."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launch_helpers import launch
 
 from autolayer.core.config import GiGPOConfig
 from autolayer.core.errors import ConfigError
@@ -107,10 +104,9 @@ def test_settings_that_cannot_work_are_refused(bad: dict, words: str) -> None:
 
 
 TWO_PROCESSES = """
-import os, sys
+import os
+from pathlib import Path
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 def advantages(folder, algorithm, inputs):
     from multi_turn_helpers import make_task, often_ending
@@ -136,45 +132,26 @@ def advantages(folder, algorithm, inputs):
     rollouts = trainer.rollouts
     return found["advantages"], rollouts.ungrouped(trainer.own)
 
-def work(rank, port, folder, num):
-    from pathlib import Path
-    if num == 2:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    size = 6 // num  # three prompts, two episodes each: with two processes the middle group lies across
-    inputs = [{"prompt": str(i // 2)} for i in range(size * rank, size * (rank + 1))]
-    saved = {}
-    for algorithm in ("gigpo", "grpo"):
-        values, rollouts = advantages(Path(folder) / f"{algorithm}{num}{rank}", algorithm, inputs)
-        if values.dim() == 1:
-            values = values[:, None]
-        saved[algorithm] = [(v[: len(ids)].tolist(), ids) for v, ids in zip(values, rollouts.completion_ids)]
-    torch.save(saved, Path(folder) / f"found-{num}-{rank}.pt")
-    if num == 2:
-        dist.barrier()
-        dist.destroy_process_group()
-
-if __name__ == "__main__":
-    port, folder = int(sys.argv[1]), sys.argv[2]
-    mp.spawn(work, args=(port, folder, 2), nprocs=2)
-    mp.spawn(work, args=(port, folder, 1), nprocs=1)
+rank, num = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+size = 6 // num  # three prompts, two episodes each: with two processes the middle group lies across
+inputs = [{"prompt": str(i // 2)} for i in range(size * rank, size * (rank + 1))]
+saved = {}
+for algorithm in ("gigpo", "grpo"):
+    values, rollouts = advantages(Path(f"{algorithm}{num}{rank}"), algorithm, inputs)
+    if values.dim() == 1:
+        values = values[:, None]
+    saved[algorithm] = [(v[: len(ids)].tolist(), ids) for v, ids in zip(values, rollouts.completion_ids)]
+torch.save(saved, f"found-{num}-{rank}.pt")
 """
 
 
 @pytest.mark.slow
 def test_two_processes_find_the_advantages_of_one(tmp_path: Path) -> None:
     """Sampling, rewarding and comparing for real, over gloo; episodes of unequal lengths, a group across both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, str(script), str(port), str(tmp_path)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    for num in (2, 1):
+        done = launch(num, cwd=tmp_path, program="two.py")
+        assert done.returncode == 0, done.stderr[-3000:]
     halves, whole = (
         [torch.load(tmp_path / f"found-2-{rank}.pt") for rank in (0, 1)],
         torch.load(tmp_path / "found-1-0.pt"),
