@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from autolayer.tasks.code.sandbox.pool import Sandbox
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests first whose shared run takes minutes.
+
+    xdist divides what stands further behind between its processes, and each of them would make that run.
+    """
+    items.sort(key=lambda item: item.path.name != "test_mission.py")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     import torch

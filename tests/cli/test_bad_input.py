@@ -3,6 +3,7 @@
 Everything goes through the real command line.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -40,9 +41,8 @@ def finished_run(qwen: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "sums.jsonl").write_text(SUMS)
     (folder / "reward.py").write_text(REWARD)
-    command = [sys.executable, "-m", "autolayer", "pick", "--model", qwen, *OWN, "--layers", "3-4", "--budget", "4"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        works("pick", "--model", qwen, *OWN, "--layers", "3-4", "--budget", "4")
     return folder
 
 
