@@ -48,7 +48,7 @@ class SelfImitation(Probe):
     Source: self-imitation learning (arXiv 1806.05635); reweighted groups are self-normalised importance sampling.
     Cost: k training passes from the layer up over a few completions of some prompts, for each measured layer.
     Measured: mean Pearson correlation .77 and regret .12 on four curves of SmolLM2-135M and Gemma 3 270M, where
-    `sign_gain` from the same prompts has .73 and .19 (examples/RESULTS.md).
+    `sign_gain` from the same prompts has .74 and .20 (examples/RESULTS.md).
     Known to fail: where hardly any completion is better than others, it is noise. Long completions spread the weights
     so far that a few of them decide; it has not been measured there.
     """
