@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import resource
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +62,7 @@ class Command:
 
     def kill(self) -> None:
         """Kills the process, as a machine that fails does."""
-        os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
         self._process.join()
 
     def ended(self, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -93,7 +92,7 @@ def _run(
     for name in ("huggingface_hub.constants", "datasets.config"):  # they have read HF_HOME
         importlib.reload(importlib.import_module(name))
     sys.argv = [program or "autolayer", *arguments]
-    sys.path.insert(0, str(Path(program).resolve().parent))
+    sys.path.insert(0, str(Path(program).resolve().parent if program else Path.cwd()))
     try:
         runpy.run_path(program, run_name="__main__") if program else runpy.run_module("autolayer", run_name="__main__")
     except Exception:

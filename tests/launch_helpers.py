@@ -33,8 +33,10 @@ def launch(num: int, *arguments: str, cwd: Path, program: str = "") -> subproces
     for each in running:
         if each.returncode is None:
             each.kill()
+    if None in codes and not any(codes):
+        raise subprocess.TimeoutExpired("autolayer", 240)
     ended = [each.ended() for each in running]
-    code = next((code for code in codes if code), 0 if None not in codes else 1)
+    code = next((code for code in codes if code), 0)
     return subprocess.CompletedProcess(
         ["autolayer"], code, "".join(each.stdout for each in ended), "".join(each.stderr for each in ended)
     )

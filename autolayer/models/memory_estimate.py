@@ -162,7 +162,7 @@ def activation_bytes(model: Any, layers: Layers, micro_batches: MicroBatchShape)
             model.to(torch.float32)
     trained = layer_parameters(model, layers)
     known = _TRACED.setdefault(model, {})
-    traced = (micro_batches.width, micro_batches.activation_checkpointing, model.dtype, *trained)
+    traced = (micro_batches.width, micro_batches.activation_checkpointing, model.dtype, model.training, *trained)
     if traced not in known:
         known[traced] = _traced_bytes(model, layers, trained, micro_batches)
     return known[traced]

@@ -39,7 +39,8 @@ def apply_length_limits(
     if limit is not None:
         task = _drop_long_prompts(limit, task, encoded)
     if num_tokens is not None:
-        check_embedded(tokenizer, num_tokens, (ids for split in encoded.values() for ids in split))
+        each = (ids for split in encoded.values() for ids in split)
+        check_embedded(tokenizer, num_tokens, each, f"a prompt of task '{task.name}'")
     lengths = {name: list(map(len, split)) for name, split in encoded.items()}
     return task if positions is None else _limit_completions(config, task, lengths, positions)
 

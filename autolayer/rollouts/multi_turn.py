@@ -17,11 +17,13 @@ from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.core.errors import DataError, EpisodeError
+from autolayer.models.loading import num_embeddings
 from autolayer.rollouts.engines.base import Completion, Engine, think_prefix
-from autolayer.rollouts.prompts import encode_prompts, render
+from autolayer.rollouts.prompts import check_embedded, encode_prompts, render
 from autolayer.rollouts.rollouts import Rollouts, Turn, request_seed
 from autolayer.tasks.base import Row, Task
 from autolayer.tasks.environment import Environment, act, begin, end, finish, make, state_of
+from autolayer.tasks.rewards import describe
 
 PROMPT = "\n> "
 
@@ -98,6 +100,8 @@ def _play(
         playing = [index for index, episode in enumerate(episodes) if not (episode.done or episode.context_full)]
         if not playing:
             break
+        for index in playing:
+            _check_observation(engine, episodes[index])
         written = engine.generate(
             [episodes[index].ids for index in playing],
             [request_seed(seeds[index], turn) if turn else seeds[index] for index in playing],
@@ -111,6 +115,18 @@ def _play(
         if not episode.done:
             last = episode.turns[-1]
             episode.turns[-1] = last._replace(reward=last.reward + finish(episode.environment))
+
+
+def _check_observation(engine: Engine, episode: _Episode) -> None:
+    """Raises EpisodeError if the model does not know a token of the text that it is to answer."""
+    newest = episode.completion_ids[episode.turns[-1].stop :] if episode.turns else episode.prompt_ids
+    method = episode.environment.step if episode.turns else episode.environment.reset
+    try:
+        check_embedded(
+            engine.tokenizer, num_embeddings(engine.model), [newest], f"an observation of {describe(method)}"
+        )
+    except DataError as error:  # an environment that fails keeps the steps before
+        raise EpisodeError(str(error)) from None
 
 
 def _step(

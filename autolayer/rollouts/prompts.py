@@ -40,13 +40,15 @@ def encode_prompts(
     return encoded
 
 
-def check_embedded(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, encoded: Iterable[Sequence[int]]) -> None:
-    """Refuses a text with a token that the model has no embedding for, such as that of images in a small Gemma 3."""
+def check_embedded(
+    tokenizer: PreTrainedTokenizerBase, num_embeddings: int, encoded: Iterable[Sequence[int]], what: str
+) -> None:
+    """Refuses texts, named by `what`, with a token that has no embedding, such as that of images in a small Gemma 3."""
     largest = max((max(ids, default=0) for ids in encoded), default=0)
     if largest >= num_embeddings:
         raise DataError(
-            f"a prompt or an observation has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but the "
-            f"model knows only {num_embeddings} tokens: leave it out of the text."
+            f"{what} has the token {show(tokenizer.decode([largest]), 60)} ({largest}), but the model knows only "
+            f"{num_embeddings} tokens: leave it out of the text."
         )
 
 

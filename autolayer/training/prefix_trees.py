@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 ROUNDING = 0.2
 """Largest error in bfloat16, as a share of the error that reading the siblings of a token as well makes."""
 
-_SPAN = re.compile(r".*window(_size|_len)?|index_topk.*|attention_chunk_size|local_attention")
+_SPAN = re.compile(r".*window(_size|_len)?|index_topk|attention_chunk_size|local_attention")
 """Fields of a configuration that say how many tokens an attention reads at most; a tree's mask shows it all of them."""
 
 

@@ -6,7 +6,7 @@ A study draws a model around a measured curve (its mean over three neighbours, a
 learning curves and the noise of `race_simulation`. Predictions are those that the tool made for this model before any
 short run, or for a published curve the depth prior fitted without its family. Regret is the contribution that the
 chosen layer loses against the best. All schedules keep the starting rate. Expected: at a quarter of a run no schedule
-gains more than .02 on the prediction alone, and the race nothing; with one run the race gains .04.
+gains more than .025 on the prediction alone, and the race nothing; with one run the race gains .04.
 """
 
 import argparse

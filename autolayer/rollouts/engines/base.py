@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from autolayer.distributed.process_group import ProcessGroup
-from autolayer.models.loading import max_positions, num_embeddings
-from autolayer.rollouts.prompts import check_embedded, render
+from autolayer.models.loading import max_positions
+from autolayer.rollouts.prompts import render
 from autolayer.tasks.suites import Decoding
 from autolayer.tasks.thinking import OPEN
 
@@ -117,7 +117,6 @@ class Engine(ABC):
         started = time.perf_counter()
         limits = [min(self.max_new_tokens, self.max_context - len(ids)) for ids in prompt_ids]
         assert min(limits, default=1) > 0, "length_limits.py and multi_turn.py refuse a prompt that fills the context"
-        check_embedded(self.tokenizer, num_embeddings(self.model), prompt_ids)  # observations come only now
         ends = set(self.eos_token_ids) | set(stop_ids)
         completions = (self._sampler or self.sample_requests)(prompt_ids, seeds, limits, ends)
         self.seconds += time.perf_counter() - started

@@ -33,7 +33,7 @@ _COUNTS = {
     "e", "i", "pi", "x", "y", "z", "n", "k",
 }  # fmt: skip
 """Words after a number that are not a unit: they change the number, or make several."""
-_TYPED = str.maketrans({"°": r"^\circ", "€": "", "£": "", "~": " "})
+_TYPED = str.maketrans({"°": r"^{\circ}", "€": "", "£": "", "~": " "})
 """Signs that math-verify does not read."""
 
 
