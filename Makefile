@@ -35,6 +35,9 @@ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
   > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/autolayer-base.pth
 endef
 
+# Two targets that install into one environment at once break it.
+.NOTPARALLEL:
+
 .PHONY: help demo demo-real test test-slow test-all test-agents test-vllm test-postgres lint check schemas docs layerbench install install-agents install-vllm
 
 help:

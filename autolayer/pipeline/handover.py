@@ -46,6 +46,8 @@ def hand_over(trainer: str, run: Path | None, *, layers: str | None = None, mode
             notes.append(f"The run was stopped before its training: {name_layers(names.layers)} is the choice so far.")
         if result.tied_layers:
             notes.append(f"The run could not tell these apart: {name_layers(result.tied_layers)}.")
+        if settings.get("layers") == "full":
+            notes.append("The run trained all parameters. Embeddings, final norm and head are not handed over.")
     return export_text(
         trainer,
         Handover(

@@ -91,6 +91,8 @@ def test_a_run_says_what_it_knows(run: Run) -> None:
     other = export(run(), "--to", "axolotl", "--layers", "-1").stdout
     assert "layers.7." in other and "none was looked for" in other and "learning_rate:" not in other
     assert "0.001 was found for LoRA adapters" in export(run(adapter="lora"), "--to", "axolotl").stdout
+    whole = replace(finished(), num_layers=8, best_layers=tuple(range(8)), trained_layers=tuple(range(8)))
+    assert "Embeddings, final norm and head are not" in export(run(whole, layers="full"), "--to", "axolotl").stdout
 
 
 def test_no_run_is_needed() -> None:
